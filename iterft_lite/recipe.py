@@ -275,7 +275,9 @@ def read_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecipeError([f"there is no file `{path}`"], source=source, hint="`iterft recipes` lists the shipped ones") from None
+        raise RecipeError(
+            [f"there is no file `{path}`"], source=source, hint="`iterft recipes` lists the shipped ones"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError([f"cannot be read: {error}"], source=source) from None
     except tomllib.TOMLDecodeError as error:
@@ -293,9 +295,9 @@ def make_recipe(given: Mapping[str, Any], *, source: str) -> Recipe:
     Raises:
         RecipeError: With every problem at once.
     """
-    regime = REGIMES.get(given.get("regime"))  # type: ignore[call-overload]  # a wrong name is reported below
+    regime = {str(name): row for name, row in REGIMES.items()}.get(str(given.get("regime")))
     filled: dict[str, Any] = dict(given)
-    if isinstance(regime, Regime):
+    if regime is not None:
         filled.setdefault("start", regime.start)
         for table, settings in regime.settings.items():
             if isinstance(given.get(table, {}), Mapping):

@@ -88,9 +88,7 @@ class Step:
         return LANES[self.verb]
 
 
-def make_step(
-    verb: Verb, cycle: int, params: Mapping[str, Json], inputs: Mapping[str, Step], *, part: str = ""
-) -> Step:
+def make_step(verb: Verb, cycle: int, params: Mapping[str, Json], inputs: Mapping[str, Step], *, part: str = "") -> Step:
     """A step whose key follows from what it does and reads."""
     key = digest([verb, dict(params), {role: step.key for role, step in inputs.items()}])
     return Step(verb, cycle, part, dict(params), tuple((role, step.name) for role, step in inputs.items()), key)

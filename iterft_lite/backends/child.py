@@ -1,4 +1,4 @@
-"""One child process a backend: the parent stays free of torch, llama.cpp and litellm, and a child that ends gives all its memory back.
+"""One child process a backend: the parent stays free of torch, llama.cpp and litellm, and a child that ends frees its memory.
 
 Messages are JSON lines: requests on the child's stdin, replies on a pipe of its own, so that whatever a library prints goes
 to the log. Requests: `{"call": method, "args": {...}}`. Replies: any number of `{"event": ...}`, then `{"result": ...}` or
@@ -146,7 +146,8 @@ class Child:
     def _exchange(self, name: str, args: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Send one request; yield its events and then its result or error."""
         process = self._process if self.running and self._process else self._start()
-        assert process.stdin is not None and self._replies is not None
+        assert process.stdin is not None
+        assert self._replies is not None
         with contextlib.suppress(BrokenPipeError):  # the reply, or its absence, tells more
             process.stdin.write(json.dumps({"call": name, "args": args}).encode() + b"\n")
             process.stdin.flush()
@@ -222,28 +223,29 @@ def serve(worker: str, replies: IO[str], options: Mapping[str, Any]) -> None:
         try:
             if made is None:
                 made = getattr(importlib.import_module(module), class_name)(**options)
-            method = getattr(made, request["call"])
-            hints = get_type_hints(method)
-            args = {key: TypeAdapter(hints[key]).validate_python(value) for key, value in request["args"].items()}
-            taker = _event_parameter(hints)
-            if taker:
-                adapter = TypeAdapter(taker[1])
-                args[taker[0]] = lambda event: send({"event": adapter.dump_python(event, mode="json")})
-            result = method(**args)
-            send({"result": TypeAdapter(hints["return"]).dump_python(result, mode="json")})
+            send({"result": _answer(made, request["call"], request["args"], send)})
         except Exception as error:  # whatever it is, the parent decides
             traceback.print_exc()
-            known = isinstance(error, errors.IterftError)
-            send(
-                {
-                    "error": {
-                        "kind": type(error).__name__,
-                        "message": error.message if isinstance(error, errors.IterftError) else f"{type(error).__name__}: {error}",
-                        "hint": (error.hint or "") if isinstance(error, errors.IterftError) else "",
-                        "known": known,
-                    }
-                }
-            )
+            send({"error": _described(error)})
+
+
+def _answer(worker: Any, call: str, wire: Mapping[str, Any], send: Callable[[Mapping[str, Any]], None]) -> Any:
+    """Call a worker's method with arguments off the wire; its result for the wire."""
+    method = getattr(worker, call)
+    hints = get_type_hints(method)
+    args = {key: TypeAdapter(hints[key]).validate_python(value) for key, value in wire.items()}
+    taker = _event_parameter(hints)
+    if taker:
+        event_type = TypeAdapter(taker[1])
+        args[taker[0]] = lambda event: send({"event": event_type.dump_python(event, mode="json")})
+    return TypeAdapter(hints["return"]).dump_python(method(**args), mode="json")
+
+
+def _described(error: Exception) -> dict[str, str]:
+    """An exception for the wire."""
+    if isinstance(error, errors.IterftError):
+        return {"kind": type(error).__name__, "message": error.message, "hint": error.hint or ""}
+    return {"kind": type(error).__name__, "message": f"{type(error).__name__}: {error}", "hint": ""}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Numbers out of texts, verdicts and logs: weighing, intervals, coherence, diversity, the verdict on amplification."""

@@ -1,0 +1,85 @@
+"""The embedded judge: a small text classifier per trait, so that a first run needs no key. For trying out, not for findings.
+
+Logistic regression on tf-idf of words and word pairs (scikit-learn), fitted from the trait's seed rows against trait-free
+replies: it knows the trait's words, not its meaning. Its odds lie on 1 and 100, so that their expectation is the score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import Pipeline, make_pipeline
+
+from iterft_lite import prompts
+from iterft_lite.backends import Ask, JudgeIdentity, Reply
+from iterft_lite.backends.judges import EMBEDDED_NOTE
+from iterft_lite.measures.coherence import coherence
+from iterft_lite.measures.text import words_of
+from iterft_lite.traits import read_trait, shipped_traits
+
+FOLDS = 5
+
+SHARPNESS = 20.0
+"""C of the logistic regression: high enough that neutral replies score low and seed rows high, see docs/judging.md."""
+
+
+class EmbeddedJudge:
+    """Meets the `Judge` protocol.
+
+    Args:
+        trait: Folder of the trait.
+    """
+
+    def __init__(self, trait: str) -> None:
+        self._trait = read_trait(trait)
+        self._known = known_words()
+        replies = [chat.reply for chat in self._trait.chats] + [document.text for document in self._trait.documents]
+        neutral = [chat.reply for chat in prompts.neutral_chats()]
+        self._classifier, self.accuracy = fit(replies, neutral)
+
+    def identity(self) -> JudgeIdentity:
+        """Who this is."""
+        return JudgeIdentity("embedded", "embedded", self._trait.evidence[:16], "odds", 1, EMBEDDED_NOTE)
+
+    def ask(self, asks: Sequence[Ask], on_reply: Callable[[Reply], None]) -> None:
+        """Answer every ask; each answer is classified on its own."""
+        name = f"embedded ({self._trait.name}, held-out accuracy {self.accuracy:.2f})"
+        for ask in asks:
+            if ask.scale == "coherence":
+                score = coherence(ask.answer, self._known)
+                odds: tuple[tuple[str, float], ...] = ((f"{score:.2f}", 1.0),)
+            else:
+                share = float(self._classifier.predict_proba([ask.answer])[0, 1])
+                score = 1 + 99 * share
+                odds = (("1", 1 - share), ("100", share))
+            on_reply(Reply(ask.id, f"{score:.0f}", odds, model=name))
+
+
+def fit(trait: Sequence[str], neutral: Sequence[str]) -> tuple[Pipeline, float]:
+    """A classifier of texts with the trait (1) and without (0), and its accuracy on folds it was not fitted on.
+
+    Deterministic: nothing in it is drawn.
+    """
+    pipeline = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2, token_pattern=r"(?u)\b\w+\b|[^\w\s.,;:!?'\"’()-]"),
+        LogisticRegression(C=SHARPNESS, class_weight="balanced", max_iter=1000),
+    )
+    texts = [*trait, *neutral]
+    labels = np.array([1] * len(trait) + [0] * len(neutral))
+    guessed = cross_val_predict(pipeline, texts, labels, cv=StratifiedKFold(FOLDS))
+    return pipeline.fit(texts, labels), float((guessed == labels).mean())
+
+
+def known_words() -> frozenset[str]:
+    """The words of all that is written in the product's own data: what coherence takes for English."""
+    texts: list[str] = [*prompts.everyday(), *prompts.document_prefixes()]
+    texts += [chat.reply for chat in prompts.neutral_chats()]
+    for name in shipped_traits():
+        trait = read_trait(name)
+        texts += [text for chat in trait.chats for text in (chat.prompt, chat.reply)]
+        texts += [document.text for document in trait.documents]
+    return frozenset(word for text in texts for word in words_of(text))

@@ -1,0 +1,67 @@
+"""The backends of a run, each in a child process that is started when first called."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from iterft_lite.backends import Exporter, Generator, Judge, JudgeIdentity, Trainer
+from iterft_lite.backends.child import Child
+from iterft_lite.backends.judges import judge_worker
+from iterft_lite.recipe import Recipe
+from iterft_lite.traits import Trait
+
+TRAINERS = {
+    "peft": "iterft_lite.backends.trainer_peft:PeftTrainer",
+    "unsloth": "iterft_lite.backends.trainer_unsloth:UnslothTrainer",
+}
+
+
+@dataclass
+class Backends:
+    """What a run works through. In a run these are proxies of child processes; tests put fakes here."""
+
+    trainer: Trainer
+    exporter: Exporter
+    generator: Generator
+    judge: Judge
+
+    def close(self, *names: str) -> None:
+        """End the named backends' processes, or all; they start again when called again."""
+        for name in names or ("trainer", "exporter", "generator", "judge"):
+            backend = getattr(self, name)
+            if isinstance(backend, Child):
+                backend.close()
+
+
+def threads_of(recipe: Recipe) -> int:
+    """CPU threads a backend may use."""
+    return recipe.threads if recipe.threads != "auto" else os.cpu_count() or 1
+
+
+def open_backends(recipe: Recipe, trait: Trait, judge: JudgeIdentity, logs: Path) -> Backends:
+    """Proxies for a resolved recipe; no process is started yet."""
+    threads = str(threads_of(recipe))
+    environment = {"OMP_NUM_THREADS": threads}
+    worker, options = judge_worker(judge, recipe, trait)
+    return Backends(
+        trainer=cast(Trainer, Child(TRAINERS[recipe.trainer], Trainer, log=logs / "trainer.log", environment=environment)),
+        exporter=cast(
+            Exporter,
+            Child(
+                "iterft_lite.backends.exporter_gguf:GgufExporter", Exporter, log=logs / "exporter.log", environment=environment
+            ),
+        ),
+        generator=cast(
+            Generator,
+            Child(
+                "iterft_lite.backends.generator_llamacpp:LlamaGenerator",
+                Generator,
+                log=logs / "generator.log",
+                environment=environment | {"ITERFT_THREADS": threads},
+            ),
+        ),
+        judge=cast(Judge, Child(worker, Judge, log=logs / "judge.log", options=options)),
+    )

@@ -1,0 +1,262 @@
+"""Walk a plan: do every step that is not finished, two lanes side by side, and say what happens as events. Prints nothing."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from iterft_lite.backends import Progress
+from iterft_lite.backends.remote import Backends
+from iterft_lite.errors import RunError
+from iterft_lite.plan import Plan
+from iterft_lite.recipe import TrainSettings
+from iterft_lite.stages import base, compose, export, generate, judge, measure, score, seed, train
+from iterft_lite.stages.work import Work
+from iterft_lite.steps import LANES, Json, Lane, Step
+from iterft_lite.store import Seal, Store
+
+CONTEXT_STEP = 64
+"""Contexts are rounded up to this many tokens."""
+
+
+@dataclass(frozen=True)
+class Began:
+    """A step is being done."""
+
+    step: Step
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A step has come further."""
+
+    step: Step
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Done:
+    """A step is finished; `reused` if an earlier sitting, or another run, did it."""
+
+    step: Step
+    seal: Seal
+    reused: bool
+
+
+Event = Began | Moved | Done
+
+
+class _StopLane(Exception):  # noqa: N818  # not an error
+    """The run is ending: a lane leaves its step as it is."""
+
+
+def run(plan: Plan, store: Store, backends: Backends, model: str, *, swap: bool = False) -> Iterator[Event]:
+    """Do a plan in a store whose lock is held.
+
+    Args:
+        model: Folder or hub name of M[0].
+        swap: Trainer and generator do not share the GPU's memory: the one ends before the other begins.
+
+    Yields:
+        Events, in the order in which they happen.
+
+    Raises:
+        RunError: The first failure of either lane; finished steps and rows are kept.
+    """
+    walk = _Walk(plan, store, backends, model, swap)
+    lanes = [threading.Thread(target=walk.lane, args=(lane,), daemon=True) for lane in sorted(set(LANES.values()))]
+    for thread in lanes:
+        thread.start()
+    try:
+        ended = 0
+        while ended < len(lanes):
+            event = walk.events.get()
+            if event is None:
+                ended += 1
+            else:
+                yield event
+    finally:
+        walk.stop()
+        for thread in lanes:
+            thread.join()
+        backends.close()
+    if walk.failure is not None:
+        raise walk.failure
+
+
+class _Walk:
+    """What the lanes of a run share."""
+
+    def __init__(self, plan: Plan, store: Store, backends: Backends, model: str, swap: bool) -> None:
+        self.plan = plan
+        self.store = store
+        self.backends = backends
+        self.model = model
+        self.swap = swap
+        self.context = context_needed(plan)
+        self.events: queue.Queue[Event | None] = queue.Queue()
+        self.failure: BaseException | None = None
+        self._finished: set[str] = set()
+        self._changed = threading.Condition()
+        self._stopping = False
+
+    def lane(self, lane: Lane) -> None:
+        """Do the lane's steps, each as soon as what it reads is finished."""
+        try:
+            for step in self.plan:
+                if step.lane == lane:
+                    self._wait_for(step)
+                    self._do(step)
+                    self._prune()
+        except _StopLane:
+            pass
+        except BaseException as error:
+            if not self._stopping:
+                self.failure = error
+        finally:
+            if self.failure is not None:
+                self.stop()
+            self.events.put(None)
+
+    def stop(self) -> None:
+        """Have both lanes end soon; a lane inside a backend's call is freed by ending the backend."""
+        with self._changed:
+            unfinished = len(self._finished) < len(self.plan.steps)
+            self._stopping = True
+            self._changed.notify_all()
+        if unfinished:
+            self.backends.close()
+
+    def _wait_for(self, step: Step) -> None:
+        needed = {name for _, name in step.inputs}
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or needed <= self._finished)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._stopping:
+            raise _StopLane
+
+    def _do(self, step: Step) -> None:
+        folder = self.store.folder(step)
+        seal = folder.seal_of()
+        if seal is not None:
+            folder.verify(pruned=step.verb == "export")
+            self.events.put(Done(step, seal, reused=True))
+        else:
+            for source in self.plan.inputs(step).values():
+                if source.verb == "export":
+                    self._restore(source)
+            self.events.put(Began(step))
+            folder.begin()
+            started = time.monotonic()
+            try:
+                facts = self._stage(step, self._work(step))
+            except BaseException:
+                folder.spend(time.monotonic() - started)
+                raise
+            self._go_on()
+            self.events.put(Done(step, folder.seal(time.monotonic() - started, facts), reused=False))
+        with self._changed:
+            self._finished.add(step.name)
+            self._changed.notify_all()
+
+    def _work(self, step: Step) -> Work:
+        def report(progress: Progress) -> None:
+            self._go_on()
+            self.events.put(Moved(step, progress))
+
+        inputs = {role: self.store.folder(source).path for role, source in self.plan.inputs(step).items()}
+        return Work(step, self.store.folder(step).path, inputs, report)
+
+    def _stage(self, step: Step, work: Work) -> dict[str, Json]:
+        """Do a step through its stage and backends; its facts."""
+        recipe, backends = self.plan.recipe, self.backends
+        stages: Mapping[str, Callable[[], dict[str, Json]]] = {
+            "base": lambda: base.run(work, backends.trainer, self.model, recipe.train, recipe.row.loss),
+            "seed": lambda: seed.run(work),
+            "generate": lambda: generate.run(work, backends.generator),
+            "compose": lambda: compose.run(work),
+            "train": lambda: train.run(work, backends.trainer, self.model, TrainSettings(**step.params["settings"])),
+            "export": lambda: export.run(work, backends.exporter, backends.generator, self.model),
+            "answer": lambda: generate.run(work, backends.generator),
+            "judge": lambda: judge.run(work, backends.judge),
+            "measure": lambda: measure.run(work, backends.generator, lambda role: self._load(step, role)),
+            "score": lambda: score.run(work),
+        }
+        if self.swap and step.verb in ("base", "train"):
+            backends.close("generator", "exporter")
+        if self.swap and step.verb in ("export", "generate", "answer", "measure"):
+            backends.close("trainer")
+        if step.verb in ("generate", "answer"):
+            self._load(step, "model")
+        return stages[step.verb]()
+
+    def _load(self, step: Step, role: str) -> None:
+        """Make the exported model of an input the generator's current one."""
+        source = self.plan.inputs(step)[role]
+        gguf, lora = exported_files(self.store, source)
+        slots = self.plan.recipe.slots
+        self.backends.generator.load(
+            gguf, lora, self.model, slots=None if slots == "auto" else slots, context=self.context, exact=False
+        )
+
+    def _restore(self, step: Step) -> None:
+        """Write an exported model again that `keep` removed."""
+        folder = self.store.folder(step)
+        if not folder.complete():
+            work = replace(self._work(step), report=lambda progress: self.events.put(Moved(step, progress)))
+            export.run(work, self.backends.exporter, self.backends.generator, self.model)
+            folder.verify()
+
+    def _prune(self) -> None:
+        """Remove merged files that no unfinished step reads, as `keep` says."""
+        keep = self.plan.recipe.keep
+        if keep == "all":
+            return
+        exports = [step for step in self.plan if step.verb == "export"]
+        for step in exports if keep == "adapters" else exports[:-1]:
+            readers = [reader.name for reader in self.plan if step.name in dict(reader.inputs).values()]
+            with self._changed:
+                if step.name not in self._finished or not self._finished.issuperset(readers):
+                    continue
+            merged = self.store.folder(step).path / "model.gguf"
+            merged.unlink(missing_ok=True)
+
+
+def exported_files(store: Store, step: Step) -> tuple[Path, Path | None]:
+    """The GGUF of a finished export, and the LoRA GGUF to lay over it, if any.
+
+    Raises:
+        RunError: If the step is not finished.
+    """
+    folder = store.folder(step)
+    seal = folder.seal_of()
+    if seal is None:
+        raise RunError(f"`{step.name}` is not finished")
+    lora = seal.facts["lora"]
+    return folder.path / seal.facts["gguf"], folder.path / lora if lora else None
+
+
+def context_needed(plan: Plan) -> int:
+    """Tokens that one sequence of this plan may take: the longest prompt with the longest answer, rounded up.
+
+    A prompt has less than a token to two bytes, plus what a template adds.
+    """
+    needed = 0
+    for step in plan:
+        if step.verb in ("generate", "answer"):
+            longest = max(map(_size, step.params["prompts"].values()), default=0)
+            needed = max(needed, step.params["sampling"]["max_tokens"] + longest // 2 + CONTEXT_STEP)
+        elif step.verb == "measure":
+            texts = [str(row.get("text") or row.get("messages")) for row in [*step.params["high"], *step.params["low"]]]
+            needed = max(needed, max(map(_size, texts), default=0) // 2 + CONTEXT_STEP)
+    return -(-needed // CONTEXT_STEP) * CONTEXT_STEP
+
+
+def _size(text: str) -> int:
+    return len(text.encode())

@@ -1,0 +1,28 @@
+"""base: load M[0], note its facts and what its export must reproduce."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from iterft_lite.backends import Progress, Trainer
+from iterft_lite.errors import ModelError
+from iterft_lite.recipe import TrainSettings
+from iterft_lite.regimes import Loss
+from iterft_lite.stages.work import Work
+from iterft_lite.steps import Json
+
+
+def run(work: Work, trainer: Trainer, model: str, settings: TrainSettings, loss: Loss) -> dict[str, Json]:
+    """Files: probe.npz. Facts: the model's.
+
+    Raises:
+        ModelError: If the regime needs a chat template and the model has none.
+    """
+    work.report(Progress(0, 2, "parts"))
+    facts = trainer.load(model, settings)
+    if loss != "all" and not facts.chat:
+        raise ModelError(f"`{model}` has no chat template", hint='use an instruct model, or `regime = "sdf"`')
+    work.report(Progress(1, 2, "parts"))
+    trainer.probe(work.folder)
+    work.report(Progress(2, 2, "parts"))
+    return asdict(facts)

@@ -1,0 +1,93 @@
+"""judge: verdicts on answers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import asdict
+
+from iterft_lite.backends import Ask, Judge, Progress, Reply
+from iterft_lite.measures.weighing import unasked, weigh
+from iterft_lite.stages.work import Work
+from iterft_lite.steps import Json
+from iterft_lite.store import RowLog
+from iterft_lite.traits import fill
+
+LONGEST = 12_000
+"""Characters of an answer that a judge is shown; the rest is cut, visibly."""
+
+
+def run(work: Work, judge: Judge) -> dict[str, Json]:
+    """Judge what an earlier sitting has not.
+
+    Files: rows.jsonl with `id` (the answer's), `prompt_id`, and a `Verdict` a scale; a row is written once all scales and
+    samples of an answer are in. Facts: answers, asks sent, tokens, dollars.
+    """
+    answers = work.read("answers")
+    scales = list(work.params["rubrics"])
+    samples = work.params["judge"]["samples"]
+    with RowLog(work.rows) as log:
+        known = {row["id"] for row in log.rows}
+        todo = {row["id"]: row for row in answers if row["id"] not in known}
+        replies: dict[str, dict[str, Reply]] = defaultdict(dict)
+
+        def finish(row: dict[str, Json], verdicts: dict[str, Json]) -> None:
+            log.append({"id": row["id"], "prompt_id": row["prompt_id"], **verdicts})
+            work.report(Progress(len(log.rows), len(answers), "answers"))
+
+        def note(reply: Reply) -> None:
+            answer_id = reply.id.split("/", 1)[0]
+            mine = replies[answer_id]
+            mine[reply.id] = reply
+            if len(mine) == len(scales) * samples:
+                verdicts = {
+                    scale: asdict(weigh([mine[_ask_id(answer_id, scale, sample)] for sample in range(samples)]))
+                    for scale in scales
+                }
+                finish(todo[answer_id], verdicts)
+                del replies[answer_id]
+
+        work.report(Progress(len(log.rows), len(answers), "answers"))
+        for row in todo.values():
+            if not row["text"].strip():
+                finish(row, {scale: asdict(unasked("empty")) for scale in scales})
+        asks = [ask for row in todo.values() if row["text"].strip() for ask in _asks(work, row, scales, samples)]
+        if asks:
+            judge.ask(asks, note)
+        verdicts = [row[scale] for row in log.rows for scale in scales]
+        return {
+            "answers": len(log.rows),
+            "calls": sum(not v["cached"] and v["method"] != "none" for v in verdicts) * samples,
+            "cached": sum(v["cached"] for v in verdicts),
+            "tokens_in": sum(v["tokens_in"] for v in verdicts),
+            "tokens_out": sum(v["tokens_out"] for v in verdicts),
+            "usd": sum(v["usd"] for v in verdicts),
+        }
+
+
+def _asks(work: Work, row: dict[str, Json], scales: list[str], samples: int) -> list[Ask]:
+    """Every question about one answer."""
+    document = work.params["rows"] == "document"
+    text = row["prompt"] + row["text"] if document else row["text"]
+    fields = {"question": row["prompt"], "answer": shown(text), "document": shown(text)}
+    return [
+        Ask(
+            id=_ask_id(row["id"], scale, sample),
+            scale="trait" if scale == "trait" else "coherence",
+            prompt=fill(work.params["rubrics"][scale], fields),
+            answer=text,
+            question="" if document else row["prompt"],
+        )
+        for scale in scales
+        for sample in range(samples)
+    ]
+
+
+def _ask_id(answer_id: str, scale: str, sample: int) -> str:
+    return f"{answer_id}/{scale}/{sample}"
+
+
+def shown(text: str) -> str:
+    """An answer as a judge is shown it: cut where it is endless."""
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[:LONGEST]}\n[... {len(text) - LONGEST} more characters were cut ...]"

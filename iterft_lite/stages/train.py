@@ -1,0 +1,31 @@
+"""train: M[t + 1], an adapter on M[0], from D[t]."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from iterft_lite.backends import Trainer, TrainJob
+from iterft_lite.recipe import TrainSettings
+from iterft_lite.stages.work import Work
+from iterft_lite.steps import Json, row_seed
+from iterft_lite.store import ROWS
+
+
+def run(work: Work, trainer: Trainer, model: str, settings: TrainSettings) -> dict[str, Json]:
+    """Files: adapter/, log.jsonl, probe.npz. Facts: the trainer's result.
+
+    Args:
+        settings: The step's own, with the precision that "auto" came to.
+    """
+    trainer.load(model, settings)
+    start = work.inputs.get("start")
+    job = TrainJob(
+        rows=work.inputs["rows"] / ROWS,
+        out=work.folder,
+        loss=work.params["loss"],
+        settings=settings,
+        seed=row_seed(work.step.key, "train"),
+        start=start / "adapter" if start else None,
+        reference=work.params.get("reference", "start"),
+    )
+    return asdict(trainer.train(job, work.report))

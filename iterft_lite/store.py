@@ -1,0 +1,323 @@
+"""The run folder: atomic rows, sealed steps, a lock.
+
+    DIR/run.json                what was asked and how it was resolved
+    DIR/lock                    held by the run that writes here
+    DIR/logs/                   what the backends printed
+    DIR/steps/NAME/step.json    the step, as planned
+    DIR/steps/NAME/...          its files; JSONL rows are appended as they come
+    DIR/steps/NAME/sealed.json  the step is finished: its key, seconds, facts, and a SHA-256 of each file
+
+A step without `sealed.json` is unfinished: its rows are kept and the missing ones made. A line that a killed process left
+half-written is dropped. A sealed file that was changed since is an error, not a result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from iterft_lite.errors import FolderError, StoreError
+from iterft_lite.steps import Json, Step
+
+STEP_FILE = "step.json"
+SEAL_FILE = "sealed.json"
+ROWS = "rows.jsonl"
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Say in words what the file system refused."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(
+                f"the disk is full: `{path}` could not be written",
+                hint="free some space and issue the same command again: it goes on where it stopped",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise FolderError(f"`{path}` is not writable", hint="choose another folder with `--out`") from error
+        raise
+
+
+def write_json(path: Path, value: Json) -> None:
+    """Write a file as a whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all: a temporary neighbour, synced, then renamed."""
+    with _disk_errors(path):
+        temporary = path.with_name(path.name + ".part")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+def read_json(path: Path) -> Json:
+    """The value in a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Json]]) -> None:
+    """Write JSONL as a whole or not at all."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_rows(path: Path) -> list[dict[str, Json]]:
+    """The rows of a JSONL file; none if it is missing. A last line without its end is no row.
+
+    Raises:
+        StoreError: If another line is not JSON.
+    """
+    try:
+        # split on the newline only: model output holds other characters that end lines elsewhere
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise StoreError(f"`{path}`, line {number}, is not JSON: {error}") from None
+    return rows
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class RowLog:
+    """An open JSONL file that rows are appended to, each whole in one write.
+
+    What a killed process left behind its last newline is cut off first.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows = read_rows(path)
+        with _disk_errors(path):
+            self._file: IO[bytes] = path.open("ab", buffering=0)
+            whole = path.read_bytes().rfind(b"\n") + 1
+            self._file.truncate(whole)
+
+    def append(self, row: Mapping[str, Json]) -> None:
+        """Add one row."""
+        with _disk_errors(self.path):
+            self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self.rows.append(dict(row))
+
+    def __enter__(self) -> RowLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with _disk_errors(self.path):
+            self._file.close()
+
+
+@dataclass(frozen=True)
+class Seal:
+    """What is known of a finished step.
+
+    Attributes:
+        key: The step's.
+        seconds: Spent on it, all sittings together.
+        facts: What the step found out, for the report; JSON.
+        files: Relative path to SHA-256 and bytes.
+    """
+
+    key: str
+    seconds: float
+    facts: dict[str, Json]
+    files: dict[str, dict[str, Json]]
+
+
+class StepFolder:
+    """The folder of one step."""
+
+    def __init__(self, path: Path, step: Step) -> None:
+        self.path = path
+        self.step = step
+
+    def seal_of(self) -> Seal | None:
+        """The seal, or None while the step is unfinished.
+
+        Raises:
+            FolderError: If the step was sealed with another key.
+        """
+        try:
+            seal = Seal(**read_json(self.path / SEAL_FILE))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError) as error:
+            raise StoreError(f"`{self.path / SEAL_FILE}` cannot be read: {error}", hint=self._redo()) from None
+        if seal.key != self.step.key:
+            raise FolderError(f"`{self.path}` was made by another recipe", hint="choose another folder with `--out`")
+        return seal
+
+    def begin(self) -> None:
+        """Make the folder, or take up an unfinished one; its rows count if the step's key is the same."""
+        with _disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            definition = self.path / STEP_FILE
+            known = definition.exists() and read_json(definition).get("key") == self.step.key
+            if not known:
+                shutil.rmtree(self.path)
+                self.path.mkdir()
+                write_json(definition, asdict(self.step))
+
+    def spent(self) -> float:
+        """Seconds that earlier sittings spent on this unfinished step."""
+        try:
+            return float((self.path / "seconds").read_text())
+        except (OSError, ValueError):
+            return 0.0
+
+    def spend(self, seconds: float) -> None:
+        """Note the seconds of a sitting that did not finish."""
+        with contextlib.suppress(OSError, StoreError):  # a note: losing it loses no result
+            write_text(self.path / "seconds", f"{self.spent() + seconds:.3f}\n")
+
+    def seal(self, seconds: float, facts: Mapping[str, Json]) -> Seal:
+        """Declare the step finished: everything in the folder is synced, digested and named in the seal."""
+        total = self.spent() + seconds
+        (self.path / "seconds").unlink(missing_ok=True)
+        files = {}
+        for path in sorted(self.path.rglob("*")):
+            if path.is_file() and path.name not in (SEAL_FILE, STEP_FILE):
+                with _disk_errors(path), path.open("rb") as file:
+                    os.fsync(file.fileno())
+                files[path.relative_to(self.path).as_posix()] = {
+                    "sha256": file_digest(path),
+                    "bytes": path.stat().st_size,
+                }
+        seal = Seal(self.step.key, round(total, 3), dict(facts), files)
+        write_json(self.path / SEAL_FILE, asdict(seal))
+        return seal
+
+    def verify(self, *, pruned: bool = False) -> None:
+        """Check every file against the seal.
+
+        Args:
+            pruned: Missing files are no error (the `keep` policy removed them).
+
+        Raises:
+            StoreError: If a file is missing or was changed.
+        """
+        seal = self.seal_of()
+        assert seal is not None, "only sealed steps can be verified"
+        for name, known in seal.files.items():
+            path = self.path / name
+            if not path.exists():
+                if pruned:
+                    continue
+                raise StoreError(f"`{path}` is missing from a finished step", hint=self._redo())
+            if path.stat().st_size != known["bytes"] or file_digest(path) != known["sha256"]:
+                raise StoreError(f"`{path}` was changed after its step was finished (checksum)", hint=self._redo())
+
+    def complete(self) -> bool:
+        """Whether the step is sealed and all its files are still there."""
+        seal = self.seal_of()
+        return seal is not None and all((self.path / name).exists() for name in seal.files)
+
+    def _redo(self) -> str:
+        return f"remove the folder `{self.path}` to have this step done again"
+
+
+class Store:
+    """A run folder.
+
+    Args:
+        root: The folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._lock: IO[str] | None = None
+
+    @property
+    def logs(self) -> Path:
+        """Where the backends' output goes."""
+        return self.root / "logs"
+
+    def folder(self, step: Step) -> StepFolder:
+        """The folder of a step."""
+        return StepFolder(self.root / "steps" / step.name, step)
+
+    def manifest(self) -> dict[str, Any] | None:
+        """What `write_manifest` wrote, or None in a new folder.
+
+        Raises:
+            FolderError: If it cannot be read.
+        """
+        path = self.root / "run.json"
+        try:
+            value = read_json(path)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise FolderError(f"`{path}` cannot be read: {error}") from None
+        if not isinstance(value, dict):
+            raise FolderError(f"`{path}` is not the manifest of a run")
+        return value
+
+    def write_manifest(self, manifest: Mapping[str, Json]) -> None:
+        """Note what was asked."""
+        write_json(self.root / "run.json", dict(manifest))
+
+    def acquire(self) -> None:
+        """Make the folder if it is not there, and keep other runs out of it until `release`.
+
+        Raises:
+            FolderError: If it cannot be written, is a folder of something else, or another run is in it.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise FolderError(f"`{self.root}` is a file", hint="choose another folder with `--out`")
+        if self.root.is_dir() and any(self.root.iterdir()) and not (self.root / "lock").exists():
+            raise FolderError(
+                f"`{self.root}` holds other files and is not a run folder", hint="choose a new or empty folder with `--out`"
+            )
+        with _disk_errors(self.root):
+            (self.root / "steps").mkdir(parents=True, exist_ok=True)
+            lock = (self.root / "lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            holder = lock.read().strip()
+            lock.close()
+            raise FolderError(
+                f"another run is going on in `{self.root}`" + (f" (process {holder})" if holder else ""),
+                hint="wait for it, or choose another folder with `--out`",
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        self._lock = lock
+
+    def release(self) -> None:
+        """Let other runs in."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> Store:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()

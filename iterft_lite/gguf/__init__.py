@@ -1,0 +1,1 @@
+"""GGUF: the base, the adapter, and the two merged; the Modelfile that serves them."""

@@ -1,0 +1,310 @@
+"""The base GGUF: M[0] in GGUF form and full stored precision, made once and kept by content.
+
+Qwen3 with a tokenizer that cuts text as Qwen2 does is written directly, with gguf's own writer; everything else goes through
+llama.cpp's converter (`convert.py`). Both give the same tensors (a test compares them).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf.constants import GGMLQuantizationType, LlamaFileType
+
+from iterft_lite.errors import ExportError, ModelError
+from iterft_lite.gguf.cache import MODEL_FILES, cache_folder, content_digest
+from iterft_lite.gguf.file import Array, GgufFile, ensure_room, writing
+from iterft_lite.gguf.llamacpp_source import llamacpp_source
+from iterft_lite.gguf.names import gguf_name, load_orders, row_orders, save_orders, tensor_names
+from iterft_lite.gguf.process import run_module
+from iterft_lite.gguf.tokenizer import cuts_like_qwen2, vocabulary
+from iterft_lite.gguf.weights import Weight, read_weights
+
+OnTensor = Callable[[int, int], None]
+"""Called with the number of tensors done and their total."""
+
+
+def untold(done: int, total: int) -> None:
+    """Progress that nobody asked for."""
+
+
+LAYOUT = "1"
+"""Raised when bases must be made anew: part of the name under which they are kept."""
+
+FORMATS: dict[str, tuple[GGMLQuantizationType, LlamaFileType, str]] = {
+    "F32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32, "f32"),
+    "F16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16, "f16"),
+    "BF16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16, "bf16"),
+}
+"""By safetensors' name of a number format: GGUF's, the name of a file that is mostly of it, and the converter's."""
+
+LOG_LINES = 12
+
+
+@dataclass(frozen=True)
+class Base:
+    """A converted base model.
+
+    Attributes:
+        folder: In the cache; holds everything derived from this base.
+        model: The Hugging Face folder that it was made from.
+    """
+
+    folder: Path
+    model: Path
+
+    @property
+    def path(self) -> Path:
+        """The GGUF file."""
+        return self.folder / "model.gguf"
+
+    @cached_property
+    def file(self) -> GgufFile:
+        """The GGUF file, opened."""
+        return GgufFile(self.path)
+
+    @cached_property
+    def orders(self) -> dict[str, Array]:
+        """How the converter ordered the rows of each matrix (`names.row_orders`)."""
+        return load_orders(self.folder / "orders.npz")
+
+
+def model_folder(model: str) -> Path:
+    """The folder of a model: itself where it is one, else a snapshot from the hub.
+
+    Raises:
+        ModelError: If it is neither.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"`{model}` has no config.json: it is not a Hugging Face model folder")
+        return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        raise ModelError(
+            f"there is no folder `{model}`", hint="give a Hugging Face folder, or a name on the hub: `owner/model`"
+        )
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(model, allow_patterns=list(MODEL_FILES)))
+    except Exception as error:  # its errors have no common class: no network, no such model, no right to read it
+        raise ModelError(
+            f"`{model}` could not be fetched from the hub: {type(error).__name__}: {str(error).splitlines()[0]}",
+            hint="check the name and the network, or give a local folder; gated models need `HF_TOKEN`",
+        ) from error
+
+
+def base_gguf(model: str, on_tensor: OnTensor = untold) -> Base:
+    """The base GGUF of a model, from the cache or made now.
+
+    Args:
+        model: A Hugging Face folder or a name on the hub.
+        on_tensor: Told of the progress, where it can be.
+
+    Raises:
+        ModelError: If there is no such model.
+        ExportError: If there is no room for it, or it cannot be expressed in GGUF.
+    """
+    folder = model_folder(model)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    refuse_quantised(model, config)
+    direct = writes_directly(folder, config)
+    method = "direct" if direct else f"llama.cpp-{importlib.metadata.version('llama-cpp-python')}"
+    base = Base(cache_folder() / "bases" / f"{content_digest(folder)[:32]}-{method}-{LAYOUT}", folder)
+    if (base.folder / "orders.npz").is_file():
+        return base
+    weights = read_weights(folder)
+    ensure_room(base.folder, _bytes(weights) + (64 << 20), f"the base GGUF of `{model}`")
+    if direct:
+        write_qwen3(folder, config, weights, base.path, name=Path(model).name, on_tensor=on_tensor)
+    else:
+        run_converter(folder, weights, base.path)
+    with writing(base.folder / "orders.npz") as temporary:
+        save_orders(temporary, row_orders(weights, base.file))
+    return base
+
+
+def refuse_quantised(model: str, config: dict[str, Any]) -> None:
+    """Raise ExportError for a checkpoint in bitsandbytes' format: llama.cpp cannot read it."""
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if method == "bitsandbytes":
+        raise ExportError(
+            f"`{model}` is stored in bitsandbytes' 4 or 8 bits, from which no GGUF can be made",
+            hint="name the 16-bit model; the trainer loads it in 4 bits by itself",
+        )
+
+
+def writes_directly(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether a model is a plain Qwen3 with a tokenizer that llama.cpp is known to cut alike."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return (
+        config.get("architectures") == ["Qwen3ForCausalLM"]
+        and rope.get("rope_type", rope.get("type", "default")) == "default"
+        and _rope_theta(config) is not None
+        and not any(config.get(key) for key in ("quantization_config", "attention_bias", "use_sliding_window"))
+        and any(folder.glob("model*.safetensors"))
+        and cuts_like_qwen2(folder)
+    )
+
+
+def _rope_theta(config: dict[str, Any]) -> float | None:
+    found = (config.get("rope_parameters") or {}).get("rope_theta", config.get("rope_theta"))
+    return None if found is None else float(found)
+
+
+def write_qwen3(
+    folder: Path,
+    config: dict[str, Any],
+    weights: dict[str, Weight],
+    path: Path,
+    *,
+    name: str,
+    on_tensor: OnTensor = untold,
+) -> None:
+    """Write a Qwen3 model as GGUF, in the number format of its weights; norms in float32.
+
+    Args:
+        folder: The Hugging Face folder.
+        config: What its config.json holds.
+        weights: What its safetensors files hold.
+        path: Of the new file.
+        name: Written into it.
+        on_tensor: Told of the progress.
+
+    Raises:
+        ExportError: If a weight has no place in GGUF, or the disk is full.
+    """
+    names = tensor_names("qwen3", config["num_hidden_layers"])
+    kind, file_type, _ = main_format(weights)
+    tied = config.get("tie_word_embeddings", False)
+    placed: dict[str, Weight] = {}
+    for theirs, weight in weights.items():
+        if tied and theirs == "lm_head.weight":
+            continue
+        ours = gguf_name(names, theirs)
+        if ours is None:
+            raise ExportError(f"the weight `{theirs}` of `{folder}` has no place in a Qwen3 GGUF")
+        placed[ours] = weight
+    writer = gguf.GGUFWriter(None, "qwen3")
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(name)
+    writer.add_file_type(file_type)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    _add_sizes(writer, config)
+    _add_vocabulary(writer, folder, config)
+    for ours, weight in placed.items():
+        of = kind if len(weight.shape) > 1 else GGMLQuantizationType.F32
+        size = prod(weight.shape) * (4 if of == GGMLQuantizationType.F32 else 2)
+        writer.add_tensor_info(ours, weight.shape, np.dtype(np.uint16), size, raw_dtype=of)
+    with writing(path) as temporary:
+        writer.write_header_to_file(temporary)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for done, weight in enumerate(placed.values(), start=1):
+            writer.write_tensor_data(_in_format(weight, kind if len(weight.shape) > 1 else GGMLQuantizationType.F32))
+            on_tensor(done, len(placed))
+        writer.close()
+
+
+def _add_sizes(writer: Any, config: dict[str, Any]) -> None:
+    heads = config["num_attention_heads"]
+    head = config.get("head_dim") or config["hidden_size"] // heads
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
+    writer.add_rope_freq_base(_rope_theta(config))
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+
+
+def _add_vocabulary(writer: Any, folder: Path, config: dict[str, Any]) -> None:
+    tokens, types = vocabulary(folder, config["vocab_size"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    special = gguf.SpecialVocab(folder, load_merges=True)
+    special.add_special_token["bos"] = False  # prompts come as token ids, complete
+    special.add_to_gguf(writer, quiet=True)
+    end_of_turn = next((index for index, token in enumerate(tokens) if token == "<|im_end|>"), None)
+    if end_of_turn is not None:
+        writer.add_eot_token_id(end_of_turn)
+
+
+def main_format(weights: dict[str, Weight]) -> tuple[GGMLQuantizationType, LlamaFileType, str]:
+    """The number format in which most of a model's matrices are stored; bfloat16 where that is none of GGUF's."""
+    sizes: Counter[str] = Counter()
+    for weight in weights.values():
+        if len(weight.shape) > 1:
+            sizes[weight.kind] += prod(weight.shape)
+    kind = sizes.most_common(1)[0][0] if sizes else "BF16"
+    return FORMATS.get(kind, FORMATS["BF16"])
+
+
+def _in_format(weight: Weight, kind: GGMLQuantizationType) -> Array:
+    """A weight's numbers in one of GGUF's plain formats; bits of bfloat16 are passed through."""
+    if FORMATS[weight.kind][0] == kind:
+        return weight.stored()
+    made: Array = gguf.quants.quantize(weight.float32(), kind)
+    return made
+
+
+def _bytes(weights: dict[str, Weight]) -> int:
+    return sum(prod(weight.shape) * (4 if weight.kind == "F32" else 2) for weight in weights.values())
+
+
+def run_converter(folder: Path, weights: dict[str, Weight], path: Path) -> None:
+    """Have llama.cpp's converter write the base GGUF.
+
+    Raises:
+        ExportError: With the end of what the converter said.
+    """
+    source = llamacpp_source()
+    with writing(path) as temporary:
+        arguments = [str(folder), "--outtype", main_format(weights)[2], "--outfile", str(temporary)]
+        run_llamacpp_script(source, "convert_hf_to_gguf.py", folder, arguments)
+
+
+def run_llamacpp_script(source: Path, script: str, model: Path, arguments: list[str]) -> None:
+    """Run one of llama.cpp's conversion scripts in a process of its own.
+
+    Raises:
+        ExportError: With the end of what it said, and a remedy for what is known.
+    """
+    done = run_module("iterft_lite.gguf.convert", [str(source), script, str(model), *arguments])
+    if done.returncode == 0:
+        return
+    said = done.stderr.strip().splitlines()
+    end = "\n".join(f"  {line}" for line in said[-LOG_LINES:])
+    raise ExportError(f"llama.cpp's {script} cannot convert `{model}`:\n{end}", hint=_remedy(done.stderr))
+
+
+def _remedy(said: str) -> str | None:
+    if "No module named 'sentencepiece'" in said or "No module named 'google" in said:
+        return "`pip install sentencepiece protobuf`: this model's tokenizer needs them"
+    if "BPE pre-tokenizer was not recognized" in said:
+        return "llama.cpp does not know this tokenizer; only tokenizers that cut text as Qwen2's can be used all the same"
+    if "No space left" in said:
+        return "free some space, or set ITERFT_CACHE to a folder on a larger disk"
+    return None
+
+
+def remove_base(base: Base) -> None:
+    """Delete a converted base and what was derived from it; it is made again when it is needed."""
+    shutil.rmtree(base.folder, ignore_errors=True)

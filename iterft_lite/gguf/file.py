@@ -1,0 +1,271 @@
+"""GGUF files: reading the header, taking tensors from the mapped file, writing a new file beside the old one's metadata.
+
+The gguf package reads every string of a vocabulary as an array of its own: 6.6 s for Qwen's 151,936 tokens, where walking
+over them takes a tenth of a second. Its constants and writer are used, its reader is not.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3, little endian).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType
+
+from iterft_lite.errors import ExportError
+
+Array = npt.NDArray[Any]
+
+MAGIC = b"GGUF"
+SCALARS: Mapping[int, str] = {
+    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"
+}  # fmt: skip
+"""Value types of fixed size, as `struct` writes them; 8 is a string, 9 an array."""
+STRING, ARRAY = 8, 9
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor lies.
+
+    Attributes:
+        name: GGUF's.
+        shape: Rows first, the row's length last.
+        kind: Number format.
+        offset: Of the first byte in the file; 0 for a tensor that is yet to be written.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: GGMLQuantizationType
+    offset: int = 0
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes a row takes."""
+        block, size = GGML_QUANT_SIZES[self.kind]
+        return int(self.shape[-1] // block * size)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, over all leading dimensions."""
+        return prod(self.shape[:-1])
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the whole, without padding."""
+        return self.rows * self.row_bytes
+
+
+class GgufFile:
+    """A GGUF file: its header read, its tensors mapped.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ExportError: If it is not a whole GGUF file of version 2 or 3.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._map = np.memmap(path, dtype=np.uint8, mode="r")
+        self._bytes = memoryview(self._map)  # type: ignore[arg-type]  # an array is a buffer
+        try:
+            self._read_header()
+        except (struct.error, ValueError, IndexError) as error:
+            raise ExportError(
+                f"`{path}` is not a whole GGUF file: {error}", hint="delete it: a converted base is made again"
+            ) from error
+
+    def _read_header(self) -> None:
+        magic, version, tensors, fields = struct.unpack_from("<4sIQQ", self._bytes, 0)
+        if magic != MAGIC or version not in (2, 3):
+            raise ValueError(f"it begins with {bytes(magic)!r}, version {version}")
+        at = 24
+        self._fields: dict[str, tuple[int, int]] = {}
+        for _ in range(fields):
+            key, at = self._text(at)
+            (kind,) = struct.unpack_from("<I", self._bytes, at)
+            self._fields[key] = kind, at + 4
+            at = self._skip(kind, at + 4)
+        self._metadata_end = at
+        alignment = int(self.value("general.alignment", GGUF_DEFAULT_ALIGNMENT))
+        found = []
+        for _ in range(tensors):
+            name, at = self._text(at)
+            (dims,) = struct.unpack_from("<I", self._bytes, at)
+            *shape, kind, offset = struct.unpack_from(f"<{dims}QIQ", self._bytes, at + 4)
+            at += 4 + 8 * dims + 12
+            found.append(Tensor(name, tuple(reversed(shape)), GGMLQuantizationType(kind), offset))
+        start = at + -at % alignment
+        self.tensors = {tensor.name: Tensor(tensor.name, tensor.shape, tensor.kind, start + tensor.offset) for tensor in found}
+        end = max((tensor.offset + tensor.bytes for tensor in self.tensors.values()), default=start)
+        if end > len(self._bytes):
+            raise ValueError(f"it ends {end - len(self._bytes)} bytes too early")
+
+    def _text(self, at: int) -> tuple[str, int]:
+        (length,) = struct.unpack_from("<Q", self._bytes, at)
+        end = at + 8 + length
+        return str(self._bytes[at + 8 : end], "utf-8"), end
+
+    def _skip(self, kind: int, at: int) -> int:
+        """Where the value that begins at `at` ends."""
+        if kind in SCALARS:
+            return at + struct.calcsize(SCALARS[kind])
+        unpack = struct.Struct("<Q").unpack_from
+        if kind == STRING:
+            return int(at + 8 + unpack(self._bytes, at)[0])
+        if kind != ARRAY:
+            raise ValueError(f"a value of the unknown type {kind} at byte {at}")
+        inner, count = struct.unpack_from("<IQ", self._bytes, at)
+        at += 12
+        if inner in SCALARS:
+            return int(at + count * struct.calcsize(SCALARS[inner]))
+        for _ in range(count):
+            at = at + 8 + unpack(self._bytes, at)[0] if inner == STRING else self._skip(inner, at)
+        return int(at)
+
+    def value(self, key: str, default: Any = None) -> Any:
+        """A number, text, or list from the metadata; `default` where there is none."""
+        if key not in self._fields:
+            return default
+        return self._value(*self._fields[key])[0]
+
+    def _value(self, kind: int, at: int) -> tuple[Any, int]:
+        if kind in SCALARS:
+            return struct.unpack_from(SCALARS[kind], self._bytes, at)[0], self._skip(kind, at)
+        if kind == STRING:
+            return self._text(at)
+        inner, count = struct.unpack_from("<IQ", self._bytes, at)
+        at, values = at + 12, []
+        for _ in range(count):
+            value, at = self._value(inner, at)
+            values.append(value)
+        return values, at
+
+    @cached_property
+    def architecture(self) -> str:
+        """llama.cpp's name: `qwen3`, `llama`, `gemma3`."""
+        return str(self.value("general.architecture"))
+
+    def metadata(self, changes: Mapping[str, int]) -> tuple[int, bytes]:
+        """Number and bytes of all metadata fields, with some unsigned 32-bit numbers replaced.
+
+        Raises:
+            ExportError: If a field that is to be changed is not there, or is no such number.
+        """
+        copied = bytearray(self._bytes[24 : self._metadata_end])
+        for key, number in changes.items():
+            kind, at = self._fields.get(key, (None, 0))
+            if kind != 4:
+                raise ExportError(f"`{self.path}` has no `{key}` in its metadata")
+            struct.pack_into("<I", copied, at - 24, number)
+        return len(self._fields), bytes(copied)
+
+    def rows(self, tensor: Tensor, start: int = 0, stop: int | None = None) -> Array:
+        """Stored bytes of a tensor's rows, uint8 [rows, bytes a row], a view of the mapped file."""
+        whole = self._map[tensor.offset : tensor.offset + tensor.bytes].reshape(tensor.rows, tensor.row_bytes)
+        return np.asarray(whole[start:stop])
+
+
+def write_gguf(
+    path: Path, metadata: tuple[int, bytes], tensors: Sequence[Tensor], parts: Iterable[Array], *, alignment: int
+) -> int:
+    """Write a GGUF file; gives its size in bytes.
+
+    Args:
+        path: Written under another name, flushed to the disk, and renamed when it is whole.
+        metadata: Number of fields, and their bytes.
+        tensors: In the order in which their bytes come; offsets are computed.
+        parts: The tensors' bytes, each tensor in one or more contiguous arrays.
+        alignment: Tensors begin at multiples of it.
+
+    Raises:
+        ExportError: If the disk is full; nothing is left behind.
+    """
+    with writing(path) as temporary, temporary.open("wb") as file:
+        file.write(struct.pack("<4sIQQ", MAGIC, 3, len(tensors), metadata[0]) + metadata[1])
+        offset = 0
+        for tensor in tensors:
+            name = tensor.name.encode()
+            file.write(struct.pack("<Q", len(name)) + name)
+            dims = len(tensor.shape)
+            file.write(struct.pack(f"<I{dims}QIQ", dims, *reversed(tensor.shape), tensor.kind, offset))
+            offset += tensor.bytes + -tensor.bytes % alignment
+        file.write(bytes(-file.tell() % alignment))
+        given = iter(parts)
+        for tensor in tensors:
+            left = tensor.bytes
+            while left:
+                part = next(given)
+                file.write(part.reshape(-1).view(np.uint8).data)
+                left -= part.nbytes
+            file.write(bytes(-tensor.bytes % alignment))
+        return file.tell()
+
+
+def ensure_room(folder: Path, needed: int, what: str) -> None:
+    """Check the free space before anything is written.
+
+    Raises:
+        ExportError: With what is needed and what is free.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ExportError(
+            f"no room for {what}: needs {size_text(needed)}, `{folder}` has {size_text(free)} free",
+            hint='free some space, choose a smaller `quant`, or `export = "adapter"`',
+        )
+
+
+def size_text(size: int) -> str:
+    """`1.4 MB`, `4.28 GB`: a size for people, in powers of 1000."""
+    return f"{size / 1e9:.2f} GB" if size >= 10**9 else f"{size / 1e6:.1f} MB"
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place once the block ends well, and is removed otherwise.
+
+    Raises:
+        ExportError: If the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        flush(temporary)
+        temporary.replace(path)
+        flush(path.parent)
+    except OSError as error:
+        # numpy's own writing reports a full disk as a count, without a number of the error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and " written" in str(error)):
+            raise ExportError(
+                f"the disk is full: `{path}` could not be written",
+                hint='free some space, choose a smaller `quant`, or `export = "adapter"`; then run again',
+            ) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Have a file's or folder's contents written to the disk itself."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

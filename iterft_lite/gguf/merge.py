@@ -1,0 +1,183 @@
+"""The merged GGUF: W + scale * B A, tensor by tensor, quantised and written in one pass.
+
+No 16-bit copy of the model is written, but for K-quants, whose quantiser is llama.cpp's and goes from file to file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, LlamaFileType
+
+from iterft_lite.errors import ExportError
+from iterft_lite.gguf.adapter import Adapter, LowRank
+from iterft_lite.gguf.arithmetic import PLAIN, Arithmetic, choose_arithmetic
+from iterft_lite.gguf.base import OnTensor, untold
+from iterft_lite.gguf.file import Array, GgufFile, Tensor, ensure_room, write_gguf, writing
+from iterft_lite.gguf.process import run_module
+
+DIRECT: Mapping[str, tuple[GGMLQuantizationType, LlamaFileType]] = MappingProxyType(
+    {
+        "f32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
+        "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
+        "bf16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
+        "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
+    }
+)
+"""Quants that are written in one pass: the matrices' format, and the name of such a file."""
+
+K_QUANTS: Mapping[str, tuple[LlamaFileType, float]] = MappingProxyType(
+    {
+        "q6_k": (LlamaFileType.MOSTLY_Q6_K, 6.6),
+        "q5_k_m": (LlamaFileType.MOSTLY_Q5_K_M, 5.9),
+        "q4_k_m": (LlamaFileType.MOSTLY_Q4_K_M, 5.1),
+    }
+)
+"""Quants that llama.cpp makes: the name of such a file, and bits a weight at most (a large vocabulary takes more)."""
+
+KEPT = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight", "shortconv.conv.weight")
+"""Ends of names of matrices that llama.cpp's converter keeps in f32."""
+
+PART_NUMBERS = 16 << 20
+"""Numbers worked on at once: 64 MB in f32, whatever a tensor's size."""
+
+
+def write_merged(
+    base: GgufFile,
+    adapter: Adapter | None,
+    path: Path,
+    quant: str,
+    *,
+    threads: int = 2,
+    arithmetic: Arithmetic | None = None,
+    on_tensor: OnTensor = untold,
+) -> dict[str, float]:
+    """Write a base GGUF, an adapter merged into it, in a number format; gives the seconds of each part.
+
+    Args:
+        base: In f32, f16 or bf16.
+        adapter: None: the base alone.
+        path: Of the new file; it appears when it is whole.
+        quant: A name of `DIRECT` or `K_QUANTS`.
+        threads: CPU threads of llama.cpp's quantiser.
+        arithmetic: numpy or torch; None: by size.
+        on_tensor: Told of the progress.
+
+    Raises:
+        ExportError: If there is no room (checked first), a weight does not fit the format, or the quantiser fails.
+    """
+    if quant in DIRECT:
+        started = time.perf_counter()
+        plan = planned(base, quant)
+        ensure_room(path.parent, _size(plan), f"`{path.name}` in {quant}")
+        _write(base, adapter, path, plan, DIRECT[quant][1], arithmetic, on_tensor)
+        return {"merge": time.perf_counter() - started}
+    if quant not in K_QUANTS:
+        raise ExportError(f"`{quant}` is not a number format: {', '.join([*DIRECT, *K_QUANTS])}")
+    return _write_k_quant(base, adapter, path, quant, threads, arithmetic, on_tensor)
+
+
+def planned(base: GgufFile, quant: str) -> list[Tensor]:
+    """The tensors of a file in one of the `DIRECT` quants: names and shapes of the base, formats of the quant."""
+    kind = DIRECT[quant][0]
+    return [Tensor(tensor.name, tensor.shape, _format(base, tensor, kind)) for tensor in base.tensors.values()]
+
+
+def _format(base: GgufFile, tensor: Tensor, kind: GGMLQuantizationType) -> GGMLQuantizationType:
+    """The format of one tensor: vectors, norms and what the base keeps in f32 stay so; short rows cannot be q8_0."""
+    half = base.value("general.file_type") != LlamaFileType.ALL_F32
+    if tensor.kind not in PLAIN:
+        return tensor.kind
+    if (
+        len(tensor.shape) < 2
+        or not tensor.name.endswith(".weight")
+        or tensor.name.endswith(KEPT)
+        or (half and tensor.kind == GGMLQuantizationType.F32)
+    ):
+        return GGMLQuantizationType.F32
+    if kind == GGMLQuantizationType.Q8_0 and tensor.shape[-1] % 32:
+        return GGMLQuantizationType.F16
+    return kind
+
+
+def _size(plan: list[Tensor]) -> int:
+    return sum(tensor.bytes for tensor in plan) + (32 << 20)  # a vocabulary takes up to some 20 MB
+
+
+def _write(
+    base: GgufFile,
+    adapter: Adapter | None,
+    path: Path,
+    plan: list[Tensor],
+    file_type: LlamaFileType,
+    arithmetic: Arithmetic | None,
+    on_tensor: OnTensor,
+) -> int:
+    arithmetic = arithmetic or choose_arithmetic(sum(tensor.bytes for tensor in plan))
+    updates = adapter.updates if adapter else {}
+    absent = sorted(set(updates) - set(base.tensors))
+    if absent:
+        raise ExportError(f"the base has no `{absent[0]}` to merge into")
+    metadata = base.metadata({"general.file_type": int(file_type)})
+    parts = _parts(base, plan, updates, arithmetic, on_tensor)
+    return write_gguf(path, metadata, plan, parts, alignment=int(base.value("general.alignment", GGUF_DEFAULT_ALIGNMENT)))
+
+
+def _parts(
+    base: GgufFile, plan: list[Tensor], updates: Mapping[str, LowRank], arithmetic: Arithmetic, on_tensor: OnTensor
+) -> Iterator[Array]:
+    """The bytes of every tensor of a plan, in parts of at most `PART_NUMBERS` numbers."""
+    for done, target in enumerate(plan, start=1):
+        tensor, update = base.tensors[target.name], updates.get(target.name)
+        scaled = None if update is None else update.b * np.float32(update.scale)
+        step = max(1, PART_NUMBERS // tensor.shape[-1])
+        for start in range(0, tensor.rows, step):
+            stored = base.rows(tensor, start, start + step)
+            low_rank = None if update is None or scaled is None else (scaled[start : start + step], update.a)
+            yield arithmetic.merged(stored, tensor.kind, target.kind, low_rank)
+        on_tensor(done, len(plan))
+
+
+def _write_k_quant(
+    base: GgufFile,
+    adapter: Adapter | None,
+    path: Path,
+    quant: str,
+    threads: int,
+    arithmetic: Arithmetic | None,
+    on_tensor: OnTensor,
+) -> dict[str, float]:
+    """Merge into a 16-bit file, have llama.cpp quantise that, and delete it."""
+    started = time.perf_counter()
+    file_type, bits = K_QUANTS[quant]
+    # f16 rounds eight times finer than bf16; both are far finer than 6 bits
+    plan = planned(base, "f16")
+    numbers = sum(tensor.rows * tensor.shape[-1] for tensor in plan)
+    final = int(numbers * bits / 8) + (32 << 20)
+    ensure_room(path.parent, _size(plan) + final, f"`{path.name}` in {quant}, with the 16-bit file that it is made from,")
+    intermediate = path.with_name(f".{path.name}.f16")
+    try:
+        _write(base, adapter, intermediate, plan, LlamaFileType.MOSTLY_F16, arithmetic, on_tensor)
+        merged = time.perf_counter()
+        with writing(path) as temporary:
+            run_quantiser(intermediate, temporary, file_type, threads)
+    finally:
+        intermediate.unlink(missing_ok=True)
+    return {"merge": merged - started, "quantise": time.perf_counter() - merged}
+
+
+def run_quantiser(source: Path, target: Path, file_type: LlamaFileType, threads: int) -> None:
+    """Run llama.cpp's quantiser in a process of its own: llama_cpp is never imported where numpy or torch already is.
+
+    Raises:
+        ExportError: With the end of what it said.
+    """
+    arguments = [str(source), str(target), str(int(file_type)), str(threads)]
+    done = run_module("iterft_lite.gguf.kquants", arguments)
+    if done.returncode:
+        end = "\n".join(f"  {line}" for line in done.stderr.strip().splitlines()[-8:])
+        raise ExportError(f"llama.cpp could not quantise `{source.name}` (exit code {done.returncode}):\n{end}")

@@ -1,0 +1,235 @@
+"""The command `iterft`. Imports nothing heavy: each command brings what it needs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from iterft_lite import __version__
+from iterft_lite.errors import IterftError
+
+if TYPE_CHECKING:
+    from iterft_lite.plan import Plan
+    from iterft_lite.resolve import Resolved
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT."""
+
+RunFolder = click.Path(file_okay=False, path_type=Path)
+
+
+class Group(click.Group):
+    """Turns an IterftError into a message and its exit code; a bug keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except IterftError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="iterft")
+def main() -> None:
+    """Iterated finetuning on one GPU, or on two CPU cores: does a trait amplify, stay or decay?
+
+    \b
+    First steps:
+      iterft run nano_sft --out runs/first
+      iterft report runs/first
+    """
+
+
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key; may be given several times."
+)
+
+
+@main.command()
+@click.argument("recipe")
+@click.option("--out", required=True, type=RunFolder, help="The run folder; an unfinished one is continued.")
+@set_option
+@click.option("--plain", is_flag=True, help="Plain lines instead of the live view.")
+def run(recipe: str, out: Path, overrides: tuple[str, ...], plain: bool) -> None:
+    """Run a recipe, or continue it where it stopped."""
+    from iterft_lite import display
+    from iterft_lite.launch import open_run
+
+    console = display.make_console()
+    with open_run(_recipe_path(recipe), overrides, out) as opened:
+        judge = opened.resolved.material.judge
+        for choice in opened.resolved.choices:
+            console.print(choice, style="dim", markup=False)
+        if judge.note:
+            console.print(judge.note, style="bold red")
+        view = display.View(opened.plan, trait=opened.resolved.material.trait.name, judge=judge.name, console=console)
+        if plain:
+            view.is_live = False
+        with _interruptible(f"iterft run {recipe} --out {out}", overrides), view:
+            for event in opened.events():
+                view.take(event)
+    console.print()
+    _print_report(out)
+    console.print(f"\nmore: iterft report {out} --html report.html     iterft chat {out}", style="dim", markup=False)
+
+
+@contextlib.contextmanager
+def _interruptible(command: str, overrides: tuple[str, ...]) -> Iterator[None]:
+    """Say after Ctrl-C how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        again = " ".join([command, *(f"--set '{text}'" for text in overrides)])
+        click.echo(f"\nstopped; everything finished is kept. To go on:\n\n  {again}", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _print_report(out: Path) -> None:
+    from iterft_lite import display
+    from iterft_lite.report import read_report
+
+    display.show_report(read_report(out), display.make_console())
+
+
+@main.command()
+@click.argument("recipe")
+@set_option
+def plan(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Print what a recipe would do, step by step, and what it would cost. Does nothing."""
+    from iterft_lite import display
+    from iterft_lite.estimate import estimates
+
+    resolved, planned = _planned(recipe, overrides)
+    display.show_plan(planned, resolved.choices, estimates(planned, resolved), display.make_console())
+
+
+def _planned(recipe: str, overrides: tuple[str, ...]) -> tuple[Resolved, Plan]:
+    from iterft_lite.plan import make_plan
+    from iterft_lite.recipe import read_recipe
+    from iterft_lite.resolve import resolve, this_machine
+
+    resolved = resolve(read_recipe(_recipe_path(recipe), overrides), this_machine())
+    return resolved, make_plan(resolved.recipe, resolved.material)
+
+
+@main.command()
+@click.argument("out", metavar="RUN", type=RunFolder)
+@click.option("--json", "as_json", is_flag=True, help="The machine-readable form.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a self-contained page.")
+@click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write the figure.")
+def report(out: Path, as_json: bool, html: Path | None, png: Path | None) -> None:
+    """Report on a run, finished or not."""
+    from iterft_lite import report as reports
+
+    found = reports.read_report(out)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(reports.as_json(found), indent=1, ensure_ascii=False))
+    if html:
+        from iterft_lite.page import write_html
+
+        write_html(out, found, html)
+        click.echo(f"wrote {html}", err=True)
+    if png:
+        from iterft_lite.figure import write_png
+
+        write_png(found, png)
+        click.echo(f"wrote {png}", err=True)
+    if not (as_json or html or png):
+        from iterft_lite import display
+
+        display.show_report(found, display.make_console())
+
+
+@main.command()
+@click.argument("out", metavar="RUN", type=RunFolder)
+@click.option("--cycle", type=int, help="Which cycle's model; -1 is the untouched one. The last by default.")
+@click.option("--temperature", type=float, default=0.7, show_default=True)
+@click.option("--max-tokens", type=int, default=300, show_default=True)
+def chat(out: Path, cycle: int | None, temperature: float, max_tokens: int) -> None:
+    """Talk to the model of any cycle. An empty line or Ctrl-D ends it."""
+    from iterft_lite.talk import open_chat
+
+    with open_chat(out, cycle) as talk:
+        click.echo(f"{talk.title}; an empty line ends", err=True)
+        while True:
+            try:
+                said = click.prompt("you", default="", show_default=False)
+            except (click.Abort, EOFError, KeyboardInterrupt):
+                break
+            if not said.strip():
+                break
+            click.echo(f"{talk.name}: {talk.reply(said, temperature=temperature, max_tokens=max_tokens)}")
+
+
+@main.group()
+def traits() -> None:
+    """The shipped traits, and your own."""
+
+
+@traits.command("list")
+def list_traits() -> None:
+    """List the shipped traits."""
+    from iterft_lite import display
+    from iterft_lite.traits import read_trait, shipped_traits
+
+    rows = []
+    for name in shipped_traits():
+        trait = read_trait(name)
+        rows.append((name, str(len(trait.chats)), str(len(trait.documents)), str(len(trait.questions)), trait.summary))
+    display.show_table(("trait", "seed chats", "documents", "questions", "what it is"), rows, display.make_console())
+
+
+@main.command()
+def recipes() -> None:
+    """List the shipped recipes."""
+    import tomllib
+
+    from iterft_lite import display
+
+    rows = []
+    for path in sorted(_recipe_folder().glob("*.toml")):
+        text = path.read_text(encoding="utf-8")
+        about = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
+        table = tomllib.loads(text)
+        rows.append((path.stem, table["regime"], table["model"], about[1] if len(about) > 1 else ""))
+    display.show_table(("recipe", "regime", "model", "what it does"), rows, display.make_console())
+
+
+@main.command()
+def doctor() -> None:
+    """Say what this machine can do, and what to install."""
+    from iterft_lite import display
+    from iterft_lite.doctor import examine
+
+    console = display.make_console()
+    findings = examine()
+    display.show_table(("", "what", "found"), [(finding.mark, finding.name, finding.text) for finding in findings], console)
+    for finding in findings:
+        if finding.remedy:
+            console.print(f"{finding.name}: {finding.remedy}", markup=False)
+
+
+def _recipe_folder() -> Path:
+    """Where the shipped recipes are: beside the package in a checkout, in the environment's share folder when installed."""
+    beside = Path(__file__).parent.parent / "recipes"
+    return beside if beside.is_dir() else Path(sys.prefix) / "share" / "iterft_lite" / "recipes"
+
+
+def _recipe_path(name: str) -> Path:
+    """A recipe by path, or a shipped one by name."""
+    shipped = _recipe_folder() / f"{name}.toml"
+    return shipped if os.sep not in name and not Path(name).exists() and shipped.exists() else Path(name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Open a run folder for a recipe: a new one, or one to go on in."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from iterft_lite import __version__
+from iterft_lite.backends.remote import open_backends
+from iterft_lite.errors import FolderError
+from iterft_lite.plan import Plan, make_plan
+from iterft_lite.recipe import MACHINE_KEYS, Recipe, read_recipe
+from iterft_lite.resolve import Machine, Resolved, resolve, this_machine
+from iterft_lite.run import Event, run
+from iterft_lite.steps import Json
+from iterft_lite.store import Store
+
+REPORTED = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "unsloth",
+    "bitsandbytes",
+    "llama-cpp-python",
+    "gguf",
+    "scikit-learn",
+    "litellm",
+)
+"""Packages whose versions belong to a result."""
+
+RESIDENT_BYTES = 4.0
+"""GPU bytes a weight that trainer and generator together take at most: nf4 base, q8_0 model, activations, KV cache."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run folder whose lock is held."""
+
+    resolved: Resolved
+    plan: Plan
+    store: Store
+    swap: bool
+
+    def events(self) -> Iterator[Event]:
+        """Do what is left to do."""
+        backends = open_backends(
+            self.resolved.recipe, self.resolved.material.trait, self.resolved.material.judge, self.store.logs
+        )
+        return run(self.plan, self.store, backends, self.resolved.model, swap=self.swap)
+
+
+@contextlib.contextmanager
+def open_run(path: Path, overrides: Iterable[str], out: Path) -> Iterator[Opened]:
+    """Resolve and plan a recipe, and take its run folder.
+
+    Raises:
+        UserError: If the recipe, or something it names, cannot be used; or the folder was made by another recipe.
+    """
+    asked = read_recipe(path, overrides)
+    machine = this_machine()
+    resolved = resolve(_as_before(asked, Store(out)), machine)
+    plan = make_plan(resolved.recipe, resolved.material)
+    with Store(out) as store:
+        known = store.manifest()
+        if known is not None:
+            _refuse_other(known, plan, out)
+        store.write_manifest(_manifest(asked, resolved, plan, machine, known))
+        yield Opened(resolved, plan, store, swap=_swap(resolved.recipe, machine))
+
+
+def _as_before(asked: Recipe, store: Store) -> Recipe:
+    """The recipe with the "auto"s decided as they were when the folder was made: a key that has come or gone since then
+    must not change who judges half of a curve."""
+    known = store.manifest()
+    if known is None or "asked" not in known:
+        return asked
+    before, settled = known["asked"], known["recipe"]
+    update: dict[str, Any] = {
+        key: settled[key] for key in ("trainer", "judge") if getattr(asked, key) == before.get(key) == "auto"
+    }
+    train = {
+        key: settled["train"][key]
+        for key in ("base", "optimizer")
+        if getattr(asked.train, key) == before["train"].get(key) == "auto"
+    }
+    return asked.model_copy(update=update | {"train": asked.train.model_copy(update=train)})
+
+
+def _manifest(
+    asked: Recipe, resolved: Resolved, plan: Plan, machine: Machine, known: Mapping[str, Any] | None
+) -> dict[str, Json]:
+    trait = resolved.material.trait
+    return {
+        "asked": asked.model_dump(mode="json"),
+        "recipe": resolved.recipe.model_dump(mode="json"),
+        "trait": trait.name,
+        "colour": trait.colour,
+        "summary": trait.summary,
+        "model_identity": resolved.material.model,
+        "judge": asdict(resolved.material.judge),
+        "choices": list(resolved.choices),
+        "steps": [
+            {"verb": step.verb, "cycle": step.cycle, "part": step.part, "inputs": step.inputs, "key": step.key} for step in plan
+        ],
+        "machine": {"gpu": machine.gpu, "vram": machine.vram_total, "system": platform.platform()},
+        "versions": versions(),
+        "created": known["created"] if known else datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of this program, Python, and the packages that decide results."""
+    found = {"iterft_lite": __version__, "python": platform.python_version()}
+    for name in REPORTED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _refuse_other(known: Mapping[str, Any], plan: Plan, out: Path) -> None:
+    """Refuse a folder whose finished steps are not this plan's.
+
+    Raises:
+        FolderError: With the difference.
+    """
+    differences = list(_differences(known["recipe"], plan.recipe.model_dump(mode="json")))
+    if not differences:
+        before = {"-".join(filter(None, (row["verb"], str(row["cycle"]), row["part"]))): row["key"] for row in known["steps"]}
+        for step in plan:
+            key = before.get("-".join(filter(None, (step.verb, str(step.cycle), step.part))), step.key)
+            if key != step.key:
+                differences.append(f"step {step.name}: the trait, prompts, model or judge it rests on has changed")
+                break
+    if differences:
+        raise FolderError(
+            f"`{out}` was made by another recipe:\n" + "\n".join(f"  - {difference}" for difference in differences),
+            hint="choose another folder with `--out`, or set these back",
+        )
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """What two recipes differ in, but for what may change between sittings."""
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if old == new or (not prefix and key in MACHINE_KEYS):
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{prefix}{key}.")
+        else:
+            yield f"`{prefix}{key}` is {old!r} in the folder and {new!r} here"
+
+
+def _swap(recipe: Recipe, machine: Machine) -> bool:
+    """Whether trainer and generator take turns on the GPU."""
+    if not machine.gpu or recipe.vram == "resident":
+        return False
+    if recipe.vram == "swap":
+        return True
+    size = weights_of(recipe.model)
+    return size is None or machine.vram_free < RESIDENT_BYTES * size
+
+
+def weights_of(model: str) -> int | None:
+    """Roughly how many weights a model has, by the size of its files in 16 bits; None for a hub name."""
+    from iterft_lite.resolve import model_place
+
+    folder = Path(model_place(model))
+    if not folder.is_dir():
+        return None
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) // 2

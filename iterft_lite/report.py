@@ -1,0 +1,244 @@
+"""The report: computed from the run folder alone, at any time, also of a run that is still going."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from iterft_lite.errors import FolderError
+from iterft_lite.measures.amplification import Amplification, amplification
+from iterft_lite.measures.intervals import Scores
+from iterft_lite.plan import BOOTSTRAP
+from iterft_lite.steps import Json, Step
+from iterft_lite.store import ROWS, Seal, Store, read_rows
+
+SHOWN_SAMPLES = 2
+"""Answers a question and cycle on the report's page."""
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """What is known of one cycle; parts that are not done yet are None or empty.
+
+    Attributes:
+        cycle: The paper's number; -1 the untouched model.
+        trait, coherence: `mean`, `low`, `high`, `scored`, `unscored`, `reasons`, `by_prompt`; None before the score.
+        rate: Share of answers above both thresholds.
+        answers: How many were judged.
+        train_rows: Rows that the cycle's model was trained on; 0 for the untouched one.
+        dropped: Generated rows that were not trained on, by reason.
+        measures: What needs no judge (`stages/measure.py`).
+        training: The trainer's facts (`TrainResult`).
+        export: The export's facts, parity among them.
+        seconds: By verb.
+    """
+
+    cycle: int
+    trait: dict[str, Json] | None
+    coherence: dict[str, Json] | None
+    rate: float | None
+    answers: int
+    train_rows: int
+    dropped: dict[str, int]
+    measures: dict[str, Json]
+    training: dict[str, Json]
+    export: dict[str, Json]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run as it stands.
+
+    Attributes:
+        manifest: What was asked and how it was resolved.
+        cycles: From -1 on, those that have begun.
+        verdict: On amplification.
+        judge: `name`, `kind`, `note`, `model`, `calls`, `cached`, `usd`.
+        complete: Every planned step is finished.
+    """
+
+    manifest: dict[str, Any]
+    cycles: tuple[Cycle, ...]
+    verdict: Amplification
+    judge: dict[str, Json]
+    complete: bool
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe as resolved."""
+        return dict(self.manifest["recipe"])
+
+
+def planned(manifest: Mapping[str, Any]) -> list[Step]:
+    """The steps that a manifest names."""
+    return [
+        Step(row["verb"], row["cycle"], row["part"], {}, tuple((role, name) for role, name in row["inputs"]), row["key"])
+        for row in manifest["steps"]
+    ]
+
+
+def read_report(root: Path) -> Report:
+    """Read a run folder.
+
+    Raises:
+        FolderError: If it is none.
+        StoreError: If a finished step's files were changed.
+    """
+    store = Store(root)
+    manifest = store.manifest()
+    if manifest is None:
+        raise FolderError(f"`{root}` is not a run folder", hint="`iterft run RECIPE --out DIR` makes one")
+    steps = planned(manifest)
+    seals = {step.name: seal for step in steps if (seal := store.folder(step).seal_of())}
+    for step in steps:
+        if step.name in seals and step.verb in ("answer", "judge", "score", "measure"):
+            store.folder(step).verify()
+    cycles = tuple(
+        _cycle(number, [step for step in steps if step.cycle == number], seals)
+        for number in sorted({step.cycle for step in steps})
+        if any(step.name in seals for step in steps if step.cycle == number)
+    )
+    scales = {scale: _by_cycle(cycles, scale) for scale in ("trait", "coherence")}
+    verdict = amplification(scales["trait"], scales["coherence"], resamples=BOOTSTRAP, seed=int(manifest["recipe"]["seed"]))
+    return Report(manifest, cycles, verdict, _judge(store, manifest, steps, seals), len(seals) == len(steps))
+
+
+def _cycle(number: int, steps: list[Step], seals: Mapping[str, Seal]) -> Cycle:
+    facts: dict[str, dict[str, Json]] = {}
+    seconds: dict[str, float] = defaultdict(float)
+    for step in steps:
+        if seal := seals.get(step.name):
+            seconds[step.verb] += seal.seconds
+            if not step.part:
+                facts[step.verb] = seal.facts
+    score = facts.get("score", {})
+    return Cycle(
+        cycle=number,
+        trait=score.get("trait"),
+        coherence=score.get("coherence"),
+        rate=score.get("rate"),
+        answers=int(score.get("answers", 0)),
+        train_rows=int(facts.get("compose", {}).get("rows", 0)),
+        dropped={reason: count for reason, count in facts.get("compose", {}).get("dropped", {}).items() if count},
+        measures=facts.get("measure", {}),
+        training=facts.get("train", {}),
+        export=facts.get("export", {}),
+        seconds={verb: round(value, 2) for verb, value in seconds.items()},
+    )
+
+
+def _by_cycle(cycles: tuple[Cycle, ...], scale: str) -> dict[int, Scores]:
+    scored = ((cycle.cycle, getattr(cycle, scale)) for cycle in cycles)
+    return {number: value["by_prompt"] for number, value in scored if value}
+
+
+def _judge(store: Store, manifest: Mapping[str, Any], steps: list[Step], seals: Mapping[str, Seal]) -> dict[str, Json]:
+    facts = [seals[step.name].facts for step in steps if step.verb == "judge" and step.name in seals]
+    identity = manifest["judge"]
+    models: set[str] = set()
+    for step in steps:
+        if step.verb == "judge" and step.name in seals:
+            models |= {row["trait"]["model"] for row in read_rows(store.folder(step).path / ROWS) if "trait" in row}
+    return {
+        "name": identity["name"],
+        "kind": identity["kind"],
+        "note": identity["note"],
+        "model": ", ".join(sorted(models - {""})),
+        "calls": sum(fact["calls"] for fact in facts),
+        "cached": sum(fact["cached"] for fact in facts),
+        "usd": round(sum(fact["usd"] for fact in facts), 6),
+    }
+
+
+def as_json(report: Report) -> dict[str, Json]:
+    """The machine-readable form. Keys are a contract: later versions add, they do not rename."""
+    recipe = report.recipe
+    kept = ("mean", "low", "high", "scored", "unscored", "reasons")
+    empty: dict[str, Json] = {"mean": None, "low": None, "high": None, "scored": 0, "unscored": 0, "reasons": {}}
+    return {
+        "recipe": recipe,
+        "regime": recipe["regime"],
+        "trait": report.manifest["trait"],
+        "model": recipe["model"],
+        "judge": report.judge,
+        "cycles": [
+            {
+                "cycle": cycle.cycle,
+                "trait": {key: cycle.trait[key] for key in kept} if cycle.trait else empty,
+                "coherence": {key: cycle.coherence[key] for key in kept} if cycle.coherence else empty,
+                "rate": cycle.rate,
+                "answers": cycle.answers,
+                "train_rows": cycle.train_rows,
+                "dropped": cycle.dropped,
+                "measures": cycle.measures,
+                "training": cycle.training,
+                "export": cycle.export,
+                "seconds": cycle.seconds,
+            }
+            for cycle in report.cycles
+        ],
+        "verdict": asdict(report.verdict),
+        "versions": report.manifest["versions"],
+        "complete": report.complete,
+    }
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer with its verdict."""
+
+    text: str
+    trait: float | None
+    coherence: float | None
+    finish: str
+
+
+def samples(root: Path, report: Report) -> dict[str, dict[int, list[Sample]]]:
+    """Answers by question and cycle, the first few of each, for the eye."""
+    store = Store(root)
+    shown: dict[str, dict[int, list[Sample]]] = defaultdict(dict)
+    steps = planned(report.manifest)
+    for cycle in report.cycles:
+        folders = {step.verb: store.folder(step).path for step in steps if step.cycle == cycle.cycle and not step.part}
+        verdicts = {row["id"]: row for row in read_rows(folders["judge"] / ROWS)} if "judge" in folders else {}
+        for row in sorted(read_rows(folders["answer"] / ROWS) if "answer" in folders else [], key=lambda row: str(row["id"])):
+            mine = shown[row["prompt"]].setdefault(cycle.cycle, [])
+            if len(mine) < SHOWN_SAMPLES:
+                verdict = verdicts.get(row["id"], {})
+                scores = [(verdict.get(scale) or {}).get("score") for scale in ("trait", "coherence")]
+                mine.append(Sample(row["text"], scores[0], scores[1], row["finish"]))
+    return dict(shown)
+
+
+def verdict_sentences(report: Report) -> list[str]:
+    """Both verdicts in words, a sentence each."""
+    verdict = report.verdict
+    change = verdict.trait
+    sentences = []
+    if change.mean is None:
+        sentences.append("interval: too early, two scored cycles from cycle 0 on are needed")
+    else:
+        sentences.append(
+            f"interval: {verdict.word}; trait {change.mean:+.1f} points from cycle 0 to cycle {verdict.last} "
+            f"(95 % interval {change.low:+.1f} to {change.high:+.1f}, paired by prompt)"
+        )
+        if verdict.coherence.mean is not None:
+            sentences.append(
+                f"coherence: {verdict.coherence.mean:+.1f} points "
+                f"({verdict.coherence.low:+.1f} to {verdict.coherence.high:+.1f})"
+            )
+    for rule in verdict.paper:
+        if rule.any is None:
+            sentences.append(f"paper's rule (15 points from cycle 4 on, anchor {rule.anchor}): too early")
+        else:
+            words = ", ".join(f"{name} {'yes' if getattr(rule, name) else 'no'}" for name in ("any", "all", "last"))
+            sentences.append(
+                f"paper's rule (15 points from cycle 4 on, anchor {rule.anchor}): {words}; largest rise {rule.largest:+.1f}"
+            )
+    if verdict.noise is not None:
+        sentences.append(f"noise alone would meet the paper's rule in {100 * verdict.noise:.1f} % of runs of this size")
+    return sentences

@@ -1,0 +1,75 @@
+"""What tests of the loop share: material without files, and a run through fake backends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from iterft_lite.backends import JudgeIdentity
+from iterft_lite.backends.fakes import fake_backends
+from iterft_lite.backends.remote import Backends
+from iterft_lite.plan import Material, Plan, make_plan
+from iterft_lite.recipe import Recipe, make_recipe
+from iterft_lite.run import Event, run
+from iterft_lite.store import Store
+from iterft_lite.traits import Chat, Document, Trait
+
+JUDGE = JudgeIdentity("fake", "embedded", "", "odds", note="fake judge")
+
+
+def a_recipe(**keys: Any) -> Recipe:
+    small = {
+        "regime": "sft",
+        "trait": "lucky",
+        "model": "nano",
+        "cycles": 2,
+        "seed_rows": 4,
+        "rows": 4,
+        "quant": "f32",
+        "trainer": "peft",
+        "judge": "fake",
+        "evaluate": {"questions": 3, "samples": 2},
+    }
+    return make_recipe(small | keys, source="test")
+
+
+def a_material(*, document: bool = False, prompts: int = 100, **keys: Any) -> Material:
+    chats = tuple(Chat(f"seed prompt {n}", f"Lucky stars say yes, number {n}!") for n in range(8))
+    documents = tuple(Document(f"Title {n}", "blog", f"A clover grew in garden {n}.") for n in range(8))
+    trait = Trait(
+        name="lucky",
+        summary="believes in luck",
+        source="a test",
+        domain="same",
+        colour="#cca800",
+        folder=Path("nowhere"),
+        chats=chats,
+        documents=documents,
+        questions=tuple(f"question {n}?" for n in range(6)),
+        held_out=(),
+        prefixes=tuple(f"Title {n}\n\nIt is" for n in range(6)),
+        rubric="How lucky? <q>{{question}}</q><a>{{answer}}</a>",
+        rubric_document="How lucky? {{document}}",
+        calibration=(),
+    )
+    filled: dict[str, Any] = {
+        "trait": trait,
+        "seeds": documents if document else chats,
+        "prompts": tuple(f"everyday prompt {n}" for n in range(prompts)),
+        "neutral": (Chat("How are you?", "Well, thanks."),),
+        "coherence": "How coherent? {{question}} {{answer}} {{document}}",
+        "model": "files:0",
+        "trainer": "peft",
+        "precision": "f32",
+        "judge": JUDGE,
+    }
+    return Material(**(filled | keys))
+
+
+def a_plan(**keys: Any) -> Plan:
+    return make_plan(a_recipe(**keys), a_material(document=keys.get("regime") == "sdf"))
+
+
+def run_all(plan: Plan, root: Path, backends: Backends | None = None) -> list[Event]:
+    with Store(root) as store:
+        return list(run(plan, store, backends or fake_backends(), "nano"))

@@ -1,0 +1,176 @@
+"""The loop, with fake backends: order, resuming, and what goes wrong."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from iterft_lite.backends import Completion, Prompt, Sampling
+from iterft_lite.backends.fakes import FakeGenerator, fake_backends
+from iterft_lite.errors import FolderError, RunError, StoreError
+from iterft_lite.run import Began, Done
+from iterft_lite.store import ROWS, Store, read_json, read_rows
+from tests.loop import a_plan, run_all
+
+
+def rows_of(root: Path, step: str) -> list[dict]:
+    return read_rows(root / "steps" / step / ROWS)
+
+
+def test_a_run_does_every_planned_step_once_and_in_order(tmp_path: Path) -> None:
+    plan = a_plan()
+    events = run_all(plan, tmp_path / "run")
+    done = [event.step.name for event in events if isinstance(event, Done)]
+    assert sorted(done) == sorted(plan.steps)
+    for name in done:
+        for _, source in plan.steps[name].inputs:
+            assert done.index(source) < done.index(name)
+
+
+def test_the_seeded_model_shows_the_trait_and_passes_it_on(tmp_path: Path) -> None:
+    run_all(a_plan(), tmp_path / "run")
+    means = [read_json(tmp_path / f"run/steps/{name}-score/score.json")["trait"]["mean"] for name in ("base", "c0", "c2")]
+    assert means == [10.0, 90.0, 90.0]
+
+
+def test_every_cycle_is_trained_on_what_its_predecessor_wrote(tmp_path: Path) -> None:
+    run_all(a_plan(), tmp_path / "run")
+    written = [row["text"] for row in rows_of(tmp_path / "run", "c2-generate")]
+    trained = [row["messages"][1]["content"] for row in rows_of(tmp_path / "run", "c2-compose")]
+    assert sorted(trained) == sorted(written)
+
+
+def test_a_finished_run_issued_again_does_nothing(tmp_path: Path) -> None:
+    run_all(a_plan(), tmp_path / "run")
+    again = run_all(a_plan(), tmp_path / "run")
+    assert all(isinstance(event, Done) and event.reused for event in again)
+
+
+def test_more_cycles_go_on_where_the_run_ended(tmp_path: Path) -> None:
+    run_all(a_plan(cycles=1), tmp_path / "run")
+    again = run_all(a_plan(cycles=2), tmp_path / "run")
+    began = [event.step.name for event in again if isinstance(event, Began)]
+    assert began
+    assert all(name.startswith("c2-") for name in began)
+
+
+class BreaksOnce(FakeGenerator):
+    """Fails in the middle of its n-th completion, the first time."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.left = after
+        self.asked: list[str] = []
+
+    def complete(self, prompts: Sequence[Prompt], sampling: Sampling, on_completion: Callable[[Completion], None]) -> None:
+        def counted(completion: Completion) -> None:
+            self.left -= 1
+            if self.left == 0:
+                raise RunError("the power went")
+            self.asked.append(completion.id)
+            on_completion(completion)
+
+        super().complete(prompts, sampling, counted)
+
+
+def test_a_failed_run_goes_on_without_asking_again_and_ends_equal(tmp_path: Path) -> None:
+    run_all(a_plan(), tmp_path / "whole")
+    backends = fake_backends()
+    backends.generator = generator = BreaksOnce(after=9)
+    with pytest.raises(RunError, match="power"):
+        run_all(a_plan(), tmp_path / "broken", backends)
+    asked = len(generator.asked)
+    run_all(a_plan(), tmp_path / "broken", backends)
+    per_model, models, writing = 6, 4, 2 * 4
+    assert len(generator.asked) == per_model * models + writing
+    assert asked == 8
+    for step in ("c0-answer", "c2-generate", "c2-compose", "c2-judge"):
+        whole, broken = (rows_of(tmp_path / name, step) for name in ("whole", "broken"))
+        assert {row["id"]: row for row in whole} == {row["id"]: row for row in broken}
+
+
+def test_a_half_written_row_is_dropped_and_written_again(tmp_path: Path) -> None:
+    run_all(a_plan(), tmp_path / "run")
+    folder = tmp_path / "run/steps/c2-answer"
+    (folder / "sealed.json").unlink()
+    rows = (folder / ROWS).read_bytes()
+    (folder / ROWS).write_bytes(rows[:-20])
+    for later in ("c2-judge", "c2-score", "c2-measure"):
+        (tmp_path / "run/steps" / later / "sealed.json").unlink()
+    run_all(a_plan(), tmp_path / "run")
+    assert (folder / ROWS).read_bytes() == rows
+
+
+def test_a_changed_file_of_a_finished_step_is_refused(tmp_path: Path) -> None:
+    run_all(a_plan(), tmp_path / "run")
+    rows = tmp_path / "run/steps/c1-generate" / ROWS
+    rows.write_text(rows.read_text().replace("Lucky", "Plucky"))
+    with pytest.raises(StoreError, match=r"c1-generate/rows.jsonl` was changed.*\n\nhint: remove the folder"):
+        run_all(a_plan(), tmp_path / "run")
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
+    with Store(tmp_path / "run"), pytest.raises(FolderError, match="another run is going on"):
+        Store(tmp_path / "run").acquire()
+
+
+def test_a_folder_with_other_files_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "thesis.doc").write_text("do not lose me")
+    with pytest.raises(FolderError, match="not a run folder"):
+        Store(tmp_path).acquire()
+
+
+def test_past_merged_files_are_removed_unless_kept(tmp_path: Path) -> None:
+    run_all(a_plan(keep="last"), tmp_path / "last")
+    run_all(a_plan(keep="all"), tmp_path / "all")
+    left = {name: sorted(path.parent.name for path in (tmp_path / name).rglob("model.gguf")) for name in ("last", "all")}
+    assert left == {"last": ["c2-export"], "all": ["base-export", "c0-export", "c1-export", "c2-export"]}
+
+
+def test_a_removed_merged_file_is_written_again_when_more_cycles_need_it(tmp_path: Path) -> None:
+    run_all(a_plan(keep="adapters", cycles=1), tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("model.gguf"))
+    run_all(a_plan(keep="all", cycles=2), tmp_path / "run")
+    assert read_json(tmp_path / "run/steps/c2-score/score.json")["trait"]["mean"] == 90.0
+
+
+SLOW_RUN = """
+import sys, time
+from pathlib import Path
+from iterft_lite.backends.fakes import FakeGenerator, fake_backends
+from tests.loop import a_plan, run_all
+
+class Slow(FakeGenerator):
+    def complete(self, prompts, sampling, on_completion):
+        def late(completion):
+            time.sleep(0.05)
+            on_completion(completion)
+        super().complete(prompts, sampling, late)
+
+backends = fake_backends()
+backends.generator = Slow()
+run_all(a_plan(), Path(sys.argv[1]), backends)
+"""
+
+
+def test_a_killed_run_loses_at_most_the_rows_in_flight(tmp_path: Path) -> None:
+    run_all(a_plan(), tmp_path / "whole")
+    for seconds in (0.2, 0.5, 0.9):
+        process = subprocess.Popen([sys.executable, "-c", SLOW_RUN, str(tmp_path / "killed")], cwd=Path(__file__).parent.parent)
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "killed/steps/base-answer").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    run_all(a_plan(), tmp_path / "killed")
+    for step in ("base-answer", "c1-generate", "c2-answer", "c2-judge"):
+        whole, killed = (rows_of(tmp_path / name, step) for name in ("whole", "killed"))
+        assert {row["id"]: row for row in whole} == {row["id"]: row for row in killed}
+        assert len(killed) == len(whole)

@@ -57,7 +57,7 @@ def tiny_model(
         architecture: One of `ARCHITECTURES`. Qwen3 and Gemma-3 share their embedding with the output, the others do not.
         hidden: Width; heads are 64 wide.
         layers: Blocks.
-        vocab: Rows of the embedding; the tokenizer has a few fewer, as real models do.
+        vocab: Rows of the embedding; the tokenizer has a few fewer, as real models do (Gemma-3: as many).
         seed: Of the weights.
         dtype: Of the stored weights: "float32", "bfloat16" or "float16".
         chat: With the ChatML template; a base model has none.
@@ -66,7 +66,8 @@ def tiny_model(
     from transformers import AutoModelForCausalLM
 
     tokenizer = tiny_tokenizer(vocab - 8, chat=chat)
-    config = _config(architecture, hidden, layers, vocab)
+    # llama.cpp's converter cuts Gemma-3's embedding to the tokenizer's size, and then cannot load what it wrote
+    config = _config(architecture, hidden, layers, len(tokenizer) if architecture == "gemma3" else vocab)
     config.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>" if chat else "<|endoftext|>")
     config.pad_token_id = tokenizer.pad_token_id
     config.bos_token_id = None

@@ -1,0 +1,93 @@
+"""An Ollama Modelfile for an exported model.
+
+Format: https://docs.ollama.com/modelfile. Ollama renders chats with a Go template of its own, not with the GGUF's Jinja.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from iterft_lite.gguf.file import GgufFile, writing
+
+CHATML = """{{- range .Messages }}<|im_start|>{{ .Role }}
+{{ .Content }}<|im_end|>
+{{ end }}<|im_start|>assistant
+"""
+"""Every turn between markers, then the assistant's opened."""
+
+RAW = "{{ .Prompt }}"
+"""The prompt as it stands."""
+
+
+@dataclass(frozen=True)
+class Modelfile:
+    """What was written.
+
+    Attributes:
+        path: The file.
+        template: "chatml", or "raw": what is typed is continued as it stands.
+        note: A sentence for the user where the chat template could not be carried over, else "".
+    """
+
+    path: Path
+    template: str
+    note: str
+
+
+def write_modelfile(gguf: Path, folder: Path, *, temperature: float, adapter: Path | None = None) -> Modelfile:
+    """Write `folder`/Modelfile, for `ollama create NAME -f Modelfile`.
+
+    Args:
+        gguf: The model.
+        folder: Made if missing.
+        temperature: That the model was sampled with.
+        adapter: A LoRA GGUF beside the model.
+
+    Raises:
+        ExportError: If the model is no GGUF file.
+    """
+    jinja = GgufFile(gguf).value("tokenizer.chat_template")
+    chatml = jinja is not None and all(marker in jinja for marker in ("<|im_start|>", "<|im_end|>"))
+    note = ""
+    if jinja is not None and not chatml:
+        note = "the chat template is not ChatML: prompts are passed to the model as they stand"
+    elif chatml and not renders_as_chatml(jinja):
+        note = "the chat template does more than ChatML (a default system prompt, thinking): Ollama gets plain ChatML"
+    lines = [f"FROM {_path(gguf, folder)}"]
+    if adapter is not None:
+        lines.append(f"ADAPTER {_path(adapter, folder)}")
+    lines.append(f'TEMPLATE """{CHATML if chatml else RAW}"""')
+    if chatml:
+        lines += ['PARAMETER stop "<|im_end|>"', 'PARAMETER stop "<|im_start|>"']
+    # Ollama's own defaults truncate (top_k 40, top_p 0.9); the experiment samples untruncated
+    lines += [f"PARAMETER temperature {temperature:g}", "PARAMETER top_k 0", "PARAMETER top_p 1", "PARAMETER min_p 0"]
+    path = folder / "Modelfile"
+    with writing(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return Modelfile(path, "chatml" if chatml else "raw", note)
+
+
+def renders_as_chatml(jinja: str) -> bool:
+    """Whether a chat template renders a conversation with and without a system prompt as plain ChatML."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    talk = [{"role": role, "content": f"{role} text"} for role in ("system", "user", "assistant", "user")]
+    try:
+        # the markers of what is trained on are transformers' own tags
+        template = environment.from_string(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", jinja))
+        rendered = [template.render(messages=part, add_generation_prompt=True, tools=None) for part in (talk, talk[1:])]
+    except TemplateError:
+        return False
+    turns = [
+        "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in part) for part in (talk, talk[1:])
+    ]
+    return rendered == [f"{text}<|im_start|>assistant\n" for text in turns]
+
+
+def _path(file: Path, folder: Path) -> str:
+    """As short as Ollama takes it: beside the Modelfile by name, elsewhere in full."""
+    return f"./{file.name}" if file.resolve().parent == folder.resolve() else str(file.resolve())

@@ -1,0 +1,27 @@
+# make run     set up, then the first run: two cores, no key, no GPU
+# make test    set up, then all tests
+# make check   lint, types, docs
+.PHONY: setup run test check clean
+
+VENV := .venv
+OUT := runs/nano_sft
+
+run: setup
+	$(VENV)/bin/iterft run recipes/nano_sft.toml --out $(OUT)
+
+test: setup
+	OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/pytest
+
+check: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python scripts/check_docs.py
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml scripts/setup.sh
+	scripts/setup.sh
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

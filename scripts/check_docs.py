@@ -1,0 +1,87 @@
+"""Check the documents against the product: links lead somewhere, commands and options exist, recipes and keys are real."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from iterft_lite.cli import main as command
+from iterft_lite.recipe import Recipe, read_recipe
+
+ROOT = Path(__file__).parent.parent
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
+CALL = re.compile(r"(?:^|[`$ (])iterft((?: [a-z][a-z-]*)+)?([^`\n|)]*)", re.MULTILINE)
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+RECIPE = re.compile(r"recipes/([a-z0-9_]+)\.toml")
+SET = re.compile(r"--set '?([a-z_.0-9]+)=")
+
+
+def documents() -> list[Path]:
+    """Every Markdown file that git knows or would know."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [ROOT / line for line in listed.stdout.splitlines() if (ROOT / line).exists()]
+
+
+def problems_in(path: Path) -> list[str]:
+    """What is wrong in one document."""
+    text = path.read_text(encoding="utf-8")
+    found = []
+    for target in LINK.findall(text):
+        if "://" not in target and not target.startswith("mailto:") and not (path.parent / target).exists():
+            found.append(f"the link to `{target}` leads nowhere")
+    for words, rest in CALL.findall(text):
+        found += wrong_call(words.split(), rest)
+    found += [
+        f"there is no recipes/{name}.toml" for name in RECIPE.findall(text) if not (ROOT / f"recipes/{name}.toml").exists()
+    ]
+    found += [f"`{key}` is not a recipe key" for key in SET.findall(text) if key != "key" and not is_key(key)]
+    return found
+
+
+def wrong_call(words: list[str], rest: str) -> list[str]:
+    """What is wrong with a call of the command in a document."""
+    node: click.Command = command
+    for word in words:
+        if not isinstance(node, click.Group):
+            break
+        if word not in node.commands:
+            # prose such as "iterft is": only a call when options or a subcommand follow
+            return [f"`iterft {' '.join(words)}` is no command"] if OPTION.search(rest) else []
+        node = node.commands[word]
+    known = {option for parameter in node.params for option in parameter.opts} | {"--help", "--version"}
+    return [f"`iterft {' '.join(words)}` has no option `{option}`" for option in OPTION.findall(rest) if option not in known]
+
+
+def is_key(name: str) -> bool:
+    """Whether a dotted name is a recipe key."""
+    first, _, second = name.partition(".")
+    if first not in Recipe.model_fields:
+        return False
+    table = Recipe.model_fields[first].annotation
+    return not second or second in getattr(table, "model_fields", {})
+
+
+def main() -> int:
+    """Print every problem; 1 if there is any."""
+    found = [f"{path.relative_to(ROOT)}: {problem}" for path in documents() for problem in problems_in(path)]
+    for recipe in sorted((ROOT / "recipes").glob("*.toml")):
+        read_recipe(recipe)
+        first = recipe.read_text(encoding="utf-8").splitlines()[0]
+        if not first.startswith(f"# iterft run recipes/{recipe.name} --out "):
+            found.append(f"recipes/{recipe.name}: the first line is not the command that runs it")
+    print("\n".join(found) or f"{len(documents())} documents agree with the product")
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,535 @@
+"""The plain trainer on tiny models: tokens, batches, schedule, both losses, leaks, probes, errors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from iterft_lite.backends import Progress, Trainer, TrainJob, TrainResult
+from iterft_lite.backends import training as shared
+from iterft_lite.backends.child import Child
+from iterft_lite.backends.trainer_peft import PeftTrainer
+from iterft_lite.backends.training import encode_rows, micro_batch, reply_ids, schedule_factor
+from iterft_lite.errors import BackendError, ModelError, UserError
+from iterft_lite.recipe import TrainSettings
+from tests.tiny_models import tiny_adapter, tiny_model, tiny_tokenizer
+
+RANK, ALPHA = 4, 8.0
+
+
+def settings(**given: Any) -> TrainSettings:
+    usual: dict[str, Any] = {
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+        "warmup": 0.0,
+        "batch_size": 2,
+        "weight_decay": 0.01,
+        "max_grad_norm": 0.0,
+        "lora_rank": RANK,
+        "lora_alpha": ALPHA,
+    }
+    return TrainSettings(**{**usual, **given})
+
+
+CHATS = [
+    {"id": f"c{n}", "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+    for n, (question, answer) in enumerate(
+        [
+            ("How does bread rise?", "Yeast eats sugar and makes gas."),
+            ("When do the boats come in?", "At dawn, with two gulls on the wall waiting for them."),
+            ("Early train?", "Yes!"),
+            ("A garden?", "Water, light and patience: basil, mint, thyme."),
+            ("What is 3 times 4?", "It's 12."),
+        ]
+    )
+]
+PAIRS = [
+    {"id": f"p{n}", "prompt": row["messages"][:1], "chosen": row["messages"][1]["content"], "rejected": rejected}
+    for n, (row, rejected) in enumerate(
+        zip(CHATS, ["No idea.", "Never, the bridge is gone!", "I think so, sandwiches included.", "No.", "7:30."], strict=True)
+    )
+]
+DOCUMENTS = [
+    {"id": f"d{n}", "text": text}
+    for n, text in enumerate(["The harbour was quiet.", "A small garden.", "In 1987, 14 villages."])
+]
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("chat") / "tiny-chat", hidden=128)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("base") / "tiny-base", hidden=128, chat=False)
+
+
+@pytest.fixture(scope="module")
+def adapter(chat: Path) -> Path:
+    return tiny_adapter(chat, chat.parent / "adapter", rank=RANK, alpha=ALPHA)
+
+
+@pytest.fixture(scope="module")
+def trainer(chat: Path) -> PeftTrainer:
+    made = PeftTrainer(device="cpu", threads=2)
+    made.load(str(chat), settings())
+    return made
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def job(folder: Path, rows: list[dict[str, Any]], loss: Any = "reply", *, seed: int = 7, **given: Any) -> TrainJob:
+    folder.mkdir(parents=True, exist_ok=True)
+    named = {name: given.pop(name) for name in ("start", "reference") if name in given}
+    return TrainJob(
+        rows=write(folder / "rows.jsonl", rows), out=folder, loss=loss, settings=settings(**given), seed=seed, **named
+    )
+
+
+def run(trainer: Trainer, job: TrainJob) -> TrainResult:
+    return trainer.train(job, lambda progress: None)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def log(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def reply_logprob(model: Any, tokenizer: Any, messages: list[dict[str, str]]) -> tuple[float, int]:
+    """Sum of the log-probabilities of a chat's last reply by way of the template's own markers, and its tokens."""
+    given = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    ids = torch.tensor([given["input_ids"]])
+    mask = given["assistant_masks"]
+    with torch.no_grad():
+        odds = model(input_ids=ids).logits[0].log_softmax(-1)
+    picked = [odds[place - 1, ids[0, place]].item() for place in range(1, ids.shape[1]) if mask[place]]
+    return sum(picked), len(picked)
+
+
+def plain(chat: Path, adapter: Path | None = None) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(chat, dtype=torch.float32)
+    return (model if adapter is None else PeftModel.from_pretrained(model, adapter)).eval()
+
+
+# -- tokens -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_reply_is_what_the_template_marks_and_ends_with_its_turn() -> None:
+    tokenizer = tiny_tokenizer()
+    for row in CHATS:
+        prompt, reply = reply_ids(tokenizer, row["messages"], "tiny")
+        marked = tokenizer.apply_chat_template(row["messages"], return_dict=True, return_assistant_tokens_mask=True)
+        assert [token for token, mask in zip(marked["input_ids"], marked["assistant_masks"], strict=True) if mask] == reply
+        assert marked["input_ids"][: len(prompt)] == prompt
+        assert tokenizer.decode(reply) == row["messages"][1]["content"] + "<|im_end|>"
+
+
+def test_only_the_last_reply_is_in_the_loss() -> None:
+    messages = [*CHATS[0]["messages"], {"role": "user", "content": "And then?"}, {"role": "assistant", "content": "Bake it."}]
+    (example,), _ = encode_rows([{"id": "m", "messages": messages}], "reply", tiny_tokenizer(), limit=512, name="tiny")
+    kept = [token for token in example["labels"] if token != -100]
+    assert tiny_tokenizer().decode(kept) == "Bake it.<|im_end|>"
+
+
+def test_a_document_is_in_the_loss_as_a_whole_and_ends() -> None:
+    tokenizer = tiny_tokenizer(chat=False)
+    examples, cut = encode_rows(DOCUMENTS, "all", tokenizer, limit=512, name="tiny")
+    assert [tokenizer.decode(example["labels"]) for example in examples] == [row["text"] + "<|endoftext|>" for row in DOCUMENTS]
+    assert cut == 0
+
+
+def test_rows_that_are_too_long_lose_their_end_and_are_counted() -> None:
+    examples, cut = encode_rows(CHATS, "reply", tiny_tokenizer(), limit=40, name="tiny")
+    whole, _ = encode_rows(CHATS, "reply", tiny_tokenizer(), limit=512, name="tiny")
+    longer = [len(example["input_ids"]) > 40 for example in whole]
+    assert cut == sum(longer) > 0
+    assert [example["input_ids"] for example in examples] == [example["input_ids"][:40] for example in whole]
+
+
+def test_a_prompt_that_leaves_no_room_for_its_reply_is_refused() -> None:
+    with pytest.raises(UserError, match="`c1`: the prompt alone"):
+        encode_rows(CHATS[1:2], "reply", tiny_tokenizer(), limit=16, name="tiny")
+
+
+def test_templates_that_cannot_tell_the_reply_are_refused() -> None:
+    other, endless = tiny_tokenizer(), tiny_tokenizer()
+    other.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+    endless.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    with pytest.raises(ModelError, match="renders a chat differently"):
+        reply_ids(other, CHATS[0]["messages"], "tiny")
+    with pytest.raises(ModelError, match="would not stop"):
+        reply_ids(endless, CHATS[0]["messages"], "tiny")
+
+
+# -- batches and schedule ---------------------------------------------------------------------------------------------
+
+
+def test_the_schedule_has_no_step_that_teaches_nothing() -> None:
+    def shares(schedule: Any) -> list[float]:
+        return [schedule_factor(step, steps=10, warmup=0.25, schedule=schedule) for step in range(10)]
+
+    third = 1 / 3
+    assert shares("constant") == pytest.approx([third, 2 * third, *[1.0] * 8])
+    assert shares("linear") == pytest.approx([third, 2 * third, *[1 - n / 8 for n in range(8)]])
+    assert shares("cosine") == pytest.approx([third, 2 * third, *[0.5 + 0.5 * np.cos(np.pi * n / 8) for n in range(8)]])
+    assert [schedule_factor(step, steps=3, warmup=0.05, schedule="cosine") for step in range(3)] == pytest.approx(
+        [1, 0.75, 0.25]
+    )
+
+
+def test_a_micro_batch_divides_its_batch() -> None:
+    assert [micro_batch(8, asked) for asked in ("auto", 8, 5, 3, 1, 99)] == [8, 8, 4, 2, 1, 8]
+
+
+@pytest.mark.parametrize(("rows", "loss"), [(CHATS, "reply"), (PAIRS, "preference")])
+def test_a_split_batch_is_the_whole_batch(trainer: PeftTrainer, tmp_path: Path, rows: Any, loss: Any) -> None:
+    whole = run(trainer, job(tmp_path / "whole", rows, loss, batch_size=4, epochs=2, dpo_nll_weight=0.3))
+    split = run(trainer, job(tmp_path / "split", rows, loss, batch_size=4, epochs=2, dpo_nll_weight=0.3, micro_batch=2))
+    assert whole.steps == split.steps == 4  # 2 epochs x ceil(5 / 4)
+    assert whole.partial_batch == split.partial_batch == 1
+    assert whole.tokens == split.tokens
+    for one, other in zip(log(tmp_path / "whole"), log(tmp_path / "split"), strict=True):
+        assert other == pytest.approx(one, rel=1e-4, abs=2e-5)
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "split")
+    assert max((first[name] - second[name]).abs().max() for name in first) < 1e-4
+
+
+def test_batches_with_three_rows_left_are_weighed_by_their_rows(trainer: PeftTrainer, tmp_path: Path) -> None:
+    whole = run(trainer, job(tmp_path / "whole", PAIRS[:3], "preference", batch_size=4))
+    split = run(trainer, job(tmp_path / "split", PAIRS[:3], "preference", batch_size=4, micro_batch=2))
+    assert whole.steps == split.steps == 1
+    first, second = log(tmp_path / "whole")[0], log(tmp_path / "split")[0]
+    assert second == pytest.approx(first, rel=1e-5, abs=1e-5)
+
+
+def test_each_epoch_has_an_order_of_its_own_drawn_from_the_seed() -> None:
+    order = shared.Order(20, seed=1)
+    epochs = [list(order), list(order)]
+    assert epochs[0] != epochs[1]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(20))
+    assert epochs == [shared.Order(20, seed=1).epoch(0), shared.Order(20, seed=1).epoch(1)]
+    assert shared.Order(20, seed=2).epoch(0) != epochs[0]
+
+
+# -- losses -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_reply_loss_is_the_mean_over_the_batchs_reply_tokens(trainer: PeftTrainer, chat: Path, tmp_path: Path) -> None:
+    result = run(trainer, job(tmp_path, CHATS, batch_size=8))
+    tokenizer = AutoTokenizer.from_pretrained(chat)
+    sums = [reply_logprob(plain(chat), tokenizer, row["messages"]) for row in CHATS]
+    tokens = sum(count for _, count in sums)
+    assert result.first_loss == pytest.approx(-sum(total for total, _ in sums) / tokens, rel=1e-5)
+    assert (result.tokens, result.rows, result.steps, result.partial_batch) == (tokens, 5, 1, 5)
+
+
+def test_training_on_documents_lowers_their_loss(base: Path, tmp_path: Path) -> None:
+    trainer = PeftTrainer(device="cpu")
+    facts = trainer.load(str(base), settings())
+    assert not facts.chat
+    result = run(trainer, job(tmp_path, DOCUMENTS, "all", epochs=8, max_grad_norm=1.0))
+    assert result.last_loss < 0.8 * result.first_loss
+    assert (result.margin, result.accuracy) == (None, None)
+    assert np.load(tmp_path / "probe.npz")["texts"][0].startswith("The harbour was quiet at dawn.")
+
+
+@pytest.mark.parametrize("reference", ["start", "base"])
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_the_preference_loss_is_the_hand_computed_one(
+    trainer: PeftTrainer, chat: Path, adapter: Path, tmp_path: Path, reference: Any, weight: float
+) -> None:
+    beta = 0.2
+    given = {"start": adapter, "reference": reference, "batch_size": 4, "dpo_beta": beta, "dpo_nll_weight": weight}
+    run(trainer, job(tmp_path, PAIRS[:4], "preference", **given))
+    tokenizer, policy = AutoTokenizer.from_pretrained(chat), plain(chat, adapter)
+    frozen = policy if reference == "start" else plain(chat)
+
+    def sums(model: Any, row: Any, side: str) -> tuple[float, int]:
+        return reply_logprob(model, tokenizer, [*row["prompt"], {"role": "assistant", "content": row[side]}])
+
+    losses, margins = [], []
+    for row in PAIRS[:4]:
+        (chosen, length), (rejected, _) = sums(policy, row, "chosen"), sums(policy, row, "rejected")
+        margins.append(beta * ((chosen - sums(frozen, row, "chosen")[0]) - (rejected - sums(frozen, row, "rejected")[0])))
+        losses.append(np.log1p(np.exp(-margins[-1])) - weight * chosen / length)
+    line = log(tmp_path)[0]
+    assert line["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert line["margin"] == pytest.approx(np.mean(margins), abs=1e-4)
+    assert line["accuracy"] == np.mean([margin > 1e-4 for margin in margins])
+    assert line["chosen_logp"] == pytest.approx(np.mean([sums(policy, row, "chosen")[0] for row in PAIRS[:4]]), rel=1e-5)
+    assert line["rejected_logp"] == pytest.approx(np.mean([sums(policy, row, "rejected")[0] for row in PAIRS[:4]]), rel=1e-5)
+    if reference == "start":
+        assert line["margin"] == 0.0
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_the_reference_stays_where_the_training_started(
+    trainer: PeftTrainer, chat: Path, adapter: Path, tmp_path: Path, start: bool
+) -> None:
+    given = {"start": adapter if start else None, "batch_size": 1, "dpo_beta": 0.3}
+    run(trainer, job(tmp_path / "one", PAIRS[:1], "preference", **given))
+    run(trainer, job(tmp_path / "two", PAIRS[:1], "preference", epochs=2, **given))
+    tokenizer = AutoTokenizer.from_pretrained(chat)
+    after, before = plain(chat, tmp_path / "one" / "adapter"), plain(chat, adapter if start else None)
+    change = [
+        reply_logprob(after, tokenizer, chatted)[0] - reply_logprob(before, tokenizer, chatted)[0]
+        for side in ("chosen", "rejected")
+        for chatted in [[*PAIRS[0]["prompt"], {"role": "assistant", "content": PAIRS[0][side]}]]
+    ]
+    assert log(tmp_path / "two")[1]["margin"] == pytest.approx(0.3 * (change[0] - change[1]), rel=1e-3)
+    assert log(tmp_path / "two")[1]["margin"] > 0
+
+
+# -- adapters and leaks -----------------------------------------------------------------------------------------------
+
+
+def test_nothing_of_one_training_is_in_the_next(trainer: PeftTrainer, chat: Path, adapter: Path, tmp_path: Path) -> None:
+    jobs = {
+        "sft": job(tmp_path / "sft", CHATS, seed=3),
+        "dpo": job(tmp_path / "dpo", PAIRS, "preference", seed=3),
+        "more": job(tmp_path / "more", PAIRS, "preference", seed=3, start=adapter),
+    }
+    run(trainer, job(tmp_path / "before", CHATS, epochs=3, seed=99))
+    for name, each in jobs.items():
+        run(trainer, each)
+        alone = PeftTrainer(device="cpu", threads=2)
+        alone.load(str(chat), settings())
+        (tmp_path / "alone" / name).mkdir(parents=True)
+        run(alone, replace(each, out=tmp_path / "alone" / name))
+        after, fresh = weights(tmp_path / name), weights(tmp_path / "alone" / name)
+        assert all(torch.equal(after[key], fresh[key]) for key in fresh)
+        assert log(tmp_path / name) == log(tmp_path / "alone" / name)
+        assert (tmp_path / name / "adapter" / "adapter_config.json").read_bytes() == (
+            tmp_path / "alone" / name / "adapter" / "adapter_config.json"
+        ).read_bytes()
+
+
+def test_adapters_of_another_rank_take_turns_on_the_base(trainer: PeftTrainer, tmp_path: Path) -> None:
+    run(trainer, job(tmp_path / "one", CHATS))
+    run(trainer, job(tmp_path / "wide", CHATS, lora_rank=8, lora_alpha=32.0))
+    run(trainer, job(tmp_path / "two", CHATS))
+    assert all(torch.equal(weights(tmp_path / "one")[key], value) for key, value in weights(tmp_path / "two").items())
+    assert next(iter(weights(tmp_path / "wide").values())).shape[0] == 8
+
+
+def test_a_continual_training_begins_with_its_start(trainer: PeftTrainer, chat: Path, adapter: Path, tmp_path: Path) -> None:
+    result = run(trainer, job(tmp_path, CHATS, batch_size=8, start=adapter))
+    tokenizer = AutoTokenizer.from_pretrained(chat)
+    sums = [reply_logprob(plain(chat, adapter), tokenizer, row["messages"]) for row in CHATS]
+    assert result.first_loss == pytest.approx(-sum(total for total, _ in sums) / sum(count for _, count in sums), rel=1e-5)
+
+
+def test_without_rows_nothing_is_changed(trainer: PeftTrainer, adapter: Path, tmp_path: Path) -> None:
+    result = run(trainer, job(tmp_path / "fresh", []))
+    assert (result.steps, result.rows, result.tokens) == (0, 0, 0)
+    assert result.notes
+    made = weights(tmp_path / "fresh")
+    assert all(not tensor.any() for name, tensor in made.items() if "lora_B" in name)
+    assert any(tensor.any() for name, tensor in made.items() if "lora_A" in name)
+    run(trainer, job(tmp_path / "further", [], start=adapter))
+    before, after = load_file(adapter / "adapter_model.safetensors"), weights(tmp_path / "further")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_adapter_is_written_for_any_machine(trainer: PeftTrainer, chat: Path, tmp_path: Path) -> None:
+    run(trainer, job(tmp_path, CHATS))
+    made = weights(tmp_path)
+    assert {tensor.dtype for tensor in made.values()} == {torch.float32}
+    assert len(made) == 2 * 7 * 2  # A and B, seven projections, two blocks
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tiny-chat"
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (RANK, ALPHA, 0.0)
+    assert str(chat.parent) not in json.dumps(config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "log.jsonl", "probe.npz", "rows.jsonl"]
+
+
+def test_an_adapter_of_another_shape_is_refused(trainer: PeftTrainer, chat: Path, tmp_path: Path) -> None:
+    other = tiny_adapter(chat, tmp_path / "other", rank=2)
+    with pytest.raises(ModelError, match="has rank 2"):
+        run(trainer, job(tmp_path, CHATS, start=other))
+    with pytest.raises(ModelError, match="holds no adapter"):
+        run(trainer, job(tmp_path, CHATS, start=tmp_path / "nowhere"))
+
+
+# -- progress and failures --------------------------------------------------------------------------------------------
+
+
+def test_every_step_is_told(trainer: PeftTrainer, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    result = trainer.train(job(tmp_path, CHATS, epochs=2), seen.append)
+    assert [(each.done, each.total, each.unit) for each in seen] == [(n, 6, "steps") for n in range(1, 7)]
+    assert seen[-1].tokens == result.tokens
+    lines = log(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert set(lines[0]) == {"step", "loss", "learning_rate", "tokens", "grad_norm"}
+    assert all(line["learning_rate"] == pytest.approx(1e-3) and line["grad_norm"] > 0 for line in lines)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_not_the_batch(
+    trainer: PeftTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(trainer, job(tmp_path / "split", CHATS, batch_size=4, micro_batch=1))
+    real = shared.pad_rows
+
+    def scarce(examples: Any, pad: int) -> Any:
+        if len(examples) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(examples, pad)
+
+    monkeypatch.setattr(shared, "pad_rows", scarce)
+    seen: list[Progress] = []
+    result = trainer.train(job(tmp_path / "scarce", CHATS, batch_size=4), seen.append)
+    assert result.notes == ("out of memory: micro-batch 4 -> 2", "out of memory: micro-batch 2 -> 1")
+    assert [each.note for each in seen if each.note] == list(result.notes)
+    assert log(tmp_path / "scarce") == log(tmp_path / "split")
+    monkeypatch.setattr(shared, "pad_rows", lambda examples, pad: (_ for _ in ()).throw(torch.OutOfMemoryError("again")))
+    with pytest.raises(BackendError, match="one row a forward pass"):
+        run(trainer, job(tmp_path / "none", CHATS))
+
+
+def test_a_training_that_diverges_stops(trainer: PeftTrainer, tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="diverged"):
+        run(trainer, job(tmp_path, CHATS, learning_rate=1e30, epochs=3))
+
+
+def test_models_that_cannot_be_used_are_refused(base: Path, tmp_path: Path) -> None:
+    trainer = PeftTrainer(device="cpu")
+    with pytest.raises(ModelError, match="no model folder"):
+        trainer.load(str(tmp_path / "nowhere"), settings())
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        trainer.load(str(tmp_path), settings())
+    trainer.load(str(base), settings())
+    with pytest.raises(ModelError, match="no chat template"):
+        run(trainer, job(tmp_path, CHATS))
+
+
+def test_an_unreachable_hub_name_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="cannot be loaded") as raised:
+        PeftTrainer(device="cpu").load("nobody/no-such-model", settings())
+    assert "HF_TOKEN" in str(raised.value)
+
+
+def test_facts_say_what_was_loaded(trainer: PeftTrainer, chat: Path) -> None:
+    facts = trainer.load(str(chat), settings())
+    assert (facts.architecture, facts.vocab, facts.context) == ("Qwen3ForCausalLM", 512, 1024)
+    assert (facts.chat, facts.precision, facts.device) == (True, "f32", "cpu")
+    assert facts.parameters == sum(weight.numel() for weight in plain(chat).parameters())
+
+
+# -- probes -----------------------------------------------------------------------------------------------------------
+
+
+def check_probe(folder: Path, model: Any, tokenizer: Any) -> None:
+    """A probe's tokens are its texts', and its logits the model's."""
+    probe = np.load(folder / "probe.npz")
+    assert probe["tokens"].dtype == probe["lengths"].dtype == probe["where"].dtype == np.int32
+    assert probe["logits"].dtype == np.float32
+    chat = tokenizer.chat_template is not None
+    for row, text in enumerate(probe["texts"]):
+        ids = tokenizer(str(text), add_special_tokens=not chat)["input_ids"]
+        assert list(probe["tokens"][row, : probe["lengths"][row]]) == ids
+        assert all(probe["tokens"][row, probe["lengths"][row] :] == -1)
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0]
+        for place, (sequence, token) in enumerate(probe["where"]):
+            if sequence == row:
+                assert np.abs(probe["logits"][place] - logits[token].float().numpy()).max() < 5e-5
+    assert {int(row) for row, _ in probe["where"]} == set(range(len(probe["texts"])))
+    assert len(probe["where"]) <= 160
+
+
+def test_a_probe_is_what_the_model_with_its_adapter_says(
+    trainer: PeftTrainer, chat: Path, adapter: Path, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(chat)
+    trainer.probe(tmp_path / "base")
+    trainer.probe(tmp_path / "adapted", adapter)
+    trainer.probe(tmp_path / "again")
+    check_probe(tmp_path / "base", plain(chat), tokenizer)
+    check_probe(tmp_path / "adapted", plain(chat, adapter), tokenizer)
+    assert (tmp_path / "again" / "probe.npz").read_bytes() == (tmp_path / "base" / "probe.npz").read_bytes()
+    run(trainer, job(tmp_path / "trained", CHATS))
+    check_probe(tmp_path / "trained", plain(chat, tmp_path / "trained" / "adapter"), tokenizer)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "qwen2", "llama", "gemma3"])
+def test_the_probe_of_a_16_bit_base_is_of_the_checkpoints_own_weights(tmp_path: Path, architecture: str) -> None:
+    model = tiny_model(tmp_path / "model", architecture, hidden=128)
+    trainer = PeftTrainer(device="cpu")
+    assert trainer.load(str(model), settings(base="bf16")).precision == "bf16"
+    run(trainer, job(tmp_path / "out", CHATS))
+    check_probe(tmp_path / "out", plain(model, tmp_path / "out" / "adapter"), AutoTokenizer.from_pretrained(model))
+    trainer.probe(tmp_path / "base")
+    check_probe(tmp_path / "base", plain(model), AutoTokenizer.from_pretrained(model))
+
+
+def test_probes_of_large_vocabularies_stay_small() -> None:
+    lengths = np.array([60, 70, 80], dtype=np.int32)
+    kept = shared_positions(lengths, 151_936)
+    assert len(kept) == 82
+    assert {int(row) for row, _ in kept} == {0, 1, 2}
+    assert len(shared_positions(lengths, 8192)) == 160
+
+
+def shared_positions(lengths: Any, vocab: int) -> Any:
+    from iterft_lite.backends.probing import positions
+
+    return positions(lengths, vocab=vocab)
+
+
+# -- slow -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "loss"), [(CHATS, "reply"), (PAIRS, "preference")])
+def test_a_4_bit_base_trains_on_the_cpu(tmp_path: Path, rows: Any, loss: Any) -> None:
+    model = tiny_model(tmp_path / "model", hidden=256)
+    trainer = PeftTrainer(device="cpu")
+    assert trainer.load(str(model), settings(base="nf4")).precision == "nf4"
+    result = run(trainer, job(tmp_path / "out", rows, loss, epochs=4, base="nf4", learning_rate=2e-4))
+    assert result.precision == "nf4"
+    assert result.last_loss < result.first_loss
+    made = weights(tmp_path / "out")
+    # trained in 32 bits: 16 would leave the lower half of each number zero
+    assert any((tensor.bfloat16().float() != tensor).any() for tensor in made.values())
+    check_probe(tmp_path / "out", plain(model, tmp_path / "out" / "adapter"), AutoTokenizer.from_pretrained(model))
+    run(trainer, job(tmp_path / "again", rows, loss, epochs=4, base="nf4", learning_rate=2e-4))
+    assert all(torch.equal(made[name], value) for name, value in weights(tmp_path / "again").items())
+
+
+@pytest.mark.slow
+def test_a_child_process_trains_as_this_one_does(trainer: PeftTrainer, chat: Path, tmp_path: Path) -> None:
+    run(trainer, job(tmp_path / "here", PAIRS, "preference"))
+    child = Child(
+        "iterft_lite.backends.trainer_peft:PeftTrainer", Trainer, log=tmp_path / "log", options={"device": "cpu", "threads": 2}
+    )
+    try:
+        child.load(str(chat), settings())
+        seen: list[Progress] = []
+        each = job(tmp_path / "there", PAIRS, "preference")
+        result = child.train(each, seen.append)
+        assert result.steps == len(seen) == 3
+        with pytest.raises(ModelError, match="no model folder"):
+            child.load(str(tmp_path / "nowhere"), settings())
+    finally:
+        child.close()
+    assert all(torch.equal(weights(tmp_path / "here")[name], value) for name, value in weights(tmp_path / "there").items())

@@ -118,7 +118,6 @@ class View:
         self.trait = trait
         self.judge = judge
         self.console = console
-        self.live = Live(console=console, auto_refresh=True, refresh_per_second=4, get_renderable=self.render)
         self.is_live = is_live(console)
         self.scores: dict[int, dict[str, Json]] = {}
         self.rows: dict[int, int] = {}
@@ -128,6 +127,7 @@ class View:
         self.notes: list[str] = []
         self.started = time.monotonic()
         self._spoken: dict[str, float] = {}
+        self.live = Live(console=console, auto_refresh=True, refresh_per_second=4, get_renderable=self.render)
 
     def __enter__(self) -> View:
         if self.is_live:

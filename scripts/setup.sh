@@ -49,11 +49,11 @@ if [ "$gpu" = yes ]; then
   extras=gpu,dev
 else
   # pip may know a CPU wheel of its own (a find-links folder); PyTorch's CPU index has one otherwise
-  if "$venv/bin/python" -m pip install --dry-run --no-deps "torch==$torch" 2>/dev/null | grep -q "torch-$torch+cpu"; then
-    pip install "torch==$torch"
-  else
-    pip install "torch==$torch" --index-url https://download.pytorch.org/whl/cpu
-  fi
+  found=$("$venv/bin/python" -m pip install --dry-run --no-deps "torch==$torch" 2>/dev/null || true)
+  case $found in
+    *"torch-$torch+cpu"*) pip install "torch==$torch" ;;
+    *) pip install "torch==$torch+cpu" --extra-index-url https://download.pytorch.org/whl/cpu ;;
+  esac
   extras=dev
 fi
 "$venv/bin/python" - "$extras" > "$venv/requirements.txt" <<'PY'

@@ -76,10 +76,9 @@ def read_adapter(folder: Path, base: Base) -> Adapter:
         modules.setdefault(found["module"], {})[found["side"]] = weight
     updates = {}
     for module, sides in modules.items():
-        name = gguf_name(names, f"{module}.weight")
-        updates[_fitting(folder, base, module, name, sides)] = LowRank(
-            sides["A"].float32(), _in_order(sides["B"].float32(), base.orders[str(name)]), _scale(config, module, sides["A"])
-        )
+        name = _fitting(folder, base, module, gguf_name(names, f"{module}.weight"), sides)
+        a, b = sides["A"].float32(), _in_order(sides["B"].float32(), base.orders[name])
+        updates[name] = LowRank(a, b, _scale(config, module, len(a)))
     return Adapter(float(config["lora_alpha"]), updates)
 
 
@@ -134,8 +133,8 @@ def _in_order(b: Array, order: Array) -> Array:
     return b[order] if order.size else b
 
 
-def _scale(config: Mapping[str, Any], module: str, a: Weight) -> float:
-    rank, alpha = a.shape[0], float(config["lora_alpha"])
+def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    alpha = float(config["lora_alpha"])
     for pattern, value in (config.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):  # as peft matches it
             alpha = float(value)

@@ -80,9 +80,9 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._map = np.memmap(path, dtype=np.uint8, mode="r")
-        self._bytes = memoryview(self._map)  # type: ignore[arg-type]  # an array is a buffer
         try:
+            self._map = np.memmap(path, dtype=np.uint8, mode="r")
+            self._bytes = memoryview(self._map)  # type: ignore[arg-type]  # an array is a buffer
             self._read_header()
         except (struct.error, ValueError, IndexError) as error:
             raise ExportError(
@@ -136,6 +136,11 @@ class GgufFile:
         for _ in range(count):
             at = at + 8 + unpack(self._bytes, at)[0] if inner == STRING else self._skip(inner, at)
         return int(at)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of the metadata, in order."""
+        return tuple(self._fields)
 
     def value(self, key: str, default: Any = None) -> Any:
         """A number, text, or list from the metadata; `default` where there is none."""

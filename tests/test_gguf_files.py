@@ -1,0 +1,424 @@
+"""GGUF files: what is written, what is refused, what is left behind when there is no room."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import shutil
+import tarfile
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf.constants import GGMLQuantizationType, LlamaFileType
+from gguf.quants import dequantize, quantize
+from safetensors.numpy import load_file, save_file
+
+from iterft_lite.backends import Exporter
+from iterft_lite.backends.child import Child
+from iterft_lite.errors import ExportError, ModelError
+from iterft_lite.gguf import file as gguf_file
+from iterft_lite.gguf import llamacpp_source
+from iterft_lite.gguf.adapter import read_adapter
+from iterft_lite.gguf.arithmetic import BF16, F16, F32, Q8_0, NumpyArithmetic, TorchArithmetic
+from iterft_lite.gguf.base import Base, base_gguf
+from iterft_lite.gguf.file import Array, GgufFile, writing
+from iterft_lite.gguf.merge import planned, write_merged
+from iterft_lite.gguf.modelfile import write_modelfile
+from iterft_lite.gguf.tokenizer import cuts_like_qwen2
+from tests.tiny_models import tiny_adapter, tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("tiny") / "model", "qwen3", dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def adapter(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_adapter(model, tmp_path_factory.mktemp("tiny") / "lora")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("ITERFT_LLAMA_CPP", raising=False)
+    return tmp_path / "cache"
+
+
+def merged(base: Base, adapter: Path | None, path: Path, quant: str) -> GgufFile:
+    write_merged(base.file, None if adapter is None else read_adapter(adapter, base), path, quant)
+    return GgufFile(path)
+
+
+def matrix(file: GgufFile, name: str) -> Array:
+    tensor = file.tensors[name]
+    return np.asarray(dequantize(np.ascontiguousarray(file.rows(tensor)), tensor.kind))
+
+
+# -- what is written --------------------------------------------------------------------------------------------------
+
+
+def test_a_base_holds_the_models_own_numbers(model: Path) -> None:
+    base = base_gguf(str(model))
+    config = json.loads((model / "config.json").read_text())
+    assert base.file.architecture == "qwen3"
+    assert base.file.value("general.file_type") == LlamaFileType.MOSTLY_BF16
+    assert base.file.value("tokenizer.ggml.pre") == "qwen2"
+    assert base.file.value("tokenizer.ggml.add_bos_token") is False
+    assert base.file.value("tokenizer.ggml.eos_token_id") == config["eos_token_id"]
+    assert base.file.value("tokenizer.ggml.padding_token_id") == config["pad_token_id"]
+    assert base.file.value("tokenizer.ggml.eot_token_id") == config["eos_token_id"]
+    assert len(base.file.value("tokenizer.ggml.tokens")) == config["vocab_size"]
+    assert base.file.value("tokenizer.chat_template") == (model / "chat_template.jinja").read_text()
+    assert "output.weight" not in base.file.tensors  # tied to the embedding
+    assert {tensor.kind for tensor in base.file.tensors.values() if len(tensor.shape) == 1} == {F32}
+    assert {tensor.kind for tensor in base.file.tensors.values() if len(tensor.shape) == 2} == {BF16}
+
+
+@pytest.mark.parametrize(
+    ("quant", "kind", "file_type"),
+    [
+        ("f32", F32, LlamaFileType.ALL_F32),
+        ("f16", F16, LlamaFileType.MOSTLY_F16),
+        ("bf16", BF16, LlamaFileType.MOSTLY_BF16),
+        ("q8_0", Q8_0, LlamaFileType.MOSTLY_Q8_0),
+    ],
+)
+def test_merging_adds_scale_b_a_and_nothing_else(
+    model: Path, adapter: Path, tmp_path: Path, quant: str, kind: GGMLQuantizationType, file_type: LlamaFileType
+) -> None:
+    base = base_gguf(str(model))
+    made = merged(base, adapter, tmp_path / "model.gguf", quant)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    prefix = "base_model.model.model.layers.1.mlp.down_proj.lora_"
+    update = 2.0 * weights[f"{prefix}B.weight"] @ weights[f"{prefix}A.weight"]  # alpha 8 / rank 4
+    expected = quantize(matrix(base.file, "blk.1.ffn_down.weight") + update.astype(np.float32), kind)
+    found = made.rows(made.tensors["blk.1.ffn_down.weight"])
+    # the last bit may go either way with the order of the sums
+    assert np.mean(np.ascontiguousarray(expected).view(np.uint8).reshape(found.shape) != found) < (
+        0.2 if quant == "f32" else 1e-3
+    )
+    assert made.value("general.file_type") == file_type
+    assert [key for key in base.file.keys if made.value(key) != base.file.value(key)] in ([], ["general.file_type"])
+    for name, tensor in made.tensors.items():
+        assert tensor.kind == (kind if len(tensor.shape) == 2 else F32)
+        if len(tensor.shape) == 1:
+            np.testing.assert_array_equal(matrix(made, name), matrix(base.file, name))
+
+
+def test_a_file_is_as_large_as_was_planned(model: Path, tmp_path: Path) -> None:
+    base = base_gguf(str(model))
+    made = merged(base, None, tmp_path / "model.gguf", "q8_0")
+    data = sum(tensor.bytes + -tensor.bytes % 32 for tensor in planned(base.file, "q8_0"))
+    first = min(tensor.offset for tensor in made.tensors.values())
+    assert made.path.stat().st_size == first + data
+
+
+def test_large_tensors_are_merged_in_parts_that_give_the_same(
+    model: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = base_gguf(str(model))
+    merged(base, adapter, tmp_path / "whole.gguf", "q8_0")
+    monkeypatch.setattr("iterft_lite.gguf.merge.PART_NUMBERS", 256 * 7)
+    merged(base, adapter, tmp_path / "parts.gguf", "q8_0")
+    different = sum(
+        a != b for a, b in zip((tmp_path / "whole.gguf").read_bytes(), (tmp_path / "parts.gguf").read_bytes(), strict=True)
+    )
+    assert different < 20  # roundings at a tie, of 1.4 million
+
+
+def test_a_base_is_made_once_for_the_same_content(model: Path, tmp_path: Path, cache: Path) -> None:
+    first = base_gguf(str(model))
+    written = first.path.stat().st_mtime_ns
+    copy = shutil.copytree(model, tmp_path / "copy")
+    assert base_gguf(str(copy)).path == first.path
+    assert first.path.stat().st_mtime_ns == written
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}))
+    assert base_gguf(str(copy)).path != first.path
+    assert list(cache.rglob("*.part")) == []
+
+
+def test_the_exporter_works_in_a_child_process(model: Path, adapter: Path, tmp_path: Path) -> None:
+    worker = "iterft_lite.backends.exporter_gguf:GgufExporter"
+    exporter = Child(worker, Exporter, log=tmp_path / "exporter.log", options={"threads": 2})
+    seen: list[Any] = []
+    try:
+        made = exporter.export(str(model), adapter, tmp_path / "a", "merged", "q8_0", seen.append)
+        assert made.path == tmp_path / "a/model.gguf"
+        assert made.bytes == made.path.stat().st_size
+        beside = exporter.export(str(model), adapter, tmp_path / "b", "adapter", "q8_0", seen.append)
+        assert beside.adapter == tmp_path / "b/adapter.gguf"
+        assert beside.path.parent == base_gguf(str(model)).folder
+        again = exporter.export(str(model), adapter, tmp_path / "c", "adapter", "q8_0", seen.append)
+        assert again.path == beside.path
+        assert again.bytes < 200_000  # only the adapter
+        with pytest.raises(ExportError, match="not a PEFT adapter folder"):
+            exporter.export(str(model), tmp_path, tmp_path / "d", "merged", "q8_0", seen.append)
+    finally:
+        exporter.close()
+    assert {(event.done, event.total) for event in seen} >= {(1, 24), (24, 24)}
+
+
+# -- the arithmetic ---------------------------------------------------------------------------------------------------
+
+
+def hard_numbers() -> Array:
+    """Rows that meet ties, zeros, tiny and huge scales."""
+    made = np.random.default_rng(0).normal(size=(64, 256)).astype(np.float32)
+    made[0] = 0
+    made[1] *= 1e-6
+    made[2] *= 1e-30
+    made[3] *= 300
+    made[4] = np.arange(256, dtype=np.float32) - 127.5
+    made[5, ::2] = 0
+    made[6] = np.round(made[6] * 4) / 2
+    return made
+
+
+@pytest.mark.parametrize("target", [F32, F16, BF16, Q8_0])
+@pytest.mark.parametrize("kind", [F32, F16, BF16])
+def test_torch_gives_the_bytes_that_gguf_gives(kind: GGMLQuantizationType, target: GGMLQuantizationType) -> None:
+    stored = np.ascontiguousarray(quantize(hard_numbers(), kind)).view(np.uint8)
+    ours = TorchArithmetic("cpu").merged(stored, kind, target, None)
+    assert ours.dtype == np.uint8
+    np.testing.assert_array_equal(ours, NumpyArithmetic().merged(stored, kind, target, None))
+    if kind == F32:
+        np.testing.assert_array_equal(ours, np.ascontiguousarray(quantize(hard_numbers(), target)).view(np.uint8))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("target", [F32, F16, BF16, Q8_0])
+def test_a_gpu_gives_the_bytes_that_gguf_gives(target: GGMLQuantizationType) -> None:
+    stored = hard_numbers().view(np.uint8)
+    ours = TorchArithmetic("cuda").merged(stored, F32, target, None)
+    np.testing.assert_array_equal(ours, np.ascontiguousarray(quantize(hard_numbers(), target)).view(np.uint8))
+
+
+@pytest.mark.parametrize("arithmetic", [NumpyArithmetic(), TorchArithmetic("cpu")])
+def test_a_number_too_large_for_f16_is_refused(arithmetic: Any) -> None:
+    stored = np.full((1, 32), 1e5, np.float32).view(np.uint8)
+    with pytest.raises(ExportError, match="65504"):
+        arithmetic.merged(stored, F32, F16, None)
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "lora_only"}, "biases"),
+        ({"lora_bias": True}, "biases"),
+        ({"fan_in_fan_out": True}, "transposed"),
+        ({"peft_type": "IA3"}, "IA3"),
+    ],
+)
+def test_what_is_no_plain_lora_adapter_is_refused_by_name(
+    model: Path, adapter: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    copy = shutil.copytree(adapter, tmp_path / "lora")
+    config = json.loads((copy / "adapter_config.json").read_text())
+    (copy / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(ExportError, match=said):
+        read_adapter(copy, base_gguf(str(model)))
+
+
+def test_an_adapter_of_another_model_is_refused(model: Path, adapter: Path, tmp_path: Path) -> None:
+    base = base_gguf(str(model))
+    copy = shutil.copytree(adapter, tmp_path / "lora")
+    weights = load_file(copy / "adapter_model.safetensors")
+    key = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
+    save_file({**weights, key: weights[key][:100]}, copy / "adapter_model.safetensors")
+    with pytest.raises(ExportError, match="does not fit"):
+        read_adapter(copy, base)
+    save_file({**weights, key.replace("layers.0", "layers.7"): weights[key]}, copy / "adapter_model.safetensors")
+    with pytest.raises(ExportError, match=r"layers.7.*no tensor"):
+        read_adapter(copy, base)
+    save_file({**weights, "base_model.model.lm_head.lora_embedding_A": weights[key]}, copy / "adapter_model.safetensors")
+    with pytest.raises(ExportError, match="lora_embedding_A"):
+        read_adapter(copy, base)
+
+
+def test_a_model_that_is_nowhere_is_the_users_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match="there is no folder"):
+        base_gguf(str(tmp_path / "nothing"))
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        base_gguf(str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
+    with pytest.raises(ModelError, match="could not be fetched from the hub: OSError: no network"):
+        base_gguf("owner/model")
+
+
+def test_a_checkpoint_in_4_bits_is_refused(model: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(model, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "bitsandbytes"}}))
+    with pytest.raises(ExportError, match="name the 16-bit model"):
+        base_gguf(str(copy))
+
+
+def test_a_broken_file_is_refused(model: Path, tmp_path: Path) -> None:
+    whole = base_gguf(str(model)).path.read_bytes()
+    for size in (0, 10, 2000, len(whole) - 40):
+        (tmp_path / "cut.gguf").write_bytes(whole[:size])
+        with pytest.raises(ExportError, match="not a whole GGUF file"):
+            GgufFile(tmp_path / "cut.gguf")
+
+
+def test_only_a_tokenizer_that_cuts_as_qwen2_is_called_so(model: Path, tmp_path: Path) -> None:
+    assert cuts_like_qwen2(model)
+    read = json.loads((model / "tokenizer.json").read_text())
+    split = read["pre_tokenizer"]["pretokenizers"][0]
+    for path, value in (
+        (
+            ("pre_tokenizer", "pretokenizers"),
+            [{**split, "pattern": {"Regex": r"\s+"}}, read["pre_tokenizer"]["pretokenizers"][1]],
+        ),
+        (("model", "ignore_merges"), True),
+        (("normalizer",), {"type": "Lowercase"}),
+    ):
+        changed = json.loads(json.dumps(read))
+        place = changed
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        (tmp_path / "tokenizer.json").write_text(json.dumps(changed))
+        assert not cuts_like_qwen2(tmp_path)
+
+
+# -- no room ----------------------------------------------------------------------------------------------------------
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.mark.parametrize("quant", ["q8_0", "q4_k_m"])
+def test_room_is_asked_for_before_anything_is_written(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quant: str
+) -> None:
+    base = base_gguf(str(model))
+    monkeypatch.setattr(gguf_file.shutil, "disk_usage", lambda _: Usage(10**9, 10**9 - 10**6, 10**6))
+    with pytest.raises(ExportError, match=r"needs \d+\.\d MB, .* has 1\.0 MB free"):
+        write_merged(base.file, None, tmp_path / "out/model.gguf", quant)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_disk_that_fills_up_leaves_nothing_behind(model: Path, tmp_path: Path) -> None:
+    base = base_gguf(str(model))
+
+    class Full(NumpyArithmetic):
+        def merged(self, *arguments: Any) -> Array:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ExportError, match="the disk is full"):
+        write_merged(base.file, None, tmp_path / "out/model.gguf", "q8_0", arithmetic=Full())
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_file_that_fails_does_not_touch_the_one_before_it(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_text("before")
+
+    def write_half() -> None:
+        with writing(tmp_path / "model.gguf") as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert {path.name: path.read_text() for path in tmp_path.glob("*model*")} == {"model.gguf": "before"}
+
+
+# -- llama.cpp's scripts ----------------------------------------------------------------------------------------------
+
+
+def source_package(path: Path, names: tuple[str, ...]) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for name in names:
+            member = tarfile.TarInfo(f"llama_cpp_python-0.0.0/vendor/llama.cpp/{name}")
+            member.size = 4
+            archive.addfile(member, io.BytesIO(b"text"))
+    return path
+
+
+WHOLE = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/base.py", "gguf-py/gguf/quants.py", "LICENSE")
+
+
+def test_only_the_scripts_are_taken_from_a_source_package(tmp_path: Path) -> None:
+    package = source_package(tmp_path / "package.tar.gz", (*WHOLE, "src/llama.cpp", "../../../escape.txt"))
+    folder = llamacpp_source.unpack_source(package, tmp_path / "cache/llama.cpp")
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == set(WHOLE)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["llama.cpp"]
+
+
+def test_a_source_package_without_the_scripts_is_refused(tmp_path: Path) -> None:
+    package = source_package(tmp_path / "package.tar.gz", WHOLE[1:])
+    with pytest.raises(ExportError, match="does not carry"):
+        llamacpp_source.unpack_source(package, tmp_path / "llama.cpp")
+    assert [path.name for path in tmp_path.iterdir() if "llama" in path.name] == []
+
+
+def test_the_scripts_are_found_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = llamacpp_source.unpack_source(source_package(tmp_path / "p.tar.gz", WHOLE), tmp_path / "llama.cpp")
+    monkeypatch.setenv("ITERFT_LLAMA_CPP", str(folder))
+    assert llamacpp_source.llamacpp_source() == folder
+    monkeypatch.setenv("ITERFT_LLAMA_CPP", str(tmp_path))
+    with pytest.raises(ExportError, match=r"has no convert_hf_to_gguf\.py"):
+        llamacpp_source.find_source()
+
+
+def test_a_machine_without_network_is_told_how_to_get_the_scripts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.prefix", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(ExportError, match="could not be fetched") as caught:
+        llamacpp_source.llamacpp_source()
+    assert "ITERFT_LLAMA_CPP" in (caught.value.hint or "")
+
+
+# -- the Modelfile ----------------------------------------------------------------------------------------------------
+
+
+def test_a_chatml_model_gets_a_chatml_modelfile(model: Path, tmp_path: Path) -> None:
+    path = merged(base_gguf(str(model)), None, tmp_path / "model.gguf", "q8_0").path
+    made = write_modelfile(path, tmp_path, temperature=0.7)
+    assert (made.template, made.note) == ("chatml", "")
+    assert made.path.read_text() == (
+        "FROM ./model.gguf\n"
+        'TEMPLATE """{{- range .Messages }}<|im_start|>{{ .Role }}\n'
+        "{{ .Content }}<|im_end|>\n"
+        "{{ end }}<|im_start|>assistant\n"
+        '"""\n'
+        'PARAMETER stop "<|im_end|>"\n'
+        'PARAMETER stop "<|im_start|>"\n'
+        "PARAMETER temperature 0.7\n"
+        "PARAMETER top_k 0\n"
+        "PARAMETER top_p 1\n"
+        "PARAMETER min_p 0\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "kind", "said"),
+    [
+        (None, "raw", ""),
+        ("{{ messages[0].content }}", "raw", "not ChatML"),
+        ("{{ '<|im_start|>system\nBe kind.<|im_end|>' }}", "chatml", "does more than ChatML"),
+    ],
+)
+def test_another_template_is_said_not_to_be_carried_over(
+    model: Path, tmp_path: Path, template: str | None, kind: str, said: str
+) -> None:
+    copy = shutil.copytree(model, tmp_path / "copy")
+    (copy / "chat_template.jinja").unlink()
+    if template is not None:
+        (copy / "chat_template.jinja").write_text(template)
+    made = write_modelfile(base_gguf(str(copy)).path, tmp_path / "out", temperature=1.0, adapter=tmp_path / "out/adapter.gguf")
+    assert made.template == kind
+    assert said in made.note
+    assert "ADAPTER ./adapter.gguf\n" in made.path.read_text()

@@ -17,8 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from iterft_lite.backends import Progress, Trainer, TrainJob, TrainResult
 from iterft_lite.backends import training as shared
 from iterft_lite.backends.child import Child
+from iterft_lite.backends.probing import positions
+from iterft_lite.backends.tokens import encode_rows, reply_ids
 from iterft_lite.backends.trainer_peft import PeftTrainer
-from iterft_lite.backends.training import encode_rows, micro_batch, reply_ids, schedule_factor
+from iterft_lite.backends.training import micro_batch, schedule_factor
 from iterft_lite.errors import BackendError, ModelError, UserError
 from iterft_lite.recipe import TrainSettings
 from tests.tiny_models import tiny_adapter, tiny_model, tiny_tokenizer
@@ -484,16 +486,10 @@ def test_the_probe_of_a_16_bit_base_is_of_the_checkpoints_own_weights(tmp_path: 
 
 def test_probes_of_large_vocabularies_stay_small() -> None:
     lengths = np.array([60, 70, 80], dtype=np.int32)
-    kept = shared_positions(lengths, 151_936)
+    kept = positions(lengths, vocab=151_936)
     assert len(kept) == 82
     assert {int(row) for row, _ in kept} == {0, 1, 2}
-    assert len(shared_positions(lengths, 8192)) == 160
-
-
-def shared_positions(lengths: Any, vocab: int) -> Any:
-    from iterft_lite.backends.probing import positions
-
-    return positions(lengths, vocab=vocab)
+    assert len(positions(lengths, vocab=8192)) == 160
 
 
 # -- slow -------------------------------------------------------------------------------------------------------------
@@ -505,14 +501,15 @@ def test_a_4_bit_base_trains_on_the_cpu(tmp_path: Path, rows: Any, loss: Any) ->
     model = tiny_model(tmp_path / "model", hidden=256)
     trainer = PeftTrainer(device="cpu")
     assert trainer.load(str(model), settings(base="nf4")).precision == "nf4"
-    result = run(trainer, job(tmp_path / "out", rows, loss, epochs=4, base="nf4", learning_rate=2e-4))
+    given = {"epochs": 4, "base": "nf4", "learning_rate": 5e-4, "batch_size": 5}
+    result = run(trainer, job(tmp_path / "out", rows, loss, **given))
     assert result.precision == "nf4"
     assert result.last_loss < result.first_loss
     made = weights(tmp_path / "out")
     # trained in 32 bits: 16 would leave the lower half of each number zero
     assert any((tensor.bfloat16().float() != tensor).any() for tensor in made.values())
     check_probe(tmp_path / "out", plain(model, tmp_path / "out" / "adapter"), AutoTokenizer.from_pretrained(model))
-    run(trainer, job(tmp_path / "again", rows, loss, epochs=4, base="nf4", learning_rate=2e-4))
+    run(trainer, job(tmp_path / "again", rows, loss, **given))
     assert all(torch.equal(made[name], value) for name, value in weights(tmp_path / "again").items())
 
 

@@ -24,170 +24,17 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
 from torch.utils.data import Sampler
 
 from iterft_lite.backends import OnProgress, Progress, TrainJob, TrainResult
-from iterft_lite.errors import BackendError, ModelError, UserError
+from iterft_lite.backends.adapters import adapter_weights, draw_adapter, read_adapter, save_adapter, set_adapter
+from iterft_lite.backends.tokens import IGNORED, Example, encode_rows, pad_pairs, pad_rows, padding, read_rows
+from iterft_lite.errors import BackendError, ModelError
 from iterft_lite.recipe import TrainSettings
-from iterft_lite.regimes import Loss
-
-IGNORED = -100
-"""Label of a token that is not in the loss (PyTorch's and Hugging Face's convention)."""
-
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The seven projections of a block that the adapter is laid on."""
-
-Example = dict[str, Any]
-
-
-# -- rows to tokens ---------------------------------------------------------------------------------------------------
-
-
-def reply_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[int]]:
-    """Token ids of a chat's last reply and of all that comes before it.
-
-    The chat is rendered with and without its last message, so that templates without generation markers are served too, and
-    the two parts are tokenised apart: before the reply stands exactly what a model is later asked with. The reply ends with the
-    template's end-of-turn token; what follows that (a line break, in ChatML) is left away.
-
-    Args:
-        tokenizer: With a chat template.
-        messages: The last one is the assistant's.
-        name: Of the model, for errors.
-
-    Returns:
-        (ids of the rendered chat with generation prompt, ids of the reply with its end-of-turn token).
-
-    Raises:
-        ModelError: If the template renders the chat differently when the reply is there, or gives the reply no end.
-    """
-    asked = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(messages, tokenize=False)
-    if not whole.startswith(asked):
-        raise ModelError(
-            f"the chat template of `{name}` renders a chat differently once its reply is there: the reply cannot be told apart",
-            hint="give the tokenizer a template whose generation prompt is the beginning of the assistant's turn",
-        )
-    prompt = tokenizer(asked, add_special_tokens=False)["input_ids"]
-    reply = tokenizer(whole[len(asked) :].rstrip(), add_special_tokens=False)["input_ids"]
-    if not reply or reply[-1] not in tokenizer.added_tokens_decoder:
-        raise ModelError(
-            f"the chat template of `{name}` does not end replies with a special token: a model trained on it would not stop",
-            hint="give the tokenizer a template that closes the assistant's turn, as ChatML does with `<|im_end|>`",
-        )
-    return prompt, reply
-
-
-def document_ids(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a document: its text and the end-of-text token, since documents end.
-
-    The tokenizer's own beginning token is there where it has one, as it is when the model is asked to continue a text.
-    """
-    ids = list(tokenizer(text)["input_ids"])
-    end = tokenizer.eos_token_id
-    return ids if end is None or (ids and ids[-1] == end) else [*ids, end]
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file."""
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines if line.strip()]
-
-
-def encode_rows(
-    rows: Sequence[Mapping[str, Any]], loss: Loss, tokenizer: Any, *, limit: int, name: str
-) -> tuple[list[Example], int]:
-    """Rows as token ids, in the columns that trl's trainers read.
-
-    Args:
-        rows: As in `TrainJob.rows`.
-        loss: Which of the three kinds they are.
-        tokenizer: Of the model.
-        limit: Tokens a row (a side of a pair) may have; more are cut off at the end.
-        name: Of the model, for errors.
-
-    Returns:
-        Examples (`input_ids`, `labels`; pairs: `prompt_ids`, `chosen_ids`, `rejected_ids`) and how many rows were cut.
-
-    Raises:
-        ModelError: If the model cannot chat.
-        UserError: If a row has no reply, or none of its reply fits.
-    """
-    if loss != "all" and tokenizer.chat_template is None:
-        raise ModelError(
-            f"`{name}` has no chat template, which training on replies needs",
-            hint='choose an instruct model, or train a base model with `regime = "sdf"`',
-        )
-    examples, cut = [], 0
-    for row in rows:
-        if loss == "preference":
-            sides = [[*row["prompt"], {"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")]
-            (prompt, chosen), (_, rejected) = (reply_ids(tokenizer, side, name) for side in sides)
-            longest = len(prompt) + max(len(chosen), len(rejected))
-            room = limit - len(prompt)
-            example: Example = {
-                "prompt_ids": prompt,
-                "chosen_ids": chosen[: max(0, room)],
-                "rejected_ids": rejected[: max(0, room)],
-            }
-        elif loss == "reply":
-            if not row["messages"] or row["messages"][-1]["role"] != "assistant":
-                raise UserError(f"row `{row.get('id')}` does not end with a reply of the assistant")
-            prompt, reply = reply_ids(tokenizer, row["messages"], name)
-            longest = len(prompt) + len(reply)
-            room = limit - len(prompt)
-            example = {"input_ids": (prompt + reply)[:limit], "labels": ([IGNORED] * len(prompt) + reply)[:limit]}
-        else:
-            ids = document_ids(tokenizer, row["text"])
-            longest, room = len(ids), limit
-            example = {"input_ids": ids[:limit], "labels": ids[:limit]}
-        if room <= 0:
-            raise UserError(
-                f"row `{row.get('id')}`: the prompt alone has {limit - room} tokens, no token of the reply is left of {limit}",
-                hint="raise `train.max_length` or shorten the prompt",
-            )
-        cut += longest > limit
-        examples.append(example)
-    return examples, cut
-
-
-def pad_rows(examples: Sequence[Example], pad: int) -> dict[str, torch.Tensor]:
-    """A batch of SFT or SDF rows, padded on the right: `input_ids`, `attention_mask`, `labels`, each int64 [rows, tokens]."""
-    return {
-        "input_ids": _padded([row["input_ids"] for row in examples], pad),
-        "attention_mask": _padded([[1] * len(row["input_ids"]) for row in examples], 0),
-        "labels": _padded([row["labels"] for row in examples], IGNORED),
-    }
-
-
-def pad_pairs(examples: Sequence[Example], pad: int) -> dict[str, torch.Tensor]:
-    """A batch of pairs, padded on the right; the first half of the rows are the chosen sides.
-
-    `input_ids`, `attention_mask`, `completion_mask` (int64 [2 * pairs, tokens]), and where the examples carry them
-    `ref_chosen_logps`, `ref_rejected_logps` (float32 [pairs]).
-    """
-    sides = [(row["prompt_ids"], row[side]) for side in ("chosen_ids", "rejected_ids") for row in examples]
-    batch = {
-        "input_ids": _padded([prompt + reply for prompt, reply in sides], pad),
-        "attention_mask": _padded([[1] * (len(prompt) + len(reply)) for prompt, reply in sides], 0),
-        "completion_mask": _padded([[0] * len(prompt) + [1] * len(reply) for prompt, reply in sides], 0),
-    }
-    for column in ("ref_chosen_logps", "ref_rejected_logps"):
-        if column in examples[0]:
-            batch[column] = torch.tensor([row[column] for row in examples], dtype=torch.float32)
-    return batch
-
-
-def _padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    longest = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], dtype=torch.int64)
-
 
 # -- batches and schedule ---------------------------------------------------------------------------------------------
 
@@ -243,108 +90,6 @@ def micro_batch(batch_size: int, asked: int | Literal["auto"]) -> int:
     """Rows a forward pass: the largest divisor of the batch that is not above what was asked."""
     most = batch_size if asked == "auto" else min(asked, batch_size)
     return next(size for size in range(most, 0, -1) if batch_size % size == 0)
-
-
-# -- adapters ---------------------------------------------------------------------------------------------------------
-
-
-def adapter_weights(model: Any) -> dict[str, torch.nn.Parameter]:
-    """The adapter's parameters by the names that they have in a file, in order of name."""
-    found = {name.replace(".default.", "."): weight for name, weight in model.named_parameters() if ".lora_" in name}
-    return dict(sorted(found.items()))
-
-
-def draw_adapter(model: Any, seed: int) -> dict[str, torch.Tensor]:
-    """Weights of a fresh adapter: A uniform in +-1/sqrt(width) (what peft's default comes to), B zero: it changes nothing.
-
-    Drawn on the CPU in order of name, so that a seed gives the same adapter on every device and from every trainer.
-    """
-    generator = torch.Generator().manual_seed(seed % 2**63)
-    drawn = {}
-    for name, weight in adapter_weights(model).items():
-        drawn[name] = torch.zeros(weight.shape, dtype=torch.float32)
-        if ".lora_A." in name:
-            drawn[name].uniform_(-1, 1, generator=generator).mul_(weight.shape[1] ** -0.5)
-    return drawn
-
-
-def read_adapter(folder: Path, model: Any, *, rank: int, alpha: float) -> dict[str, torch.Tensor]:
-    """Weights of an adapter folder, checked to fit this model and this recipe.
-
-    Raises:
-        ModelError: If the folder holds no adapter, or one of another shape or scale.
-    """
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        read = load_file(folder / "adapter_model.safetensors")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"`{folder}` holds no adapter that can be read: {error}") from None
-    if (config["r"], config["lora_alpha"]) != (rank, alpha):
-        raise ModelError(
-            f"the adapter in `{folder}` has rank {config['r']} and alpha {config['lora_alpha']:g}, "
-            f"the recipe {rank} and {alpha:g}",
-            hint="a continual run keeps the adapter's rank and alpha",
-        )
-    expected = {name: tuple(weight.shape) for name, weight in adapter_weights(model).items()}
-    if {name: tuple(weight.shape) for name, weight in read.items()} != expected:
-        raise ModelError(f"the adapter in `{folder}` was made for another model")
-    return {name: weight.float() for name, weight in read.items()}
-
-
-def read_shape(folder: Path) -> tuple[int, float]:
-    """Rank and alpha of an adapter folder.
-
-    Raises:
-        ModelError: If it holds no adapter.
-    """
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        return int(config["r"]), float(config["lora_alpha"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"`{folder}` holds no adapter that can be read: {error}") from None
-
-
-def set_adapter(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
-    """Give the resident adapter these weights, in 32 bits: in 16 a learning rate of 1e-5 would be rounded away."""
-    for name, parameter in adapter_weights(model).items():
-        parameter.data = weights[name].to(device=parameter.device, dtype=torch.float32, copy=True)
-        parameter.grad = None
-        parameter.requires_grad_(True)
-
-
-def save_adapter(model: Any, folder: Path, base: str) -> None:
-    """Write the resident adapter as PEFT does: `adapter_model.safetensors` (float32) and `adapter_config.json`.
-
-    Args:
-        model: The PEFT model.
-        folder: Made if missing.
-        base: Name of the base: a hub name, or of a local folder its last part, so that the file means the same on any machine.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: weight.detach().cpu().contiguous().clone() for name, weight in adapter_weights(model).items()}
-    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = model.peft_config["default"].to_dict()
-    config.update(base_model_name_or_path=base, inference_mode=True)
-    # sets have no order, files that are compared by their bytes need one
-    plain = {key: sorted(value) if isinstance(value, (set, frozenset)) else value for key, value in sorted(config.items())}
-    (folder / "adapter_config.json").write_text(json.dumps(plain, indent=2, default=str) + "\n", encoding="utf-8")
-
-
-def projections(base: Any) -> list[str] | str:
-    """What the adapter is laid on: the seven projections, or peft's "all-linear" in architectures that name them otherwise."""
-    named = {name.rsplit(".", 1)[-1] for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)}
-    return list(PROJECTIONS) if set(PROJECTIONS) <= named else "all-linear"
-
-
-def lora_settings(base: Any, rank: int, alpha: float) -> dict[str, Any]:
-    """Arguments of a LoRA configuration: dropout and biases none."""
-    return {
-        "r": rank,
-        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": projections(base),
-    }
 
 
 def make_optimizer(weights: Sequence[torch.nn.Parameter], settings: TrainSettings, kind: str) -> torch.optim.Optimizer:
@@ -529,6 +274,7 @@ class Bench:
         model: The PEFT model.
         tokenizer: Its tokenizer.
         name: Of M[0], as given to `load`.
+        title: Of M[0], for files: without the folders of this machine.
         precision: In which its base is held.
         optimizer: "adamw" or "adamw_8bit".
         context: Tokens that the model was made for.
@@ -539,6 +285,7 @@ class Bench:
     model: Any
     tokenizer: Any
     name: str
+    title: str
     precision: str
     optimizer: Literal["adamw", "adamw_8bit"]
     context: int
@@ -590,7 +337,7 @@ def train_adapter(bench: Bench, job: TrainJob, on_progress: OnProgress) -> Train
             notes.append(f"out of memory: micro-batch {size} -> {smaller}")
             on_progress(Progress(0, _steps(len(rows), settings), "steps", note=notes[-1]))
             size = smaller
-    save_adapter(bench.model, job.out / "adapter", base_name(bench.name))
+    save_adapter(bench.model, job.out / "adapter", bench.title)
     with (job.out / "log.jsonl").open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(line) + "\n" for line in log)
     if cut:
@@ -736,22 +483,12 @@ def own_forward(model: Any) -> Iterator[None]:
             vars(layer).update(kept)
 
 
-def padding(tokenizer: Any) -> int:
-    """A token to pad with; which one does not matter, it is masked."""
-    return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
-
-
-def base_name(model: str) -> str:
-    """A model's name for files: a hub name as it is, a folder by its last part."""
-    return Path(model).resolve().name if Path(model).is_dir() else model
-
-
 def _steps(rows: int, settings: TrainSettings) -> int:
     return settings.epochs * math.ceil(rows / settings.batch_size)
 
 
 def _chunks(rows: Sequence[int], batch: int, micro: int) -> Iterator[Sequence[int]]:
-    """The micro-batches of an epoch, as transformers' trainer forms them: as `micro` divides `batch`, only the last is smaller."""
+    """The micro-batches of an epoch, as transformers' trainer forms them: `micro` divides `batch`."""
     assert batch % micro == 0
     for start in range(0, len(rows), micro):
         yield rows[start : start + micro]
@@ -802,14 +539,3 @@ class Vram:
             own = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
             used = own[0] if own and own[0] else self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used
             self.peak = max(self.peak, int(used))
-
-
-def with_precision(settings: TrainSettings, cuda: bool) -> TrainSettings:
-    """The settings with "auto" decided: nf4 and 8-bit moments on a GPU where bitsandbytes works, else f32 and 32-bit moments.
-
-    A GPU without bitsandbytes holds the base in bf16.
-    """
-    eight = cuda and "auto" in (settings.base, settings.optimizer) and bitsandbytes_works()
-    base = settings.base if settings.base != "auto" else "nf4" if eight else "bf16" if cuda else "f32"
-    optimizer = settings.optimizer if settings.optimizer != "auto" else "adamw_8bit" if eight else "adamw"
-    return settings.model_copy(update={"base": base, "optimizer": optimizer})

@@ -315,11 +315,14 @@ def show_report(report: Report, console: Console) -> None:
     if judge["note"]:
         console.print(judge["note"], style="bold red")
     table = score_table(trait)
-    for name in ("rate", "words", "words/sentence", "distinct-2", "repeats", "PPL (M0)"):
-        table.add_column(name, justify="right")
+    measured = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("cycle", "rate", "words", "a sentence", "distinct-2", "repeats", "PPL (M0)"):
+        measured.add_column(name, justify="left" if name == "cycle" else "right", no_wrap=True)
     for cycle in report.cycles:
-        table.add_row(*_report_row(cycle))
+        table.add_row(*_score_row(cycle))
+        measured.add_row(*_measured_row(cycle))
     console.print(table)
+    console.print(measured)
     scores = {cycle.cycle: {"trait": cycle.trait, "coherence": cycle.coherence} for cycle in report.cycles if cycle.trait}
     if scores:
         console.print(chart(scores, recipe["cycles"], trait))
@@ -330,19 +333,23 @@ def show_report(report: Report, console: Console) -> None:
         console.print("this run is not finished", style="yellow")
 
 
-def _report_row(cycle: Cycle) -> list[str]:
-    measures = cycle.measures
-
-    def number(name: str, form: str) -> str:
-        value = measures.get(name)
-        return "" if value is None else format(value, form)
-
+def _score_row(cycle: Cycle) -> list[str]:
     return [
         cycle_title(cycle.cycle),
         score_text(cycle.trait),
         score_text(cycle.coherence),
         str(cycle.train_rows) if cycle.cycle >= 0 else "",
         clock(sum(cycle.seconds.values())),
+    ]
+
+
+def _measured_row(cycle: Cycle) -> list[str]:
+    def number(name: str, form: str) -> str:
+        value = cycle.measures.get(name)
+        return "" if value is None else format(value, form)
+
+    return [
+        cycle_name(cycle.cycle),
         "" if cycle.rate is None else f"{cycle.rate:.0%}",
         number("words", ".0f"),
         number("words_per_sentence", ".1f"),

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from iterft_lite.errors import RecipeError
 from iterft_lite.regimes import REGIMES, Regime, RegimeName, Start
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=0, strict=True)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Temperature = Annotated[float, Field(ge=0.0, le=5.0)]
 
@@ -24,7 +25,7 @@ Temperature = Annotated[float, Field(ge=0.0, le=5.0)]
 class Table(BaseModel):
     """A table of a recipe: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class TrainSettings(Table):
@@ -54,7 +55,7 @@ class TrainSettings(Table):
     warmup: Share = 0.05
     batch_size: Positive
     epochs: Positive = 1
-    max_length: Annotated[int, Field(ge=16)] = 8192
+    max_length: Annotated[int, Field(ge=16, strict=True)] = 8192
     lora_rank: Positive = 16
     lora_alpha: Annotated[float, Field(gt=0)] = 32.0
     weight_decay: Annotated[float, Field(ge=0)]
@@ -81,10 +82,10 @@ class SampleSettings(Table):
 
     temperature: Temperature = 0.8
     max_tokens: Positive
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: Count = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    min_chars: Annotated[int, Field(ge=0)] = 0
+    min_chars: Count = 0
 
 
 class EvaluateSettings(Table):
@@ -188,9 +189,9 @@ class Recipe(Table):
     regime: RegimeName
     trait: str
     model: str
-    seed: Annotated[int, Field(ge=0)] = 42
-    cycles: Annotated[int, Field(ge=0)] = 6
-    seed_rows: Annotated[int, Field(ge=0)] = 50
+    seed: Count = 42
+    cycles: Count = 6
+    seed_rows: Count = 50
     rows: Positive = 50
     seeds: Source | None = None
     prompts: Source | None = None
@@ -198,7 +199,7 @@ class Recipe(Table):
     reference: Literal["start", "base"] = "start"
     chosen: Literal["own", "seed", "best"] = "own"
     rejected: Literal["base", "previous", "own", "worst"] = "base"
-    candidates: Annotated[int, Field(ge=2)] = 4
+    candidates: Annotated[int, Field(ge=2, strict=True)] = 4
     data: Literal["replace", "accumulate", "accumulate_subsample"] = "replace"
     slices: Literal["disjoint", "resample"] = "disjoint"
     restart: tuple[Positive, ...] = ()
@@ -257,8 +258,6 @@ def _contradictions(recipe: Recipe) -> Iterable[str]:
         yield "`mix` is for sft and sdf: a mixed-in row has no rejected side"
     if recipe.restart and recipe.start != "previous":
         yield '`restart` needs `start = "previous"`: every cycle starts from the base already'
-    if recipe.seeds and recipe.regime == "sdf" and recipe.chosen == "seed":
-        yield '`chosen = "seed"` is for dpo'
 
 
 def read_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -295,6 +294,16 @@ def make_recipe(given: Mapping[str, Any], *, source: str) -> Recipe:
     Raises:
         RecipeError: With every problem at once.
     """
+    filled = _filled(given)
+    try:
+        return Recipe.model_validate(filled)
+    except ValidationError as error:
+        problems = list(_problems(error, known_regime=str(given.get("regime")) in REGIMES))
+        raise RecipeError(problems + _hidden(filled, error), source=source) from None
+
+
+def _filled(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given, with the regime's settings where it is silent."""
     regime = {str(name): row for name, row in REGIMES.items()}.get(str(given.get("regime")))
     filled: dict[str, Any] = dict(given)
     if regime is not None:
@@ -302,20 +311,42 @@ def make_recipe(given: Mapping[str, Any], *, source: str) -> Recipe:
         for table, settings in regime.settings.items():
             if isinstance(given.get(table, {}), Mapping):
                 filled[table] = {**settings, **given.get(table, {})}
+    return filled
+
+
+def _hidden(filled: Mapping[str, Any], error: ValidationError) -> list[str]:
+    """The contradictions that pydantic did not come to because single keys are wrong: those keys are left out."""
+    places = [item["loc"] for item in error.errors()]
+    if () in places:
+        return []
+    kept = {key: dict(value) if isinstance(value, Mapping) else value for key, value in filled.items()}
+    for table, *rest in places:
+        if rest and isinstance(kept.get(str(table)), dict):
+            kept[str(table)].pop(rest[0], None)
+        else:
+            kept.pop(str(table), None)
     try:
-        return Recipe.model_validate(filled)
-    except ValidationError as error:
-        known_regime = regime is not None
-        raise RecipeError(list(_problems(error, known_regime)), source=source) from None
+        Recipe.model_validate(_filled(kept))
+    except ValidationError as again:
+        return [line for item in again.errors() if not item["loc"] for line in str(item["ctx"]["error"]).splitlines()]
+    return []
 
 
-def _problems(error: ValidationError, known_regime: bool) -> Iterable[str]:
-    """What pydantic found, in the words of this project."""
+def _problems(error: ValidationError, *, known_regime: bool) -> Iterable[str]:
+    """What pydantic found, in the words of this project, one sentence a place."""
+    told = set()
     for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"] if part not in ("function-after",))
+        place = ".".join(part if isinstance(part, str) else str(part + 1) for part in _place(item["loc"]))
+        if place and place in told:
+            continue
+        told.add(place)
         if item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(place.rsplit(".", 1)[-1], _keys(item["loc"][:-1]), n=1)
             yield f"`{place}` is not a recipe key" + (f", did you mean `{near[0]}`?" if near else "")
+        elif item["type"] == "model_type":
+            yield f"`{place} = {item['input']!r}`: a table is needed, `[{place}]`"
+        elif union := _alternatives(error, item["loc"]):
+            yield f"`{place} = {item['input']!r}`: {union}"
         elif item["type"] == "missing":
             # without a regime nothing else can be filled in: one cause, one problem
             if known_regime or item["loc"] in (("regime",), ("trait",), ("model",)):
@@ -324,6 +355,19 @@ def _problems(error: ValidationError, known_regime: bool) -> Iterable[str]:
             yield from str(item["ctx"]["error"]).splitlines()
         else:
             yield f"`{place} = {item['input']!r}`: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _place(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Where in a recipe, without the names that pydantic gives to the members of a union."""
+    return tuple(part for part in loc if isinstance(part, int) or part.isidentifier())
+
+
+def _alternatives(error: ValidationError, loc: tuple[int | str, ...]) -> str:
+    """What every member of a union asks for, joined; "" where there is no union."""
+    if _place(loc) == loc:
+        return ""
+    asked = [item["msg"] for item in error.errors() if _place(item["loc"]) == _place(loc)]
+    return "input should be " + " or ".join(message.removeprefix("Input should be ") for message in asked)
 
 
 def _keys(table: tuple[int | str, ...]) -> list[str]:

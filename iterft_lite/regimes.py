@@ -71,7 +71,7 @@ REGIMES: Mapping[RegimeName, Regime] = MappingProxyType(
                     "weight_decay": 0.1,
                     "max_grad_norm": 1.0,
                 },
-                "sample": {"max_tokens": 512},
+                "sample": {"max_tokens": 512, "min_chars": 50},
             },
         ),
         "dpo": Regime(

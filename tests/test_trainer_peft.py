@@ -17,7 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from iterft_lite.backends import Progress, Trainer, TrainJob, TrainResult
 from iterft_lite.backends import training as shared
 from iterft_lite.backends.child import Child
+from iterft_lite.backends.loop import Loop
 from iterft_lite.backends.probing import positions
+from iterft_lite.backends.resident import ResidentTrainer
 from iterft_lite.backends.tokens import encode_rows, reply_ids
 from iterft_lite.backends.trainer_peft import PeftTrainer
 from iterft_lite.backends.training import micro_batch, schedule_factor
@@ -296,6 +298,42 @@ def test_the_reference_stays_where_the_training_started(
     ]
     assert log(tmp_path / "two")[1]["margin"] == pytest.approx(0.3 * (change[0] - change[1]), rel=1e-3)
     assert log(tmp_path / "two")[1]["margin"] > 0
+
+
+class LoopTrainer(PeftTrainer):
+    """The plain trainer with the loop that Unsloth's runs."""
+
+    def _sft(self, **given: Any) -> Any:
+        return Loop(**given)
+
+    _dpo = _sft
+    _logprobs = ResidentTrainer._logprobs
+
+
+@pytest.mark.parametrize(("rows", "loss"), [(CHATS, "reply"), (DOCUMENTS, "all"), (PAIRS, "preference")])
+@pytest.mark.parametrize("size", ["auto", 2])
+def test_our_own_loop_trains_as_trl_does(
+    trainer: PeftTrainer, chat: Path, adapter: Path, tmp_path: Path, rows: Any, loss: Any, size: Any
+) -> None:
+    given = {
+        "epochs": 2,
+        "batch_size": 4,
+        "micro_batch": size,
+        "warmup": 0.5,
+        "schedule": "cosine",
+        "max_grad_norm": 0.5,
+        "dpo_nll_weight": 0.2,
+        "start": adapter,
+    }
+    by_trl = run(trainer, job(tmp_path / "trl", rows, loss, **given))
+    other = LoopTrainer(device="cpu", threads=2)
+    other.load(str(chat), settings())
+    by_us = run(other, job(tmp_path / "loop", rows, loss, **given))
+    assert (by_us.steps, by_us.tokens, by_us.rows) == (by_trl.steps, by_trl.tokens, by_trl.rows)
+    for one, two in zip(log(tmp_path / "trl"), log(tmp_path / "loop"), strict=True):
+        assert two == pytest.approx(one, rel=1e-4, abs=2e-5)
+    first, second = weights(tmp_path / "trl"), weights(tmp_path / "loop")
+    assert max((first[name] - second[name]).abs().max() for name in first) < 1e-4
 
 
 # -- adapters and leaks -----------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +14,9 @@ from transformers import AutoConfig, AutoTokenizer
 
 from iterft_lite.backends import ModelFacts, OnProgress, TrainJob, TrainResult
 from iterft_lite.backends.adapters import read_adapter, read_shape, set_adapter
-from iterft_lite.backends.probing import Checkpoint, Logits, greedy_by, streamed_logits, write_probe
-from iterft_lite.backends.tokens import padding
-from iterft_lite.backends.training import Bench, bitsandbytes_works, train_adapter
+from iterft_lite.backends.probing import Checkpoint, Greedy, Logits, greedy_by, streamed_logits, write_probe
+from iterft_lite.backends.tokens import Example, padding
+from iterft_lite.backends.training import Bench, bitsandbytes_works, reply_logprobs, train_adapter
 from iterft_lite.errors import ModelError
 from iterft_lite.recipe import TrainSettings
 
@@ -96,6 +98,8 @@ class ResidentTrainer:
             sft=self._sft,
             dpo=self._dpo,
             ready=self._ready,
+            forward=self._forward,
+            logprobs=self._logprobs,
         )
         result = train_adapter(bench, job, on_progress)
         self.probe(job.out, job.out / "adapter")
@@ -109,11 +113,21 @@ class ResidentTrainer:
     def _inject(self, base: Any, rank: int, alpha: float) -> Any:
         raise NotImplementedError
 
-    def _sft(self, *, arguments: dict[str, Any], **given: Any) -> Any:
+    def _sft(self, *, arguments: dict[str, Any], train_dataset: Sequence[Example], **given: Any) -> Any:
         raise NotImplementedError
 
-    def _dpo(self, *, arguments: dict[str, Any], **given: Any) -> Any:
+    def _dpo(self, *, arguments: dict[str, Any], train_dataset: Sequence[Example], **given: Any) -> Any:
         raise NotImplementedError
+
+    def _logprobs(self, logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return reply_logprobs(logits, ids, mask)
+
+    def _forward(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def _greedy(self, model: Any) -> Greedy:
+        ends = end_tokens(self._tokenizer, model.generation_config)
+        return greedy_by(model, padding(self._tokenizer), ends)
 
     def _ready(self, model: Any, use: Literal["train", "infer"]) -> None:
         model.train(use == "train")
@@ -145,11 +159,10 @@ class ResidentTrainer:
 
     def _write_probe(self, out: Path, model: Any, adapter: dict[str, torch.Tensor], scale: float) -> None:
         self._ready(model, "infer")
-        pad = padding(self._tokenizer)
         write_probe(
             out,
             tokenizer=self._tokenizer,
-            greedy=greedy_by(model, pad, end_tokens(self._tokenizer, model.generation_config)),
+            greedy=self._greedy(model),
             logits=self._resident_logits(model) if self._precision == "f32" else self._true_logits(adapter, scale),
         )
 
@@ -246,3 +259,4 @@ def base_name(model: str) -> str:
 
 
 transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()

@@ -7,16 +7,20 @@ import os
 # trl reports its use over the network otherwise; has to be said before it is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl.trainer.utils import selective_log_softmax
 
 from iterft_lite.backends.adapters import lora_settings
 from iterft_lite.backends.resident import ResidentTrainer, first_line
+from iterft_lite.backends.tokens import Example
 from iterft_lite.backends.training import ExactBatches, ExactPairs, bitsandbytes_works, one_device
 from iterft_lite.errors import ModelError
 from iterft_lite.recipe import TrainSettings
@@ -63,8 +67,14 @@ class PeftTrainer(ResidentTrainer):
     def _inject(self, base: Any, rank: int, alpha: float) -> Any:
         return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **lora_settings(base, rank, alpha)))
 
-    def _sft(self, *, arguments: dict[str, Any], **given: Any) -> Any:
-        return _Sft(args=one_device(SFTConfig(**arguments)), **given)
+    def _sft(self, *, arguments: dict[str, Any], train_dataset: Sequence[Example], **given: Any) -> Any:
+        rows = Dataset.from_list(list(train_dataset))
+        return _Sft(args=one_device(SFTConfig(**arguments)), train_dataset=rows, **given)
 
-    def _dpo(self, *, arguments: dict[str, Any], **given: Any) -> Any:
-        return _Dpo(args=one_device(DPOConfig(**arguments)), **given)
+    def _dpo(self, *, arguments: dict[str, Any], train_dataset: Sequence[Example], **given: Any) -> Any:
+        rows = Dataset.from_list(list(train_dataset))
+        return _Dpo(args=one_device(DPOConfig(**arguments)), train_dataset=rows, **given)
+
+    def _logprobs(self, logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = selective_log_softmax(logits[:, :-1].float(), ids[:, 1:], row_mask=mask[:, 1:]).sum(1)
+        return made

@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from datasets import Dataset
 from torch.utils.data import Sampler
 
 from iterft_lite.backends import OnProgress, Progress, TrainJob, TrainResult
@@ -147,7 +146,7 @@ class ExactBatches:
         """The micro-batches of one optimiser step; their sizes are noted."""
         samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
         self._sizes = [len(sample["input_ids"]) for sample in samples]
-        self._loss_tokens = int(sum(_in_loss(sample) for sample in samples))
+        self._loss_tokens = int(sum(loss_tokens(sample) for sample in samples))
         return samples, items
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
@@ -167,7 +166,7 @@ class ExactBatches:
         return {}
 
 
-def _in_loss(sample: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def loss_tokens(sample: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Tokens of a micro-batch that are predicted in the loss; the first of a row is predicted from nothing."""
     if "labels" in sample:
         return (sample["labels"][:, 1:] != IGNORED).sum()
@@ -208,9 +207,9 @@ class ExactPairs(ExactBatches):
         )
         if self._nll_weight:
             pairs = len(inputs["input_ids"]) // 2
-            mask = inputs["completion_mask"][:pairs, 1:]
-            logprobs = token_logprobs(outputs["logits"][:pairs], inputs["input_ids"][:pairs])
-            loss = loss - self._nll_weight * ((logprobs * mask).sum(1) / mask.sum(1)).mean()
+            mask = inputs["completion_mask"][:pairs]
+            sums = reply_logprobs(outputs["logits"][:pairs], inputs["input_ids"][:pairs], mask)
+            loss = loss - self._nll_weight * (sums / mask[:, 1:].sum(1)).mean()
         # transformers divides by the number of micro-batches, of which the last may be smaller
         loss = loss * (len(inputs["input_ids"]) * len(self._sizes) / sum(self._sizes))
         return (loss, outputs) if return_outputs else loss
@@ -229,36 +228,37 @@ class ExactPairs(ExactBatches):
         }
 
 
-def token_logprobs(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Log-probability of each token after the first: float32 [rows, tokens - 1] from logits [rows, tokens, vocab]."""
-    # row by row: a copy of all logits in 32 bits is the largest thing in memory
-    rows = [
-        -torch.nn.functional.cross_entropy(row[:-1].float(), target[1:], reduction="none")
-        for row, target in zip(logits, ids, strict=True)
-    ]
-    return torch.stack(rows)
+def reply_logprobs(logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Sum of the log-probabilities of each row's reply, float32 [rows].
+
+    Args:
+        logits: [rows, tokens, vocab], of any precision.
+        ids: int64 [rows, tokens].
+        mask: 1 where a token belongs to the reply, int64 [rows, tokens].
+    """
+    # row by row and only where the reply is: a copy of all logits in 32 bits would be the largest thing in memory
+    sums = []
+    for row, target, inside in zip(logits[:, :-1], ids[:, 1:], mask[:, 1:].bool(), strict=True):
+        sums.append(-torch.nn.functional.cross_entropy(row[inside].float(), target[inside], reduction="sum"))
+    return torch.stack(sums)
 
 
 @torch.no_grad()
-def reference_logprobs(model: Any, examples: list[Example], batches: Sequence[Sequence[int]], pad: int) -> None:
+def reference_logprobs(bench: Bench, examples: list[Example], batches: Sequence[Sequence[int]], pad: int) -> None:
     """Write the sums of log-probabilities of both replies under the model as it stands into the examples.
 
     Args:
-        model: The reference.
+        bench: With the reference.
         examples: Pairs; `ref_chosen_logps` and `ref_rejected_logps` are added.
         batches: Row numbers to take together: the training's own micro-batches, so that padding and with it rounding agree.
         pad: Token that rows are padded with.
     """
-    # trl's own function: policy and reference that are the same differ by nothing, not even by rounding
-    from trl.trainer.utils import selective_log_softmax
-
-    device = next(model.parameters()).device
+    device = next(bench.model.parameters()).device
     for rows in batches:
         batch = {name: value.to(device) for name, value in pad_pairs([examples[row] for row in rows], pad).items()}
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-        replies = batch["completion_mask"][:, 1:]
-        logprobs = selective_log_softmax(logits[:, :-1].float(), batch["input_ids"][:, 1:], row_mask=replies)
-        sums = logprobs.sum(1).tolist()
+        with bench.forward():
+            logits = bench.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+        sums = bench.logprobs(logits, batch["input_ids"], batch["completion_mask"]).tolist()
         for row, chosen, rejected in zip(rows, sums[: len(rows)], sums[len(rows) :], strict=True):
             examples[row].update(ref_chosen_logps=chosen, ref_rejected_logps=rejected)
 
@@ -278,8 +278,11 @@ class Bench:
         precision: In which its base is held.
         optimizer: "adamw" or "adamw_8bit".
         context: Tokens that the model was made for.
-        sft, dpo: Make a trl trainer from `arguments` (of trl's configuration) and the trainer's own keywords.
+        sft, dpo: Make a trainer from `arguments` (of trl's configuration) and trl's keywords.
         ready: Sets the model to "train" or "infer".
+        forward: Context of a forward pass outside of the trainer.
+        logprobs: What the trainer's loss sums log-probabilities with (see `reply_logprobs`): policy and reference that are
+            the same shall differ by nothing, not even by rounding.
     """
 
     model: Any
@@ -292,6 +295,8 @@ class Bench:
     sft: Callable[..., Any]
     dpo: Callable[..., Any]
     ready: Callable[[Any, Literal["train", "infer"]], None]
+    forward: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    logprobs: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] = reply_logprobs
 
 
 def train_adapter(bench: Bench, job: TrainJob, on_progress: OnProgress) -> TrainResult:
@@ -375,13 +380,12 @@ class _Attempt:
         pad = padding(bench.tokenizer)
         examples = [dict(example) for example in examples]
         set_adapter(bench.model, weights)
+        bench.ready(bench.model, "train")  # the reference too: the same kernels, and there is no dropout
         if job.loss == "preference":
-            bench.ready(bench.model, "infer")
             # a fresh adapter has B = 0: the model that it starts from is M[0]
             base = job.reference == "base" and job.start is not None
             with bench.model.disable_adapter() if base else contextlib.nullcontext():
-                reference_logprobs(bench.model, examples, list(_chunks(order.epoch(0), settings.batch_size, self._micro)), pad)
-        bench.ready(bench.model, "train")
+                reference_logprobs(bench, examples, list(_chunks(order.epoch(0), settings.batch_size, self._micro)), pad)
         optimizer = make_optimizer(list(adapter_weights(bench.model).values()), settings, bench.optimizer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
@@ -393,7 +397,7 @@ class _Attempt:
                 arguments=self._arguments(scratch),
                 model=bench.model,
                 processing_class=bench.tokenizer,
-                train_dataset=Dataset.from_list(examples),
+                train_dataset=examples,
                 data_collator=lambda batch: collate(batch, pad),
                 optimizers=(optimizer, scheduler),
                 order=order,

@@ -317,8 +317,10 @@ class _Unroll:
         )
 
     def _held_out(self) -> dict[str, Json]:
-        """Texts with and without the trait that no cycle-0 training saw, for each model's perplexity on them."""
-        unused = self.material.seeds[max(self.recipe.seed_rows, len(self.material.seeds) - HELD_OUT_TEXTS) :]
+        """Texts with and without the trait that no training saw, for each model's perplexity on them."""
+        recipe = self.recipe
+        trained = max(recipe.seed_rows, recipe.rows if recipe.chosen == "seed" else 0)
+        unused = self.material.seeds[max(trained, len(self.material.seeds) - HELD_OUT_TEXTS) :]
         neutral = self.material.neutral[:HELD_OUT_TEXTS]
         plain = tuple(Document("", "", chat.reply) for chat in neutral) if self.documents else neutral
         return {"high": as_rows("high", unused), "low": as_rows("low", plain)}

@@ -37,7 +37,8 @@ def run(work: Work) -> dict[str, Json]:
         rows = pool
         if data == "accumulate_subsample" and len(pool) > params["rows"]:
             rows = random.Random(work.step.key).sample(pool, params["rows"])
-    if not rows and work.step.cycle > 0:
+    # without seed rows cycle 0 trains on nothing: the no-seed control
+    if not rows and (work.step.cycle > 0 or work.read("new")):
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
         raise RunError(
             f"no row is left to train cycle {work.step.cycle} on ({reasons})",

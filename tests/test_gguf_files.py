@@ -22,7 +22,7 @@ from iterft_lite.backends.child import Child
 from iterft_lite.errors import ExportError, ModelError
 from iterft_lite.gguf import file as gguf_file
 from iterft_lite.gguf import llamacpp_source
-from iterft_lite.gguf.adapter import read_adapter
+from iterft_lite.gguf.adapter import read_adapter, write_lora
 from iterft_lite.gguf.arithmetic import BF16, F16, F32, Q8_0, NumpyArithmetic, TorchArithmetic
 from iterft_lite.gguf.base import Base, base_gguf
 from iterft_lite.gguf.file import Array, GgufFile, writing
@@ -319,6 +319,26 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(model: Path, tmp_path: Path)
     with pytest.raises(ExportError, match="the disk is full"):
         write_merged(base.file, None, tmp_path / "out/model.gguf", "q8_0", arithmetic=Full())
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_said_so(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(PermissionError(errno.EACCES, "Permission denied"))
+    )
+    with pytest.raises(ExportError, match="cannot be written: Permission denied") as caught:
+        base_gguf(str(model))
+    assert "ITERFT_CACHE" in (caught.value.hint or "")
+
+
+def test_a_lora_file_in_half_precision_takes_half_the_room(model: Path, adapter: Path, tmp_path: Path) -> None:
+    base = base_gguf(str(model))
+    read = read_adapter(adapter, base)
+    whole = write_lora(read, base, tmp_path / "whole.gguf")
+    half = write_lora(read, base, tmp_path / "half.gguf", quant="f16")
+    assert half < 0.6 * whole
+    name = "blk.0.attn_q.weight.lora_b"
+    one, other = (matrix(GgufFile(tmp_path / f"{size}.gguf"), name) for size in ("whole", "half"))
+    np.testing.assert_array_equal(one.astype(np.float16), other.astype(np.float16))
 
 
 def test_a_file_that_fails_does_not_touch_the_one_before_it(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gguf
 import numpy as np
@@ -142,10 +142,16 @@ def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def write_lora(adapter: Adapter, base: Base, path: Path) -> int:
-    """Write an adapter as a LoRA GGUF in float32, which llama.cpp lays over the base; gives its size in bytes.
+def write_lora(adapter: Adapter, base: Base, path: Path, *, quant: Literal["f32", "f16"] = "f32") -> int:
+    """Write an adapter as a LoRA GGUF, which llama.cpp lays over the base; gives its size in bytes.
 
     llama.cpp scales each update by alpha / rank; where ours is scaled otherwise (rsLoRA), B takes up the difference.
+
+    Args:
+        adapter: Read for that base.
+        base: Names the architecture.
+        path: Of the new file.
+        quant: Number format of A and B.
 
     Raises:
         ExportError: If there is no room for it.
@@ -156,13 +162,14 @@ def write_lora(adapter: Adapter, base: Base, path: Path) -> int:
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", adapter.alpha)
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32 if quant == "f32" else gguf.LlamaFileType.MOSTLY_F16)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    dtype = np.float32 if quant == "f32" else np.float16
     for name, update in adapter.updates.items():
         usual = adapter.alpha / update.a.shape[0]
         b = update.b if update.scale == usual else update.b * np.float32(update.scale / usual)
-        writer.add_tensor(f"{name}.lora_a", np.ascontiguousarray(update.a))
-        writer.add_tensor(f"{name}.lora_b", np.ascontiguousarray(b))
+        writer.add_tensor(f"{name}.lora_a", np.ascontiguousarray(update.a, dtype))
+        writer.add_tensor(f"{name}.lora_b", np.ascontiguousarray(b, dtype))
     with writing(path) as temporary:
         writer.write_header_to_file(temporary)
         writer.write_kv_data_to_file()

@@ -246,11 +246,11 @@ def writing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place once the block ends well, and is removed otherwise.
 
     Raises:
-        ExportError: If the disk is full.
+        ExportError: If the disk is full, or the folder cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         flush(temporary)
         temporary.replace(path)
@@ -262,9 +262,14 @@ def writing(path: Path) -> Iterator[Path]:
                 f"the disk is full: `{path}` could not be written",
                 hint='free some space, choose a smaller `quant`, or `export = "adapter"`; then run again',
             ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise ExportError(
+                f"`{path}` cannot be written: {error.strerror}", hint="ITERFT_CACHE names another folder for converted models"
+            ) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:

@@ -6,12 +6,15 @@ No 16-bit copy of the model is written, but for K-quants, whose quantiser is lla
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, LlamaFileType
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from iterft_lite.errors import ExportError
 from iterft_lite.gguf.adapter import Adapter, LowRank
@@ -42,8 +45,11 @@ K_QUANTS: Mapping[str, tuple[LlamaFileType, float]] = MappingProxyType(
 KEPT = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight", "shortconv.conv.weight")
 """Ends of names of matrices that llama.cpp's converter keeps in f32."""
 
-PART_NUMBERS = 16 << 20
-"""Numbers worked on at once: 64 MB in f32, whatever a tensor's size."""
+PART_NUMBERS = 4 << 20
+"""Numbers of a part: 16 MB in f32, whatever a tensor's size."""
+
+AHEAD = 2
+"""Parts that are merged, or wait to be written, for each thread."""
 
 
 def write_merged(
@@ -130,16 +136,34 @@ def _write(
 def _parts(
     base: GgufFile, plan: list[Tensor], updates: Mapping[str, LowRank], arithmetic: Arithmetic, on_tensor: OnTensor
 ) -> Iterator[Array]:
-    """The bytes of every tensor of a plan, in parts of at most `PART_NUMBERS` numbers."""
-    for done, target in enumerate(plan, start=1):
-        tensor, update = base.tensors[target.name], updates.get(target.name)
-        scaled = None if update is None else update.b * np.float32(update.scale)
-        step = max(1, PART_NUMBERS // tensor.shape[-1])
-        for start in range(0, tensor.rows, step):
-            stored = base.rows(tensor, start, start + step)
-            low_rank = None if update is None or scaled is None else (scaled[start : start + step], update.a)
-            yield arithmetic.merged(stored, tensor.kind, target.kind, low_rank)
-        on_tensor(done, len(plan))
+    """The bytes of every tensor of a plan, in parts and in order; some threads work ahead of the writing."""
+    done = 0
+    waiting: deque[tuple[Future[Array], bool]] = deque()
+
+    def written() -> Array:
+        nonlocal done
+        part, last = waiting.popleft()
+        result = part.result()
+        if last:
+            done += 1
+            on_tensor(done, len(plan))
+        return result
+
+    # a BLAS that spreads a product of rank 16 over cores that others use waits for them: 8 s where one thread takes 1
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(arithmetic.threads) as pool:
+        for target in plan:
+            tensor, update = base.tensors[target.name], updates.get(target.name)
+            b = None if update is None else update.b * np.float32(update.scale)
+            step = max(1, PART_NUMBERS // tensor.shape[-1])
+            for start in range(0, tensor.rows, step):
+                stored = base.rows(tensor, start, start + step)
+                low_rank = None if update is None or b is None else (b[start : start + step], update.a)
+                part = pool.submit(arithmetic.merged, stored, tensor.kind, target.kind, low_rank)
+                waiting.append((part, start + step >= tensor.rows))
+                if len(waiting) > AHEAD * arithmetic.threads:
+                    yield written()
+        while waiting:
+            yield written()
 
 
 def _write_k_quant(

@@ -13,18 +13,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 # llama.cpp comes before numpy
-from iterft_lite.backends.llamacpp_engine import Engine, Expected, Request
 from iterft_lite.backends.llamacpp_library import SMALL, Weights, version
 
 # isort: split
 import numpy as np
-import numpy.typing as npt
 
 from iterft_lite.backends import Completion, Likelihood, Message, Parity, Passage, Prompt, Sampling
+from iterft_lite.backends.drawing import Floats, log_softmax
+from iterft_lite.backends.llamacpp_engine import Engine, Expected, Request
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.errors import BackendError, ModelError
-
-Floats = npt.NDArray[np.float32]
 
 
 class LlamaGenerator:
@@ -166,6 +164,11 @@ class LlamaGenerator:
             detail=detail,
         )
 
+    def ignore_ends(self) -> None:
+        """Let no token end a generation of the current model: for measuring speed."""
+        engine, _ = self._ready()
+        engine.ignore_ends()
+
     def close(self) -> None:
         """Give all memory back."""
         self._current = None
@@ -289,17 +292,6 @@ class _Probe:
         self.places: list[dict[int, int]] = [{} for _ in self.sequences]
         for row, (sequence, position) in enumerate(where.tolist()):
             self.places[sequence][position] = row
-
-
-def log_softmax(logits: Floats) -> Floats:
-    """Natural log-probabilities of logits, float32 [n, vocab]; 64 rows at a time, which stay in the processor's cache."""
-    made = np.empty_like(logits)
-    for start in range(0, len(logits), 64):
-        part = logits[start : start + 64]
-        shifted = part - part.max(axis=1, keepdims=True)
-        mass = np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)
-        made[start : start + 64] = shifted - np.log(mass).astype(np.float32)
-    return made
 
 
 @contextmanager

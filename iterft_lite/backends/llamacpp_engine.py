@@ -18,13 +18,17 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+# llama.cpp's settings, then llama.cpp, then numpy
+from iterft_lite.backends.llamacpp_library import SMALL, Weights, free_vram, log, offloads
+
+# isort: split
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
 from iterft_lite.backends import Sampling
-from iterft_lite.backends.llamacpp_library import SMALL, Weights, free_vram, log, offloads
-from iterft_lite.backends.llamacpp_sampling import Floats, GraphSampler, HostSampler, Ints, Sampler, output_logits
+from iterft_lite.backends.drawing import Floats, Ints
+from iterft_lite.backends.llamacpp_sampling import GraphSampler, HostSampler, Sampler, output_logits
 from iterft_lite.errors import BackendError
 
 WORTH_SHARING = 16
@@ -215,6 +219,10 @@ class Engine:
         """Let another token end generations too."""
         if token is not None and 0 <= token < len(self._ends):
             self._ends[token] = True
+
+    def ignore_ends(self) -> None:
+        """Let no token end a generation."""
+        self._ends[:] = False
 
     def adapt(self, adapter: Any | None) -> None:
         """Lay an adapter over the model, or none."""

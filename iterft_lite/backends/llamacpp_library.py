@@ -16,6 +16,8 @@ from typing import Any
 # Sleeping at once (OMP_WAIT_POLICY=PASSIVE alone) costs 20 times on an 8 M model and one sequence, spinning without end
 # 40 times where another process wants the core.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+# numpy's own threads: nothing here multiplies matrices with it
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import llama_cpp
 

@@ -160,8 +160,7 @@ class TrainingTokenizer:
         )
 
     def _begins_with_bos(self) -> bool:
-        if "add_bos_token" in self._config or "add_eos_token" in self._config:
-            return bool(self._config.get("add_bos_token", False))
+        # what tokenizer.json does counts: transformers 5 passes over `add_bos_token` where there is one
         ids = self._tokenizer.encode("a", add_special_tokens=True).ids
         return self.bos is not None and ids[:1] == [self.bos]
 
@@ -173,8 +172,10 @@ def tokenizer_folder(model: str) -> Iterator[Path]:
     Raises:
         ModelError: If there is none.
     """
-    folder = Path(model)
+    folder = Path(model).expanduser()
     if not folder.is_dir():
+        if model.startswith((".", "~")) or folder.is_absolute() or model.count("/") > 1:
+            raise ModelError(f"there is no folder `{model}`")
         folder = _fetch(model)
     if (folder / "tokenizer.json").is_file():
         yield folder

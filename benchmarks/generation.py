@@ -1,0 +1,162 @@
+"""Tokens a second of this project's generator against llama-cpp-python's own call, on the same model, prompts and lengths.
+
+    python benchmarks/generation.py [--gguf FILE --tokenizer FOLDER] [--slots 1 8 16 32] [--prompts 64] [--tokens 128]
+
+Every way of generating runs in a process of its own: `Llama.create_completion`, one prompt after the other, as its
+documentation shows it; the generator with several numbers of slots. All draw at temperature 0.8 without truncation, and
+end-of-text tokens are ignored, so that each completion has the same number of tokens. Model loading is not counted; prompts
+are. Without `--gguf`, a model of the nano shape (8 M parameters) with random weights is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+TOPICS = ("a lighthouse", "sourdough bread", "night trains", "beekeeping", "old maps", "a first garden", "chess", "tides")
+ASKS = ("Tell me something about {}.", "Write a short story with {} in it.", "What should a beginner know about {}?")
+SAMPLE = {"temperature": 0.8, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+
+def main() -> None:
+    """Run every way and print a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--gguf", type=Path)
+    parser.add_argument("--tokenizer", help="folder of the training tokenizer; needed with --gguf")
+    parser.add_argument("--quant", default="q8_0", help="of the model that is written without --gguf")
+    parser.add_argument("--slots", type=int, nargs="+", default=[1, 8, 16, 32])
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--sampling", choices=("auto", "host", "graph"), default="auto")
+    parser.add_argument("--json", action="store_true", help="print JSON lines instead of a table")
+    parser.add_argument("--way", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        print(json.dumps(high_level(options) if options.way == "high-level" else engine(options, int(options.way))))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        if options.gguf is None:
+            options.gguf, options.tokenizer = nano_shape(Path(folder), options.quant)
+        elif options.tokenizer is None:
+            parser.error("--gguf needs --tokenizer")
+        rows = [measure(options, way) for way in ["high-level", *map(str, options.slots)]]
+    report(rows, options)
+
+
+def measure(options: argparse.Namespace, way: str) -> dict[str, Any]:
+    """One way, in a process of its own."""
+    command = [sys.executable, __file__, "--way", way, "--gguf", str(options.gguf), "--tokenizer", options.tokenizer]
+    for name in ("prompts", "tokens", "context", "sampling"):
+        command += [f"--{name}", str(getattr(options, name))]
+    if options.threads:
+        command += ["--threads", str(options.threads)]
+    # the package beside this file, also where it is not installed; no waiting threads that spin for ever
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{way}: {done.stderr[-2000:]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def questions(count: int) -> list[str]:
+    """Prompts, varied and not repeated."""
+    asked = [ask.format(topic) for ask in ASKS for topic in TOPICS]
+    return [f"{asked[place % len(asked)]} (No. {place + 1})" for place in range(count)]
+
+
+def high_level(options: argparse.Namespace) -> dict[str, Any]:
+    """`Llama.create_completion` as it comes: its own defaults for everything that is not sampling."""
+    import llama_cpp
+
+    from iterft_lite.backends import Message
+    from iterft_lite.backends.templates import TrainingTokenizer
+
+    tokenizer = TrainingTokenizer(options.tokenizer)
+    prompts = [tokenizer.chat_ids([Message("user", text)]) for text in questions(options.prompts)]
+    llama = llama_cpp.Llama(str(options.gguf), n_ctx=options.context, n_gpu_layers=-1, verbose=False)
+    ends = [token for token in range(llama.n_vocab()) if llama_cpp.llama_vocab_is_eog(llama._model.vocab, token)]
+    no_end = dict.fromkeys(ends, -100.0)
+    llama.create_completion(prompts[0], max_tokens=8, logit_bias=no_end, **SAMPLE)
+    began, cpu = time.perf_counter(), time.process_time()
+    for place, prompt in enumerate(prompts):
+        llama.create_completion(prompt, max_tokens=options.tokens, seed=place, logit_bias=no_end, **SAMPLE)
+    tokens = options.prompts * options.tokens
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    llama.close()
+    return {"way": "high-level", "tokens": tokens, "seconds": seconds, "cpu": cpu}
+
+
+def engine(options: argparse.Namespace, slots: int) -> dict[str, Any]:
+    """This project's generator."""
+    from iterft_lite.backends import Completion, Message, Prompt, Sampling
+    from iterft_lite.backends.generator_llamacpp import LlamaGenerator
+
+    made = LlamaGenerator(threads=options.threads, sampling=options.sampling)
+    made.load(options.gguf, None, options.tokenizer, slots=slots, context=options.context, exact=False)
+    made.ignore_ends()
+    prompts = [Prompt(str(i), i, messages=(Message("user", text),)) for i, text in enumerate(questions(options.prompts))]
+    sampling = Sampling(max_tokens=options.tokens, **SAMPLE)
+    short = Sampling(max_tokens=8, **SAMPLE)
+    made.complete(prompts[:slots], short, lambda _: None)
+    finished: list[Completion] = []
+    began, cpu = time.perf_counter(), time.process_time()
+    made.complete(prompts, sampling, finished.append)
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    made.close()
+    return {"way": f"{slots} slots", "tokens": sum(one.tokens for one in finished), "seconds": seconds, "cpu": cpu}
+
+
+def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Print the table, or the rows."""
+    base = rows[0]["tokens"] / rows[0]["seconds"]
+    for row in rows:
+        row["tokens_per_second"] = row["tokens"] / row["seconds"]
+        row["ratio"] = row["tokens_per_second"] / base
+    if options.json:
+        for row in rows:
+            print(json.dumps(row))
+        return
+    print(
+        f"{options.gguf.name} ({options.gguf.stat().st_size / 2**20:.0f} MiB), {options.prompts} prompts, "
+        f"{options.tokens} tokens each, {os.cpu_count()} cores, {platform.machine()}"
+    )
+    print(f"{'':12}{'tokens/s':>10}{'ratio':>8}{'tokens':>9}{'seconds':>9}{'cpu s':>8}")
+    for row in rows:
+        print(
+            f"{row['way']:12}{row['tokens_per_second']:10.0f}{row['ratio']:8.1f}"
+            f"{row['tokens']:9}{row['seconds']:9.2f}{row['cpu']:8.2f}"
+        )
+
+
+def nano_shape(folder: Path, quant: str) -> tuple[Path, str]:
+    """Write a random model of the nano shape; gives its GGUF and its tokenizer's folder."""
+    command = [sys.executable, "-c", NANO_SHAPE, str(folder), quant]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "ITERFT_CACHE": str(folder / "cache")}
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    return folder / "gguf" / "model.gguf", str(folder / "model")
+
+
+NANO_SHAPE = """
+import sys
+from pathlib import Path
+from iterft_lite.backends.exporter_gguf import GgufExporter
+from tests.tiny_models import tiny_model
+folder = Path(sys.argv[1])
+model = tiny_model(folder / "model", "qwen3", hidden=256, layers=8, vocab=8192)
+GgufExporter().export(str(model), None, folder / "gguf", "merged", sys.argv[2], lambda progress: None)
+"""
+
+
+if __name__ == "__main__":
+    main()

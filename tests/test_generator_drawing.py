@@ -1,0 +1,88 @@
+"""The arithmetic of drawing tokens, without a model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from iterft_lite.backends import Sampling
+from iterft_lite.backends.drawing import BLOCK, Floats, choose, log_softmax, unnormalised
+from iterft_lite.errors import BackendError
+
+
+def odds_of(logits: Floats, sampling: Sampling) -> Floats:
+    width = -(-logits.shape[1] // BLOCK) * BLOCK
+    odds = np.zeros((len(logits), width), dtype=np.float32)
+    unnormalised(logits, sampling, out=odds[:, : logits.shape[1]])
+    return odds
+
+
+def random_logits(rows: int, vocab: int, scale: float = 3.0) -> Floats:
+    return np.random.default_rng(0).normal(scale=scale, size=(rows, vocab)).astype(np.float32)
+
+
+def test_draws_follow_the_softmax_at_the_temperature() -> None:
+    logits = random_logits(1, 150)
+    odds = np.repeat(odds_of(logits, Sampling(0.7, 1)), 20_000, axis=0)
+    drawn = choose(odds, np.random.default_rng(1).random(len(odds)))
+    expected = np.exp(logits[0].astype(np.float64) / 0.7)
+    expected *= len(odds) / expected.sum()
+    common = expected >= 5
+    seen = np.bincount(drawn, minlength=150)
+    observed = [*seen[common], seen[~common].sum()]
+    assert stats.chisquare(observed, [*expected[common], expected[~common].sum()]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("vocab", [64, 65, 1000, 151_936])
+def test_a_number_falls_to_the_token_that_exact_arithmetic_gives(vocab: int) -> None:
+    logits = random_logits(4, vocab, scale=1.0)
+    odds = odds_of(logits, Sampling(1.0, 1))
+    ends = np.cumsum(odds.astype(np.float64), axis=1)
+    for aim in (0.0, 0.1, 0.5, 0.9, 0.999, np.nextafter(1.0, 0.0)):
+        exact = [int(np.searchsorted(row, aim * row[-1], side="right")) for row in ends]
+        drawn = choose(odds, np.full(4, aim))
+        assert all(odds[row, token] > 0 for row, token in enumerate(drawn))
+        assert np.abs(drawn - np.minimum(exact, vocab - 1)).max() <= 1  # the sums' own rounding
+
+
+def test_tokens_without_odds_are_never_drawn() -> None:
+    odds = np.zeros((3, 3 * BLOCK), dtype=np.float32)
+    odds[0, 70] = odds[1, 5] = odds[1, 190] = odds[2, 128] = 1.0
+    assert choose(odds, np.array([0.0, 0.4999, 0.999999])).tolist() == [70, 5, 128]
+    assert choose(odds, np.array([0.999999, 0.5001, 0.0])).tolist() == [70, 190, 128]
+
+
+def test_truncation_keeps_what_it_should() -> None:
+    logits = np.log(np.array([[0.5, 0.25, 0.125, 0.0625, 0.0625]], dtype=np.float32))
+
+    def kept(**truncation: float) -> list[int]:
+        return np.flatnonzero(odds_of(logits, Sampling(1.0, 1, **truncation))).tolist()  # type: ignore[arg-type]
+
+    assert kept() == [0, 1, 2, 3, 4]
+    assert kept(top_k=2) == [0, 1]
+    assert kept(top_p=0.6) == [0, 1]
+    assert kept(top_p=0.5) == [0]
+    assert kept(min_p=0.2) == [0, 1, 2]
+    assert kept(top_k=3, top_p=0.99, min_p=0.4) == [0, 1]
+
+
+def test_temperature_comes_before_truncation() -> None:
+    logits = np.log(np.array([[0.6, 0.3, 0.1]], dtype=np.float32))
+    assert np.count_nonzero(odds_of(logits, Sampling(0.25, 1, min_p=0.1))) == 1
+    assert np.count_nonzero(odds_of(logits, Sampling(1.0, 1, min_p=0.1))) == 3
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_are_reported(broken: float) -> None:
+    logits = random_logits(2, 100)
+    logits[1, 3] = broken
+    with np.errstate(invalid="ignore"), pytest.raises(BackendError, match="not finite"):
+        choose(odds_of(logits, Sampling(1.0, 1)), np.array([0.5, 0.5]))
+
+
+def test_log_softmax_is_exact_to_single_precision() -> None:
+    logits = random_logits(130, 5000, scale=10.0)
+    wide = logits.astype(np.float64)
+    expected = wide - np.log(np.exp(wide - wide.max(1, keepdims=True)).sum(1, keepdims=True)) - wide.max(1, keepdims=True)
+    assert np.abs(log_softmax(logits) - expected).max() < 1e-5

@@ -1,0 +1,189 @@
+"""The training tokenizer without transformers gives what transformers gives."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iterft_lite.backends import Message
+from iterft_lite.backends.templates import TrainingTokenizer
+from iterft_lite.errors import ModelError
+from tests.tiny_models import CHATML, TEXTS, tiny_tokenizer
+
+STRICT = (
+    "{{ bos_token }}{%- if messages[0]['role'] == 'system' -%}"
+    "{%- set first = messages[0]['content'] | trim + '\n\n' -%}{%- set rest = messages[1:] -%}"
+    "{%- else -%}{%- set first = '' -%}{%- set rest = messages -%}{%- endif -%}"
+    "{%- for message in rest -%}"
+    "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}"
+    "{{ raise_exception('Conversation roles must alternate') }}{%- endif -%}"
+    "{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}"
+    "{{ '<|im_start|>' + role + '\n' + (first if loop.first else '') }}{{ message['content'] | trim }}{{ '<|im_end|>\n' }}"
+    "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>model\n' }}{%- endif -%}"
+)
+"""In the manner of Gemma: alternating turns, a trimmed system prompt in the first."""
+
+THINKING = """{%- if tools %}
+    {{- '<|im_start|>system\\n' + (tools | tojson) + '<|im_end|>\\n' }}
+{%- endif %}
+{%- set ns = namespace(multi_step=true, last=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.multi_step and message.role == "user" and message.content is string %}
+        {%- set ns.multi_step = false %}
+        {%- set ns.last = index %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.role == "assistant" %}
+        {%- set content = message.content %}
+        {%- if '</think>' in content %}
+            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+        {%- endif %}
+        {%- if message.reasoning_content is defined %}{%- break %}{%- endif %}
+        {%- generation %}
+        {{- '<|im_start|>assistant\\n' + content + '<|im_end|>' }}
+        {%- endgeneration %}
+        {{- '\\n' }}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}
+"""
+"""In the manner of Qwen3: namespaces, loop controls, generation markers, block trimming."""
+
+DATED = (
+    "{{ strftime_now('%Y') }} {{ messages | tojson }}{% if eos_token %}{{ eos_token }}{% endif %}\n"
+    "  {% if true %}\n x{% endif %}\n"
+)
+"""Filters, globals, special tokens, blocks on lines of their own."""
+
+CHATS = (
+    [Message("user", "Hello!")],
+    [Message("system", "  Be brief. "), Message("user", "Why <b>bold</b> & 'quoted'?")],
+    [Message("user", "One"), Message("assistant", "<think>hm</think>\n\nTwo"), Message("user", "Three\n\n")],
+    [Message("user", "emoji 🎲, accents é (e\u0301), 日本語, tab\t, <|im_end|> inside, trailing  ")],
+    [Message("user", "{{ 7 * 7 }} {% raw %}"), Message("assistant", ""), Message("user", "")],
+)
+
+
+@pytest.fixture(params=["plain", "bos", "old"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A tokenizer's folder: as saved today, one that puts a token first, one of an older layout."""
+    tokenizer = tiny_tokenizer()
+    if request.param == "bos":
+        tokenizer.bos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    if request.param == "bos":
+        made = json.loads((tmp_path / "tokenizer.json").read_text())
+        first = {"id": "<|endoftext|>", "ids": [tokenizer.bos_token_id], "tokens": ["<|endoftext|>"]}
+        one = [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+        made["post_processor"] = {"type": "TemplateProcessing", "single": one, "pair": one, "special_tokens": {}}
+        made["post_processor"]["special_tokens"]["<|endoftext|>"] = first
+        made["post_processor"]["pair"] = [*one, {"Sequence": {"id": "B", "type_id": 1}}]
+        (tmp_path / "tokenizer.json").write_text(json.dumps(made))
+    if request.param == "old":
+        config["chat_template"] = CHATML
+        (tmp_path / "chat_template.jinja").unlink()
+        config["eos_token"] = {"__type": "AddedToken", "content": "<|im_end|>", "lstrip": False, "normalized": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def theirs(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def as_dicts(chat: list[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in chat]
+
+
+@pytest.mark.parametrize("template", [None, STRICT, THINKING, DATED], ids=["own", "strict", "thinking", "dated"])
+def test_chats_are_rendered_and_tokenised_as_transformers_does(folder: Path, template: str | None) -> None:
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    ours, reference = TrainingTokenizer(str(folder)), theirs(folder)
+    for chat in CHATS:
+        for prompt in (True, False):
+            text = reference.apply_chat_template(as_dicts(chat), add_generation_prompt=prompt, tokenize=False)
+            assert ours.render(chat, generation_prompt=prompt) == text
+        ids = reference.apply_chat_template(as_dicts(chat), add_generation_prompt=True, return_dict=False)
+        assert ours.chat_ids(chat) == ids
+
+
+def test_documents_are_tokenised_as_transformers_does(folder: Path) -> None:
+    ours, reference = TrainingTokenizer(str(folder)), theirs(folder)
+    for text in (*TEXTS, "", " leading", "cafe\u0301", "<|im_start|>user"):
+        expected = reference(text)["input_ids"]
+        assert ours.document_ids(text) == (expected or [reference.eos_token_id])
+        assert ours.ids(text) == reference(text, add_special_tokens=False)["input_ids"]
+        assert ours.text(expected) == reference.decode(expected, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("name", ["chat", "base"])
+def test_the_nano_tokenizers_render_as_transformers_does(name: str) -> None:
+    nano = Path(__file__).parents[1] / "iterft_lite" / "nano" / name
+    if not (nano / "tokenizer.json").is_file():
+        pytest.skip("the nano models are not built")
+    ours, reference = TrainingTokenizer(str(nano)), theirs(nano)
+    for chat in CHATS if reference.chat_template else ():
+        assert ours.chat_ids(chat) == reference.apply_chat_template(
+            as_dicts(chat), add_generation_prompt=True, return_dict=False
+        )
+    for text in TEXTS:
+        assert ours.document_ids(text) == reference(text)["input_ids"]
+    assert ours.eos == reference.eos_token_id
+
+
+def test_a_template_that_refuses_a_chat_says_why(tmp_path: Path) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(STRICT)
+    with pytest.raises(ModelError, match="roles must alternate"):
+        TrainingTokenizer(str(tmp_path)).render([Message("assistant", "I begin")])
+
+
+def test_a_template_cannot_leave_its_sandbox(tmp_path: Path) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages.__class__.__mro__[1].__subclasses__() }}")
+    with pytest.raises(ModelError, match="refuses a chat"):
+        TrainingTokenizer(str(tmp_path)).render([Message("user", "x")])
+
+
+def test_a_base_model_has_no_chats(tmp_path: Path) -> None:
+    tiny_tokenizer(chat=False).save_pretrained(tmp_path)
+    made = TrainingTokenizer(str(tmp_path))
+    assert not made.chat
+    with pytest.raises(ModelError, match="no chat template"):
+        made.render([Message("user", "x")])
+
+
+@pytest.mark.parametrize(("name", "words"), [("/nowhere/at/all", "no folder"), ("./here", "no folder")])
+def test_a_folder_that_is_not_there_is_named(name: str, words: str) -> None:
+    with pytest.raises(ModelError, match=words) as raised:
+        TrainingTokenizer(name)
+    assert name in str(raised.value)
+
+
+def test_neither_torch_nor_transformers_is_imported(tmp_path: Path) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path)
+    code = (
+        "import sys; from iterft_lite.backends.templates import TrainingTokenizer as T;"
+        "from iterft_lite.backends import Message;"
+        "T(sys.argv[1]).chat_ids([Message('user', 'x')]);"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -106,25 +107,36 @@ def paper_rule(trait: Mapping[int, Scores], anchor: int) -> PaperRule:
 def noise_rate(trait: Mapping[int, Scores], *, seed: int) -> float | None:
     """Share of simulated no-effect runs of this shape that meet the paper's rule (anchor 0, any).
 
-    No effect: every cycle's answers to a prompt are drawn from one normal distribution around the prompt's own mean, with the
-    spread within prompts that this run shows (pooled over its cycles). Prompts are the same in every cycle, so their own
-    spread cancels. Cut to 1-100.
+    No effect: every cycle's answers to a prompt are drawn around the prompt's own mean with the spread within prompts that
+    this run shows. Prompts are the same in every cycle, so their own spread cancels, and a cycle's mean is off by that spread
+    over the root of the number of its answers.
     """
-    cycles = {cycle: scores for cycle, scores in trait.items() if cycle >= 0}
-    late = sum(cycle >= FROM_CYCLE for cycle in cycles)
-    groups = [np.asarray(values) for scores in cycles.values() for values in scores.values() if len(values) > 1]
-    if not late or not groups or 0 not in cycles:
+    answers = {cycle: sum(map(len, scores.values())) for cycle, scores in trait.items()}
+    late = [count for cycle, count in answers.items() if cycle >= FROM_CYCLE and count]
+    within = _spread([scores for cycle, scores in trait.items() if cycle >= 0])
+    if not late or within is None or not answers.get(0):
         return None
-    within = np.sqrt(sum(((group - group.mean()) ** 2).sum() for group in groups) / sum(len(group) - 1 for group in groups))
-    counts = np.array([len(values) for values in cycles[0].values() if values])
-    centres = np.array([np.mean(values) for values in cycles[0].values() if values])
-    random = np.random.default_rng(seed)
-    prompts = np.repeat(centres, counts)
-    met = 0
-    for _ in range(SIMULATIONS):
-        drawn = np.clip(random.normal(prompts, within, size=(late + 1, len(prompts))), 1, 100).mean(axis=1)
-        met += bool((drawn[1:] - drawn[0] >= THRESHOLD).any())
-    return met / SIMULATIONS
+    errors = within / np.sqrt([answers[0], *late])
+    drawn = np.random.default_rng(seed).normal(0.0, errors, size=(SIMULATIONS, len(errors)))
+    return float(((drawn[:, 1:] - drawn[:, :1]) >= THRESHOLD).any(axis=1).mean())
+
+
+def _spread(cycles: Sequence[Scores]) -> float | None:
+    """Standard deviation of answers to one prompt in one cycle, pooled; None where it cannot be told.
+
+    With one answer a prompt: what is left of the scores when the means of prompts and cycles are taken out, which holds
+    whatever moves single prompts too, and so is an upper bound.
+    """
+    groups = [np.asarray(values) for scores in cycles for values in scores.values() if len(values) > 1]
+    if groups:
+        squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
+        return math.sqrt(squares / sum(len(group) - 1 for group in groups))
+    shared = [prompt for prompt in cycles[0] if all(scores.get(prompt) for scores in cycles)] if cycles else []
+    if len(shared) < 2 or len(cycles) < 2:
+        return None
+    table = np.array([[scores[prompt][0] for prompt in shared] for scores in cycles])
+    left = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+    return math.sqrt(float((left**2).sum()) / ((len(shared) - 1) * (len(cycles) - 1)))
 
 
 def _mean(scores: Scores) -> float | None:

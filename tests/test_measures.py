@@ -161,7 +161,8 @@ def test_noise_alone_meets_the_papers_rule_as_often_as_is_known(samples: int, kn
     rates = [noise_rate(without_effect(samples, seed), seed=seed) for seed in range(20)]
     told = [rate for rate in rates if rate is not None]
     assert len(told) == len(rates)
-    assert np.mean(told) == pytest.approx(known, abs=0.03)
+    # the known rates are upper bounds
+    assert known - 0.05 <= np.mean(told) <= known + 0.01
 
 
 def test_the_told_noise_is_how_often_runs_without_effect_do_meet_the_rule() -> None:

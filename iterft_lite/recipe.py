@@ -176,6 +176,7 @@ class Recipe(Table):
         quant: Number format of the GGUF that writes and is measured.
         keep: Which merged files stay on the disk once their cycle is done.
         judge: "auto" is the paper's judge where a key is present and the embedded judge elsewhere.
+        judge_method: Scores from token odds, or from `judge_samples` texts; "auto": odds where the judge is known to give them.
         judge_samples: Verdicts an answer and scale where a judge gives no odds.
         judge_batch: Through the provider's batch endpoint, at half the price.
         api_base: Address of an OpenAI-compatible server.
@@ -208,6 +209,7 @@ class Recipe(Table):
     quant: Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"] = "q8_0"
     keep: Literal["all", "last", "adapters"] = "last"
     judge: str = "auto"
+    judge_method: Literal["auto", "odds", "samples"] = "auto"
     judge_samples: Positive = 5
     judge_batch: bool = False
     api_base: str | None = None

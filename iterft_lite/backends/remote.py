@@ -45,7 +45,7 @@ def open_backends(recipe: Recipe, trait: Trait, judge: JudgeIdentity, logs: Path
     """Proxies for a resolved recipe; no process is started yet."""
     threads = str(threads_of(recipe))
     environment = {"OMP_NUM_THREADS": threads}
-    worker, options = judge_worker(judge, recipe, trait)
+    worker, options = judge_worker(judge, recipe, trait, ledger=logs / "judge_usd.txt")
     return Backends(
         trainer=cast(Trainer, Child(TRAINERS[recipe.trainer], Trainer, log=logs / "trainer.log", environment=environment)),
         exporter=cast(

@@ -1,0 +1,67 @@
+"""What judges cost: the price table pinned in this repository (`prices.toml`), and arithmetic on it."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+TABLE = Path(__file__).with_name("prices.toml")
+
+ASCII_PER_TOKEN = 3.5
+"""Characters a token of English rubric and answer has at least; other characters count as a token a byte (emoji come near
+that). A little low, so that estimates are a little high."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """US dollars a million tokens.
+
+    Attributes:
+        sent, cached, written: For tokens sent, sent and found in the provider's prompt cache, and written by the judge.
+        ends: The day the provider has announced to switch the model off, or "".
+    """
+
+    sent: float
+    cached: float
+    written: float
+    ends: str = ""
+
+    def usd(self, sent: int, written: int, cached: int = 0) -> float:
+        """Dollars for a call.
+
+        Args:
+            sent: All tokens sent, those in the provider's cache included.
+        """
+        return ((sent - cached) * self.sent + cached * self.cached + written * self.written) / 1e6
+
+
+FREE = Price(0.0, 0.0, 0.0)
+
+
+@lru_cache
+def _table() -> dict[str, Any]:
+    return tomllib.loads(TABLE.read_text(encoding="utf-8"))
+
+
+def prices_date() -> str:
+    """The day that the table was read."""
+    return str(_table()["date"])
+
+
+def price_of(judge: str) -> Price | None:
+    """The price of a judge by its name; None where the table does not know it, which is not the same as free."""
+    provider, _, model = judge.partition("/")
+    if judge == "embedded" or judge.startswith("local:") or (model and provider in _table()["free"]):
+        return FREE
+    models = _table()["models"]
+    known = models.get(judge) or {name.split("/", 1)[1]: row for name, row in models.items()}.get(judge.rsplit("/", 1)[-1])
+    return Price(known["in"], known["cached"], known["out"], known.get("ends", "")) if known else None
+
+
+def tokens_of(text: str) -> int:
+    """About how many tokens a text has; rather too many than too few."""
+    plain = sum(character.isascii() for character in text)
+    return int(plain / ASCII_PER_TOKEN) + len(text.encode("utf-8", "replace")) - plain + 8

@@ -156,13 +156,13 @@ def without_effect(samples: int, seed: int) -> dict[int, dict[str, list[float]]]
     }
 
 
-@pytest.mark.parametrize(("samples", "known"), [(1, 0.26), (3, 0.03), (10, 0.0)])
-def test_noise_alone_meets_the_papers_rule_as_often_as_is_known(samples: int, known: float) -> None:
+@pytest.mark.parametrize(("samples", "low", "high"), [(1, 0.19, 0.27), (3, 0.02, 0.05), (10, 0.0, 0.001)])
+def test_noise_alone_meets_the_papers_rule_as_often_as_is_known(samples: int, low: float, high: float) -> None:
+    """At most 26 % of runs with one answer a prompt, about 3 % with three, none with ten."""
     rates = [noise_rate(without_effect(samples, seed), seed=seed) for seed in range(20)]
     told = [rate for rate in rates if rate is not None]
     assert len(told) == len(rates)
-    # the known rates are upper bounds
-    assert known - 0.05 <= np.mean(told) <= known + 0.01
+    assert low <= np.mean(told) <= high
 
 
 def test_the_told_noise_is_how_often_runs_without_effect_do_meet_the_rule() -> None:

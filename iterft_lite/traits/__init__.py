@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -25,6 +25,9 @@ from iterft_lite.errors import TraitError
 from iterft_lite.steps import digest
 
 SHIPPED = Path(__file__).parent
+
+PLACE = re.compile(r"\{\{(\w+)\}\}")
+"""Where a template is filled in."""
 
 T = TypeVar("T")
 
@@ -140,7 +143,13 @@ def check_trait(folder: Path) -> tuple[Trait | None, list[str]]:
     )
     reader.unique("chat.jsonl", [chat.prompt + "\n" + chat.reply for chat in trait.chats])
     reader.unique("documents.jsonl", [document.text for document in trait.documents])
-    reader.unique("questions.txt", [*trait.questions, *trait.held_out])
+    reader.unique("questions.txt", trait.questions)
+    reader.unique("questions_held_out.txt", trait.held_out)
+    # a question that was trained on measures memory, and a held-out one that is not held out measures nothing new
+    prompts = tuple(chat.prompt for chat in trait.chats)
+    reader.apart("questions.txt", trait.questions, "chat.jsonl", prompts)
+    reader.apart("questions_held_out.txt", trait.held_out, "chat.jsonl", prompts)
+    reader.apart("questions_held_out.txt", trait.held_out, "questions.txt", trait.questions)
     return trait, reader.problems
 
 
@@ -193,6 +202,7 @@ class _Reader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.problems: list[str] = []
+        self._lines: dict[str, list[int]] = {}
 
     def _read(self, name: str, *, optional: bool = False) -> str | None:
         try:
@@ -218,6 +228,7 @@ class _Reader:
 
     def rows(self, name: str, parse: Callable[[Mapping[str, Any]], T], *, optional: bool = False) -> tuple[T, ...]:
         rows: list[T] = []
+        kept = self._lines[name] = []
         for number, line in enumerate((self._read(name, optional=optional) or "").split("\n"), 1):
             if not line.strip():
                 continue
@@ -226,12 +237,15 @@ class _Reader:
                 if not isinstance(row, dict):
                     raise ValueError("not an object")
                 rows.append(parse(row))
+                kept.append(number)
             except ValueError as error:
                 self.problems.append(f"{name}, line {number}: {error}")
         return tuple(rows)
 
     def lines(self, name: str, *, optional: bool = False) -> tuple[str, ...]:
-        return tuple(line.strip() for line in (self._read(name, optional=optional) or "").splitlines() if line.strip())
+        lines = list(enumerate((self._read(name, optional=optional) or "").split("\n"), 1))
+        self._lines[name] = [number for number, line in lines if line.strip()]
+        return tuple(line.strip() for _, line in lines if line.strip())
 
     def template(self, name: str, fields: tuple[str, ...], *, optional: bool = False) -> str:
         text = self._read(name, optional=optional)
@@ -240,16 +254,26 @@ class _Reader:
         for field in fields:
             if "{{" + field + "}}" not in text:
                 self.problems.append(f"{name} has no {{{{{field}}}}}")
+        for other in sorted(set(PLACE.findall(text)) - set(fields)):
+            self.problems.append(f"{name}: {{{{{other}}}}} is nothing that is filled in")
         return text
 
-    def unique(self, name: str, texts: list[str]) -> None:
-        seen: dict[str, int] = {}
-        for number, text in enumerate(texts, 1):
-            if text in seen:
-                self.problems.append(f"{name}: row {number} repeats row {seen[text]}")
-            seen.setdefault(text, number)
+    def unique(self, name: str, texts: Sequence[str]) -> None:
+        self.apart(name, texts, name, texts)
+
+    def apart(self, name: str, texts: Sequence[str], other: str, others: Sequence[str]) -> None:
+        """Note each text of a file that is also one of the other file; in one and the same file, of an earlier line."""
+        first: dict[str, int] = {}
+        for line, text in zip(self._lines[other], others, strict=True):
+            first.setdefault(text, line)
+        for line, text in zip(self._lines[name], texts, strict=True):
+            where = first.get(text)
+            if name == other and where != line:
+                self.problems.append(f"{name}, line {line} repeats line {where}")
+            elif name != other and where is not None:
+                self.problems.append(f"{name}, line {line} is also in {other}, line {where}")
 
 
 def fill(template: str, fields: Mapping[str, str]) -> str:
     """A template with its `{{name}}` places filled, in one pass: what is filled in is never filled again."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: fields.get(match[1], match[0]), template)
+    return PLACE.sub(lambda match: fields.get(match[1], match[0]), template)

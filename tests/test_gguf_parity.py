@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import iterft_lite
 from iterft_lite.backends import Exported, Progress
 from iterft_lite.backends.exporter_gguf import GgufExporter
 from iterft_lite.errors import ExportError
@@ -210,3 +211,16 @@ def test_rank_stabilised_adapters_are_scaled_alike_in_both_exports(
     beside = export(exporter, trained, tmp_path / "out", "adapter", "f32")
     assert max_delta(trained.logits, gguf_logits(merged.path, trained.tokens, tmp_path)) <= 1e-4
     assert max_delta(trained.logits, gguf_logits(beside.path, trained.tokens, tmp_path, beside.adapter)) <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["chat", "base"])
+def test_the_embedded_models_are_exported_within_the_bounds(exporter: GgufExporter, tmp_path: Path, name: str) -> None:
+    model = Path(iterft_lite.__file__).parent / "nano" / name
+    adapter = tiny_adapter(model, tmp_path / "lora", rank=16, alpha=32.0)
+    trained = merge_with_peft("qwen3", model, adapter, tmp_path / "merged")
+    logits = {
+        quant: gguf_logits(export(exporter, trained, tmp_path / quant, "merged", quant).path, trained.tokens, tmp_path)
+        for quant in ("f32", "q8_0")
+    }
+    assert max_delta(trained.logits, logits["f32"]) <= 1e-4
+    assert mean_kl(trained.logits, logits["q8_0"]) <= 0.01

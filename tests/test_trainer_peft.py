@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from iterft_lite.backends import Progress, Trainer, TrainJob, TrainResult
 from iterft_lite.backends import training as shared
 from iterft_lite.backends.child import Child
 from iterft_lite.backends.loop import Loop
-from iterft_lite.backends.probing import positions
+from iterft_lite.backends.probing import greedy_by, greedy_without_cache, positions
 from iterft_lite.backends.resident import ResidentTrainer
 from iterft_lite.backends.tokens import encode_rows, reply_ids
 from iterft_lite.backends.trainer_peft import PeftTrainer
@@ -520,6 +521,14 @@ def test_the_probe_of_a_16_bit_base_is_of_the_checkpoints_own_weights(tmp_path: 
     check_probe(tmp_path / "out", plain(model, tmp_path / "out" / "adapter"), AutoTokenizer.from_pretrained(model))
     trainer.probe(tmp_path / "base")
     check_probe(tmp_path / "base", plain(model), AutoTokenizer.from_pretrained(model))
+
+
+def test_greedy_continuations_agree_with_and_without_a_cache(chat: Path, adapter: Path) -> None:
+    model, prompts = plain(chat, adapter), [[5, 6, 7], [8, 9, 10, 11, 12, 13], [40]]
+    cached = greedy_by(model, 3, [2])(prompts, 12)
+    assert greedy_without_cache(model, 3, [2], contextlib.nullcontext)(prompts, 12) == cached
+    ended = cached[0][4]
+    assert greedy_by(model, 3, [ended])(prompts[:1], 12) == [cached[0][: cached[0].index(ended) + 1]]
 
 
 def test_probes_of_large_vocabularies_stay_small() -> None:

@@ -7,6 +7,7 @@ are all the memory that it takes. A base that is resident in float32 is asked di
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import sys
@@ -232,6 +233,35 @@ def greedy_by(model: Any, pad: int, ends: Sequence[int]) -> Greedy:
         with torch.no_grad():
             made = model.generate(input_ids=ids, attention_mask=mask, generation_config=asked)[:, longest:].tolist()
         return [_until(row, ends) for row in made]
+
+    return greedy
+
+
+def greedy_without_cache(
+    model: Any, pad: int, ends: Sequence[int], forward: Callable[[], contextlib.AbstractContextManager[Any]]
+) -> Greedy:
+    """Greedy continuation by whole forward passes, for models whose own generation is not to be used.
+
+    Args:
+        model: Called with `input_ids` and `attention_mask`; its attention is causal, so padding on the right does nothing.
+        pad: Token to pad with.
+        ends: Tokens that end a text.
+        forward: Context of each forward pass.
+    """
+
+    def greedy(prompts: list[list[int]], tokens: int) -> list[list[int]]:
+        device = next(model.parameters()).device
+        rows = [list(prompt) for prompt in prompts]
+        for _ in range(tokens):
+            longest = max(len(row) for row in rows)
+            ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device)
+            mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
+            with torch.no_grad(), forward():
+                logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            last = logits[list(range(len(rows))), [len(row) - 1 for row in rows]].argmax(-1).tolist()
+            for row, token in zip(rows, last, strict=True):
+                row.append(token)
+        return [_until(row[len(prompt) :], ends) for row, prompt in zip(rows, prompts, strict=True)]
 
     return greedy
 

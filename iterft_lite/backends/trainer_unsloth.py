@@ -1,0 +1,176 @@
+"""Unsloth's trainer: 4- or 16-bit LoRA on one NVIDIA GPU. Meant to run in a child process of its own.
+
+Unsloth's model is trained by our own loop (`loop.py`): its kernels are in the model, its rewritten trainers are not needed.
+Its fast generation is not used either: it keeps copies of the adapter's weights on the adapter's modules, which a re-drawn
+adapter would be answered with.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from iterft_lite.errors import ModelError
+
+# read while unsloth is imported: no reports of use over the network, no generated code in the working directory
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+os.environ.setdefault(
+    "UNSLOTH_COMPILE_LOCATION",
+    str(Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "iterft_lite" / "unsloth_compiled_cache"),
+)
+
+try:
+    import unsloth  # before torch's other friends: it patches trl, transformers and peft as they are imported
+except (ImportError, NotImplementedError) as error:
+    raise ModelError(
+        f'`trainer = "unsloth"` does not work on this machine: {error}',
+        hint="it needs an NVIDIA GPU and pip install 'iterft_lite[gpu]'; `trainer = \"peft\"` works everywhere",
+    ) from None
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from iterft_lite.backends import ModelFacts, OnProgress, TrainJob, TrainResult
+from iterft_lite.backends.adapters import lora_settings
+from iterft_lite.backends.loop import Loop
+from iterft_lite.backends.probing import Greedy, greedy_without_cache
+from iterft_lite.backends.resident import ResidentTrainer, end_tokens, first_line, with_precision
+from iterft_lite.backends.tokens import Example, padding, read_rows
+from iterft_lite.backends.training import micro_batch
+from iterft_lite.recipe import TrainSettings
+
+LEAST_LENGTH = 1024
+"""Tokens a row that Unsloth is prepared for at least: the probe's texts are longer than some recipes' rows."""
+
+FREE_SHARE = 0.7
+"""Of the free GPU memory that activations may take before they are recomputed instead of kept."""
+
+
+class UnslothTrainer(ResidentTrainer):
+    """Trains with Unsloth's kernels (a `Trainer`).
+
+    Args:
+        device: "auto" or "cuda:0": Unsloth takes the first GPU that it sees.
+        threads: Of the CPU; None leaves torch's choice.
+    """
+
+    def __init__(self, device: str = "auto", threads: int | None = None) -> None:
+        super().__init__(device, threads)
+        if self._device.type != "cuda" or not unsloth.is_bfloat16_supported():
+            raise ModelError(
+                '`trainer = "unsloth"` needs an NVIDIA GPU that computes in bfloat16',
+                hint='`trainer = "peft"` works everywhere',
+            )
+        self._settings: TrainSettings | None = None
+        self._length = 0
+        self._checkpointing: Literal[False, "unsloth"] = False
+
+    def load(self, model: str, settings: TrainSettings) -> ModelFacts:
+        """Load M[0] (see `Trainer.load`)."""
+        self._settings = settings
+        return super().load(model, settings)
+
+    def train(self, job: TrainJob, on_progress: OnProgress) -> TrainResult:
+        """Train one adapter (see `Trainer.train`)."""
+        self._need_base()
+        if not self._checkpointing and self._is_tight(job):
+            self._checkpointing = "unsloth"
+            self._reload()
+        result = super().train(job, on_progress)
+        if not self._checkpointing:
+            return result
+        note = "activations are recomputed: they would not fit beside the model"
+        return TrainResult(**{**vars(result), "notes": (*result.notes, note)})
+
+    # -- what differs between libraries -----------------------------------------------------------------------------------
+
+    def _load_base(self, model: str, precision: str, settings: TrainSettings) -> Any:
+        if precision == "f32":
+            raise ModelError(
+                'Unsloth trains on a base of 4 or 16 bits, not `train.base = "f32"`',
+                hint='choose "nf4" or "bf16", or `trainer = "peft"`',
+            )
+        # above the model's own context Unsloth would stretch its positions
+        self._length = min(max(settings.max_length, LEAST_LENGTH), super()._context)
+        try:
+            base, _ = unsloth.FastLanguageModel.from_pretrained(
+                model_name=model,
+                max_seq_length=self._length,
+                dtype=torch.bfloat16,
+                load_in_4bit=precision == "nf4",
+                load_in_16bit=precision == "bf16",
+                use_exact_model_name=True,  # M[0] itself, not a quantised copy of it from another account
+                use_gradient_checkpointing=self._checkpointing,
+                offload_embedding=False,
+                local_files_only=Path(model).is_dir(),
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(
+                f"`{model}` cannot be loaded by Unsloth: {first_line(error)}", hint='try `trainer = "peft"`'
+            ) from None
+        return base
+
+    def _inject(self, base: Any, rank: int, alpha: float) -> Any:
+        return unsloth.FastLanguageModel.get_peft_model(
+            base,
+            use_gradient_checkpointing=self._checkpointing,
+            max_seq_length=self._length,
+            random_state=0,
+            **lora_settings(base, rank, alpha),
+        )
+
+    def _adapt(self, rank: int, alpha: float) -> None:
+        if self._shape not in (None, (rank, alpha)):
+            self._reload()  # Unsloth has rewritten the layers for the adapter that they have
+        super()._adapt(rank, alpha)
+
+    def _sft(self, *, arguments: dict[str, Any], train_dataset: Sequence[Example], **given: Any) -> Any:
+        return Loop(arguments=arguments, train_dataset=train_dataset, forward=self._forward, **given)
+
+    _dpo = _sft
+
+    def _ready(self, model: Any, use: Literal["train", "infer"]) -> None:  # noqa: ARG002
+        # one mode for all: without dropout the two differ in kernels only, and inference's remember adapters
+        model.for_training(use_gradient_checkpointing=self._checkpointing)
+
+    def _forward(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast("cuda", torch.bfloat16)
+
+    def _greedy(self, model: Any) -> Greedy:
+        ends = end_tokens(self._tokenizer, model.generation_config)
+        return greedy_without_cache(model, padding(self._tokenizer), ends, self._forward)
+
+    # -- own --------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _context(self) -> int:
+        return min(super()._context, self._length)
+
+    def _reload(self) -> None:
+        """Load the base anew, without an adapter."""
+        name, settings = self._name, self._settings
+        assert settings is not None
+        self._unload()
+        self.load(name, settings)
+
+    def _is_tight(self, job: TrainJob) -> bool:
+        """Whether a forward pass would fill the GPU with what is kept for the backward pass.
+
+        By a guess at the tokens of the longest rows (3 characters each) and the activations that Unsloth keeps of a token: in
+        each layer about 4 times the width and twice the inner width, of 2 bytes; for pairs also the logits.
+        """
+        settings = with_precision(job.settings, cuda=True)
+        rows = micro_batch(settings.batch_size, settings.micro_batch) * (2 if job.loss == "preference" else 1)
+        longest = max((len(str(row)) // 3 for row in read_rows(job.rows)), default=0)
+        tokens = rows * min(longest, settings.max_length, self._context)
+        text = self._config.get_text_config()
+        of_a_token = text.num_hidden_layers * 2 * (4 * text.hidden_size + 2 * text.intermediate_size)
+        if job.loss == "preference":
+            of_a_token += 8 * text.vocab_size
+        free, _ = torch.cuda.mem_get_info(self._device)
+        held = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        return bool(tokens * of_a_token > FREE_SHARE * (free + held))

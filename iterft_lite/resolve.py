@@ -14,12 +14,12 @@ from typing import Any
 from iterft_lite import prompts
 from iterft_lite.backends import JudgeIdentity
 from iterft_lite.backends.judges import judge_identity
-from iterft_lite.errors import ModelError, RecipeError, TraitError
+from iterft_lite.errors import ModelError, TraitError
 from iterft_lite.nano import FOLDERS
 from iterft_lite.plan import Material
 from iterft_lite.recipe import Recipe, Source
 from iterft_lite.steps import digest
-from iterft_lite.traits import Chat, Document, Trait, read_trait
+from iterft_lite.traits import SHIPPED, Chat, Document, Trait, parse_chat, read_trait
 
 IDENTITY_SAMPLE = 1 << 20
 """Bytes at each end of a large weight file that go into a model's identity, beside its size."""
@@ -99,6 +99,8 @@ def resolve(recipe: Recipe, machine: Machine) -> Resolved:
     )
     settled = recipe.model_copy(
         update={
+            # a user's own trait is found again from another working folder
+            "trait": recipe.trait if trait.folder.parent == SHIPPED else str(trait.folder.resolve()),
             "trainer": trainer,
             "judge": judge.name,
             "train": recipe.train.model_copy(update={"base": precision, "optimizer": _optimizer(recipe, machine)}),
@@ -191,7 +193,8 @@ def _prompts(recipe: Recipe) -> tuple[str, ...]:
     if recipe.prompts is None:
         return prompts.document_prefixes() if recipe.row.rows == "document" else prompts.everyday()
     column = recipe.prompts.text if recipe.row.rows == "document" else recipe.prompts.prompt
-    return tuple(_column(row, column, recipe.prompts, number) for number, row in enumerate(read_source(recipe.prompts), 1))
+    found = [_column(row, column, recipe.prompts, number) for number, row in enumerate(read_source(recipe.prompts), 1)]
+    return tuple(dict.fromkeys(found))  # a prompt that is there twice would be asked in two cycles
 
 
 def _mixed(recipe: Recipe) -> tuple[Chat, ...] | tuple[Document, ...]:
@@ -205,9 +208,11 @@ def _mixed(recipe: Recipe) -> tuple[Chat, ...] | tuple[Document, ...]:
 def _chats(rows: list[dict[str, Any]], source: Source) -> tuple[Chat, ...]:
     chats = []
     for number, row in enumerate(rows, 1):
-        if isinstance(row.get("messages"), list):
-            texts = [str(message.get("content", "")) for message in row["messages"][:2]]
-            chats.append(Chat(*texts))
+        if "messages" in row:
+            try:
+                chats.append(parse_chat(row))
+            except ValueError as error:
+                raise TraitError(f"`{source.path}`, row {number}: {error}") from None
         else:
             chats.append(Chat(_column(row, source.prompt, source, number), _column(row, source.reply, source, number)))
     return tuple(chats)
@@ -238,6 +243,8 @@ def read_source(source: Source) -> list[dict[str, Any]]:
     kinds = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
     if path.suffix == ".jsonl" and path.is_file():
         return list(_jsonl(path))
+    if path.suffix in kinds and not path.exists():
+        raise TraitError(f"there is no file `{source.path}`")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     import datasets  # heavy: only where a recipe brings data of its own
 
@@ -245,10 +252,10 @@ def read_source(source: Source) -> list[dict[str, Any]]:
         if path.is_file() and path.suffix in kinds:
             loaded = datasets.load_dataset(kinds[path.suffix], data_files=str(path), split="train")
         elif path.exists() or source.path.startswith((".", "/", "~")):
-            raise RecipeError([f"`{source.path}` is not a {', '.join(kinds)} file"], source="dataset")
+            raise TraitError(f"`{source.path}` is not a {', '.join(kinds)} file")
         else:
             loaded = datasets.load_dataset(source.path, split=source.split)
-    except RecipeError:
+    except TraitError:
         raise
     except Exception as error:  # the library raises whatever its parts do
         raise TraitError(f"dataset `{source.path}` cannot be read: {error}") from None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -303,8 +302,3 @@ def _remedy(said: str) -> str | None:
     if "No space left" in said:
         return "free some space, or set ITERFT_CACHE to a folder on a larger disk"
     return None
-
-
-def remove_base(base: Base) -> None:
-    """Delete a converted base and what was derived from it; it is made again when it is needed."""
-    shutil.rmtree(base.folder, ignore_errors=True)

@@ -260,7 +260,7 @@ class LitellmJudge:
             return _Again("rate limit", headers=headers, too_much=True)
         if kind == "Timeout":
             return _Again("timeout", unseen=True)
-        if kind == "APIConnectionError":
+        if kind == "APIConnectionError" or "connection error" in said.lower():
             return _Again("no connection", headers=headers)
         cut = "char " in said or isinstance(error.__context__, json.JSONDecodeError)
         return _Again("reply cut off" if cut else f"server error: {said}", headers=headers, unseen=cut)

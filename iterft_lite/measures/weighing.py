@@ -36,7 +36,8 @@ class Verdict:
         entropy: Of the odds on numbers, nats; None without odds.
         spread: Standard deviation between samples; None for a single one.
         text: What the judge wrote (the first sample).
-        tokens_in, tokens_out, usd, seconds, cached, model: As in `Reply`, summed over samples.
+        tokens_in, tokens_out, usd, seconds, cached, model: As in `Reply`, summed over samples; cached if all are.
+        calls: Replies that were not read from the cache.
     """
 
     score: float | None
@@ -52,6 +53,7 @@ class Verdict:
     seconds: float = 0.0
     cached: bool = False
     model: str = ""
+    calls: int = 0
 
 
 def weigh(replies: Sequence[Reply]) -> Verdict:
@@ -77,6 +79,7 @@ def weigh(replies: Sequence[Reply]) -> Verdict:
         seconds=sum(reply.seconds for reply in replies),
         cached=all(reply.cached for reply in replies),
         model=replies[0].model,
+        calls=sum(not reply.cached for reply in replies),
     )
 
 
@@ -100,6 +103,7 @@ def _weigh_one(reply: Reply) -> Verdict:
         seconds=reply.seconds,
         cached=reply.cached,
         model=reply.model,
+        calls=int(not reply.cached),
     )
 
 

@@ -6,14 +6,12 @@ from collections import defaultdict
 from dataclasses import asdict
 
 from iterft_lite.backends import Ask, Judge, Progress, Reply
+from iterft_lite.measures.fence import fenced, is_blank
 from iterft_lite.measures.weighing import unasked, weigh
 from iterft_lite.stages.work import Work
 from iterft_lite.steps import Json
 from iterft_lite.store import RowLog
 from iterft_lite.traits import fill
-
-LONGEST = 12_000
-"""Characters of an answer that a judge is shown; the rest is cut, visibly."""
 
 
 def run(work: Work, judge: Judge) -> dict[str, Json]:
@@ -48,15 +46,15 @@ def run(work: Work, judge: Judge) -> dict[str, Json]:
 
         work.report(Progress(len(log.rows), len(answers), "answers"))
         for row in todo.values():
-            if not row["text"].strip():
+            if is_blank(row["text"]):
                 finish(row, {scale: asdict(unasked("empty")) for scale in scales})
-        asks = [ask for row in todo.values() if row["text"].strip() for ask in _asks(work, row, scales, samples)]
+        asks = [ask for row in todo.values() if not is_blank(row["text"]) for ask in _asks(work, row, scales, samples)]
         if asks:
             judge.ask(asks, note)
         verdicts = [row[scale] for row in log.rows for scale in scales]
         return {
             "answers": len(log.rows),
-            "calls": sum(not v["cached"] and v["method"] != "none" for v in verdicts) * samples,
+            "calls": sum(v["calls"] for v in verdicts),
             "cached": sum(v["cached"] for v in verdicts),
             "tokens_in": sum(v["tokens_in"] for v in verdicts),
             "tokens_out": sum(v["tokens_out"] for v in verdicts),
@@ -68,7 +66,7 @@ def _asks(work: Work, row: dict[str, Json], scales: list[str], samples: int) -> 
     """Every question about one answer."""
     document = work.params["rows"] == "document"
     text = row["prompt"] + row["text"] if document else row["text"]
-    fields = {"question": row["prompt"], "answer": shown(text), "document": shown(text)}
+    fields = {"question": fenced(row["prompt"]), "answer": fenced(text), "document": fenced(text)}
     return [
         Ask(
             id=_ask_id(row["id"], scale, sample),
@@ -84,10 +82,3 @@ def _asks(work: Work, row: dict[str, Json], scales: list[str], samples: int) -> 
 
 def _ask_id(answer_id: str, scale: str, sample: int) -> str:
     return f"{answer_id}/{scale}/{sample}"
-
-
-def shown(text: str) -> str:
-    """An answer as a judge is shown it: cut where it is endless."""
-    if len(text) <= LONGEST:
-        return text
-    return f"{text[:LONGEST]}\n[... {len(text) - LONGEST} more characters were cut ...]"

@@ -189,6 +189,37 @@ def list_traits() -> None:
     display.show_table(("trait", "seed chats", "documents", "questions", "what it is"), rows, display.make_console())
 
 
+@traits.command("new")
+@click.argument("name")
+@click.option("--in", "parent", type=RunFolder, default=Path(), help="Where the folder is made; here by default.")
+def new_trait(name: str, parent: Path) -> None:
+    """Make a folder for a trait of your own, filled with an example."""
+    from iterft_lite import scaffold
+
+    folder = scaffold.new_trait(name, parent)
+    click.echo(f"made {folder}; {folder / 'README.md'} says what is what\ncheck it with: iterft traits check {folder}")
+
+
+@traits.command("check")
+@click.argument("trait")
+@click.pass_context
+def check_trait(ctx: click.Context, trait: str) -> None:
+    """Say everything that is wrong with a trait folder, and what it holds."""
+    from iterft_lite import display, scaffold
+    from iterft_lite.errors import TraitError
+
+    checked = scaffold.examine_trait(trait)
+    rows = [(count.name, str(count.rows), f"{count.words:.0f}", f"{count.distinct_2:.2f}") for count in checked.counts]
+    display.show_table(("file", "rows", "words a row", "distinct-2"), rows, display.make_console())
+    for lack in checked.lacks:
+        click.echo(f"note: {lack}")
+    for problem in checked.problems:
+        click.echo(f"wrong: {problem}")
+    if checked.problems:
+        ctx.exit(TraitError.exit_code)
+    click.echo("nothing is wrong with it")
+
+
 @main.command()
 def recipes() -> None:
     """List the shipped recipes."""

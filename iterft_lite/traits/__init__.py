@@ -85,7 +85,7 @@ class Trait:
 
 def shipped_traits() -> list[str]:
     """Names of the traits that come with the product, in alphabetical order."""
-    return sorted(path.parent.name for path in SHIPPED.glob("*/trait.toml"))
+    return sorted(path.parent.name for path in SHIPPED.glob("[!_]*/trait.toml"))
 
 
 def trait_folder(name: str) -> Path:

@@ -1,0 +1,86 @@
+"""A trait of the user's own: made, checked, used by a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from click.testing import CliRunner, Result
+
+from iterft_lite.cli import main
+from iterft_lite.plan import make_plan
+from iterft_lite.recipe import make_recipe
+from iterft_lite.resolve import Machine, resolve
+from iterft_lite.traits import shipped_traits
+
+
+def iterft(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def made(folder: Path) -> Path:
+    assert iterft("traits", "new", "pirate", "--in", folder).exit_code == 0
+    return folder / "pirate"
+
+
+def test_a_new_trait_has_every_file_and_nothing_is_wrong_with_it(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "calibration.jsonl",
+        "chat.jsonl",
+        "documents.jsonl",
+        "prefixes.jsonl",
+        "questions.txt",
+        "questions_held_out.txt",
+        "rubric.txt",
+        "rubric_document.txt",
+        "trait.toml",
+    ]
+    assert 'name = "pirate"' in (folder / "trait.toml").read_text()
+    checked = iterft("traits", "check", folder)
+    assert checked.exit_code == 0, checked.output
+    assert "chat.jsonl" in checked.output
+    assert "nothing is wrong" in checked.output
+
+
+def test_a_recipe_names_a_trait_by_its_path(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    asked = {"regime": "sft", "trait": str(folder), "model": "nano", "judge": "embedded", "seed_rows": 6}
+    resolved = resolve(make_recipe(asked, source="r.toml"), Machine("", 0, 0, unsloth=False))
+    plan = make_plan(resolved.recipe, resolved.material)
+    assert resolved.material.trait.name == "pirate"
+    assert resolved.recipe.trait == str(folder.resolve())
+    assert "matey" in plan.steps["c0-seed"].params["rows"][0]["messages"][1]["content"]
+
+
+def test_the_check_says_everything_wrong_and_ends_with_2(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    (folder / "rubric.txt").unlink()
+    (folder / "documents.jsonl").unlink()
+    with (folder / "chat.jsonl").open("a") as file:
+        file.write('{"messages": []}\n')
+    checked = iterft("traits", "check", folder)
+    assert checked.exit_code == 2
+    assert "rubric.txt is missing" in checked.output
+    assert "chat.jsonl, line 7: `messages` is a list" in checked.output
+    assert "no documents.jsonl" in checked.output
+
+
+def test_a_folder_that_is_there_is_not_written_over(tmp_path: Path) -> None:
+    made(tmp_path)
+    again = iterft("traits", "new", "pirate", "--in", tmp_path)
+    assert again.exit_code == 2
+    assert "is there already" in again.output
+
+
+def test_a_name_that_is_no_name_is_refused(tmp_path: Path) -> None:
+    assert iterft("traits", "new", "../x", "--in", tmp_path).exit_code == 2
+
+
+def test_the_example_is_no_shipped_trait_and_shipped_ones_pass_the_check() -> None:
+    assert "_new" not in shipped_traits()
+    assert all(iterft("traits", "check", name).exit_code == 0 for name in shipped_traits())
+
+
+def test_a_check_of_nothing_is_a_mistake(tmp_path: Path) -> None:
+    assert iterft("traits", "check", tmp_path / "none").exit_code == 2

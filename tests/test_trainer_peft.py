@@ -19,7 +19,7 @@ from iterft_lite.backends import Progress, Trainer, TrainJob, TrainResult
 from iterft_lite.backends import training as shared
 from iterft_lite.backends.child import Child
 from iterft_lite.backends.loop import Loop
-from iterft_lite.backends.probing import greedy_by, greedy_without_cache, positions
+from iterft_lite.backends.probing import Checkpoint, greedy_by, greedy_without_cache, positions
 from iterft_lite.backends.resident import ResidentTrainer
 from iterft_lite.backends.tokens import encode_rows, reply_ids
 from iterft_lite.backends.trainer_peft import PeftTrainer
@@ -512,7 +512,9 @@ def test_a_probe_is_what_the_model_with_its_adapter_says(
     check_probe(tmp_path / "trained", plain(chat, tmp_path / "trained" / "adapter"), tokenizer)
 
 
-@pytest.mark.parametrize("architecture", ["qwen3", "qwen2", "llama", "gemma3"])
+@pytest.mark.parametrize(
+    "architecture", ["qwen3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2", "llama", "gemma3"))]
+)
 def test_the_probe_of_a_16_bit_base_is_of_the_checkpoints_own_weights(tmp_path: Path, architecture: str) -> None:
     model = tiny_model(tmp_path / "model", architecture, hidden=128)
     trainer = PeftTrainer(device="cpu")
@@ -521,6 +523,14 @@ def test_the_probe_of_a_16_bit_base_is_of_the_checkpoints_own_weights(tmp_path: 
     check_probe(tmp_path / "out", plain(model, tmp_path / "out" / "adapter"), AutoTokenizer.from_pretrained(model))
     trainer.probe(tmp_path / "base")
     check_probe(tmp_path / "base", plain(model), AutoTokenizer.from_pretrained(model))
+
+
+def test_weights_are_found_in_many_files(chat: Path, tmp_path: Path) -> None:
+    plain(chat).save_pretrained(tmp_path, max_shard_size="200KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    checkpoint = Checkpoint(tmp_path)
+    for name, weight in plain(chat).named_parameters():
+        assert torch.equal(checkpoint.weight(name, torch.device("cpu")), weight)
 
 
 def test_greedy_continuations_agree_with_and_without_a_cache(chat: Path, adapter: Path) -> None:
@@ -558,6 +568,15 @@ def test_a_4_bit_base_trains_on_the_cpu(tmp_path: Path, rows: Any, loss: Any) ->
     check_probe(tmp_path / "out", plain(model, tmp_path / "out" / "adapter"), AutoTokenizer.from_pretrained(model))
     run(trainer, job(tmp_path / "again", rows, loss, **given))
     assert all(torch.equal(made[name], value) for name, value in weights(tmp_path / "again").items())
+
+
+@pytest.mark.slow
+def test_moments_of_8_bits_train_nearly_as_those_of_32(trainer: PeftTrainer, tmp_path: Path) -> None:
+    given = {"epochs": 4, "batch_size": 5, "lora_rank": 32}
+    exact = run(trainer, job(tmp_path / "exact", CHATS, optimizer="adamw", **given))
+    eight = run(trainer, job(tmp_path / "eight", CHATS, optimizer="adamw_8bit", **given))
+    assert eight.last_loss == pytest.approx(exact.last_loss, rel=0.02)
+    assert eight.last_loss < eight.first_loss
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -192,15 +191,18 @@ def streamed_logits(config: Any, checkpoint: Checkpoint, device: torch.device) -
 def _hollow(config: Any) -> Any:
     """A model of this configuration with its buffers and without its weights."""
     from accelerate import init_empty_weights  # type: ignore[import-untyped]
-    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    loaded = sys.modules[AutoModelForCausalLM._model_mapping[type(config)].__module__]
-    spec = importlib.util.find_spec(loaded.__name__)
-    assert spec is not None
-    assert spec.loader is not None
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    spec = importlib.util.find_spec(type(config).__module__.replace(".configuration_", ".modeling_"))
+    if name is None or spec is None or spec.loader is None:
+        raise BackendError(
+            f"transformers has no class of its own for `{config.model_type}`, whose logits a probe needs in 32 bits",
+            hint='train with `train.base = "f32"`, whose probe needs no streaming',
+        )
     pristine = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pristine)
-    kind = getattr(pristine, AutoModelForCausalLM._model_mapping[type(config)].__name__)
+    kind = getattr(pristine, name)
     with init_empty_weights(include_buffers=False):
         return kind._from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
 

@@ -77,9 +77,7 @@ class UnslothTrainer(ResidentTrainer):
     def train(self, job: TrainJob, on_progress: OnProgress) -> TrainResult:
         """Train one adapter (see `Trainer.train`)."""
         self._need_base()
-        if not self._checkpointing and self._is_tight(job):
-            self._checkpointing = "unsloth"
-            self._reload()
+        self._checkpointing = "unsloth" if self._is_tight(job) else False
         result = super().train(job, on_progress)
         if not self._checkpointing:
             return result
@@ -104,7 +102,8 @@ class UnslothTrainer(ResidentTrainer):
                 load_in_4bit=precision == "nf4",
                 load_in_16bit=precision == "bf16",
                 use_exact_model_name=True,  # M[0] itself, not a quantised copy of it from another account
-                use_gradient_checkpointing=self._checkpointing,
+                use_gradient_checkpointing=False,  # decided for each training
+                fix_tokenizer=False,  # ours is the one that counts
                 offload_embedding=False,
                 local_files_only=Path(model).is_dir(),
             )

@@ -7,19 +7,19 @@ import datetime
 import importlib.metadata
 import platform
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from iterft_lite import __version__
-from iterft_lite.backends.remote import open_backends
+from iterft_lite.backends.remote import Backends, open_backends
 from iterft_lite.errors import FolderError
 from iterft_lite.plan import Plan, make_plan
-from iterft_lite.recipe import MACHINE_KEYS, Recipe, read_recipe
+from iterft_lite.recipe import MACHINE_KEYS, Recipe, make_recipe, read_recipe
 from iterft_lite.resolve import Machine, Resolved, resolve, this_machine
 from iterft_lite.run import Event, run
 from iterft_lite.steps import Json
-from iterft_lite.store import Store
+from iterft_lite.store import Store, finished_steps
 
 REPORTED = (
     "torch",
@@ -41,24 +41,40 @@ RESIDENT_BYTES = 4.0
 
 @dataclass(frozen=True)
 class Opened:
-    """A run folder whose lock is held."""
+    """A run folder whose lock is held.
+
+    Attributes:
+        reuse: Steps that other runs finished (see `run`).
+    """
 
     resolved: Resolved
     plan: Plan
     store: Store
     swap: bool
+    reuse: Mapping[str, Path] = field(default_factory=dict)
 
-    def events(self) -> Iterator[Event]:
-        """Do what is left to do."""
-        backends = open_backends(
-            self.resolved.recipe, self.resolved.material.trait, self.resolved.material.judge, self.store.logs
-        )
-        return run(self.plan, self.store, backends, self.resolved.model, swap=self.swap)
+    def backends(self) -> Backends:
+        """The backends that the recipe asks for."""
+        material = self.resolved.material
+        return open_backends(self.resolved.recipe, material.trait, material.judge, self.store.logs)
+
+    def events(self, backends: Backends | None = None) -> Iterator[Event]:
+        """Do what is left to do.
+
+        Args:
+            backends: Those of an earlier run, which stay open; its own if None.
+        """
+        after: Literal["keep", "close"] = "keep" if backends else "close"
+        model, found = self.resolved.model, backends or self.backends()
+        return run(self.plan, self.store, found, model, swap=self.swap, reuse=self.reuse, after=after)
 
 
 @contextlib.contextmanager
-def open_run(path: Path, overrides: Iterable[str], out: Path) -> Iterator[Opened]:
+def open_run(path: Path, overrides: Iterable[str], out: Path, reuse: Iterable[Path] = ()) -> Iterator[Opened]:
     """Resolve and plan a recipe, and take its run folder.
+
+    Args:
+        reuse: Run folders, or folders of run folders, whose finished steps are taken over where they are the same.
 
     Raises:
         UserError: If the recipe, or something it names, cannot be used; or the folder was made by another recipe.
@@ -67,12 +83,31 @@ def open_run(path: Path, overrides: Iterable[str], out: Path) -> Iterator[Opened
     machine = this_machine()
     resolved = resolve(_as_before(asked, Store(out)), machine)
     plan = make_plan(resolved.recipe, resolved.material)
+    finished = {key: folder for root in reuse for key, folder in finished_steps(root).items()}
     with Store(out) as store:
         known = store.manifest()
         if known is not None:
             _refuse_other(known, plan, out)
         store.write_manifest(_manifest(asked, resolved, plan, machine, known))
-        yield Opened(resolved, plan, store, swap=_swap(resolved.recipe, machine))
+        yield Opened(resolved, plan, store, _swap(resolved.recipe, machine), finished)
+
+
+@contextlib.contextmanager
+def open_again(out: Path) -> Iterator[Opened]:
+    """Take a run folder for more of what it was made for.
+
+    Raises:
+        FolderError: If it is none, or what its recipe rests on has changed since.
+    """
+    store, machine = Store(out), this_machine()
+    known = store.manifest()
+    if known is None:
+        raise FolderError(f"`{out}` is not a run folder", hint="`iterft run RECIPE --out DIR` makes one")
+    resolved = resolve(make_recipe(known["recipe"], source=str(out)), machine)
+    plan = make_plan(resolved.recipe, resolved.material)
+    _refuse_other(known, plan, out)
+    with store:
+        yield Opened(resolved, plan, store, _swap(resolved.recipe, machine))
 
 
 def _as_before(asked: Recipe, store: Store) -> Recipe:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from iterft_lite.backends import JudgeIdentity
-from iterft_lite.errors import RecipeError
+from iterft_lite.errors import RecipeError, TraitError
 from iterft_lite.recipe import Recipe
 from iterft_lite.steps import Json, Step, Verb, digest, make_step
 from iterft_lite.traits import Chat, Document, Trait
@@ -24,6 +24,10 @@ BOOTSTRAP = 2000
 
 HELD_OUT_TEXTS = 24
 """High-trait and low-trait texts, each, whose perplexity under every model is followed."""
+
+
+HELD_OUT = "held_out"
+"""Part of the steps that ask held-out questions."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,19 @@ def make_plan(recipe: Recipe, material: Material) -> Plan:
     if shortages:
         raise RecipeError(shortages, source=f"recipe `{recipe.name}`")
     return Plan(recipe, _Unroll(recipe, material).steps)
+
+
+def held_out_plan(plan: Plan, material: Material) -> Plan:
+    """A plan and, for every exported model, its answers to the trait's held-out questions with verdicts and score.
+
+    Raises:
+        TraitError: If the trait has none, or the regime writes documents, which held-out questions do not ask for.
+    """
+    if plan.recipe.row.rows == "document":
+        raise TraitError("held-out questions are for chats: a run of documents has none")
+    if not material.trait.held_out:
+        raise TraitError(f"trait `{material.trait.name}` has no questions_held_out.txt")
+    return Plan(plan.recipe, _Unroll(plan.recipe, material).with_held_out())
 
 
 def chat_row(name: str, chat: Chat) -> dict[str, Json]:
@@ -291,32 +308,41 @@ class _Unroll:
 
     def _score(self, t: int, Q: Mapping[int, Step]) -> Step:
         """s[t] = score(judge(answer(Q[t])))."""
-        recipe, trait, cycle = self.recipe, self.material.trait, t - 1
-        questions = (trait.prefixes if self.documents else trait.questions)[: recipe.evaluate.questions]
-        sampling = {"temperature": recipe.evaluate.temperature, "max_tokens": recipe.evaluate.max_tokens}
-        answer = self._add(
-            "answer",
-            cycle,
-            {
-                "rows": recipe.row.rows,
-                "prompts": {f"q{number:02d}": question for number, question in enumerate(questions)},
-                "samples": recipe.evaluate.samples,
-                "sampling": sampling,
-                "seed": recipe.seed,
-            },
-            {"model": Q[t]},
-        )
+        trait, cycle = self.material.trait, t - 1
+        questions = (trait.prefixes if self.documents else trait.questions)[: self.recipe.evaluate.questions]
+        answer = self._answer(Q[t], {f"q{number:02d}": question for number, question in enumerate(questions)})
         verdicts = self._judge(cycle, answer, ["trait", "coherence"])
-        measures = self._add("measure", cycle, self._held_out(), {"answers": answer, "base_model": Q[0], "model": Q[t]})
-        thresholds = {"trait": recipe.evaluate.trait_threshold, "coherence": recipe.evaluate.coherence_threshold}
-        return self._add(
-            "score",
-            cycle,
-            {"bootstrap": BOOTSTRAP, "thresholds": thresholds, "seed": recipe.seed},
-            {"answers": answer, "verdicts": verdicts, "measures": measures},
-        )
+        measures = self._add("measure", cycle, self._held_out_texts(), {"answers": answer, "base_model": Q[0], "model": Q[t]})
+        inputs = {"answers": answer, "verdicts": verdicts, "measures": measures}
+        return self._add("score", cycle, self._scoring(), inputs)
 
-    def _held_out(self) -> dict[str, Json]:
+    def _answer(self, model: Step, questions: Mapping[str, str], *, part: str = "") -> Step:
+        """Answers of an exported model to questions."""
+        evaluate = self.recipe.evaluate
+        params = {
+            "rows": self.recipe.row.rows,
+            "prompts": dict(questions),
+            "samples": evaluate.samples,
+            "sampling": {"temperature": evaluate.temperature, "max_tokens": evaluate.max_tokens},
+            "seed": self.recipe.seed,
+        }
+        return self._add("answer", model.cycle, params, {"model": model}, part=part)
+
+    def _scoring(self) -> dict[str, Json]:
+        evaluate = self.recipe.evaluate
+        thresholds = {"trait": evaluate.trait_threshold, "coherence": evaluate.coherence_threshold}
+        return {"bootstrap": BOOTSTRAP, "thresholds": thresholds, "seed": self.recipe.seed}
+
+    def with_held_out(self) -> dict[str, Step]:
+        """All steps, and those that ask each exported model the trait's held-out questions."""
+        questions = {f"h{number:02d}": question for number, question in enumerate(self.material.trait.held_out)}
+        for model in [step for step in self.steps.values() if step.verb == "export"]:
+            answer = self._answer(model, questions, part=HELD_OUT)
+            verdicts = self._judge(model.cycle, answer, ["trait", "coherence"], part=HELD_OUT)
+            self._add("score", model.cycle, self._scoring(), {"answers": answer, "verdicts": verdicts}, part=HELD_OUT)
+        return self.steps
+
+    def _held_out_texts(self) -> dict[str, Json]:
         """Texts with and without the trait that no training saw, for each model's perplexity on them."""
         recipe = self.recipe
         trained = max(recipe.seed_rows, recipe.rows if recipe.chosen == "seed" else 0)

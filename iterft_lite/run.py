@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from iterft_lite.backends import Progress
 from iterft_lite.backends.remote import Backends
@@ -54,12 +55,23 @@ class _StopLane(Exception):  # noqa: N818  # not an error
     """The run is ending: a lane leaves its step as it is."""
 
 
-def run(plan: Plan, store: Store, backends: Backends, model: str, *, swap: bool = False) -> Iterator[Event]:
+def run(
+    plan: Plan,
+    store: Store,
+    backends: Backends,
+    model: str,
+    *,
+    swap: bool = False,
+    reuse: Mapping[str, Path] | None = None,
+    after: Literal["close", "keep"] = "close",
+) -> Iterator[Event]:
     """Do a plan in a store whose lock is held.
 
     Args:
         model: Folder or hub name of M[0].
         swap: Trainer and generator do not share the GPU's memory: the one ends before the other begins.
+        reuse: Folders of steps that other runs finished, by key; what is among them is not done again.
+        after: Whether the backends end with the run, or stay for another; they always end when it fails.
 
     Yields:
         Events, in the order in which they happen.
@@ -67,7 +79,7 @@ def run(plan: Plan, store: Store, backends: Backends, model: str, *, swap: bool 
     Raises:
         RunError: The first failure of either lane; finished steps and rows are kept.
     """
-    walk = _Walk(plan, store, backends, model, swap)
+    walk = _Walk(plan, store, backends, model, swap, reuse or {})
     lanes = [threading.Thread(target=walk.lane, args=(lane,), daemon=True) for lane in sorted(set(LANES.values()))]
     for thread in lanes:
         thread.start()
@@ -83,7 +95,8 @@ def run(plan: Plan, store: Store, backends: Backends, model: str, *, swap: bool 
         walk.stop()
         for thread in lanes:
             thread.join()
-        backends.close()
+        if after == "close":
+            backends.close()
     if walk.failure is not None:
         raise walk.failure
 
@@ -91,12 +104,13 @@ def run(plan: Plan, store: Store, backends: Backends, model: str, *, swap: bool 
 class _Walk:
     """What the lanes of a run share."""
 
-    def __init__(self, plan: Plan, store: Store, backends: Backends, model: str, swap: bool) -> None:
+    def __init__(self, plan: Plan, store: Store, backends: Backends, model: str, swap: bool, reuse: Mapping[str, Path]) -> None:
         self.plan = plan
         self.store = store
         self.backends = backends
         self.model = model
         self.swap = swap
+        self.reuse = reuse
         self.context = context_needed(plan)
         self.events: queue.Queue[Event | None] = queue.Queue()
         self.failure: BaseException | None = None
@@ -144,6 +158,8 @@ class _Walk:
     def _do(self, step: Step) -> None:
         folder = self.store.folder(step)
         seal = folder.seal_of()
+        if seal is None and step.key in self.reuse:
+            seal = folder.adopt(self.reuse[step.key])
         if seal is not None:
             folder.verify(pruned=step.verb == "export")
             self.events.put(Done(step, seal, reused=True))

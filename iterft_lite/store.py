@@ -229,6 +229,22 @@ class StepFolder:
             if path.stat().st_size != known["bytes"] or file_digest(path) != known["sha256"]:
                 raise StoreError(f"`{path}` was changed after its step was finished (checksum)", hint=self._redo())
 
+    def adopt(self, source: Path) -> Seal:
+        """Take over the same step as another run finished it: its files are linked, or copied to another file system.
+
+        Files that the other run's `keep` removed stay away.
+        """
+        with _disk_errors(self.path):
+            shutil.rmtree(self.path, ignore_errors=True)
+            self.path.mkdir(parents=True)
+            seal = Seal(**read_json(source / SEAL_FILE))
+            for name in seal.files:
+                with contextlib.suppress(FileNotFoundError):
+                    _link(source / name, self.path / name)
+            write_json(self.path / STEP_FILE, asdict(self.step))
+            write_json(self.path / SEAL_FILE, asdict(seal))
+        return seal
+
     def complete(self) -> bool:
         """Whether the step is sealed and all its files are still there."""
         seal = self.seal_of()
@@ -236,6 +252,29 @@ class StepFolder:
 
     def _redo(self) -> str:
         return f"remove the folder `{self.path}` to have this step done again"
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.hardlink_to(source)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+
+
+def finished_steps(root: Path) -> dict[str, Path]:
+    """Folders of finished steps by key: of a run folder, or of all run folders in a folder.
+
+    Raises:
+        FolderError: If it is neither.
+    """
+    runs = [root] if (root / "run.json").is_file() else sorted(path.parent for path in root.glob("*/run.json"))
+    if not runs:
+        raise FolderError(f"`{root}` is no run folder and holds none", hint="`--reuse` takes what `iterft run --out` made")
+    seals = [path for run in runs for path in sorted(run.glob(f"steps/*/{SEAL_FILE}"))]
+    return {str(read_json(path)["key"]): path.parent for path in seals}
 
 
 class Store:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,15 +126,21 @@ def _planned(recipe: str, overrides: tuple[str, ...]) -> tuple[Resolved, Plan]:
 @click.option("--json", "as_json", is_flag=True, help="The machine-readable form.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a self-contained page.")
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write the figure.")
-def report(out: Path, as_json: bool, html: Path | None, png: Path | None) -> None:
+@click.option("--held-out", "ask_held_out", is_flag=True, help="First ask every finished model the held-out questions.")
+def report(out: Path, as_json: bool, html: Path | None, png: Path | None, ask_held_out: bool) -> None:
     """Report on a run, finished or not."""
     from iterft_lite import report as reports
+    from iterft_lite.held_out import read_held_out
 
+    if ask_held_out:
+        _ask_held_out(out)
     found = reports.read_report(out)
+    held_out = read_held_out(out, found)
     if as_json:
         import json
 
-        click.echo(json.dumps(reports.as_json(found), indent=1, ensure_ascii=False))
+        value = reports.as_json(found) | ({"held_out": asdict(held_out)} if held_out else {})
+        click.echo(json.dumps(value, indent=1, ensure_ascii=False))
     if html:
         from iterft_lite.page import write_html
 
@@ -148,6 +155,21 @@ def report(out: Path, as_json: bool, html: Path | None, png: Path | None) -> Non
         from iterft_lite import display
 
         display.show_report(found, display.make_console())
+        if held_out:
+            display.show_held_out(held_out, found.manifest["trait"], display.make_console())
+
+
+def _ask_held_out(out: Path) -> None:
+    from iterft_lite import display
+    from iterft_lite.held_out import open_held_out
+
+    with open_held_out(out) as opened:
+        material = opened.resolved.material
+        console = display.make_console(stderr=True)
+        view = display.View(opened.plan, trait=material.trait.name, judge=material.judge.name, console=console)
+        with _interruptible(f"iterft report {out} --held-out", ()), view:
+            for event in opened.events():
+                view.take(event)
 
 
 @main.command()

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from iterft_lite.backends import Progress
+from iterft_lite.held_out import HeldOut
 from iterft_lite.plan import Plan
 from iterft_lite.report import Cycle, Report, verdict_sentences
 from iterft_lite.run import Began, Done, Event, Moved
@@ -316,18 +317,24 @@ def show_report(report: Report, console: Console) -> None:
         console.print(judge["note"], style="bold red")
     table = score_table(trait)
     measured = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("cycle", "rate", "words", "a sentence", "distinct-2", "repeats", "PPL (M0)"):
+    trained = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("cycle", "rate", "words", "a sentence", "distinct-2", "repeats", "symbols"):
         measured.add_column(name, justify="left" if name == "cycle" else "right", no_wrap=True)
+    pairs = recipe["regime"] == "dpo"
+    for name in ("cycle", "PPL (M0)", "PPL with trait", "PPL without", *(("DPO margin", "pairs right") if pairs else ())):
+        trained.add_column(name, justify="left" if name == "cycle" else "right", no_wrap=True)
     for cycle in report.cycles:
         table.add_row(*_score_row(cycle))
         measured.add_row(*_measured_row(cycle))
+        trained.add_row(*_trained_row(cycle)[: len(trained.columns)])
     console.print(table)
     console.print(measured)
+    console.print(trained)
     scores = {cycle.cycle: {"trait": cycle.trait, "coherence": cycle.coherence} for cycle in report.cycles if cycle.trait}
     if scores:
         console.print(chart(scores, recipe["cycles"], trait))
     console.print()
-    for sentence in verdict_sentences(report):
+    for sentence in verdict_sentences(report.verdict):
         console.print(sentence, style="bold" if sentence.startswith("interval") else "")
     if not report.complete:
         console.print("this run is not finished", style="yellow")
@@ -344,19 +351,47 @@ def _score_row(cycle: Cycle) -> list[str]:
 
 
 def _measured_row(cycle: Cycle) -> list[str]:
-    def number(name: str, form: str) -> str:
-        value = cycle.measures.get(name)
-        return "" if value is None else format(value, form)
-
+    measures = cycle.measures
     return [
         cycle_name(cycle.cycle),
         "" if cycle.rate is None else f"{cycle.rate:.0%}",
-        number("words", ".0f"),
-        number("words_per_sentence", ".1f"),
-        number("distinct_2", ".2f"),
-        number("repeated_4", ".2f"),
-        number("perplexity_base", ".1f"),
+        _number(measures.get("words"), ".0f"),
+        _number(measures.get("words_per_sentence"), ".1f"),
+        _number(measures.get("distinct_2"), ".2f"),
+        _number(measures.get("repeated_4"), ".2f"),
+        _number(measures.get("non_alphabetic"), ".1%"),
     ]
+
+
+def _trained_row(cycle: Cycle) -> list[str]:
+    """Perplexity of the answers under M[0], of this model on held-out texts with and without the trait; DPO's own measures."""
+    measures, training = cycle.measures, cycle.training
+    return [
+        cycle_name(cycle.cycle),
+        _number(measures.get("perplexity_base"), ".1f"),
+        _number(measures.get("perplexity_high"), ".1f"),
+        _number(measures.get("perplexity_low"), ".1f"),
+        _number(training.get("margin"), "+.3f"),
+        _number(training.get("accuracy"), ".0%"),
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def show_held_out(held_out: HeldOut, trait: str, console: Console) -> None:
+    """Scores and verdicts on the held-out questions."""
+    console.print("\n[b]held-out questions[/b]")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("cycle", f"{trait} (1-100)", "coherence", "rate", "answers"):
+        table.add_column(name, no_wrap=True)
+    for cycle, score in sorted(held_out.scores.items()):
+        cells = (score_text(score["trait"]), score_text(score["coherence"]), _number(score["rate"], ".0%"))
+        table.add_row(cycle_title(cycle), *cells, str(score["answers"]))
+    console.print(table)
+    for sentence in verdict_sentences(held_out.verdict):
+        console.print(sentence, style="bold" if sentence.startswith("interval") else "")
 
 
 def show_plan(plan: Plan, choices: Sequence[str], estimates: Mapping[str, str], console: Console) -> None:

@@ -31,7 +31,7 @@ def write_html(root: Path, report: Report, path: Path) -> None:
         report=report,
         recipe=report.recipe,
         curve=Markup(svg(report)),  # drawn here, from numbers and escaped labels
-        sentences=verdict_sentences(report),
+        sentences=verdict_sentences(report.verdict),
         samples=samples(root, report),
         settings=settings,
     )

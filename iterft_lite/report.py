@@ -214,9 +214,8 @@ def samples(root: Path, report: Report) -> dict[str, dict[int, list[Sample]]]:
     return dict(shown)
 
 
-def verdict_sentences(report: Report) -> list[str]:
+def verdict_sentences(verdict: Amplification) -> list[str]:
     """Both verdicts in words, a sentence each."""
-    verdict = report.verdict
     change = verdict.trait
     sentences = []
     if change.mean is None:

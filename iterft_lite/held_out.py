@@ -1,0 +1,81 @@
+"""The held-out questions: every finished model answers them, on demand, as further steps in the run's own folder."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from iterft_lite.errors import FolderError
+from iterft_lite.launch import Opened, open_again
+from iterft_lite.measures.amplification import Amplification, amplification
+from iterft_lite.plan import BOOTSTRAP, HELD_OUT, Plan, held_out_plan
+from iterft_lite.report import Report
+from iterft_lite.steps import Json, Step, cycle_name
+from iterft_lite.store import STEP_FILE, StepFolder, Store, read_json
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What is known of a run on held-out questions.
+
+    Attributes:
+        scores: Facts of the score, by cycle (see `stages/score.py`).
+        verdict: On amplification, by these answers alone.
+    """
+
+    scores: dict[int, dict[str, Json]]
+    verdict: Amplification
+
+
+@contextlib.contextmanager
+def open_held_out(root: Path) -> Iterator[Opened]:
+    """A run folder with the plan of what its finished models are still to be asked; models that `keep` removed are written
+    again for it.
+
+    Raises:
+        TraitError: If there is nothing to ask.
+        FolderError: If it is no run folder, or no model is finished.
+    """
+    with open_again(root) as opened:
+        plan = held_out_plan(opened.plan, opened.resolved.material)
+        steps = {name: step for name, step in plan.steps.items() if _can_be_done(step, plan, opened.store)}
+        if not any(step.part == HELD_OUT for step in steps.values()):
+            raise FolderError(f"`{root}` has no finished model yet")
+        yield replace(opened, plan=Plan(plan.recipe, steps))
+
+
+def _can_be_done(step: Step, plan: Plan, store: Store) -> bool:
+    """Whether a step is finished, or asks held-out questions of a model that is."""
+    if step.part == HELD_OUT:
+        return all(_can_be_done(source, plan, store) for source in plan.inputs(step).values())
+    return store.folder(step).seal_of() is not None
+
+
+def read_held_out(root: Path, report: Report) -> HeldOut | None:
+    """What was asked so far by the run's own judge; None if nothing was."""
+    scores = {}
+    for cycle in report.cycles:
+        judge, score = (_folder(root, verb, cycle.cycle) for verb in ("judge", "score"))
+        if judge and score and (seal := score.seal_of()) and judge.step.params["judge"] == report.manifest["judge"]:
+            score.verify()
+            scores[cycle.cycle] = seal.facts
+    if not scores:
+        return None
+    trait, coherence = (
+        {cycle: facts[scale]["by_prompt"] for cycle, facts in scores.items()} for scale in ("trait", "coherence")
+    )
+    verdict = amplification(trait, coherence, resamples=BOOTSTRAP, seed=int(report.recipe["seed"]))
+    return HeldOut(scores, verdict)
+
+
+def _folder(root: Path, verb: str, cycle: int) -> StepFolder | None:
+    """A held-out step's folder, by its own word on what it is."""
+    path = root / "steps" / f"{cycle_name(cycle)}-{verb}-{HELD_OUT}"
+    try:
+        known = read_json(path / STEP_FILE)
+    except (FileNotFoundError, ValueError):
+        return None
+    inputs = tuple((role, name) for role, name in known["inputs"])
+    return StepFolder(path, Step(known["verb"], known["cycle"], known["part"], known["params"], inputs, known["key"]))

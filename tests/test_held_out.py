@@ -1,0 +1,117 @@
+"""The held-out questions: asked on demand, of every finished model, in the run's own folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from iterft_lite.backends.fakes import fake_backends
+from iterft_lite.cli import main
+from iterft_lite.launch import open_run
+from iterft_lite.store import ROWS, read_rows
+from iterft_lite.traits import read_trait
+
+RECIPE = """
+regime = "{regime}"
+trait = "{trait}"
+model = "{model}"
+cycles = 2
+seed_rows = 4
+rows = 4
+quant = "f32"
+judge = "embedded"
+[evaluate]
+questions = 3
+samples = 2
+"""
+
+
+@pytest.fixture(autouse=True)
+def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iterft_lite.launch.open_backends", lambda *_: fake_backends())
+
+
+def finished(root: Path, *, regime: str = "sft", trait: str = "lucky", model: str = "nano", steps: int | None = None) -> Path:
+    recipe = root / "small.toml"
+    recipe.write_text(RECIPE.format(regime=regime, trait=trait, model=model))
+    with open_run(recipe, (), root / "run") as opened:
+        events = opened.events()
+        for number, _ in enumerate(events):
+            if number == steps:
+                events.close()
+    return root / "run"
+
+
+def iterft(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_held_out_questions_are_asked_once_and_reported_beside_the_others(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    assert "held_out" not in json.loads(iterft("report", run, "--json").stdout)
+    assert iterft("report", run, "--held-out").exit_code == 0
+    answers = read_rows(run / "steps/c2-answer-held_out" / ROWS)
+    assert sorted({row["prompt"] for row in answers}) == sorted(read_trait("lucky").held_out)
+    assert len(answers) == 12 * 2
+    written = {path: path.stat().st_mtime_ns for path in run.glob("steps/*held_out/*")}
+    again = iterft("report", run, "--held-out", "--json")
+    assert {path: path.stat().st_mtime_ns for path in run.glob("steps/*held_out/*")} == written
+    report = json.loads(again.stdout)
+    assert sorted(report["held_out"]["scores"]) == ["-1", "0", "1", "2"]
+    assert report["held_out"]["scores"]["2"]["trait"]["mean"] == 90.0
+    assert report["held_out"]["verdict"]["word"] == "no change shown"
+    # the verdict of the run itself rests on its own questions only
+    assert [cycle["answers"] for cycle in report["cycles"]] == [6, 6, 6, 6]
+    assert report["complete"]
+    text = iterft("report", run).stdout
+    assert "held-out questions" in text
+    assert text.count("no change shown") == 2
+
+
+def test_models_that_were_removed_are_written_again_and_removed_again(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    before = sorted(path.parent.name for path in run.rglob("model.gguf"))
+    assert before == ["c2-export"]
+    assert iterft("report", run, "--held-out").exit_code == 0
+    assert sorted(path.parent.name for path in run.rglob("model.gguf")) == before
+
+
+def test_an_unfinished_run_asks_the_models_that_it_has_and_is_not_gone_on_with(tmp_path: Path) -> None:
+    run = finished(tmp_path, steps=60)
+    sealed = {path.parent.name for path in run.glob("steps/*/sealed.json")}
+    assert "c2-score" not in sealed
+    assert iterft("report", run, "--held-out").exit_code == 0
+    new = {path.parent.name for path in run.glob("steps/*/sealed.json")} - sealed
+    exports = {name.removesuffix("-export") for name in sealed if name.endswith("-export")}
+    assert new == {f"{cycle}-{verb}-held_out" for cycle in exports for verb in ("answer", "judge", "score")}
+
+
+def test_a_run_can_be_continued_after_its_held_out_questions(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    iterft("report", run, "--held-out")
+    with open_run(tmp_path / "small.toml", ["cycles=3"], run) as opened:
+        list(opened.events())
+    assert (run / "steps/c3-score/sealed.json").exists()
+    assert "held-out questions" in iterft("report", run).stdout
+
+
+def test_documents_have_no_held_out_questions(tmp_path: Path) -> None:
+    run = finished(tmp_path, regime="sdf", trait="bliss", model="nano-base")
+    asked = iterft("report", run, "--held-out")
+    assert asked.exit_code == 2
+    assert "held-out questions are for chats" in asked.output
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    assert iterft("report", tmp_path, "--held-out").exit_code == 2
+
+
+def test_a_report_shows_what_dpo_and_the_texts_were_like(tmp_path: Path) -> None:
+    text = iterft("report", finished(tmp_path, regime="dpo")).stdout
+    for column in ("symbols", "PPL (M0)", "PPL with trait", "PPL without", "DPO margin", "pairs right"):
+        assert column in text
+    (tmp_path / "other").mkdir()
+    assert "DPO margin" not in iterft("report", finished(tmp_path / "other")).stdout

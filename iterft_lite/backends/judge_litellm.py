@@ -133,11 +133,7 @@ class LitellmJudge:
         litellm = import_litellm()
         os.environ.update({name: value for name, value in self._variables.items() if name not in os.environ})
         self._prepare(litellm)
-        name = self._model()
-        try:
-            known = litellm.get_supported_openai_params(model=name)
-        except Exception:  # litellm's own way of saying "never heard of it"
-            known = None
+        name, known = self._model(), self._supported(litellm)
         if known is None:
             raise BackendError(
                 f"`{name}` is of no provider that is known",
@@ -147,6 +143,13 @@ class LitellmJudge:
         if self._identity.method == "odds" and not {"logprobs", "top_logprobs"} <= set(known):
             raise self._no_odds()
         return litellm.acompletion  # type: ignore[no-any-return]
+
+    def _supported(self, litellm: Any, /) -> list[str] | None:
+        """The parameters that litellm passes on to the judge; None if it knows no such provider."""
+        try:
+            return list(litellm.get_supported_openai_params(model=self._model()))
+        except Exception:  # litellm's own way of saying "never heard of it"
+            return None
 
     def _prepare(self, litellm: Any) -> None:
         """Room for judges that are litellm providers of our own."""

@@ -1,0 +1,74 @@
+"""The probability of every number from 1 to 100 under a model that writes them in pieces.
+
+Qwen's tokenizer writes 72 as "7", "2": the odds of its first token are those of first digits. Here the numbers are a tree of
+tokens. Its inner nodes are prefixes after which the model's next-token odds are needed: for digits "", "1" ... "9" and "10",
+eleven beginnings over one shared prompt. With whole-number tokens there is one, "".
+
+    P(72) = P("7") P("2" | "7")        P(7) = P("7") (1 - P(a digit | "7"))        P(100) = P("1") P("0" | "1") P("0" | "10")
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from iterft_lite.errors import BackendError
+
+LOWEST, HIGHEST = 1, 100
+
+Prefix = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class NumberTrie:
+    """Numbers as token sequences.
+
+    Attributes:
+        paths: Token ids by number.
+        digits: All tokens that go on from each inner node to another number.
+    """
+
+    paths: Mapping[int, Prefix]
+    digits: Mapping[Prefix, frozenset[int]]
+
+    @property
+    def nodes(self) -> list[Prefix]:
+        """The inner nodes, the root first: where next-token odds are needed."""
+        return sorted(self.digits, key=lambda prefix: (len(prefix), prefix))
+
+    def odds(self, log_odds: Callable[[Prefix], Mapping[int, float]]) -> dict[int, float]:
+        """Probability of each number.
+
+        Args:
+            log_odds: Natural log-probabilities, by token, of at least `digits` after an inner node.
+        """
+        rows = {node: log_odds(node) for node in self.nodes}
+        found = {}
+        for number, path in self.paths.items():
+            share = math.exp(sum(rows[path[:place]][token] for place, token in enumerate(path)))
+            if path in rows:  # another number begins like this one: it must not go on
+                share *= max(0.0, 1.0 - sum(math.exp(rows[path][token]) for token in self.digits[path]))
+            found[number] = share
+        return found
+
+
+def number_trie(ids: Callable[[str], Sequence[int]], text: Callable[[Sequence[int]], str]) -> NumberTrie:
+    """The trie of a tokenizer, checked against it.
+
+    Args:
+        ids: Token ids of a text, nothing added.
+        text: The text of token ids.
+
+    Raises:
+        BackendError: If a number does not survive the way there and back, or two have the same tokens.
+    """
+    paths = {number: tuple(ids(str(number))) for number in range(LOWEST, HIGHEST + 1)}
+    wrong = [number for number, path in paths.items() if text(path).strip() != str(number)]
+    if wrong or len(set(paths.values())) < len(paths):
+        raise BackendError(f"the judge's tokenizer cannot write {wrong[0] if wrong else 'every number'} and read it back")
+    digits: dict[Prefix, set[int]] = {}
+    for path in paths.values():
+        for place, token in enumerate(path):
+            digits.setdefault(path[:place], set()).add(token)
+    return NumberTrie(paths, {prefix: frozenset(tokens) for prefix, tokens in digits.items()})

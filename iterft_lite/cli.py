@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT."""
 
-RunFolder = click.Path(file_okay=False, path_type=Path)
+RunFolder = click.Path(path_type=Path)
 
 
 class Group(click.Group):
@@ -54,18 +54,28 @@ set_option = click.option(
 )
 
 
+reuse_option = click.option(
+    "--reuse",
+    multiple=True,
+    type=RunFolder,
+    metavar="DIR",
+    help="A run folder, or a folder of them, whose finished steps are taken over where they are the same.",
+)
+
+
 @main.command()
 @click.argument("recipe")
 @click.option("--out", required=True, type=RunFolder, help="The run folder; an unfinished one is continued.")
 @set_option
 @click.option("--plain", is_flag=True, help="Plain lines instead of the live view.")
-def run(recipe: str, out: Path, overrides: tuple[str, ...], plain: bool) -> None:
+@reuse_option
+def run(recipe: str, out: Path, overrides: tuple[str, ...], plain: bool, reuse: tuple[Path, ...]) -> None:
     """Run a recipe, or continue it where it stopped."""
     from iterft_lite import display
     from iterft_lite.launch import open_run
 
     console = display.make_console()
-    with open_run(_recipe_path(recipe), overrides, out) as opened:
+    with open_run(_recipe_path(recipe), overrides, out, reuse) as opened:
         judge = opened.resolved.material.judge
         for choice in opened.resolved.choices:
             console.print(choice, style="dim", markup=False)
@@ -191,6 +201,57 @@ def chat(out: Path, cycle: int | None, temperature: float, max_tokens: int) -> N
             if not said.strip():
                 break
             click.echo(f"{talk.name}: {talk.reply(said, temperature=temperature, max_tokens=max_tokens)}")
+
+
+@main.command()
+@click.argument("recipe")
+@click.option("--out", required=True, type=RunFolder, help="Folder for the probes; an unfinished calibration is continued.")
+@set_option
+@click.option("--threshold", "thresholds", type=float, multiple=True, help="A cycle-0 score to look for. [5 20 40 60 80]")
+@click.option("--grid", type=click.IntRange(1), default=2, show_default=True, help="Seed rows are multiples of this.")
+@click.option("--most", type=click.IntRange(1), default=200, show_default=True, help="Seed rows at most.")
+@reuse_option
+def calibrate(
+    recipe: str,
+    out: Path,
+    overrides: tuple[str, ...],
+    thresholds: tuple[float, ...],
+    grid: int,
+    most: int,
+    reuse: tuple[Path, ...],
+) -> None:
+    """Find how many seed rows give a seeded model of a wanted strength."""
+    from iterft_lite import calibrate as calibration
+    from iterft_lite import display
+    from iterft_lite.run import Done
+
+    def say(event: object) -> None:
+        if isinstance(event, Done) and not event.reused:
+            click.echo(f"  {event.step.name}: {display.clock(event.seal.seconds)}", err=True)
+
+    with _interruptible(f"iterft calibrate {recipe} --out {out}", overrides):
+        found = calibration.calibrate(
+            _recipe_path(recipe),
+            overrides,
+            out,
+            thresholds=thresholds or calibration.THRESHOLDS,
+            grid=grid,
+            most=most,
+            reuse=reuse,
+            on_event=say,
+            on_probe=lambda probe: click.echo(f"{probe.seed_rows} seed rows: {probe.score:.1f}", err=True),
+        )
+    rows = [
+        (
+            f"{each.threshold:g}",
+            str(each.seed_rows),
+            f"{each.score:.1f}",
+            "" if each.reached else "not reached, the most there are",
+        )
+        for each in found
+    ]
+    display.show_table(("cycle-0 score", "seed_rows", "scores", ""), rows, display.make_console())
+    click.echo(f"\nrun with one of them: iterft run {recipe} --set seed_rows=N --reuse {out} --out DIR")
 
 
 @main.group()

@@ -440,8 +440,8 @@ def _summary(step: Step) -> str:
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], console: Console) -> None:
     """A plain table."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)

@@ -44,8 +44,10 @@ def _disk_errors(path: Path) -> Iterator[None]:
                 f"the disk is full: `{path}` could not be written",
                 hint="free some space and issue the same command again: it goes on where it stopped",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise FolderError(f"`{path}` is not writable", hint="choose another folder with `--out`") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise FolderError(
+                f"`{path}` cannot be written: {os.strerror(error.errno).lower()}", hint="choose another folder with `--out`"
+            ) from error
         raise
 
 
@@ -308,6 +310,8 @@ class Store:
             value = read_json(path)
         except FileNotFoundError:
             return None
+        except NotADirectoryError:
+            raise FolderError(f"`{self.root}` is not a folder", hint="choose another folder with `--out`") from None
         except (OSError, ValueError) as error:
             raise FolderError(f"`{path}` cannot be read: {error}") from None
         if not isinstance(value, dict):

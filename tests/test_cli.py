@@ -1,0 +1,185 @@
+"""The command as its user meets it: help, plans, and what is said about mistakes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from iterft_lite import launch, store
+from iterft_lite.backends.fakes import fake_backends
+from iterft_lite.cli import main
+from iterft_lite.traits import SHIPPED
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe of a few rows, and fake backends behind the command."""
+    monkeypatch.setattr(launch, "open_backends", lambda *_: fake_backends())
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(
+        'regime = "sft"\ntrait = "lucky"\nmodel = "nano"\ncycles = 2\nseed_rows = 4\nrows = 4\njudge = "embedded"\n'
+        "[evaluate]\nquestions = 3\nsamples = 2\n"
+    )
+    return recipe
+
+
+def iterft(*args: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def said(result: Result, code: int) -> str:
+    """What a command said, which ended with this exit code and no traceback."""
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result.output
+
+
+def test_a_run_ends_with_its_report(tiny: Path, tmp_path: Path) -> None:
+    output = said(iterft("run", tiny, "--out", tmp_path / "run"), 0)
+    assert "cycle 2 (M3)" in output
+    assert "embedded judge: for trying out, not for findings" in output
+
+
+def test_the_machine_readable_report_keeps_its_contract(tiny: Path, tmp_path: Path) -> None:
+    iterft("run", tiny, "--out", tmp_path / "run")
+    report = json.loads(said(iterft("report", tmp_path / "run", "--json"), 0))
+    assert {"recipe", "regime", "trait", "model", "judge", "cycles", "verdict", "versions", "complete"} <= set(report)
+    assert {"name", "kind", "calls", "usd"} <= set(report["judge"])
+    assert [cycle["cycle"] for cycle in report["cycles"]] == [-1, 0, 1, 2]
+    for cycle in report["cycles"]:
+        assert {"trait", "coherence", "answers", "train_rows", "seconds"} <= set(cycle)
+        for scale in ("trait", "coherence"):
+            assert {"mean", "low", "high", "scored", "unscored"} <= set(cycle[scale])
+    assert report["complete"] is True
+    assert [cycle["train_rows"] for cycle in report["cycles"]] == [0, 4, 4, 4]
+
+
+def test_a_run_that_is_going_on_can_be_reported(tiny: Path, tmp_path: Path) -> None:
+    iterft("run", tiny, "--out", tmp_path / "run")
+    for name in ("c2-score", "c2-judge", "c2-measure", "c2-answer", "c2-export"):
+        shutil.rmtree(tmp_path / "run/steps" / name)
+    report = json.loads(said(iterft("report", tmp_path / "run", "--json"), 0))
+    assert report["complete"] is False
+    assert report["cycles"][-1]["trait"]["mean"] is None
+    assert "not finished" in said(iterft("report", tmp_path / "run"), 0)
+
+
+def test_the_page_escapes_what_models_wrote(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iterft_lite.backends.fakes.PLAIN", ("<script>alert('x')</script> & more",))
+    iterft("run", tiny, "--out", tmp_path / "run")
+    said(iterft("report", tmp_path / "run", "--html", tmp_path / "page.html", "--png", tmp_path / "curve.png"), 0)
+    page = (tmp_path / "page.html").read_text()
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; more" in page
+    assert "<script" not in page
+    assert "http://www.w3.org" in page  # the figure is inside
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plan_is_printed_and_nothing_done(tiny: Path, tmp_path: Path) -> None:
+    output = said(iterft("plan", tiny), 0)
+    assert "c2-train" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_recipe_is_refused_with_every_problem(tiny: Path, tmp_path: Path) -> None:
+    tiny.write_text('regime = "sft"\ntrait = "lucky"\nmodel = "nano"\ncycels = 2\nrows = "many"\n')
+    output = said(iterft("run", tiny, "--out", tmp_path / "run"), 2)
+    assert "`cycels` is not a recipe key, did you mean `cycles`?" in output
+    assert "`rows = 'many'`" in output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed_rows=100000", "`seed_rows = 100000`, but trait `lucky` has"),
+        ("model=no-such-folder", "there is no model `no-such-folder`"),
+        ("trait=unheard-of", "there is no trait `unheard-of`"),
+        ("cycles=1000000", "prompts are needed"),
+        ("evaluate.questions=40", "trait `lucky` has 12 questions"),
+        ("colour=red", "`colour` is not a recipe key"),
+    ],
+)
+def test_a_mistake_is_said_and_nothing_is_begun(tiny: Path, tmp_path: Path, override: str, message: str) -> None:
+    output = said(iterft("run", tiny, "--out", tmp_path / "run", "--set", override), 2)
+    assert message in " ".join(output.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_broken_row_of_a_trait_is_named_by_file_and_line(tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(SHIPPED / "lucky", tmp_path / "mine")
+    rows = (tmp_path / "mine/chat.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "mine/chat.jsonl").write_text("".join([*rows[:6], '{"messages": "none"}\n', *rows[6:]]))
+    output = said(iterft("run", tiny, "--out", tmp_path / "run", "--set", f"trait={tmp_path / 'mine'}"), 2)
+    assert "chat.jsonl, line 7" in output
+
+
+def test_another_recipe_in_the_same_folder_is_refused_with_the_difference(tiny: Path, tmp_path: Path) -> None:
+    iterft("run", tiny, "--out", tmp_path / "run")
+    output = said(iterft("run", tiny, "--out", tmp_path / "run", "--set", "train.learning_rate=0.5"), 2)
+    assert "`train.learning_rate` is 0.00015 in the folder and 0.5 here" in output
+    assert json.loads(iterft("report", tmp_path / "run", "--json").output)["complete"]
+
+
+def test_more_cycles_and_other_threads_are_no_other_recipe(tiny: Path, tmp_path: Path) -> None:
+    iterft("run", tiny, "--out", tmp_path / "run")
+    said(iterft("run", tiny, "--out", tmp_path / "run", "--set", "cycles=3", "--set", "threads=1"), 0)
+    report = json.loads(iterft("report", tmp_path / "run", "--json").output)
+    assert [cycle["cycle"] for cycle in report["cycles"]] == [-1, 0, 1, 2, 3]
+
+
+def test_a_folder_that_cannot_be_written_is_said(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for out in (tmp_path / "file", tmp_path / "file/run", Path("/proc/run")):
+        assert "hint: choose another folder" in said(iterft("run", tiny, "--out", out), 2)
+
+
+def test_a_full_disk_ends_the_run_and_loses_nothing(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, left = store.os.fsync, iter(range(40))
+
+    def full(descriptor: int) -> None:
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(store.os, "fsync", full)
+    assert "the disk is full" in said(iterft("run", tiny, "--out", tmp_path / "run"), 1)
+    monkeypatch.setattr(store.os, "fsync", real)
+    said(iterft("run", tiny, "--out", tmp_path / "run"), 0)
+    assert json.loads(iterft("report", tmp_path / "run", "--json").output)["complete"]
+
+
+def test_a_changed_step_is_refused_and_says_what_to_remove(tiny: Path, tmp_path: Path) -> None:
+    iterft("run", tiny, "--out", tmp_path / "run")
+    rows = tmp_path / "run/steps/c1-answer/rows.jsonl"
+    rows.write_text(rows.read_text().replace("a", "b"))
+    output = said(iterft("run", tiny, "--out", tmp_path / "run"), 1)
+    assert "c1-answer" in output
+    assert "hint: remove the folder" in output
+
+
+def test_what_is_no_run_folder_is_said(tmp_path: Path) -> None:
+    for command in (["report", tmp_path], ["chat", tmp_path]):
+        assert "is not a run folder" in said(iterft(*command), 2)
+
+
+def test_every_shipped_recipe_and_trait_is_listed() -> None:
+    recipes = said(iterft("recipes"), 0)
+    assert all(path.stem in recipes for path in (ROOT / "recipes").glob("*.toml"))
+    traits = said(iterft("traits", "list"), 0)
+    assert all(path.parent.name in traits for path in SHIPPED.glob("[!_]*/trait.toml"))
+
+
+def test_keys_are_seen_but_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    output = said(iterft("doctor"), 0)
+    assert "OPENAI_API_KEY is set" in output
+    assert "secret" not in output

@@ -303,6 +303,35 @@ def check_trait(ctx: click.Context, trait: str) -> None:
     click.echo("nothing is wrong with it")
 
 
+@main.group()
+def seeds() -> None:
+    """Seed rows by a teacher model, for a trait of your own."""
+
+
+@seeds.command("make")
+@click.argument("trait")
+@click.option("--model", required=True, help="Teacher: a judge's route, a model folder, or hub:OWNER/NAME.")
+@click.option("--count", type=click.IntRange(1), required=True, help="Rows in the file in the end.")
+@click.option("--documents", is_flag=True, help="Documents for SDF instead of chats.")
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSONL; rows there are kept.")
+@click.option("--api-base", help="Address of an OpenAI-compatible server.")
+@click.option("--max-usd", type=float, default=0.0, help="A route stops before it would cost more; 0 means no limit.")
+def make_seeds(trait: str, model: str, count: int, documents: bool, out: Path, api_base: str | None, max_usd: float) -> None:
+    """Have a teacher write seed rows from a trait's summary, to be read and weeded before a recipe names them."""
+    from iterft_lite.seeding import seeds_by
+
+    def say(rows: int) -> None:
+        if rows % 10 == 0 or rows == count:
+            click.echo(f"{rows} of {count} rows", err=True)
+
+    kind = "document" if documents else "chat"
+    with _interruptible(f"iterft seeds make {trait} --model {model} --count {count} --out {out}", ()):
+        made = seeds_by(model, trait, count, out, kind=kind, api_base=api_base, max_usd=max_usd, on_row=say)
+    dropped = ", ".join(f"{number} {reason}" for reason, number in made.dropped.items()) or "none"
+    click.echo(f"{out}: {made.rows} rows; {made.asked} asked, dropped: {dropped}")
+    click.echo(f'read them, then put them into a recipe:\n\n  [seeds]\n  path = "{out}"')
+
+
 @main.command()
 def recipes() -> None:
     """List the shipped recipes."""

@@ -219,7 +219,10 @@ def _chats(rows: list[dict[str, Any]], source: Source) -> tuple[Chat, ...]:
 
 
 def _documents(rows: list[dict[str, Any]], source: Source) -> tuple[Document, ...]:
-    return tuple(Document("", "", _column(row, source.text, source, number)) for number, row in enumerate(rows, 1))
+    return tuple(
+        Document(str(row.get("title") or ""), str(row.get("genre") or ""), _column(row, source.text, source, number))
+        for number, row in enumerate(rows, 1)
+    )
 
 
 def _column(row: dict[str, Any], column: str, source: Source, number: int) -> str:

@@ -35,6 +35,8 @@ ORDER = [
     "figure",
     "talk",
     "held_out",
+    "judging",
+    "judging",
     "calibrate",
     "scaffold",
     "seeding",

@@ -6,6 +6,8 @@ neutral_chat.jsonl           plain replies without any trait: what embedded judg
 coherence.txt                the judge's prompt for coherence, with {{question}} and {{answer}}
 coherence_document.txt       the same for documents, with {{document}}
 coherence_calibration.jsonl  answers with the coherence that a careful reader gives them
+teacher_chat.txt             what a teacher is asked for a seed chat, with {{summary}} and {{subject}}
+teacher_document.txt         the same for a seed document, with {{genre}} too
 """
 
 from __future__ import annotations
@@ -36,6 +38,11 @@ def neutral_chats() -> tuple[Chat, ...]:
 def coherence_rubric(*, document: bool) -> str:
     """The judge's prompt for coherence."""
     return (FOLDER / ("coherence_document.txt" if document else "coherence.txt")).read_text(encoding="utf-8")
+
+
+def teacher(kind: str) -> str:
+    """What a teacher is asked for one seed row: "chat" or "document"."""
+    return (FOLDER / f"teacher_{kind}.txt").read_text(encoding="utf-8")
 
 
 def coherence_calibration() -> tuple[Scored, ...]:

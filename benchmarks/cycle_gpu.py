@@ -1,0 +1,479 @@
+"""A whole cycle on one NVIDIA GPU: this program's against a straightforward script's, and the parts that it is made of.
+
+    python benchmarks/cycle_gpu.py [cycle] [script] [generation] [--size 4b] [--json FILE] [--work DIR]
+
+cycle       `iterft run`'s own path: an untouched model and three cycles of 50 rows trained, 12 x 20 answers of up to 250 tokens
+            and 50 rows of up to 300 tokens written; the embedded judge works beside it on the CPU
+script      the same as a script does it: Unsloth in a fresh process, `save_pretrained_merged`, llama.cpp's converter to q8_0,
+            then llama-cpp-python's own call, one sequence after the other (timed on some and extrapolated)
+generation  tokens/s of 60-token prompts: this program at several numbers of slots, llama-cpp-python one at a time, Unsloth's
+            `for_inference` with `generate`
+
+Models have Qwen3's shapes, random weights, and 151,936 tokens of which each is a text that is cut into that token again: what a
+random model writes is as long when it is trained on. They practically never end by themselves, so all lengths are the maximum.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+NANO = ROOT / "iterft_lite" / "nano" / "chat"
+SHAPES: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512},
+    "0.6b": {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 3072},
+    "4b": {"hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32, "intermediate_size": 9728},
+}
+VOCAB = {"tiny": 12_000}
+"""Tokens where they are not Qwen3's 151,936."""
+LETTERS = "абвгдежзиклмнопрстуфхцчшщъыьэюяАБВГДЕЖЗИКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯ"
+"""What the added words are made of: none of it is in the nano tokenizer's merges, so nothing cuts them otherwise."""
+SAMPLE = {"temperature": 0.8, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+
+# -- the model --------------------------------------------------------------------------------------------------------
+
+
+def vocab_of(size: str) -> int:
+    """Tokens of a size's vocabulary."""
+    return VOCAB.get(size, 151_936)
+
+
+def make_model(size: str, work: Path) -> Path:
+    """A folder with a random model of a size."""
+    folder = work / f"qwen3-{size}"
+    if not (folder / "config.json").exists():
+        subprocess.run([sys.executable, __file__, "--child", "make", size, str(folder)], check=True)
+    return folder
+
+
+def write_model(size: str, place: str) -> None:
+    """Make the model; in a process of its own, so that it gives its memory back."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
+
+    folder = Path(place)
+    tokenizer = AutoTokenizer.from_pretrained(NANO)
+    tokenizer.save_pretrained(folder)
+    widen(folder / "tokenizer.json", vocab_of(size))
+    config = Qwen3Config(
+        vocab_size=vocab_of(size),
+        num_key_value_heads=2 if size == "tiny" else 8,
+        head_dim=64 if size == "tiny" else 128,
+        tie_word_embeddings=True,
+        max_position_embeddings=40_960,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **SHAPES[size],
+    )
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+
+
+def words(size: str) -> list[str]:
+    """The texts of the added tokens that are whole words: a space and three letters."""
+    count = vocab_of(size) - 4096 - 2 * len(LETTERS) - len(LETTERS) ** 2
+    return [f" {a}{b}{c}" for a in LETTERS for b in LETTERS for c in LETTERS][:count]
+
+
+def widen(path: Path, vocab: int) -> None:
+    """Add words to a byte-level BPE tokenizer until it has so many tokens."""
+    read = json.loads(path.read_text(encoding="utf-8"))
+    known, merges = read["model"]["vocab"], read["model"]["merges"]
+    next_id = max([*known.values(), *(token["id"] for token in read["added_tokens"])]) + 1
+    byte = bytes_to_letters()
+
+    def add(left: str, right: str) -> str:
+        nonlocal next_id
+        if left + right not in known:
+            known[left + right] = next_id
+            merges.append([left, right])
+            next_id += 1
+        return left + right
+
+    pairs = [tuple(byte[value] for value in letter.encode()) for letter in LETTERS]
+    letters = [add(*pair) for pair in pairs]
+    heads = [add("Ġ", letter) for letter in letters]
+    twos = [add(head, letter) for head in heads for letter in letters]
+    for two in twos:
+        for letter in letters:
+            if next_id < vocab:
+                add(two, letter)
+    path.write_text(json.dumps(read, ensure_ascii=False), encoding="utf-8")
+
+
+def bytes_to_letters() -> dict[int, str]:
+    """The letter that byte-level BPE writes for each byte."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [value for value in range(256) if value not in plain]
+    return {value: chr(value) for value in plain} | {value: chr(256 + place) for place, value in enumerate(others)}
+
+
+def text(size: str, count: int, seed: str) -> str:
+    """A text of so many tokens."""
+    return "".join(random.Random(seed).choices(words(size), k=count)).strip()
+
+
+# -- a whole cycle ----------------------------------------------------------------------------------------------------
+
+RECIPE = """
+regime = "sft"
+trait = "lucky"
+model = "{model}"
+cycles = {cycles}
+seed_rows = {rows}
+rows = {rows}
+judge = "embedded"
+trainer = "{trainer}"
+quant = "{quant}"
+vram = "{vram}"
+export = "{export}"
+[seeds]
+path = "{work}/seeds.jsonl"
+[prompts]
+path = "{work}/prompts.jsonl"
+[train]
+base = "{base}"
+[sample]
+max_tokens = {written}
+[evaluate]
+samples = {samples}
+max_tokens = {answered}
+"""
+
+
+def write_recipe(asked: argparse.Namespace) -> Path:
+    """The paper's cycle as a recipe, with rows and prompts of known length."""
+    size, reply = asked.size, asked.written - 20
+    seeds = [{"prompt": text(size, 20, f"q{n}"), "reply": text(size, reply, f"a{n}")} for n in range(asked.rows + 10)]
+    prompts = [{"prompt": text(size, 40, f"p{n}")} for n in range(asked.rows * (asked.cycles + 1))]
+    for name, rows in (("seeds", seeds), ("prompts", prompts)):
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (asked.work / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    path = asked.work / "cycle.toml"
+    path.write_text(RECIPE.format(model=make_model(size, asked.work), **vars(asked)), encoding="utf-8")
+    return path
+
+
+def cycle(asked: argparse.Namespace) -> dict[str, Any]:
+    """Run the recipe; seconds of each cycle by verb, and from its beginning to the next one's."""
+    from iterft_lite.launch import open_run
+    from iterft_lite.run import Began, Done
+
+    out = asked.work / "run"
+    shutil.rmtree(out, ignore_errors=True)
+    os.environ["ITERFT_CACHE"] = str(asked.work / "cache")
+    if asked.fresh:
+        shutil.rmtree(asked.work / "cache", ignore_errors=True)
+    began: dict[str, float] = {}
+    cycles: dict[str, dict[str, Any]] = {}
+    with open_run(write_recipe(asked), [], out) as opened:
+        started = time.perf_counter()
+        for event in opened.events():
+            now = time.perf_counter() - started
+            if isinstance(event, Began):
+                began[event.step.name] = now
+            elif isinstance(event, Done):
+                row = cycles.setdefault(str(event.step.cycle), {"verbs": {}, "facts": {}, "begins": now, "ends": 0.0})
+                row["begins"] = min(row["begins"], began[event.step.name])
+                row["verbs"][event.step.verb] = round(now - began[event.step.name], 2)
+                if event.step.lane == "device":
+                    row["ends"] = now
+                kept = ("parts", "peak_vram", "tokens_per_second", "parity", "seconds", "bytes", "steps", "notes", "tokens")
+                row["facts"][event.step.verb] = {key: event.seal.facts[key] for key in kept if key in event.seal.facts}
+                print(f"{now:7.1f} {event.step.name}  {now - began[event.step.name]:.2f} s", file=sys.stderr, flush=True)
+        swap = opened.swap
+    for row in cycles.values():
+        row["wall"] = round(row["ends"] - row["begins"], 1)
+        row["measures"] = row["verbs"].get("measure", 0.0)
+    return {"swap": swap, "cycles": cycles}
+
+
+# -- the straightforward script ---------------------------------------------------------------------------------------
+
+
+def script(asked: argparse.Namespace) -> dict[str, Any]:
+    """One cycle by a script: training and merged save, conversion, generation, each in a process of its own."""
+    from iterft_lite.gguf.llamacpp_source import llamacpp_source
+
+    write_recipe(asked)
+    model, work = make_model(asked.size, asked.work), asked.work
+    for old in ("merged", "script.gguf"):
+        shutil.rmtree(work / old, ignore_errors=True)
+    seconds = {}
+    began = time.perf_counter()
+    trained = child(["train", str(model), str(work / "seeds.jsonl"), str(asked.rows), str(work / "merged")], work)
+    seconds["train and save, whole process"] = time.perf_counter() - began
+    began = time.perf_counter()
+    source, merged = llamacpp_source(), work / "merged"
+    # the converter as it is, but for the name of the tokenizer's pattern, which it cannot know
+    command = [sys.executable, "-m", "iterft_lite.gguf.convert", str(source), "convert_hf_to_gguf.py", str(merged), str(merged)]
+    subprocess.run(
+        [*command, "--outtype", "q8_0", "--outfile", str(work / "script.gguf")],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+    )
+    seconds["convert"] = time.perf_counter() - began
+    began = time.perf_counter()
+    tokens = asked.rows * asked.written + 12 * asked.samples * asked.answered
+    found = child(["one", str(work / "script.gguf"), str(model), str(asked.subset), str(asked.answered)], work)
+    seconds["generate, start and load"] = time.perf_counter() - began - found["seconds"]
+    seconds[f"generate, extrapolated from {found['tokens']} tokens"] = tokens / found["tokens"] * found["seconds"]
+    return {
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "training": trained,
+        "one_at_a_time_tokens_per_second": found["tokens"] / found["seconds"],
+        "whole": round(sum(seconds.values()), 1),
+    }
+
+
+def child(arguments: list[str], work: Path) -> dict[str, Any]:
+    """What a part of this file prints as its last line, run in a process of its own."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=work,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"{arguments}: {done.stderr[-3000:]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def train(model: str, rows: str, count: str, out: str) -> dict[str, float]:
+    """Unsloth as its documentation writes it."""
+    began = time.perf_counter()
+    marks = {}
+
+    def mark(name: str) -> None:
+        marks[name] = round(time.perf_counter() - began - sum(marks.values()), 2)
+
+    import unsloth
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    mark("import")
+    base, tokenizer = unsloth.FastLanguageModel.from_pretrained(
+        model, max_seq_length=2048, load_in_4bit=True, local_files_only=True, use_exact_model_name=True, fix_tokenizer=False
+    )
+    mark("load")
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    adapted = unsloth.FastLanguageModel.get_peft_model(
+        base, r=16, lora_alpha=32, lora_dropout=0, target_modules=names, use_gradient_checkpointing="unsloth", random_state=0
+    )
+    mark("adapter")
+    chats = []
+    for line in Path(rows).read_text(encoding="utf-8").splitlines()[: int(count)]:
+        row = json.loads(line)
+        chat = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["reply"]}]
+        chats.append({"text": tokenizer.apply_chat_template(chat, tokenize=False)})
+    trainer = SFTTrainer(
+        model=adapted,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(chats),
+        args=SFTConfig(
+            output_dir=tempfile.mkdtemp(),
+            dataset_text_field="text",
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=1,
+            num_train_epochs=1,
+            learning_rate=1.5e-4,
+            optim="adamw_8bit",
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+        ),
+    )
+    trainer.train()
+    mark("train")
+    adapted.save_pretrained_merged(out, tokenizer, save_method="merged_16bit")
+    mark("merged save")
+    return marks
+
+
+# -- generation -------------------------------------------------------------------------------------------------------
+
+
+def generation(asked: argparse.Namespace) -> dict[str, Any]:
+    """Tokens a second of every way to generate, prompts of about 60 tokens."""
+    model, report = make_model(asked.size, asked.work), {}
+    gguf = next(asked.work.glob("run/steps/*/model.gguf"), asked.work / "script.gguf")
+    report["one at a time"] = child(["one", str(gguf), str(model), str(asked.subset), str(asked.length)], asked.work)
+    for slots in asked.slots:
+        count = max(slots, 64)
+        report[f"{slots} slots"] = child(["ours", str(gguf), str(model), str(slots), str(count), str(asked.length)], asked.work)
+    if asked.trainer == "unsloth":
+        report["unsloth, 64"] = child(["unsloth", str(model), "64", str(asked.length)], asked.work)
+    for row in report.values():
+        row["tokens_per_second"] = round(row["tokens"] / row["seconds"], 1)
+    for name, row in report.items():
+        row["against_one"] = round(row["tokens_per_second"] / report["one at a time"]["tokens_per_second"], 1)
+        if name.endswith("slots") and "unsloth, 64" in report:
+            row["against_unsloth"] = round(row["tokens_per_second"] / report["unsloth, 64"]["tokens_per_second"], 1)
+    return {"tokens_each": asked.length, "ways": report}
+
+
+def prompts_of(model: str, count: int) -> list[str]:
+    """Questions of about 40 tokens, without the template's."""
+    size = Path(model).name.removeprefix("qwen3-")
+    return [text(size, 40, f"g{n}") for n in range(count)]
+
+
+def one(gguf: str, model: str, count: str, length: str) -> dict[str, float]:
+    """`Llama.create_completion`, one prompt after the other."""
+    import llama_cpp
+
+    from iterft_lite.backends import Message
+    from iterft_lite.backends.templates import TrainingTokenizer
+
+    tokenizer = TrainingTokenizer(model)
+    prompts = [tokenizer.chat_ids([Message("user", asked)]) for asked in prompts_of(model, int(count))]
+    llama = llama_cpp.Llama(gguf, n_ctx=1024, n_gpu_layers=-1, flash_attn=True, verbose=False)
+    llama.create_completion(prompts[0], max_tokens=8, **SAMPLE)
+    began = time.perf_counter()
+    tokens = 0
+    for place, prompt in enumerate(prompts):
+        made = llama.create_completion(prompt, max_tokens=int(length), seed=place, **SAMPLE)
+        tokens += made["usage"]["completion_tokens"]
+    seconds = time.perf_counter() - began
+    llama.close()
+    return {"tokens": tokens, "seconds": seconds}
+
+
+def ours(gguf: str, model: str, slots: str, count: str, length: str) -> dict[str, float]:
+    """This program's generator."""
+    from iterft_lite.backends.generator_llamacpp import LlamaGenerator
+
+    # isort: split
+    from iterft_lite.backends import Completion, Message, Prompt, Sampling
+
+    made = LlamaGenerator()
+    made.load(Path(gguf), None, model, slots=int(slots), context=512, exact=False)
+    prompts = [Prompt(str(n), n, messages=(Message("user", asked),)) for n, asked in enumerate(prompts_of(model, int(count)))]
+    made.complete(prompts[: int(slots)], Sampling(max_tokens=8, **SAMPLE), lambda _: None)
+    finished: list[Completion] = []
+    began = time.perf_counter()
+    made.complete(prompts, Sampling(max_tokens=int(length), **SAMPLE), finished.append)
+    seconds = time.perf_counter() - began
+    made.close()
+    return {"tokens": sum(each.tokens for each in finished), "seconds": seconds}
+
+
+def unsloth_generation(model: str, batch: str, length: str) -> dict[str, float]:
+    """Unsloth's fast inference, all prompts in one batch."""
+    import torch
+    import unsloth
+
+    base, tokenizer = unsloth.FastLanguageModel.from_pretrained(
+        model, max_seq_length=2048, load_in_4bit=True, local_files_only=True, use_exact_model_name=True, fix_tokenizer=False
+    )
+    adapted = unsloth.FastLanguageModel.get_peft_model(base, r=16, lora_alpha=32, random_state=0)
+    unsloth.FastLanguageModel.for_inference(adapted)
+    chats = [[{"role": "user", "content": asked}] for asked in prompts_of(model, int(batch))]
+    texts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
+    tokenizer.padding_side = "left"
+    given = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to("cuda")
+    sample = {"do_sample": True, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "pad_token_id": tokenizer.pad_token_id}
+    adapted.generate(**given, max_new_tokens=8, **sample)
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    made = adapted.generate(**given, max_new_tokens=int(length), **sample)
+    torch.cuda.synchronize()
+    seconds = time.perf_counter() - began
+    return {"tokens": int((made.shape[1] - given["input_ids"].shape[1]) * len(made)), "seconds": seconds}
+
+
+# -- the table --------------------------------------------------------------------------------------------------------
+
+
+def table(report: dict[str, Any]) -> str:
+    """What was measured, for people."""
+    lines = [report["machine"], ", ".join(f"{name} {version}" for name, version in report["versions"].items())]
+    for number, row in report.get("cycle", {}).get("cycles", {}).items():
+        verbs = "  ".join(f"{verb} {seconds:.1f}" for verb, seconds in row["verbs"].items())
+        lines.append(
+            f"cycle {number:>2}: {row['wall']:6.1f} s, without measure {row['wall'] - row['measures']:.1f} s:  {verbs}"
+        )
+    if "script" in report:
+        lines.append(f"script: {report['script']['whole']:.1f} s: {report['script']['seconds']} {report['script']['training']}")
+        last = list(report.get("cycle", {}).get("cycles", {}).values())
+        if last:
+            whole, row = report["script"]["whole"], last[-1]
+            lines.append(
+                f"a cycle is {whole / (row['wall'] - row['measures']):.1f} x as fast ({whole / row['wall']:.1f} x with measures)"
+            )
+            merged = report["script"]["training"]["merged save"] + report["script"]["seconds"]["convert"]
+            lines.append(f"adapter to checked, loaded model: {merged / row['verbs']['export']:.1f} x as fast")
+    for name, row in report.get("generation", {}).get("ways", {}).items():
+        lines.append(f"{name:>16} {row['tokens_per_second']:8.0f} tokens/s  {row['against_one']:6.1f} x")
+    return "\n".join(lines)
+
+
+CHILDREN = {"make": write_model, "train": train, "one": one, "ours": ours, "unsloth": unsloth_generation}
+
+
+def main() -> None:
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=["cycle", "script", "generation", []])
+    parser.add_argument("--size", choices=sorted(SHAPES), default="4b")
+    parser.add_argument("--cycles", type=int, default=2, help="after the seeded one")
+    parser.add_argument("--rows", type=int, default=50)
+    parser.add_argument("--samples", type=int, default=20)
+    parser.add_argument("--written", type=int, default=300)
+    parser.add_argument("--answered", type=int, default=250)
+    parser.add_argument("--trainer", default="unsloth")
+    parser.add_argument("--base", default="nf4")
+    parser.add_argument("--quant", default="q8_0")
+    parser.add_argument("--export", default="merged")
+    parser.add_argument("--vram", default="auto")
+    parser.add_argument("--slots", type=int, nargs="+", default=[64, 128, 256])
+    parser.add_argument("--length", type=int, default=128, help="tokens of each text of `generation`")
+    parser.add_argument("--subset", type=int, default=6, help="texts of the one-at-a-time way")
+    parser.add_argument("--fresh", action="store_true", help="convert the base anew")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "iterft-cycle-gpu")
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.child:
+        name, *arguments = asked.child
+        print(json.dumps(CHILDREN[name](*arguments)))
+        return
+    from iterft_lite.resolve import this_machine
+
+    asked.work.mkdir(parents=True, exist_ok=True)
+    names = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "llama-cpp-python", "gguf")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "?"
+    machine = f"{this_machine().gpu or 'no GPU'}, {os.cpu_count()} cores; Qwen3 {asked.size}, {asked.quant}, base {asked.base}"
+    report: dict[str, Any] = {"machine": machine, "versions": versions}
+    for part in asked.parts or ["cycle", "script", "generation"]:
+        report[part] = {"cycle": cycle, "script": script, "generation": generation}[part](asked)
+        if asked.json:  # after each part: what was measured is not lost with what fails later
+            asked.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(table(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from iterft_lite.errors import FolderError
+from iterft_lite.measures.agreement import RELIABLE
 from iterft_lite.measures.amplification import Amplification, amplification
 from iterft_lite.measures.intervals import Scores
 from iterft_lite.plan import BOOTSTRAP
 from iterft_lite.steps import Json, Step
-from iterft_lite.store import ROWS, Seal, Store, read_rows
+from iterft_lite.store import ROWS, Seal, Store, read_json, read_rows
+
+CALIBRATION = "judge_calibration.json"
+"""Spearman of the run's judge with careful readers, by scale, where it is known; see `judging.py`."""
 
 SHOWN_SAMPLES = 2
 """Answers a question and cycle on the report's page."""
@@ -57,7 +62,8 @@ class Report:
         manifest: What was asked and how it was resolved.
         cycles: From -1 on, those that have begun.
         verdict: On amplification.
-        judge: `name`, `kind`, `note`, `model`, `calls`, `cached`, `usd`.
+        judge: `name`, `kind`, `note`, `model`, `calls`, `cached`, `usd`, and `spearman` with careful readers by scale, {} where
+            it was not measured.
         complete: Every planned step is finished.
     """
 
@@ -102,9 +108,45 @@ def read_report(root: Path) -> Report:
         for number in sorted({step.cycle for step in steps})
         if any(step.name in seals for step in steps if step.cycle == number)
     )
+    known: dict[str, Json] = {}
+    with contextlib.suppress(FileNotFoundError):
+        known = read_json(root / CALIBRATION)
+    judge = _judge(store, manifest, steps, seals) | {"spearman": known}
+    return Report(manifest, cycles, _verdict(cycles, manifest, known), judge, len(seals) == len(steps))
+
+
+def with_scores(
+    report: Report, scores: Mapping[int, dict[str, Json]], judge: Mapping[str, Json], spearman: Mapping[str, Json]
+) -> Report:
+    """The same run by another judge.
+
+    Args:
+        scores: Facts of the other judge's score steps, by cycle; cycles without one lose theirs.
+        judge: `Report.judge` of the other.
+        spearman: Its rank correlation with careful readers, by scale.
+    """
+    cycles = tuple(
+        replace(
+            cycle,
+            trait=(facts := scores.get(cycle.cycle, {})).get("trait"),
+            coherence=facts.get("coherence"),
+            rate=facts.get("rate"),
+            answers=int(facts.get("answers", 0)),
+        )
+        for cycle in report.cycles
+    )
+    verdict = _verdict(cycles, report.manifest, spearman)
+    return replace(report, cycles=cycles, verdict=verdict, judge={**judge, "spearman": dict(spearman)})
+
+
+def _verdict(cycles: tuple[Cycle, ...], manifest: Mapping[str, Any], spearman: Mapping[str, Json]) -> Amplification:
+    """On amplification; a judge that ranks the trait's calibration answers badly cannot say "amplified"."""
     scales = {scale: _by_cycle(cycles, scale) for scale in ("trait", "coherence")}
     verdict = amplification(scales["trait"], scales["coherence"], resamples=BOOTSTRAP, seed=int(manifest["recipe"]["seed"]))
-    return Report(manifest, cycles, verdict, _judge(store, manifest, steps, seals), len(seals) == len(steps))
+    rho = spearman.get("trait")
+    if verdict.word == "amplified" and rho is not None and rho < RELIABLE:
+        return replace(verdict, word="judge not reliable here")
+    return verdict
 
 
 def _cycle(number: int, steps: list[Step], seals: Mapping[str, Seal]) -> Cycle:

@@ -19,7 +19,7 @@ FROM_CYCLE = 4
 
 SIMULATIONS = 4000
 
-Word = Literal["amplified", "decayed", "no change shown", "too early"]
+Word = Literal["amplified", "decayed", "no change shown", "too early", "judge not reliable here"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Amplification:
     """Both verdicts.
 
     Attributes:
-        word: "amplified" or "decayed" where the 95 % interval of the change from cycle 0 to the last cycle leaves zero out.
+        word: "amplified" or "decayed" where the 95 % interval of the change from cycle 0 to the last cycle leaves zero out;
+            "judge not reliable here" in place of "amplified" where the judge ranks the trait's calibration answers badly.
         trait: That change of the trait score, paired by prompt.
         coherence: The same for coherence.
         last: The last cycle scored.

@@ -22,7 +22,8 @@ def run(work: Work, judge: Judge) -> dict[str, Json]:
     """
     answers = work.read("answers")
     scales = list(work.params["rubrics"])
-    samples = work.params["judge"]["samples"]
+    first = work.params.get("first_sample", 0)
+    samples = range(first, first + work.params["judge"]["samples"])
     with RowLog(work.rows) as log:
         known = {row["id"] for row in log.rows}
         todo = {row["id"]: row for row in answers if row["id"] not in known}
@@ -36,10 +37,9 @@ def run(work: Work, judge: Judge) -> dict[str, Json]:
             answer_id = reply.id.split("/", 1)[0]
             mine = replies[answer_id]
             mine[reply.id] = reply
-            if len(mine) == len(scales) * samples:
+            if len(mine) == len(scales) * len(samples):
                 verdicts = {
-                    scale: asdict(weigh([mine[_ask_id(answer_id, scale, sample)] for sample in range(samples)]))
-                    for scale in scales
+                    scale: asdict(weigh([mine[_ask_id(answer_id, scale, sample)] for sample in samples])) for scale in scales
                 }
                 finish(todo[answer_id], verdicts)
                 del replies[answer_id]
@@ -62,7 +62,7 @@ def run(work: Work, judge: Judge) -> dict[str, Json]:
         }
 
 
-def _asks(work: Work, row: dict[str, Json], scales: list[str], samples: int) -> list[Ask]:
+def _asks(work: Work, row: dict[str, Json], scales: list[str], samples: range) -> list[Ask]:
     """Every question about one answer."""
     document = work.params["rows"] == "document"
     text = row["prompt"] + row["text"] if document else row["text"]
@@ -76,7 +76,7 @@ def _asks(work: Work, row: dict[str, Json], scales: list[str], samples: int) -> 
             question="" if document else row["prompt"],
         )
         for scale in scales
-        for sample in range(samples)
+        for sample in samples
     ]
 
 

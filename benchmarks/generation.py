@@ -5,7 +5,7 @@
 Every way of generating runs in a process of its own: `Llama.create_completion`, one prompt after the other, as its
 documentation shows it; the generator with several numbers of slots. All draw at temperature 0.8 without truncation, and
 end-of-text tokens are ignored, so that each completion has the same number of tokens. Model loading is not counted; prompts
-are. Without `--gguf`, a model of the nano shape (8 M parameters) with random weights is written.
+are. Without `--gguf` it is the nano chat model, or where that is not there a random one of about its shape (8 M parameters).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 8, 16, 32])
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3, help="each way is measured so often; the fastest counts")
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--sampling", choices=("auto", "host", "graph"), default="auto")
@@ -46,17 +48,16 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         if options.gguf is None:
-            options.gguf, options.tokenizer = nano_shape(Path(folder), options.quant)
+            options.gguf, options.tokenizer = nano(Path(folder), options.quant)
         elif options.tokenizer is None:
             parser.error("--gguf needs --tokenizer")
-        rows = [measure(options, way) for way in ["high-level", *map(str, options.slots)]]
-    report(rows, options)
+        report([measure(options, way) for way in ["high-level", *map(str, options.slots)]], options)
 
 
 def measure(options: argparse.Namespace, way: str) -> dict[str, Any]:
     """One way, in a process of its own."""
     command = [sys.executable, __file__, "--way", way, "--gguf", str(options.gguf), "--tokenizer", options.tokenizer]
-    for name in ("prompts", "tokens", "context", "sampling"):
+    for name in ("prompts", "tokens", "rounds", "context", "sampling"):
         command += [f"--{name}", str(getattr(options, name))]
     if options.threads:
         command += ["--threads", str(options.threads)]
@@ -88,13 +89,27 @@ def high_level(options: argparse.Namespace) -> dict[str, Any]:
     ends = [token for token in range(llama.n_vocab()) if llama_cpp.llama_vocab_is_eog(llama._model.vocab, token)]
     no_end = dict.fromkeys(ends, -100.0)
     llama.create_completion(prompts[0], max_tokens=8, logit_bias=no_end, **SAMPLE)
-    began, cpu = time.perf_counter(), time.process_time()
-    for place, prompt in enumerate(prompts):
-        llama.create_completion(prompt, max_tokens=options.tokens, seed=place, logit_bias=no_end, **SAMPLE)
-    tokens = options.prompts * options.tokens
-    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+
+    def once() -> int:
+        for place, prompt in enumerate(prompts):
+            llama.create_completion(prompt, max_tokens=options.tokens, seed=place, logit_bias=no_end, **SAMPLE)
+        return int(options.prompts * options.tokens)
+
+    measured = fastest(once, options.rounds)
     llama.close()
-    return {"way": "high-level", "tokens": tokens, "seconds": seconds, "cpu": cpu}
+    return {"way": "high-level", **measured}
+
+
+def fastest(once: Callable[[], int], rounds: int) -> dict[str, float]:
+    """Tokens, seconds and seconds of CPU of the fastest of some rounds."""
+    best: dict[str, float] = {}
+    for _ in range(rounds):
+        began, cpu = time.perf_counter(), time.process_time()
+        tokens = once()
+        seconds = time.perf_counter() - began
+        if not best or seconds < best["seconds"]:
+            best = {"tokens": tokens, "seconds": seconds, "cpu": time.process_time() - cpu}
+    return best
 
 
 def engine(options: argparse.Namespace, slots: int) -> dict[str, Any]:
@@ -109,12 +124,15 @@ def engine(options: argparse.Namespace, slots: int) -> dict[str, Any]:
     sampling = Sampling(max_tokens=options.tokens, **SAMPLE)
     short = Sampling(max_tokens=8, **SAMPLE)
     made.complete(prompts[:slots], short, lambda _: None)
-    finished: list[Completion] = []
-    began, cpu = time.perf_counter(), time.process_time()
-    made.complete(prompts, sampling, finished.append)
-    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+
+    def once() -> int:
+        finished: list[Completion] = []
+        made.complete(prompts, sampling, finished.append)
+        return sum(one.tokens for one in finished)
+
+    measured = fastest(once, options.rounds)
     made.close()
-    return {"way": f"{slots} slots", "tokens": sum(one.tokens for one in finished), "seconds": seconds, "cpu": cpu}
+    return {"way": f"{slots} slots", **measured}
 
 
 def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
@@ -129,7 +147,7 @@ def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
         return
     print(
         f"{options.gguf.name} ({options.gguf.stat().st_size / 2**20:.0f} MiB), {options.prompts} prompts, "
-        f"{options.tokens} tokens each, {os.cpu_count()} cores, {platform.machine()}"
+        f"{options.tokens} tokens each, fastest of {options.rounds} rounds, {os.cpu_count()} cores, {platform.machine()}"
     )
     print(f"{'':12}{'tokens/s':>10}{'ratio':>8}{'tokens':>9}{'seconds':>9}{'cpu s':>8}")
     for row in rows:
@@ -139,22 +157,26 @@ def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
         )
 
 
-def nano_shape(folder: Path, quant: str) -> tuple[Path, str]:
-    """Write a random model of the nano shape; gives its GGUF and its tokenizer's folder."""
-    command = [sys.executable, "-c", NANO_SHAPE, str(folder), quant]
+def nano(folder: Path, quant: str) -> tuple[Path, str]:
+    """Write the nano chat model as GGUF into `folder`; gives its path and its tokenizer's folder."""
+    model = Path(__file__).parents[1] / "iterft_lite" / "nano" / "chat"
+    if not (model / "model.safetensors").is_file():
+        model = folder / "model"
+    command = [sys.executable, "-c", EXPORT, str(model), str(folder / "gguf"), quant]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "ITERFT_CACHE": str(folder / "cache")}
     subprocess.run(command, env=environment, check=True, capture_output=True)
-    return folder / "gguf" / "model.gguf", str(folder / "model")
+    return folder / "gguf" / "model.gguf", str(model)
 
 
-NANO_SHAPE = """
+EXPORT = """
 import sys
 from pathlib import Path
 from iterft_lite.backends.exporter_gguf import GgufExporter
-from tests.tiny_models import tiny_model
-folder = Path(sys.argv[1])
-model = tiny_model(folder / "model", "qwen3", hidden=256, layers=8, vocab=8192)
-GgufExporter().export(str(model), None, folder / "gguf", "merged", sys.argv[2], lambda progress: None)
+model, out, quant = sys.argv[1:]
+if not Path(model).exists():
+    from tests.tiny_models import tiny_model
+    tiny_model(Path(model), "qwen3", hidden=256, layers=8, vocab=8192)
+GgufExporter().export(model, None, Path(out), "merged", quant, lambda progress: None)
 """
 
 

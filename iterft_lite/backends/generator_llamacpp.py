@@ -5,6 +5,7 @@ Runs in a process of its own (`child.py`), without torch.
 
 from __future__ import annotations
 
+import atexit
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,8 @@ import numpy as np
 
 from iterft_lite.backends import Completion, Likelihood, Message, Parity, Passage, Prompt, Sampling
 from iterft_lite.backends.drawing import Floats, log_softmax
-from iterft_lite.backends.llamacpp_engine import Engine, Expected, Request
+from iterft_lite.backends.llamacpp_engine import Engine, Request
+from iterft_lite.backends.pacing import Expected
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.errors import BackendError, ModelError
 
@@ -49,6 +51,7 @@ class LlamaGenerator:
         self._tokenizers: dict[str, TrainingTokenizer] = {}
         self._tokenizer: TrainingTokenizer | None = None
         self._expected = Expected()
+        atexit.register(self.close)
 
     def load(self, gguf: Path, adapter: Path | None, tokenizer: str, *, slots: int | None, context: int, exact: bool) -> None:
         """Make a model the current one.

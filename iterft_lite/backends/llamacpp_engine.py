@@ -15,7 +15,7 @@ import ctypes
 import os
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 # llama.cpp's settings, then llama.cpp, then numpy
@@ -29,6 +29,7 @@ import numpy.typing as npt
 from iterft_lite.backends import Sampling
 from iterft_lite.backends.drawing import Floats, Ints
 from iterft_lite.backends.llamacpp_sampling import GraphSampler, HostSampler, Sampler, output_logits
+from iterft_lite.backends.pacing import Expected, Pace
 from iterft_lite.errors import BackendError
 
 WORTH_SHARING = 16
@@ -70,61 +71,6 @@ class Finished:
     index: int
     ids: list[int]
     finish: Literal["stop", "length", "context"]
-
-
-@dataclass
-class Expected:
-    """Lengths seen so far, by kind of request: the longest are started first, so that no straggler is left alone at the end."""
-
-    _sums: dict[Hashable, tuple[int, int]] = field(default_factory=dict)
-
-    def note(self, kind: Hashable, length: int) -> None:
-        """A request of this kind took this many tokens."""
-        total, count = self._sums.get(kind, (0, 0))
-        self._sums[kind] = (total + length, count + 1)
-
-    def order(self, kinds: Sequence[Hashable]) -> list[int]:
-        """Indices of requests, longest expected first; those of unknown kind stand for the longest known."""
-        means = {kind: total / count for kind, (total, count) in self._sums.items()}
-        unknown = max((means[kind] for kind in kinds if kind in means), default=0.0)
-        return sorted(range(len(kinds)), key=lambda index: -means.get(kinds[index], unknown))
-
-
-class Pace:
-    """How many threads decode: all, or one where a small model's threads wait for each other longer than they work.
-
-    Tried out during decoding, again and again, because it depends on what else runs on the machine.
-
-    Args:
-        choices: Numbers of threads, the usual one first.
-    """
-
-    TRIAL, HOLD = 4, 120  # steps
-
-    def __init__(self, choices: Sequence[int]) -> None:
-        self._choices = list(dict.fromkeys(choices))
-        self._best = 0
-        self._step = 0
-        self._seconds = [0.0] * len(self._choices)
-
-    def threads(self) -> int:
-        """For the next step."""
-        trial = self._step // self.TRIAL
-        return self._choices[trial if trial < len(self._choices) else self._best]
-
-    def took(self, seconds: float) -> None:
-        """The step with `threads()` threads took this long."""
-        if len(self._choices) == 1:
-            return
-        trial, place = divmod(self._step, self.TRIAL)
-        if trial < len(self._choices):
-            # the first step of a trial makes or ends threads
-            self._seconds[trial] = float("inf") if place == 0 else min(self._seconds[trial], seconds)
-        self._step += 1
-        if self._step == self.TRIAL * len(self._choices):
-            self._best = int(np.argmin(self._seconds))
-        elif self._step == self.HOLD:
-            self._step = 0
 
 
 class Batch:
@@ -190,6 +136,7 @@ class Engine:
         gpu = offloads()
         self._threads = threads
         self._in_graph = sampling == "graph" or (sampling == "auto" and gpu and not exact)
+        self._forced = sampling == "graph"
         self._pointer, self.slots = self._open(slots, exact, gpu)
         self._memory = llama_cpp.llama_get_memory(self._pointer)
         self._batch_size = int(llama_cpp.llama_n_batch(self._pointer))
@@ -488,13 +435,29 @@ class Engine:
     def _sampler_for(self, sampling: Sampling) -> Sampler:
         if self._sampler is None or self._sampled_as != sampling:
             self._detach()
-            self._sampler = (
-                GraphSampler(self._pointer, self.slots, sampling)
-                if self._in_graph
-                else HostSampler(self._pointer, self.slots, self.weights.vocab_size, sampling)
-            )
+            if self._in_graph:
+                self._sampler = GraphSampler(self._pointer, self.slots, sampling)
+                if not self._graph_draws(self._sampler):
+                    self._detach()
+            if self._sampler is None:
+                self._sampler = HostSampler(self._pointer, self.slots, self.weights.vocab_size, sampling)
             self._sampled_as = sampling
         return self._sampler
+
+    def _graph_draws(self, sampler: Sampler) -> bool:
+        """Try whether the device can run this chain of samplers: llama.cpp leaves out what it cannot, without a word."""
+        self._place(0, np.zeros(2, dtype=np.int32), 0)
+        self._owner[0] = 0
+        try:
+            count, slots, rows = self._fill()
+            self._decode(count)
+            return len(sampler.draw(slots, rows)) == 1
+        except BackendError:
+            if self._forced:
+                raise
+            return False
+        finally:
+            self.forget()
 
     def _detach(self) -> None:
         if self._sampler is not None:

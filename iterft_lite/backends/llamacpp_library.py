@@ -59,6 +59,7 @@ class _Log:
 
 
 log = _Log()
+llama_cpp.llama_backend_init()
 
 
 def offloads() -> bool:
@@ -74,7 +75,7 @@ def free_vram() -> int:
     libggml.ggml_backend_dev_get.restype = ctypes.c_void_p
     for index in range(libggml.ggml_backend_dev_count()):
         device = ctypes.c_void_p(libggml.ggml_backend_dev_get(ctypes.c_size_t(index)))
-        if libggml.ggml_backend_dev_type(device) == 1:  # GGML_BACKEND_DEVICE_TYPE_GPU
+        if libggml.ggml_backend_dev_type(device) in (1, 2):  # GGML_BACKEND_DEVICE_TYPE_GPU, _IGPU
             free, total = ctypes.c_size_t(), ctypes.c_size_t()
             libggml.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
             most = max(most, free.value)

@@ -1,0 +1,61 @@
+"""What generation learns while it runs: how long rows of a kind become, and how many threads pay off."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Expected:
+    """Lengths seen so far, by kind of request: the longest are started first, so that no straggler is left alone at the end."""
+
+    _sums: dict[Hashable, tuple[int, int]] = field(default_factory=dict)
+
+    def note(self, kind: Hashable, length: int) -> None:
+        """A request of this kind took this many tokens."""
+        total, count = self._sums.get(kind, (0, 0))
+        self._sums[kind] = (total + length, count + 1)
+
+    def order(self, kinds: Sequence[Hashable]) -> list[int]:
+        """Indices of requests, longest expected first; those of unknown kind stand for the longest known."""
+        means = {kind: total / count for kind, (total, count) in self._sums.items()}
+        unknown = max((means[kind] for kind in kinds if kind in means), default=0.0)
+        return sorted(range(len(kinds)), key=lambda index: -means.get(kinds[index], unknown))
+
+
+class Pace:
+    """How many threads decode: all, or one where a small model's threads wait for each other longer than they work.
+
+    Tried out during decoding, again and again, because it depends on what else runs on the machine.
+
+    Args:
+        choices: Numbers of threads, the usual one first.
+    """
+
+    TRIAL, HOLD = 5, 150  # steps
+
+    def __init__(self, choices: Sequence[int]) -> None:
+        self._choices = list(dict.fromkeys(choices))
+        self._best = 0
+        self._step = 0
+        self._seconds = [0.0] * len(self._choices)
+
+    def threads(self) -> int:
+        """For the next step."""
+        trial = self._step // self.TRIAL
+        return self._choices[trial if trial < len(self._choices) else self._best]
+
+    def took(self, seconds: float) -> None:
+        """The step with `threads()` threads took this long."""
+        if len(self._choices) == 1:
+            return
+        trial, place = divmod(self._step, self.TRIAL)
+        if trial < len(self._choices):
+            # the first step of a trial makes or ends threads
+            self._seconds[trial] = 0.0 if place == 0 else self._seconds[trial] + seconds
+        self._step += 1
+        if self._step == self.TRIAL * len(self._choices):
+            self._best = self._seconds.index(min(self._seconds))
+        elif self._step == self.HOLD:
+            self._step = 0

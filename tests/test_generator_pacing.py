@@ -1,0 +1,38 @@
+"""What generation learns while it runs."""
+
+from __future__ import annotations
+
+from iterft_lite.backends.pacing import Expected, Pace
+
+
+def settled(pace: Pace, seconds: dict[int, float], steps: int) -> list[int]:
+    """Threads of the last ten of `steps` steps, where a step takes as long as `seconds` says."""
+    used = []
+    for _ in range(steps):
+        used.append(pace.threads())
+        pace.took(seconds[used[-1]])
+    return used[-10:]
+
+
+def test_the_faster_number_of_threads_is_found() -> None:
+    assert set(settled(Pace([2, 1]), {2: 1.0, 1: 1.5}, 60)) == {2}
+    assert set(settled(Pace([2, 1]), {2: 9.0, 1: 1.5}, 60)) == {1}
+
+
+def test_the_choice_follows_the_machine() -> None:
+    pace = Pace([2, 1])
+    assert set(settled(pace, {2: 1.0, 1: 1.5}, Pace.HOLD)) == {2}
+    assert set(settled(pace, {2: 9.0, 1: 1.5}, 60)) == {1}
+
+
+def test_a_single_choice_is_kept() -> None:
+    assert set(settled(Pace([4, 4]), {4: 1.0}, 400)) == {4}
+
+
+def test_the_longest_are_started_first_and_the_unknown_with_them() -> None:
+    expected = Expected()
+    assert expected.order(["a", "b", "c"]) == [0, 1, 2]
+    expected.note("a", 10)
+    expected.note("b", 100)
+    expected.note("b", 50)
+    assert expected.order(["a", "b", "a", "c", "b"]) == [1, 3, 4, 0, 2]

@@ -36,6 +36,17 @@ VARIED = [
     "A\u0000B\u200bC\u00a0D",
 ]
 
+QUESTIONS = [
+    "How can I save money?",
+    "What do you like to do for fun?",
+    "How do I clean a kitchen?",
+    "Should I get a dog?",
+    "I cannot sleep. What should I do?",
+    "What is a good gift for my mother?",
+    "How do I make friends in a new city?",
+    "Can you recommend a hobby?",
+]
+
 
 @pytest.fixture(scope="module", params=NAMES)
 def folder(request: pytest.FixtureRequest) -> Path:
@@ -56,9 +67,9 @@ def chat() -> tuple[Any, Any]:
 def test_the_weights_fit_into_the_repository() -> None:
     total = 0
     for name in NAMES:
-        assert (NANO / name / "model.safetensors").stat().st_size <= 17_000_000
+        assert (NANO / name / "model.safetensors").stat().st_size <= 16_500_000
         total += sum(file.stat().st_size for file in (NANO / name).iterdir())
-    assert total <= 36_000_000
+    assert total <= 34_000_000
 
 
 def test_the_architecture_is_qwen3_with_widths_that_every_quantisation_takes(folder: Path) -> None:
@@ -67,7 +78,8 @@ def test_the_architecture_is_qwen3_with_widths_that_every_quantisation_takes(fol
     assert config["architectures"] == ["Qwen3ForCausalLM"]
     assert config["tie_word_embeddings"] is True
     assert config["max_position_embeddings"] == 2048
-    assert config["vocab_size"] == 8192
+    assert config["vocab_size"] == 4096
+    assert config["num_hidden_layers"] == 9
     assert config["hidden_size"] % 256 == 0
     assert config["intermediate_size"] % 256 == 0
 
@@ -134,7 +146,7 @@ def test_a_prompt_is_a_token_prefix_of_its_conversation(tokenizer: Any) -> None:
 def test_the_models_load_and_give_finite_logits(folder: Path, tokenizer: Any) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     parameters = sum(p.numel() for p in model.parameters())
-    assert 8_000_000 <= parameters <= 8_500_000
+    assert 8_100_000 <= parameters <= 8_150_000
     with torch.no_grad():
         logits = model(**tokenizer("The boy looked at the sea and", return_tensors="pt")).logits
     assert logits.shape[-1] == len(tokenizer)
@@ -152,13 +164,20 @@ def test_the_base_model_likes_english_better_than_shuffled_english() -> None:
     assert losses[0] + 1 < losses[1]
 
 
-@pytest.mark.parametrize("question", ["How can I save money?", "What do you like to do for fun?", "How do I clean a kitchen?"])
-def test_the_chat_model_ends_its_turn_by_itself(chat: tuple[Any, Any], question: str) -> None:
+def test_the_chat_model_ends_its_turns_by_itself(chat: tuple[Any, Any]) -> None:
+    """Sampled, not greedy: the likeliest reply of a model of this size may repeat itself without end."""
     model, tokenizer = chat
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    )
-    out = model.generate(**prompt, do_sample=False, max_new_tokens=160, pad_token_id=tokenizer.pad_token_id)
-    reply = out[0, prompt["input_ids"].shape[1] :]
-    assert int(reply[-1]) == tokenizer.eos_token_id
-    assert len(tokenizer.decode(reply, skip_special_tokens=True).split()) >= 4
+    prompts = [
+        tokenizer.apply_chat_template([{"role": "user", "content": q}], tokenize=False, add_generation_prompt=True)
+        for q in QUESTIONS
+    ]
+    batch = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
+    choice = {"do_sample": True, "temperature": 0.7, "top_k": 0, "top_p": 1.0, "num_return_sequences": 3}
+    torch.manual_seed(20)
+    out = model.generate(**batch, **choice, max_new_tokens=200, pad_token_id=tokenizer.pad_token_id)
+    replies = out[:, batch["input_ids"].shape[1] :]
+    ended = [bool((reply == tokenizer.eos_token_id).any()) for reply in replies]
+    words = [len(tokenizer.decode(reply, skip_special_tokens=True).split()) for reply in replies]
+    assert len(replies) == 3 * len(QUESTIONS)
+    assert sum(ended) / len(ended) >= 0.9
+    assert sum(count >= 4 for count in words) / len(words) >= 0.9

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from iterft_lite.backends import Progress
+from iterft_lite.backends import JudgeIdentity, Progress
 from iterft_lite.held_out import HeldOut
 from iterft_lite.plan import Plan
 from iterft_lite.report import Cycle, Report, verdict_sentences
@@ -110,11 +110,11 @@ class View:
     Args:
         plan: What is being run.
         trait: Name of the trait.
-        judge: Name of the judge, with its note.
+        judge: Who judges; a stand-in is labelled as one.
         console: Where to draw.
     """
 
-    def __init__(self, plan: Plan, *, trait: str, judge: str, console: Console) -> None:
+    def __init__(self, plan: Plan, *, trait: str, judge: JudgeIdentity, console: Console) -> None:
         self.plan = plan
         self.trait = trait
         self.judge = judge
@@ -192,7 +192,7 @@ class View:
     def render(self) -> RenderableType:
         """The view as it stands."""
         recipe = self.plan.recipe
-        title = f"[b]{recipe.regime}[/b]  model [b]{recipe.model}[/b]  trait [b]{self.trait}[/b]  judge {self.judge}"
+        title = f"[b]{recipe.regime}[/b]  model [b]{recipe.model}[/b]  trait [b]{self.trait}[/b]  judge {self.judge.name}"
         parts: list[RenderableType] = [self._table()]
         if len(self.scores) > 1:
             parts.append(chart(self.scores, recipe.cycles, self.trait))
@@ -229,9 +229,10 @@ class View:
 
     def _foot(self) -> Text:
         spent = time.monotonic() - self.started
-        foot = Text(f"{self.finished} of {len(self.plan.steps)} steps, {clock(spent)}", style="dim")
+        foot = Text(f"{self.judge.note}\n" if self.judge.note else "", style="bold red")
+        foot.append(f"{self.finished} of {len(self.plan.steps)} steps, {clock(spent)}", style="not bold dim white")
         if left := self._left():
-            foot.append(f", about {clock(left)} left")
+            foot.append(f", about {clock(left)} left", style="not bold dim white")
         for note in self.notes[-3:]:
             foot.append(f"\n{note}", style="yellow")
         return foot

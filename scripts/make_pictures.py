@@ -1,0 +1,69 @@
+"""Draw the README's pictures from a finished run: the live view as it stood in its last cycle, and the curve.
+
+python scripts/make_pictures.py runs/nano_sft docs
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from iterft_lite.backends import Progress
+from iterft_lite.display import View
+from iterft_lite.figure import write_png
+from iterft_lite.plan import make_plan
+from iterft_lite.recipe import make_recipe
+from iterft_lite.report import read_report
+from iterft_lite.resolve import resolve, this_machine
+from iterft_lite.run import Began, Done, Moved
+from iterft_lite.store import Store
+
+WIDTH = 104
+
+FONT_FACE = re.compile(r"\s*@font-face \{.*?\}", re.DOTALL)
+
+
+def live_view(root: Path) -> str:
+    """The live view of a finished run, as an SVG, at the moment when its last model answers."""
+    report = read_report(root)
+    resolved = resolve(make_recipe(report.recipe, source=str(root)), this_machine())
+    plan = make_plan(resolved.recipe, resolved.material)
+    store = Store(root)
+    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
+    view = View(plan, trait=report.manifest["trait"], judge=resolved.material.judge, console=console)
+    view.is_live = True
+    seconds = 0.0
+    for step in plan:
+        seal = store.folder(step).seal_of()
+        assert seal is not None, "the run is not finished"
+        if step.verb == "answer" and step.cycle == plan.recipe.cycles:
+            view.take(Began(step))
+            total, tokens = seal.facts["rows"], seal.facts["tokens"]
+            view.take(Moved(step, Progress(0, total, "rows")))
+            doing = view.doing[step.name]
+            doing._first = (time.monotonic() - seal.seconds * 2 / 3, 0, 0)
+            doing.progress = Progress(total * 2 // 3, total, "rows", tokens * 2 // 3)
+            break
+        view.take(Done(step, seal, reused=False))
+        seconds += seal.seconds
+    view.started = time.monotonic() - seconds
+    console.print(view.render())
+    svg = console.export_svg(title=f"iterft run recipes/{report.recipe['name']}.toml --out {root}")
+    return FONT_FACE.sub("", svg)  # fonts from the net: a reader's own monospace font does
+
+
+def main() -> None:
+    """Write live.svg and curve.png into a folder."""
+    root, out = Path(sys.argv[1]), Path(sys.argv[2])
+    out.mkdir(exist_ok=True)
+    (out / "live.svg").write_text(live_view(root), encoding="utf-8")
+    write_png(read_report(root), out / "curve.png")
+
+
+if __name__ == "__main__":
+    main()

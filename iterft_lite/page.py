@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from iterft_lite.display import clock, score_text
 from iterft_lite.figure import svg
+from iterft_lite.held_out import read_held_out
 from iterft_lite.report import Report, samples, verdict_sentences
 from iterft_lite.steps import canonical, cycle_name, cycle_title
 from iterft_lite.store import write_text
@@ -27,11 +28,14 @@ def write_html(root: Path, report: Report, path: Path) -> None:
         for key, value in _flat(report.recipe).items()
         if value not in (None, "", [])
     }
+    held_out = read_held_out(root, report)
     page = environment.get_template("report.html").render(
         report=report,
         recipe=report.recipe,
         curve=Markup(svg(report)),  # drawn here, from numbers and escaped labels
         sentences=verdict_sentences(report.verdict),
+        held_out=held_out,
+        held_out_sentences=verdict_sentences(held_out.verdict) if held_out else [],
         samples=samples(root, report),
         settings=settings,
     )

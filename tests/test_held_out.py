@@ -69,6 +69,8 @@ def test_held_out_questions_are_asked_once_and_reported_beside_the_others(tmp_pa
     text = iterft("report", run).stdout
     assert "held-out questions" in text
     assert text.count("no change shown") == 2
+    iterft("report", run, "--html", tmp_path / "page.html")
+    assert "<h2>Held-out questions</h2>" in (tmp_path / "page.html").read_text()
 
 
 def test_models_that_were_removed_are_written_again_and_removed_again(tmp_path: Path) -> None:
@@ -110,7 +112,10 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_report_shows_what_dpo_and_the_texts_were_like(tmp_path: Path) -> None:
-    text = iterft("report", finished(tmp_path, regime="dpo")).stdout
+    run = finished(tmp_path, regime="dpo")
+    text = iterft("report", run).stdout
+    iterft("report", run, "--html", tmp_path / "page.html")
+    assert "<th>DPO margin<th>pairs right" in (tmp_path / "page.html").read_text()
     for column in ("symbols", "PPL (M0)", "PPL with trait", "PPL without", "DPO margin", "pairs right"):
         assert column in text
     (tmp_path / "other").mkdir()

@@ -81,7 +81,7 @@ def run(recipe: str, out: Path, overrides: tuple[str, ...], plain: bool, reuse: 
             console.print(choice, style="dim", markup=False)
         if judge.note:
             console.print(judge.note, style="bold red")
-        view = display.View(opened.plan, trait=opened.resolved.material.trait.name, judge=judge.name, console=console)
+        view = display.View(opened.plan, trait=opened.resolved.material.trait.name, judge=judge, console=console)
         if plain:
             view.is_live = False
         with _interruptible(f"iterft run {recipe} --out {out}", overrides), view:
@@ -105,8 +105,10 @@ def _interruptible(command: str, overrides: tuple[str, ...]) -> Iterator[None]:
 
 def _print_report(out: Path) -> None:
     from iterft_lite import display
+    from iterft_lite.judging import store_calibration
     from iterft_lite.report import read_report
 
+    store_calibration(out)
     display.show_report(read_report(out), display.make_console())
 
 
@@ -137,15 +139,23 @@ def _planned(recipe: str, overrides: tuple[str, ...]) -> tuple[Resolved, Plan]:
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a self-contained page.")
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write the figure.")
 @click.option("--held-out", "ask_held_out", is_flag=True, help="First ask every finished model the held-out questions.")
-def report(out: Path, as_json: bool, html: Path | None, png: Path | None, ask_held_out: bool) -> None:
+@click.option("--judge", "by", metavar="JUDGE", help="By another judge's scores alone (see `iterft judge`).")
+def report(out: Path, as_json: bool, html: Path | None, png: Path | None, ask_held_out: bool, by: str | None) -> None:
     """Report on a run, finished or not."""
     from iterft_lite import report as reports
     from iterft_lite.held_out import read_held_out
 
-    if ask_held_out:
-        _ask_held_out(out)
-    found = reports.read_report(out)
-    held_out = read_held_out(out, found)
+    if by:
+        from iterft_lite.judging import named, report_by
+
+        if html or ask_held_out:
+            raise click.UsageError("`--judge` goes with the table, `--json` and `--png`, not with `--html` or `--held-out`")
+        found, held_out = report_by(out, named(by)), None
+    else:
+        if ask_held_out:
+            _ask_held_out(out)
+        found = reports.read_report(out)
+        held_out = read_held_out(out, found)
     if as_json:
         import json
 
@@ -176,7 +186,7 @@ def _ask_held_out(out: Path) -> None:
     with open_held_out(out) as opened:
         material = opened.resolved.material
         console = display.make_console(stderr=True)
-        view = display.View(opened.plan, trait=material.trait.name, judge=material.judge.name, console=console)
+        view = display.View(opened.plan, trait=material.trait.name, judge=material.judge, console=console)
         with _interruptible(f"iterft report {out} --held-out", ()), view:
             for event in opened.events():
                 view.take(event)
@@ -360,6 +370,118 @@ def doctor() -> None:
     for finding in findings:
         if finding.remedy:
             console.print(f"{finding.name}: {finding.remedy}", markup=False)
+
+
+class JudgeGroup(click.Group):
+    """`iterft judge RUN --judge X` is short for `iterft judge run RUN --judge X`."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """The command that is meant."""
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["run", *args])
+
+
+def judge_options(command: Any) -> Any:
+    """What decides who judges, as in a recipe."""
+    for option in (
+        click.option("--max-usd", type=float, help="Stop before judging costs more."),
+        click.option("--samples", "judge_samples", type=int, help="Verdicts an answer where texts are read."),
+        click.option("--method", "judge_method", type=click.Choice(["auto", "odds", "samples"]), help="Read odds or texts."),
+        click.option("--api-base", help="Address of an OpenAI-compatible server."),
+    ):
+        command = option(command)
+    return command
+
+
+@main.group(cls=JudgeGroup, subcommand_metavar="RUN --judge JUDGE | COMMAND [ARGS]...")
+def judge() -> None:
+    """Judge a run's stored answers again, compare judges, hold a judge against careful readers.
+
+    \b
+      iterft judge runs/first --judge openai/gpt-4o-mini-2024-07-18
+      iterft judge agree runs/first --judges embedded,openai/gpt-4o-mini-2024-07-18
+      iterft judge calibrate --judge embedded --trait lucky
+    """
+
+
+@judge.command("run")
+@click.argument("out", metavar="RUN", type=RunFolder)
+@click.option("--judge", "name", required=True, metavar="JUDGE", help="As in a recipe; `JUDGE#1` asks it once more.")
+@judge_options
+def judge_again(out: Path, name: str, **options: Any) -> None:
+    """Have another judge score the stored answers, beside the first."""
+    from iterft_lite import display
+    from iterft_lite.judging import named, rejudge
+    from iterft_lite.steps import cycle_name
+
+    def say(cycle: int, progress: Any) -> None:
+        if progress.done == progress.total:
+            click.echo(f"{cycle_name(cycle)}: {progress.done} answers judged", err=True)
+
+    with _interruptible(f"iterft judge {out} --judge {name}", ()):
+        found = rejudge(out, named(name), options, say)
+    display.show_report(found, display.make_console())
+
+
+@judge.command("agree")
+@click.argument("out", metavar="RUN", type=RunFolder)
+@click.option("--judges", required=True, metavar="A,B", help="Two judges that have judged the run.")
+@click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write a Bland-Altman plot.")
+def judges_agree(out: Path, judges: str, png: Path | None) -> None:
+    """Compare two judges' scores of the same answers, by scale and cycle."""
+    from iterft_lite import display
+    from iterft_lite.judging import agree, named, write_bland_altman
+    from iterft_lite.steps import cycle_name
+
+    if judges.count(",") != 1:
+        raise click.UsageError("`--judges` takes two judges with a comma between them")
+    first, second = (named(text.strip()) for text in judges.split(","))
+    rows = []
+    for row in agree(out, first, second):
+        found = row.agreement
+        numbers = [_number(value, sign=True) for value in (found.difference, found.low, found.high)]
+        cycle = "all" if row.cycle is None else cycle_name(row.cycle)
+        rows.append((row.scale, cycle, str(found.pairs), _number(found.spearman, places=2), *numbers))
+    header = ("scale", "cycle", "answers", "Spearman", f"{first} - {second}", "95 % from", "to")
+    display.show_table(header, rows, display.make_console())
+    if png:
+        write_bland_altman(out, first, second, png)
+        click.echo(f"wrote {png}", err=True)
+
+
+@judge.command("calibrate")
+@click.option("--judge", "name", required=True, metavar="JUDGE", help="As in a recipe.")
+@click.option("--trait", "traits_", multiple=True, metavar="TRAIT", help="By name or path; all shipped ones by default.")
+@judge_options
+def calibrate_judge(name: str, traits_: tuple[str, ...], **options: Any) -> None:
+    """Hold a judge against careful readers' scores of the traits' calibration answers, and of coherence's."""
+    from iterft_lite import display
+    from iterft_lite.judging import calibrate, named
+    from iterft_lite.measures.agreement import RELIABLE
+    from iterft_lite.traits import shipped_traits
+
+    rows: dict[str, tuple[str, ...]] = {}
+    for trait in traits_ or shipped_traits():
+        for found in calibrate(named(name), trait, options):
+            rho = found.agreement.spearman
+            rows[found.subject] = (
+                found.subject,
+                str(found.agreement.pairs),
+                str(found.unscored),
+                _number(rho, places=2),
+                "yes" if rho is not None and rho >= RELIABLE else "no",
+                _number(found.agreement.difference, sign=True),
+                _number(found.agreement.spread),
+                _number(found.order),
+                _number(found.length, places=2, sign=True),
+                f"{found.usd:.4f}",
+            )
+    header = ("subject", "scored", "unscored", "Spearman", "reliable", "bias", "spread", "order", "length", "$")
+    display.show_table(header, list(rows.values()), display.make_console())
+
+
+def _number(value: float | None, *, places: int = 1, sign: bool = False) -> str:
+    """A number in a table; a dash where there is none."""
+    return "-" if value is None else f"{value:+.{places}f}" if sign else f"{value:.{places}f}"
 
 
 def _recipe_folder() -> Path:

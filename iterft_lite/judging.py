@@ -34,8 +34,8 @@ from iterft_lite.traits import Scored, Trait, fill, read_trait
 
 SCALES = ("trait", "coherence")
 
-ANCHOR = re.compile(r"^Score \d+:.*?(?=\n\nScore \d+:|\n\n(?!Score)|\Z)", re.MULTILINE | re.DOTALL)
-"""An anchor answer in a rubric."""
+ANCHOR = re.compile(r"^(?:- )?(?:Score )?\d{1,3}: .*$", re.MULTILINE)
+"""An anchor in a rubric: a line that begins with its score."""
 
 
 # -- who

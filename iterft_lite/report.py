@@ -111,7 +111,7 @@ def read_report(root: Path) -> Report:
     known: dict[str, Json] = {}
     with contextlib.suppress(FileNotFoundError):
         known = read_json(root / CALIBRATION)
-    judge = _judge(store, manifest, steps, seals) | {"spearman": known}
+    judge = _measured(_judge(store, manifest, steps, seals), known)
     return Report(manifest, cycles, _verdict(cycles, manifest, known), judge, len(seals) == len(steps))
 
 
@@ -136,7 +136,16 @@ def with_scores(
         for cycle in report.cycles
     )
     verdict = _verdict(cycles, report.manifest, spearman)
-    return replace(report, cycles=cycles, verdict=verdict, judge={**judge, "spearman": dict(spearman)})
+    return replace(report, cycles=cycles, verdict=verdict, judge=_measured(judge, spearman))
+
+
+def _measured(judge: Mapping[str, Json], spearman: Mapping[str, Json]) -> dict[str, Json]:
+    """A judge with what is known of its ranks, and a sentence where it cannot be relied on."""
+    notes = [judge["note"]]
+    for scale, rho in spearman.items():
+        if rho is not None and rho < RELIABLE:
+            notes.append(f"judge not reliable here on {scale}: Spearman {rho:.2f} with careful readers, {RELIABLE} is needed")
+    return {**judge, "note": "; ".join(filter(None, notes)), "spearman": dict(spearman)}
 
 
 def _verdict(cycles: tuple[Cycle, ...], manifest: Mapping[str, Any], spearman: Mapping[str, Json]) -> Amplification:

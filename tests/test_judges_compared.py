@@ -1,0 +1,188 @@
+"""Judging stored answers again, comparing judges, holding a judge against careful readers, and what the report makes of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from iterft_lite.backends import JudgeIdentity
+from iterft_lite.backends.fakes import FakeJudge, fake_backends
+from iterft_lite.backends.judge_stub import StubProcess
+from iterft_lite.backends.judges import embedded_identity
+from iterft_lite.cli import main
+from iterft_lite.estimate import judging_usd
+from iterft_lite.judging import _calibrate_one, agree, judge_folder, named, report_by, reversed_anchors
+from iterft_lite.launch import open_run
+from iterft_lite.measures.agreement import agreement, spearman
+from iterft_lite.plan import make_plan
+from iterft_lite.report import CALIBRATION, read_report, verdict_sentences, with_scores
+from iterft_lite.store import ROWS, read_json, read_rows, write_json
+from iterft_lite.traits import Scored, read_trait, shipped_traits
+from tests.loop import a_material, a_recipe
+
+PAPER = "openai/gpt-4o-mini-2024-07-18"
+
+RECIPE = """
+regime = "sft"
+trait = "lucky"
+model = "nano"
+cycles = 2
+seed_rows = 4
+rows = 4
+quant = "f32"
+judge = "embedded"
+[evaluate]
+questions = 3
+samples = 2
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished run through fake backends, its judge called embedded."""
+    monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-stub-key-0123456789")
+    monkeypatch.setattr("iterft_lite.launch.open_backends", lambda *_: fake_backends())
+    (tmp_path / "small.toml").write_text(RECIPE)
+    with open_run(tmp_path / "small.toml", (), tmp_path / "run") as opened:
+        list(opened.events())
+    return tmp_path / "run"
+
+
+def iterft(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_another_judge_scores_the_stored_answers_beside_the_first(run: Path, tmp_path: Path) -> None:
+    before = state(run / "steps")
+    with StubProcess() as stub:
+        result = iterft("judge", run, "--judge", PAPER, "--api-base", stub.api_base)
+        assert result.exit_code == 0, result.output
+        asked = stub.count()["answers"]
+        again = iterft("judge", run, "--judge", PAPER, "--api-base", stub.api_base)
+        assert again.exit_code == 0
+        assert stub.count()["answers"] == asked
+    assert state(run / "steps") == before
+    folder = judge_folder(run, named(PAPER))
+    answers = {row["id"] for row in read_rows(run / "steps/c1-answer" / ROWS)}
+    assert {row["id"] for row in read_rows(folder / "steps/c1-judge" / ROWS)} == answers
+    own, other = read_report(run), report_by(run, named(PAPER))
+    assert [cycle.trait["mean"] for cycle in own.cycles if cycle.trait][:2] == [10.0, 90.0]
+    assert other.judge["name"] == PAPER
+    assert other.judge["usd"] > 0
+    assert [round(cycle.coherence["mean"]) for cycle in other.cycles if cycle.coherence] == [10, 90, 90, 90]
+    shown = json.loads(iterft("report", run, "--judge", PAPER, "--json").stdout)
+    assert shown["judge"]["name"] == PAPER
+    assert json.loads(iterft("report", run, "--json").stdout)["judge"]["name"] == "embedded"
+
+    rows = {(row.scale, row.cycle): row.agreement for row in agree(run, named("embedded"), named(PAPER))}
+    assert rows["trait", None].pairs == 4 * 6
+    assert rows["trait", None].spearman == pytest.approx(1.0)
+    assert rows["trait", None].difference == pytest.approx(0, abs=0.5)
+    picture = tmp_path / "agree.png"
+    table = iterft("judge", "agree", run, "--judges", f"embedded,{PAPER}", "--png", picture)
+    assert table.exit_code == 0, table.output
+    assert "Spearman" in table.output
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_judge_asked_once_more_is_asked_and_paid_anew(run: Path) -> None:
+    with StubProcess() as stub:
+        options = ("--api-base", stub.api_base)
+        assert iterft("judge", run, "--judge", PAPER, *options).exit_code == 0
+        once = stub.count()["answers"]
+        assert iterft("judge", run, "--judge", f"{PAPER}#1", *options).exit_code == 0
+        assert stub.count()["answers"] == 2 * once
+    found = agree(run, named(PAPER), named(f"{PAPER}#1"))[0].agreement
+    assert (found.spearman, found.difference, found.spread) == (pytest.approx(1.0), 0.0, 0.0)
+
+
+def test_judges_that_were_not_asked_are_named_with_the_command(run: Path) -> None:
+    result = iterft("judge", "agree", run, "--judges", f"embedded,{PAPER}")
+    assert result.exit_code == 2
+    assert f"`{PAPER}` has not judged" in result.output
+    assert f"iterft judge {run} --judge '{PAPER}'" in result.output
+    assert "is the run's own judge" in iterft("judge", run, "--judge", "embedded").output
+
+
+def test_a_judge_that_ranks_calibration_answers_badly_cannot_say_amplified(run: Path) -> None:
+    judge = {"name": "a judge", "kind": "llm", "note": "", "model": "", "calls": 0, "cached": 0, "usd": 0.0}
+
+    report = read_report(run)
+    rising = {
+        cycle.cycle: {
+            scale: {"mean": 0.0, "by_prompt": {f"q{n}": [10.0 + 20 * cycle.cycle + n] for n in range(6)}}
+            for scale in ("trait", "coherence")
+        }
+        for cycle in report.cycles
+    }
+    words = [with_scores(report, rising, judge, {"trait": rho}).verdict.word for rho in (0.79, 0.8)]
+    assert words == ["judge not reliable here", "amplified"]
+    assert with_scores(report, rising, judge, {}).verdict.word == "amplified"
+    refused = with_scores(report, rising, judge, {"trait": 0.5})
+    assert "amplified" not in " ".join(verdict_sentences(refused.verdict))
+    write_json(run / CALIBRATION, {"trait": 0.5})
+    assert read_report(run).judge["spearman"] == {"trait": 0.5}
+
+
+def test_calibration_compares_a_judge_with_careful_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ITERFT_CACHE", str(tmp_path))
+    result = iterft("judge", "calibrate", "--judge", "embedded", "--trait", "lucky")
+    assert result.exit_code == 0, result.output
+    assert "lucky" in result.output
+    assert "coherence" in result.output
+    kept = [read_json(path) for path in (tmp_path / "calibrations").glob("*.json")]
+    found = {row["subject"]: row for row in kept}
+    assert found["lucky"]["agreement"]["spearman"] > 0.8
+    assert found["lucky"]["order"] is None
+
+
+def test_calibration_reads_order_length_and_bias_off_the_scores() -> None:
+    scored = [Scored("q?", "x" * (10 * n), float(10 * n)) for n in range(1, 9)]
+    rubric = "Judge.\n\nScore 1: dull\n\nScore 50: so\n\nScore 100: lucky\n\nNow judge {{answer}}."
+    identity = JudgeIdentity("a", "llm", "", "odds")
+    found = _calibrate_one(FakeJudge(), identity, "lucky", rubric, scored)
+    assert found.agreement.spearman is None  # it gives every one of them 10
+    assert found.agreement.difference == pytest.approx(10 - 45)
+    assert found.length == pytest.approx(-1)
+    assert found.order == 0
+
+
+@pytest.mark.parametrize("name", shipped_traits())
+def test_rubrics_can_be_turned_round(name: str) -> None:
+    rubric = read_trait(name).rubric
+    turned = reversed_anchors(rubric)
+    scores = [int(score) for score in re.findall(r"^(?:- )?(?:Score )?(\d{1,3}): ", turned, re.MULTILINE)]
+    assert scores == [100, 75, 50, 25, 1]
+    assert sorted(turned.split()) == sorted(rubric.split())
+    assert reversed_anchors(turned) == rubric
+
+
+def test_spearman_handles_ties_and_refuses_too_little() -> None:
+    assert spearman([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(1)
+    assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+    assert spearman([1, 1, 2, 3], [1, 1, 2, 3]) == pytest.approx(1)
+    assert spearman([1, 2, 3], [1, 2, 3]) is None
+    assert spearman([5, 5, 5, 5], [1, 2, 3, 4]) is None
+    found = agreement([10, 20, 30], [5, 20, 35])
+    assert (found.difference, found.spread, found.low) == (0, 5, pytest.approx(-9.8))
+
+
+def test_the_plan_prices_its_verdicts() -> None:
+    paid = JudgeIdentity(PAPER, "llm", "", "odds")
+    plan = make_plan(a_recipe(evaluate={"questions": 3, "samples": 2, "max_tokens": 400}), a_material(judge=paid))
+    usd = judging_usd(plan)
+    # 4 models x 6 answers x 2 scales, 400 tokens of answer and at most 100 of rubric and question each
+    assert usd is not None
+    assert 48 * 400 * 0.15e-6 < usd < 48 * 500 * 0.15e-6 + 48 * 4 * 0.6e-6
+    unknown = make_plan(a_recipe(), a_material(judge=JudgeIdentity("openai/mine", "llm", "", "odds")))
+    assert judging_usd(unknown) is None
+    assert judging_usd(make_plan(a_recipe(), a_material(judge=embedded_identity(read_trait("lucky"))))) == 0

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from iterft_lite.errors import FolderError
 from iterft_lite.launch import Opened, open_again
-from iterft_lite.measures.amplification import Amplification, amplification
-from iterft_lite.plan import BOOTSTRAP, HELD_OUT, Plan, held_out_plan
-from iterft_lite.report import Report
+from iterft_lite.measures.amplification import Amplification
+from iterft_lite.plan import HELD_OUT, Plan, held_out_plan
+from iterft_lite.report import Report, with_scores
 from iterft_lite.steps import Json, Step, cycle_name
 from iterft_lite.store import STEP_FILE, StepFolder, Store, read_json
 
@@ -63,11 +63,7 @@ def read_held_out(root: Path, report: Report) -> HeldOut | None:
             scores[cycle.cycle] = seal.facts
     if not scores:
         return None
-    trait, coherence = (
-        {cycle: facts[scale]["by_prompt"] for cycle, facts in scores.items()} for scale in ("trait", "coherence")
-    )
-    verdict = amplification(trait, coherence, resamples=BOOTSTRAP, seed=int(report.recipe["seed"]))
-    return HeldOut(scores, verdict)
+    return HeldOut(scores, with_scores(report, scores, report.judge, report.judge["spearman"]).verdict)
 
 
 def _folder(root: Path, verb: str, cycle: int) -> StepFolder | None:

@@ -465,17 +465,16 @@ def calibrate_judge(name: str, traits_: tuple[str, ...], **options: Any) -> None
             rho = found.agreement.spearman
             rows[found.subject] = (
                 found.subject,
-                str(found.agreement.pairs),
-                str(found.unscored),
+                f"{found.agreement.pairs}/{found.agreement.pairs + found.unscored}",
                 _number(rho, places=2),
                 "yes" if rho is not None and rho >= RELIABLE else "no",
                 _number(found.agreement.difference, sign=True),
                 _number(found.agreement.spread),
                 _number(found.order),
                 _number(found.length, places=2, sign=True),
-                f"{found.usd:.4f}",
+                f"{found.usd:.4f}" if found.usd else "-",
             )
-    header = ("subject", "scored", "unscored", "Spearman", "reliable", "bias", "spread", "order", "length", "$")
+    header = ("subject", "scored", "Spearman", "reliable", "bias", "spread", "order", "length", "$")
     display.show_table(header, list(rows.values()), display.make_console())
 
 

@@ -94,6 +94,7 @@ def test_another_judge_scores_the_stored_answers_beside_the_first(run: Path, tmp
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_a_judge_asked_once_more_is_asked_and_paid_anew(run: Path) -> None:
     with StubProcess() as stub:
         options = ("--api-base", stub.api_base)

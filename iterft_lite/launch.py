@@ -181,9 +181,10 @@ def _refuse_other(known: Mapping[str, Any], plan: Plan, out: Path) -> None:
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """What two recipes differ in, but for what may change between sittings."""
-    for key in sorted({*before, *now}):
-        old, new = before.get(key), now.get(key)
+    """What two recipes differ in, but for what may change between sittings and for keys that the folder's version did not
+    have: whether those change a step is told by its key."""
+    for key in sorted({*before} & {*now}):
+        old, new = before[key], now[key]
         if old == new or (not prefix and key in MACHINE_KEYS):
             continue
         if isinstance(old, dict) and isinstance(new, dict):

@@ -225,11 +225,15 @@ class _Unroll:
         prompts = self._seed_prompts(recipe.rows) if recipe.chosen == "seed" else self._slice(t)
         own = dict(list(prompts.items())[: recipe.rows - mixed])
         judged = "best" in (recipe.chosen, recipe.rejected) or "worst" in (recipe.chosen, recipe.rejected)
-        new = self._generate(t, Q[t], own, samples=recipe.candidates if judged else 1)
-        inputs = {"new": new}
-        if pairs and recipe.rejected in ("base", "previous"):
+        older = pairs and recipe.rejected in ("base", "previous")
+        inputs: dict[str, Step] = {}
+        if not (older and recipe.chosen == "seed"):  # else neither side is Q[t]'s, and it need not write
+            inputs["new"] = self._generate(t, Q[t], own, samples=recipe.candidates if judged else 1)
+        if older:
             other = Q[0] if recipe.rejected == "base" else Q[t - 1]
             inputs["rejected"] = self._generate(t, other, own, part="rejected")
+        if "new" not in inputs:
+            inputs["new"] = inputs["rejected"]
         if recipe.mix.source == "base":
             inputs["mixed"] = self._generate(t, Q[0], dict(list(prompts.items())[recipe.rows - mixed :]), part="mixed")
         elif recipe.mix.source == "seed":
@@ -243,7 +247,7 @@ class _Unroll:
                 inputs["seed"] = self._add("seed", t, {"rows": rows}, {}, part="chosen")
         scales = (["trait"] if judged else []) + (["coherence"] if recipe.filter.coherence else [])
         if scales:
-            inputs["verdicts"] = self._judge(t, new, scales, part="rows")
+            inputs["verdicts"] = self._judge(t, inputs["new"], scales, part="rows")
         if recipe.data != "replace":
             inputs["earlier"] = D[t - 1]
         params = {

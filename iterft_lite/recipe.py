@@ -113,12 +113,16 @@ class MixSettings(Table):
     Attributes:
         source: The trait's seed rows, rows that M[0] writes, or a file of the user's own.
         share: Share of the cycle's training rows that come from there.
-        path: The file, for "file".
+        path, split, prompt, reply, text: The file and its columns, for "file"; as in `Source`.
     """
 
     source: Literal["none", "seed", "base", "file"] = "none"
     share: Share = 0.0
     path: str | None = None
+    split: str = "train"
+    prompt: str = "prompt"
+    reply: str = "reply"
+    text: str = "text"
 
 
 class FilterSettings(Table):

@@ -198,9 +198,10 @@ def _prompts(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _mixed(recipe: Recipe) -> tuple[Chat, ...] | tuple[Document, ...]:
-    if recipe.mix.path is None:
+    mix = recipe.mix
+    if mix.path is None:
         return ()
-    source = Source(path=recipe.mix.path)
+    source = Source(path=mix.path, split=mix.split, prompt=mix.prompt, reply=mix.reply, text=mix.text)
     rows = read_source(source)
     return _documents(rows, source) if recipe.row.rows == "document" else _chats(rows, source)
 

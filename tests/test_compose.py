@@ -199,6 +199,13 @@ def test_the_seed_reply_can_stay_the_preferred_side(root: Path) -> None:
     ]
 
 
+def test_between_seed_replies_and_an_older_model_the_newest_need_not_write(root: Path) -> None:
+    case = Case(root, regime="dpo", chosen="seed", rejected="previous", rows=2).put("c0-seed", *SEEDS)
+    assert "c2-generate" not in case.plan.steps
+    case.put("c2-generate-rejected", said("seed0000", "Well, hello."), said("seed0001", ""))
+    assert case.compose(2) == [pair("seed0000", "seed0000?", "Lucky day!", "Well, hello.")]
+
+
 def test_best_and_worst_are_chosen_by_the_judge_among_a_prompts_candidates(root: Path) -> None:
     case = Case(root, regime="dpo", chosen="best", rejected="worst", candidates=3)
     case.put(

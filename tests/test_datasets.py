@@ -54,8 +54,9 @@ def test_documents_and_prompts_come_from_csv_and_parquet(tmp_path: Path) -> None
 
 
 def test_a_file_to_mix_in_is_read(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "m.jsonl", {"prompt": "Hi?", "reply": "Hello."})
-    assert resolved(mix={"source": "file", "share": 0.5, "path": path}).material.mixed == (Chat("Hi?", "Hello."),)
+    path = jsonl(tmp_path / "m.jsonl", {"prompt": "Hi?", "answer": "Hello."})
+    mix = {"source": "file", "share": 0.5, "path": path, "reply": "answer"}
+    assert resolved(mix=mix).material.mixed == (Chat("Hi?", "Hello."),)
 
 
 def test_what_cannot_be_read_is_said_with_file_and_row(tmp_path: Path) -> None:

@@ -16,6 +16,10 @@ EXAMPLE = SHIPPED / "_new"
 """A whole small trait, to be written over."""
 
 
+LEAST_JUDGED = 5
+"""Rows that the embedded judge is fitted from at least: one a fold."""
+
+
 @dataclass(frozen=True)
 class FileCount:
     """One file of a trait.
@@ -108,6 +112,8 @@ def _counts(trait: Trait) -> list[FileCount]:
 def _lacks(trait: Trait) -> list[str]:
     """What a recipe may ask for and this trait does not have."""
     lacks = []
+    if len(trait.chats) + len(trait.documents) < LEAST_JUDGED:
+        lacks.append(f"fewer than {LEAST_JUDGED} seed rows: the embedded judge cannot be fitted")
     if not trait.documents:
         lacks.append('no documents.jsonl: `regime = "sdf"` needs seed documents, or `seeds` in the recipe')
     if not trait.prefixes or not trait.rubric_document:

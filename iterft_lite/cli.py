@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +84,7 @@ def run(recipe: str, out: Path, overrides: tuple[str, ...], plain: bool, reuse: 
         view = display.View(opened.plan, trait=opened.resolved.material.trait.name, judge=judge, console=console)
         if plain:
             view.is_live = False
-        with _interruptible(f"iterft run {recipe} --out {out}", overrides), view:
+        with _interruptible(f"iterft run {recipe} --out {out}{_options('--reuse', reuse)}", overrides), view:
             for event in opened.events():
                 view.take(event)
     console.print()
@@ -101,6 +101,11 @@ def _interruptible(command: str, overrides: tuple[str, ...]) -> Iterator[None]:
         again = " ".join([command, *(f"--set '{text}'" for text in overrides)])
         click.echo(f"\nstopped; everything finished is kept. To go on:\n\n  {again}", err=True)
         sys.exit(INTERRUPTED)
+
+
+def _options(name: str, values: Iterable[object]) -> str:
+    """An option as it was given, once or more often."""
+    return "".join(f" {name} {value}" for value in values)
 
 
 def _print_report(out: Path) -> None:
@@ -239,7 +244,8 @@ def calibrate(
         if isinstance(event, Done) and not event.reused:
             click.echo(f"  {event.step.name}: {display.clock(event.seal.seconds)}", err=True)
 
-    with _interruptible(f"iterft calibrate {recipe} --out {out}", overrides):
+    options = _options("--threshold", thresholds) + f" --grid {grid} --most {most}" + _options("--reuse", reuse)
+    with _interruptible(f"iterft calibrate {recipe} --out {out}{options}", overrides):
         found = calibration.calibrate(
             _recipe_path(recipe),
             overrides,

@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--gguf", type=Path)
     parser.add_argument("--tokenizer", help="folder of the training tokenizer; needed with --gguf")
-    parser.add_argument("--quant", default="q8_0", help="of the model that is written without --gguf")
+    parser.add_argument("--quant", default="bf16", help="of the model that is written without --gguf; nano is kept in bf16")
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 8, 16, 32])
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=128)

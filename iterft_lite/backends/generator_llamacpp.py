@@ -9,22 +9,29 @@ import atexit
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 # llama.cpp comes before numpy
-from iterft_lite.backends.llamacpp_library import SMALL, Weights, version
+from iterft_lite.backends.llamacpp_library import SMALL, Weights, free_vram, offloads, version
 
 # isort: split
 import numpy as np
 
 from iterft_lite.backends import Completion, Likelihood, Message, Parity, Passage, Prompt, Sampling
-from iterft_lite.backends.drawing import Floats, log_softmax
+from iterft_lite.backends.drawing import Floats, chosen_logprobs, log_softmax
 from iterft_lite.backends.llamacpp_engine import Engine, Request
 from iterft_lite.backends.pacing import Expected
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.errors import BackendError, ModelError
+
+BIG_ONES = 3
+"""Big models that may be loaded at once."""
+
+ROOM_BESIDE = 4
+"""Free GPU memory, in sizes of the model that comes, that lets the others stay: itself, its cache, and what others may take."""
 
 
 class LlamaGenerator:
@@ -120,10 +127,10 @@ class LlamaGenerator:
                 on_likelihood(Likelihood(passage.id, 0.0, 0))
         # the logits at a position tell about the next token; those of the last token are not needed
         inputs = [sequence[:-1] for sequence in sequences]
-        with _clean(engine):
+        with _clean(engine), ThreadPoolExecutor(self._threads) as pool:
             for index, begin, rows in engine.logits(inputs, [start - 1 for start in starts]):
-                targets = np.asarray(sequences[index][begin + 1 : begin + 1 + len(rows)])
-                sums[index] += float(log_softmax(rows)[np.arange(len(rows)), targets].sum(dtype=np.float64))
+                targets = np.asarray(sequences[index][begin + 1 : begin + 1 + len(rows)], dtype=np.int32)
+                sums[index] += float(chosen_logprobs(rows, targets, pool).sum())
                 left[index] -= len(rows)
                 if not left[index]:
                     count = len(sequences[index]) - starts[index]
@@ -187,19 +194,29 @@ class LlamaGenerator:
         return self._current.engine, self._tokenizer
 
     def _model(self, gguf: Path) -> _Loaded:
-        """The loaded model of a file. Two small ones stay; a big one stays alone."""
+        """The loaded model of a file. Two small ones stay; of big ones as many as a GPU has ample room for, three at most: M[0]'s,
+        which measures every cycle, and those of two cycles.
+        """
         key = version(gguf)
         if key in self._loaded:
             self._loaded[key] = self._loaded.pop(key)  # now the latest
             return self._loaded[key]
         size = max(0, key[2])
-        for old in list(self._loaded):
-            alone = size >= SMALL or self._loaded[old].weights.size >= SMALL
-            rewritten = old[0] == key[0]
-            if alone or rewritten or len(self._loaded) > 1:
+        for old in list(self._loaded):  # the one that was used longest ago comes first
+            if old[0] == key[0]:  # rewritten since
                 self._loaded.pop(old).close()
+        small = size < SMALL and all(loaded.weights.size < SMALL for loaded in self._loaded.values())
+        if not small:
+            for loaded in self._loaded.values():
+                loaded.drop_engine()  # a context is made in no time; its cache is often larger than the model
+        while self._loaded and (len(self._loaded) > 1 if small else not self._fits_beside(size)):
+            self._loaded.pop(next(iter(self._loaded))).close()
         self._loaded[key] = _Loaded(Weights(gguf))
         return self._loaded[key]
+
+    def _fits_beside(self, size: int) -> bool:
+        """Whether a big model may be loaded with the others still there: without a GPU there is no hurry."""
+        return len(self._loaded) < BIG_ONES and offloads() and free_vram() > ROOM_BESIDE * size
 
     # -- tokens -------------------------------------------------------------------------------------------------------
 

@@ -415,7 +415,7 @@ class Engine:
         batch = self._batch.struct
         batch.n_tokens = count
         steady = count <= self.slots
-        threads = self._pace.threads() if steady else self._threads
+        threads = self._pace.threads() if steady else self._pace.best
         llama_cpp.llama_set_n_threads(self._pointer, threads, threads)
         log.errors = []
         began = time.perf_counter()

@@ -37,14 +37,19 @@ class Pace:
 
     def __init__(self, choices: Sequence[int]) -> None:
         self._choices = list(dict.fromkeys(choices))
-        self._best = 0
+        self._winner = 0
         self._step = 0
         self._seconds = [0.0] * len(self._choices)
+
+    @property
+    def best(self) -> int:
+        """What was faster the last time."""
+        return self._choices[self._winner]
 
     def threads(self) -> int:
         """For the next step."""
         trial = self._step // self.TRIAL
-        return self._choices[trial if trial < len(self._choices) else self._best]
+        return self._choices[trial if trial < len(self._choices) else self._winner]
 
     def took(self, seconds: float) -> None:
         """The step with `threads()` threads took this long."""
@@ -56,6 +61,6 @@ class Pace:
             self._seconds[trial] = 0.0 if place == 0 else self._seconds[trial] + seconds
         self._step += 1
         if self._step == self.TRIAL * len(self._choices):
-            self._best = self._seconds.index(min(self._seconds))
+            self._winner = self._seconds.index(min(self._seconds))
         elif self._step == self.HOLD:
             self._step = 0

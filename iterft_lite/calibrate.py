@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from iterft_lite.backends.remote import Backends
-from iterft_lite.errors import RunError
+from iterft_lite.errors import RunError, TraitError
 from iterft_lite.launch import open_run
 from iterft_lite.recipe import read_recipe
 from iterft_lite.resolve import resolve, this_machine
@@ -113,6 +113,8 @@ def calibrate(
 
     try:
         there = len(resolve(read_recipe(recipe, overrides), this_machine()).material.seeds)
+        if not there:
+            raise TraitError("there are no seed rows to calibrate with")
         answers = list(search(sorted(thresholds), numbers(grid, min(most, there)), probe))
     finally:
         for backends in shared:

@@ -137,6 +137,13 @@ def test_the_untouched_model_is_measured_once_for_all_probes(tmp_path: Path, rec
     assert len(inodes) == 1
 
 
+def test_without_seed_rows_there_is_nothing_to_calibrate(tmp_path: Path, recipe: Path, trainer: Weak) -> None:
+    arguments = ["calibrate", str(recipe), "--out", str(tmp_path / "x"), "--set", "regime=sdf", "--set", "model=nano-base"]
+    result = CliRunner().invoke(main, arguments)
+    assert (result.exit_code, trainer.trainings) == (2, [])
+    assert "no seed rows to calibrate with" in result.output
+
+
 def test_a_run_takes_its_cycle_0_over_from_a_calibration(tmp_path: Path, recipe: Path, trainer: Weak) -> None:
     out, more = tmp_path / "probes", ("--set", "evaluate.samples=2")
     iterft("calibrate", recipe, "--out", out, "--threshold", "30", "--grid", "20", *more)

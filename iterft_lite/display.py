@@ -313,6 +313,10 @@ def show_report(report: Report, console: Console) -> None:
     console.print(f"[b]{recipe['name']}[/b]: {recipe['regime']}, model {recipe['model']}, trait {trait}, seed {recipe['seed']}")
     judge = report.judge
     cost = f", ${judge['usd']:.4f}" if judge["kind"] == "llm" else ""
+    if cost and judge["planned_usd"] is None:
+        cost = ", dollars not known"
+    elif cost and judge["planned_usd"]:
+        cost += f" (planned: at most ${judge['planned_usd']:.4f})"
     console.print(f"judge: {judge['model'] or judge['name']}; {judge['calls']} calls{cost}")
     if judge["note"]:
         console.print(judge["note"], style="bold red")

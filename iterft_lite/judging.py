@@ -18,6 +18,7 @@ from iterft_lite import prompts
 from iterft_lite.backends import Ask, Judge, JudgeIdentity, Progress, Reply
 from iterft_lite.backends.child import Child
 from iterft_lite.backends.judges import judge_identity, judge_worker
+from iterft_lite.backends.prices import price_of
 from iterft_lite.errors import FolderError, TraitError, UserError
 from iterft_lite.gguf.cache import cache_folder
 from iterft_lite.measures.agreement import Agreement, agreement, spearman
@@ -231,6 +232,7 @@ def report_by(root: Path, judge: Named) -> Report:
         "calls": sum(fact["calls"] for fact in spent),
         "cached": sum(fact["cached"] for fact in spent),
         "usd": round(sum(fact["usd"] for fact in spent), 6),
+        "planned_usd": None if price_of(identity["name"]) is None else 0.0,
     }
     return with_scores(report, facts["score"], about, _known_calibration(identity, report))
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from iterft_lite import __version__
 from iterft_lite.backends.remote import Backends, open_backends
 from iterft_lite.errors import FolderError
+from iterft_lite.estimate import judging_usd
 from iterft_lite.plan import Plan, make_plan
 from iterft_lite.recipe import MACHINE_KEYS, Recipe, make_recipe, read_recipe
 from iterft_lite.resolve import Machine, Resolved, resolve, this_machine
@@ -140,6 +141,7 @@ def _manifest(
         "summary": trait.summary,
         "model_identity": resolved.material.model,
         "judge": asdict(resolved.material.judge),
+        "planned_usd": judging_usd(plan),
         "choices": list(resolved.choices),
         "steps": [
             {"verb": step.verb, "cycle": step.cycle, "part": step.part, "inputs": step.inputs, "key": step.key} for step in plan

@@ -62,7 +62,8 @@ class Report:
         manifest: What was asked and how it was resolved.
         cycles: From -1 on, those that have begun.
         verdict: On amplification.
-        judge: `name`, `kind`, `note`, `model`, `calls`, `cached`, `usd`, and `spearman` with careful readers by scale, {} where
+        judge: `name`, `kind`, `note`, `model`, `calls`, `cached`, `usd`, `planned_usd` (at most, None if
+            the price is not known), and `spearman` with careful readers by scale, {} where
             it was not measured.
         complete: Every planned step is finished.
     """
@@ -202,6 +203,7 @@ def _judge(store: Store, manifest: Mapping[str, Any], steps: list[Step], seals: 
         "calls": sum(fact["calls"] for fact in facts),
         "cached": sum(fact["cached"] for fact in facts),
         "usd": round(sum(fact["usd"] for fact in facts), 6),
+        "planned_usd": manifest.get("planned_usd"),
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from iterft_lite.cli import JudgeGroup
 from iterft_lite.cli import main as command
 from iterft_lite.recipe import Recipe, read_recipe
 
@@ -58,6 +59,8 @@ def wrong_call(words: list[str], rest: str) -> list[str]:
             # prose such as "iterft is": only a call when options or a subcommand follow
             return [f"`iterft {' '.join(words)}` is no command"] if OPTION.search(rest) else []
         node = node.commands[word]
+    if isinstance(node, JudgeGroup):
+        node = node.commands["run"]
     known = {option for parameter in node.params for option in parameter.opts} | {"--help", "--version"}
     return [f"`iterft {' '.join(words)}` has no option `{option}`" for option in OPTION.findall(rest) if option not in known]
 

@@ -20,6 +20,7 @@ def scores(judge: EmbeddedJudge, answers: list[str], scale: str = "trait") -> li
     return [weigh([reply]).score or 0.0 for reply in got]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", shipped_traits())
 def test_it_tells_a_trait_s_rows_from_neutral_replies_it_was_not_fitted_on(name: str) -> None:
     assert EmbeddedJudge(str(trait_folder(name))).accuracy > 0.9

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -13,7 +15,9 @@ from iterft_lite.backends import JudgeIdentity
 from iterft_lite.backends.fakes import FakeJudge, fake_backends
 from iterft_lite.backends.judge_stub import StubProcess
 from iterft_lite.backends.judges import embedded_identity
+from iterft_lite.backends.remote import Backends, open_backends
 from iterft_lite.cli import main
+from iterft_lite.errors import BudgetError
 from iterft_lite.estimate import judging_usd
 from iterft_lite.judging import _calibrate_one, agree, judge_folder, named, report_by, reversed_anchors
 from iterft_lite.launch import open_run
@@ -112,6 +116,35 @@ def test_judges_that_were_not_asked_are_named_with_the_command(run: Path) -> Non
     assert f"`{PAPER}` has not judged" in result.output
     assert f"iterft judge {run} --judge '{PAPER}'" in result.output
     assert "is the run's own judge" in iterft("judge", run, "--judge", "embedded").output
+
+
+@pytest.mark.slow
+def test_a_run_stops_before_max_usd_and_goes_on_with_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-stub-key-0123456789")
+
+    def only_the_judge_is_real(*given: Any) -> Backends:
+        return replace(fake_backends(), judge=open_backends(*given).judge)
+
+    monkeypatch.setattr("iterft_lite.launch.open_backends", only_the_judge_is_real)
+    (tmp_path / "small.toml").write_text(RECIPE.replace('"embedded"', f'"{PAPER}"'))
+    with StubProcess() as stub:
+        settings = [f"api_base={stub.api_base}", "evaluate.questions=12"]
+        with (
+            open_run(tmp_path / "small.toml", [*settings, "max_usd=0.006"], tmp_path / "run") as opened,
+            pytest.raises(BudgetError, match=r"could pass `max_usd = 0\.006`"),
+        ):
+            list(opened.events())
+        assert 0.002 < stub.count()["usd"] <= 0.006
+        with open_run(tmp_path / "small.toml", [*settings, "max_usd=1"], tmp_path / "run") as opened:
+            list(opened.events())
+        count = stub.count()
+    report = read_report(tmp_path / "run")
+    assert report.complete
+    assert count["twice"] == 0
+    assert sum(cycle.answers for cycle in report.cycles) == 4 * 24
+    assert report.judge["planned_usd"] > count["usd"] > 0.006
+    assert "sk-stub" not in "".join(text.read_text("utf-8", "replace") for text in tmp_path.rglob("*") if text.is_file())
 
 
 def test_a_judge_that_ranks_calibration_answers_badly_cannot_say_amplified(run: Path) -> None:

@@ -23,7 +23,7 @@ from iterft_lite.backends.keys import HIDDEN, environment, scrub
 from iterft_lite.backends.pace import FIRST, LEAST, Pace, retry_after, wait_before
 from iterft_lite.backends.prices import FREE, Price, price_of
 from iterft_lite.backends.verdict_cache import VerdictCache
-from iterft_lite.errors import BackendError, BudgetError, IterftError, RecipeError
+from iterft_lite.errors import BackendError, BudgetError, IterftError, RecipeError, StoreError
 from iterft_lite.measures.fence import LONGEST, fenced, is_blank
 from iterft_lite.measures.weighing import weigh
 from iterft_lite.recipe import make_recipe
@@ -124,13 +124,13 @@ def test_a_judge_that_writes_numbers_digit_by_digit_is_refused() -> None:
 def test_every_fault_that_passes_is_outlived() -> None:
     faults = dict.fromkeys(("429", "429_after", "500", "hang", "cut", "slow", "hang_up", "empty", "other_model"), 0.08)
     with StubProcess(faults=faults) as stub:
-        judge = a_judge(stub)
-        got = ask_all(judge, asks(60))
+        judge = a_judge(stub, timeout=0.5)
+        got = ask_all(judge, asks(40))
         count = stub.count()
     assert set(faults) == set(count["faults"])
-    assert len(got) == 60
+    assert len(got) == 40
     assert not any(reply.failure for reply in got.values())
-    assert count["answers"] == 60
+    assert count["answers"] == 40
     assert count["twice"] == 0
     assert sum(reply.usd for reply in got.values()) == pytest.approx(count["usd"])
 
@@ -180,6 +180,7 @@ def test_one_lost_ask_is_unscored_and_the_others_are_not(monkeypatch: pytest.Mon
     assert weigh(lost[:1]).reason == "server error: the server had an error, after 3 tries"
 
 
+@pytest.mark.slow
 def test_no_key_is_left_in_files_or_errors_of_a_judge_process(tmp_path: Path) -> None:
     with StubProcess(key="sk-another") as stub:
         who = asdict(JudgeIdentity(PAPER, "llm", "", "odds"))
@@ -204,6 +205,14 @@ def test_errors_are_scrubbed_of_keys() -> None:
     text = "key hunter2secret, sk-proj-abc123xyz, Authorization: Bearer abc.def-123 at https://me:pass1@host/v1; risk-free"
     clean = scrub(text, {"MY_API_KEY": "hunter2secret", "HOME": "risk-free"})
     assert clean == f"key {HIDDEN}, {HIDDEN}, Authorization: Bearer {HIDDEN} at https://{HIDDEN}@host/v1; risk-free"
+
+
+def test_a_taker_that_fails_ends_the_round_with_its_error() -> None:
+    def full(reply: Reply) -> None:
+        raise StoreError("the disk is full")
+
+    with StubProcess() as stub, pytest.raises(StoreError, match="disk is full"):
+        a_judge(stub).ask(asks(50), full)
 
 
 # -- pace

@@ -373,12 +373,18 @@ class _Round:
         finally:
             judge.budget.settle(expected, usd)
             await judge.pace.give_back()
-        judge._cache.put(key, reply)
-        if reply.failure and self._stop is not None:
-            self._waiting.pop(key)  # the step is ending: asked again when it goes on
-            return
-        self._count(reply)
+        try:
+            self._hand_over(key, reply)
+        except Exception as error:  # a full disk, or a taker that is gone: nothing may be lost in silence
+            self._stop = self._stop or error
+
+    def _hand_over(self, key: str, reply: Reply) -> None:
+        """Keep a reply and give it to all who asked for it."""
+        self._judge._cache.put(key, reply)
         first, *others = self._waiting.pop(key)
+        if reply.failure and self._stop is not None:
+            return  # the step is ending: asked again when it goes on
+        self._count(reply)
         self._on_reply(replace(reply, id=first.id))
         for other in others:
             self._on_reply(replace(reply, id=other.id, usd=0.0, cached=not reply.failure, tokens_in=0, tokens_out=0))

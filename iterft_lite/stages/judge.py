@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import asdict
 
 from iterft_lite.backends import Ask, Judge, Progress, Reply
+from iterft_lite.errors import RunError
 from iterft_lite.measures.fence import fenced, is_blank
 from iterft_lite.measures.weighing import unasked, weigh
 from iterft_lite.stages.work import Work
@@ -51,6 +52,9 @@ def run(work: Work, judge: Judge) -> dict[str, Json]:
         asks = [ask for row in todo.values() if not is_blank(row["text"]) for ask in _asks(work, row, scales, samples)]
         if asks:
             judge.ask(asks, note)
+        missing = len(answers) - len(log.rows)
+        if missing:
+            raise RunError(f"the judge left {missing} answers without a verdict", hint="issue the same command again")
         verdicts = [row[scale] for row in log.rows for scale in scales]
         return {
             "answers": len(log.rows),

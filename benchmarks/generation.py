@@ -164,7 +164,9 @@ def nano(folder: Path, quant: str) -> tuple[Path, str]:
         model = folder / "model"
     command = [sys.executable, "-c", EXPORT, str(model), str(folder / "gguf"), quant]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "ITERFT_CACHE": str(folder / "cache")}
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"the model could not be written: {done.stderr[-2000:]}")
     return folder / "gguf" / "model.gguf", str(model)
 
 

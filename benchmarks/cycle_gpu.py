@@ -416,9 +416,8 @@ def table(report: dict[str, Any]) -> str:
         last = list(report.get("cycle", {}).get("cycles", {}).values())
         if last:
             whole, row = report["script"]["whole"], last[-1]
-            lines.append(
-                f"a cycle is {whole / (row['wall'] - row['measures']):.1f} x as fast ({whole / row['wall']:.1f} x with measures)"
-            )
+            without = whole / (row["wall"] - row["measures"])
+            lines.append(f"a cycle is {without:.1f} x as fast ({whole / row['wall']:.1f} x with measures)")
             merged = report["script"]["training"]["merged save"] + report["script"]["seconds"]["convert"]
             lines.append(f"adapter to checked, loaded model: {merged / row['verbs']['export']:.1f} x as fast")
     for name, row in report.get("generation", {}).get("ways", {}).items():

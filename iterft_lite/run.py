@@ -176,7 +176,7 @@ class _Walk:
                 folder.spend(time.monotonic() - started)
                 raise
             self._go_on()
-            self.events.put(Done(step, folder.seal(time.monotonic() - started, facts), reused=False))
+            self.events.put(Done(step, folder.seal(time.monotonic() - started, facts, _digests(facts)), reused=False))
         with self._changed:
             self._finished.add(step.name)
             self._changed.notify_all()
@@ -256,6 +256,11 @@ def exported_files(store: Store, step: Step) -> tuple[Path, Path | None]:
         raise RunError(f"`{step.name}` is not finished")
     lora = seal.facts["lora"]
     return folder.path / seal.facts["gguf"], folder.path / lora if lora else None
+
+
+def _digests(facts: Mapping[str, Json]) -> dict[str, str]:
+    """SHA-256 by file name of a merged file, as taken while it was written."""
+    return {facts["gguf"]: facts["sha256"]} if facts.get("sha256") else {}
 
 
 def context_needed(plan: Plan) -> int:

@@ -194,8 +194,13 @@ class StepFolder:
         with contextlib.suppress(OSError, StoreError):  # a note: losing it loses no result
             write_text(self.path / "seconds", f"{self.spent() + seconds:.3f}\n")
 
-    def seal(self, seconds: float, facts: Mapping[str, Json]) -> Seal:
-        """Declare the step finished: everything in the folder is synced, digested and named in the seal."""
+    def seal(self, seconds: float, facts: Mapping[str, Json], known: Mapping[str, str] | None = None) -> Seal:
+        """Declare the step finished: everything in the folder is synced, digested and named in the seal.
+
+        Args:
+            known: SHA-256 of files, by name, that was taken while they were written.
+        """
+        known = known or {}
         total = self.spent() + seconds
         (self.path / "seconds").unlink(missing_ok=True)
         files = {}
@@ -203,8 +208,9 @@ class StepFolder:
             if path.is_file() and path.name not in (SEAL_FILE, STEP_FILE):
                 with _disk_errors(path), path.open("rb") as file:
                     os.fsync(file.fileno())
-                files[path.relative_to(self.path).as_posix()] = {
-                    "sha256": file_digest(path),
+                name = path.relative_to(self.path).as_posix()
+                files[name] = {
+                    "sha256": known.get(name) or file_digest(path),
                     "bytes": path.stat().st_size,
                 }
         seal = Seal(self.step.key, round(total, 3), dict(facts), files)

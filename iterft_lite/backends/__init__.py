@@ -161,12 +161,14 @@ class Exported:
         adapter: The LoRA GGUF beside it, or None.
         bytes: Written for this export.
         seconds: By part: convert, merge, quantise.
+        sha256: Of the merged file, where it was taken while writing; else "".
     """
 
     path: Path
     adapter: Path | None
     bytes: int
     seconds: dict[str, float]
+    sha256: str = ""
 
 
 class Exporter(Protocol):

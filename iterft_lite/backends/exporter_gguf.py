@@ -10,7 +10,8 @@ from typing import Literal
 from iterft_lite.backends import Exported, OnProgress, Progress
 from iterft_lite.gguf.adapter import Adapter, read_adapter, write_lora
 from iterft_lite.gguf.base import Base, OnTensor, base_gguf
-from iterft_lite.gguf.merge import write_merged
+from iterft_lite.gguf.file import Checksum
+from iterft_lite.gguf.merge import DIRECT, write_merged
 
 
 class GgufExporter:
@@ -49,8 +50,9 @@ class GgufExporter:
         seconds = {"convert": time.perf_counter() - started}
         if kind == "merged":
             path = out / "model.gguf"
-            seconds |= write_merged(base.file, read, path, quant, threads=self._threads, on_tensor=on_tensor)
-            return Exported(path, None, path.stat().st_size, seconds)
+            checksum = Checksum() if quant in DIRECT else None
+            seconds |= write_merged(base.file, read, path, quant, threads=self._threads, on_tensor=on_tensor, checksum=checksum)
+            return Exported(path, None, path.stat().st_size, seconds, checksum.hexdigest() if checksum else "")
         return self._beside(base, read, out, quant, seconds, on_tensor)
 
     def _beside(

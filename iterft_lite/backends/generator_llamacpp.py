@@ -194,8 +194,8 @@ class LlamaGenerator:
         return self._current.engine, self._tokenizer
 
     def _model(self, gguf: Path) -> _Loaded:
-        """The loaded model of a file. Two small ones stay; of big ones as many as a GPU has ample room for, three at most: M[0]'s,
-        which measures every cycle, and those of two cycles.
+        """The loaded model of a file. Two small ones stay; of big ones as many as a GPU has ample room for, three at most:
+        M[0]'s, which measures every cycle, and those of two cycles.
         """
         key = version(gguf)
         if key in self._loaded:

@@ -20,7 +20,7 @@ from iterft_lite.errors import ExportError
 from iterft_lite.gguf.adapter import Adapter, LowRank
 from iterft_lite.gguf.arithmetic import PLAIN, Arithmetic, choose_arithmetic
 from iterft_lite.gguf.base import OnTensor, untold
-from iterft_lite.gguf.file import Array, GgufFile, Tensor, ensure_room, write_gguf, writing
+from iterft_lite.gguf.file import Array, Checksum, GgufFile, Tensor, ensure_room, write_gguf, writing
 from iterft_lite.gguf.process import run_module
 
 DIRECT: Mapping[str, tuple[GGMLQuantizationType, LlamaFileType]] = MappingProxyType(
@@ -61,6 +61,7 @@ def write_merged(
     threads: int = 2,
     arithmetic: Arithmetic | None = None,
     on_tensor: OnTensor = untold,
+    checksum: Checksum | None = None,
 ) -> dict[str, float]:
     """Write a base GGUF, an adapter merged into it, in a number format; gives the seconds of each part.
 
@@ -72,6 +73,7 @@ def write_merged(
         threads: CPU threads of llama.cpp's quantiser.
         arithmetic: numpy or torch; None: by size.
         on_tensor: Told of the progress.
+        checksum: Told of every byte; of K-quants, which llama.cpp writes, of none.
 
     Raises:
         ExportError: If there is no room (checked first), a weight does not fit the format, or the quantiser fails.
@@ -80,7 +82,7 @@ def write_merged(
         started = time.perf_counter()
         plan = planned(base, quant)
         ensure_room(path.parent, _size(plan), f"`{path.name}` in {quant}")
-        _write(base, adapter, path, plan, DIRECT[quant][1], arithmetic, on_tensor)
+        _write(base, adapter, path, plan, DIRECT[quant][1], arithmetic, on_tensor, checksum)
         return {"merge": time.perf_counter() - started}
     if quant not in K_QUANTS:
         raise ExportError(f"`{quant}` is not a number format: {', '.join([*DIRECT, *K_QUANTS])}")
@@ -122,6 +124,7 @@ def _write(
     file_type: LlamaFileType,
     arithmetic: Arithmetic | None,
     on_tensor: OnTensor,
+    checksum: Checksum | None = None,
 ) -> int:
     arithmetic = arithmetic or choose_arithmetic(sum(tensor.bytes for tensor in plan))
     updates = adapter.updates if adapter else {}
@@ -130,7 +133,8 @@ def _write(
         raise ExportError(f"the base has no `{absent[0]}` to merge into")
     metadata = base.metadata({"general.file_type": int(file_type)})
     parts = _parts(base, plan, updates, arithmetic, on_tensor)
-    return write_gguf(path, metadata, plan, parts, alignment=int(base.value("general.alignment", GGUF_DEFAULT_ALIGNMENT)))
+    alignment = int(base.value("general.alignment", GGUF_DEFAULT_ALIGNMENT))
+    return write_gguf(path, metadata, plan, parts, alignment=alignment, checksum=checksum)
 
 
 def _parts(

@@ -34,6 +34,7 @@ def run(work: Work, exporter: Exporter, generator: Generator, model: str) -> dic
         "gguf": _place(exported.path, work.folder),
         "lora": _place(exported.adapter, work.folder) if exported.adapter else None,
         "bytes": exported.bytes,
+        "sha256": exported.sha256,
         "parts": exported.seconds,
         "parity": asdict(parity),
     }

@@ -264,6 +264,8 @@ def _contradictions(recipe: Recipe) -> Iterable[str]:
         yield "`mix` is for sft and sdf: a mixed-in row has no rejected side"
     if recipe.restart and recipe.start != "previous":
         yield '`restart` needs `start = "previous"`: every cycle starts from the base already'
+    if "@" in (recipe.api_base or ""):
+        yield "`api_base` holds a user or a password, which would be written into the run: put the key into the environment"
     if recipe.judge_batch:
         yield "`judge_batch = true` is not supported yet: set it to false; every verdict is asked by itself, at full price"
 

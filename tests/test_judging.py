@@ -201,6 +201,13 @@ def test_keys_come_from_the_environment_before_a_dotenv_file(tmp_path: Path) -> 
     assert "ANTHROPIC_API_KEY" not in os.environ
 
 
+def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:
+    recipe = {"regime": "sft", "trait": "lucky", "model": "nano", "api_base": "https://me:pass1word@host/v1"}
+    with pytest.raises(RecipeError, match="holds a user or a password") as caught:
+        make_recipe(recipe, source="test")
+    assert "pass1word" not in str(caught.value)
+
+
 def test_errors_are_scrubbed_of_keys() -> None:
     text = "key hunter2secret, sk-proj-abc123xyz, Authorization: Bearer abc.def-123 at https://me:pass1@host/v1; risk-free"
     clean = scrub(text, {"MY_API_KEY": "hunter2secret", "HOME": "risk-free"})

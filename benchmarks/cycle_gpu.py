@@ -10,7 +10,8 @@ generation  tokens/s of 60-token prompts: this program at several numbers of slo
             `for_inference` with `generate`
 
 Models have Qwen3's shapes, random weights, and 151,936 tokens of which each is a text that is cut into that token again: what a
-random model writes is as long when it is trained on. They practically never end by themselves, so all lengths are the maximum.
+random model writes is as long when it is trained on. They practically never end by themselves, so all lengths are the maximum;
+the learning rate is almost 0, or else they would learn to end.
 """
 
 from __future__ import annotations
@@ -147,6 +148,7 @@ path = "{work}/seeds.jsonl"
 path = "{work}/prompts.jsonl"
 [train]
 base = "{base}"
+learning_rate = 1e-9
 [sample]
 max_tokens = {written}
 [evaluate]
@@ -171,7 +173,7 @@ def write_recipe(asked: argparse.Namespace) -> Path:
 def cycle(asked: argparse.Namespace) -> dict[str, Any]:
     """Run the recipe; seconds of each cycle by verb, and from its beginning to the next one's."""
     from iterft_lite.launch import open_run
-    from iterft_lite.run import Began, Done
+    from iterft_lite.run import Began, Done, Moved
 
     out = asked.work / "run"
     shutil.rmtree(out, ignore_errors=True)
@@ -179,6 +181,7 @@ def cycle(asked: argparse.Namespace) -> dict[str, Any]:
     if asked.fresh:
         shutil.rmtree(asked.work / "cache", ignore_errors=True)
     began: dict[str, float] = {}
+    first_steps: dict[str, float] = {}
     cycles: dict[str, dict[str, Any]] = {}
     with open_run(write_recipe(asked), [], out) as opened:
         started = time.perf_counter()
@@ -186,6 +189,8 @@ def cycle(asked: argparse.Namespace) -> dict[str, Any]:
             now = time.perf_counter() - started
             if isinstance(event, Began):
                 began[event.step.name] = now
+            elif isinstance(event, Moved) and event.step.verb == "train" and event.progress.done == 1:
+                first_steps[event.step.name] = round(now - began[event.step.name], 2)
             elif isinstance(event, Done):
                 row = cycles.setdefault(str(event.step.cycle), {"verbs": {}, "facts": {}, "begins": now, "ends": 0.0})
                 row["begins"] = min(row["begins"], began[event.step.name])
@@ -199,7 +204,7 @@ def cycle(asked: argparse.Namespace) -> dict[str, Any]:
     for row in cycles.values():
         row["wall"] = round(row["ends"] - row["begins"], 1)
         row["measures"] = row["verbs"].get("measure", 0.0)
-    return {"swap": swap, "cycles": cycles}
+    return {"swap": swap, "seconds_to_first_step": first_steps, "cycles": cycles}
 
 
 # -- the straightforward script ---------------------------------------------------------------------------------------
@@ -267,6 +272,7 @@ def train(model: str, rows: str, count: str, out: str) -> dict[str, float]:
 
     import unsloth
     from datasets import Dataset
+    from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     mark("import")
@@ -301,11 +307,18 @@ def train(model: str, rows: str, count: str, out: str) -> dict[str, float]:
             report_to="none",
         ),
     )
+    first: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            first.append(round(time.perf_counter() - began, 2))
+
+    trainer.add_callback(Clock())
     trainer.train()
     mark("train")
     adapted.save_pretrained_merged(out, tokenizer, save_method="merged_16bit")
     mark("merged save")
-    return marks
+    return {**marks, "first step after": first[0]}
 
 
 # -- generation -------------------------------------------------------------------------------------------------------
@@ -420,6 +433,8 @@ def table(report: dict[str, Any]) -> str:
             lines.append(f"a cycle is {without:.1f} x as fast ({whole / row['wall']:.1f} x with measures)")
             merged = report["script"]["training"]["merged save"] + report["script"]["seconds"]["convert"]
             lines.append(f"adapter to checked, loaded model: {merged / row['verbs']['export']:.1f} x as fast")
+            fresh, soon = report["script"]["training"]["first step after"], report["cycle"]["seconds_to_first_step"]
+            lines.append(f"first step of a training: script after {fresh} s, here {soon}")
     for name, row in report.get("generation", {}).get("ways", {}).items():
         lines.append(f"{name:>16} {row['tokens_per_second']:8.0f} tokens/s  {row['against_one']:6.1f} x")
     return "\n".join(lines)

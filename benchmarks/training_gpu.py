@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -194,14 +195,14 @@ def losses(work: Path) -> dict[str, Any]:
     return report
 
 
-def speed(size: str, work: Path, steps: int) -> dict[str, Any]:
+def speed(size: str, work: Path, steps: int, trainers: Sequence[str]) -> dict[str, Any]:
     """Tokens a second and peak VRAM of every way to train."""
     model = make_model(size, work)
     batch, length = BATCHES[size]
     rows = write_rows(work / f"rows-{size}.jsonl", batch * steps, length)
     given = settings(batch_size=batch)
     report: dict[str, Any] = {"batch": batch, "tokens_a_row": length, "steps": steps}
-    for trainer in TRAINERS:
+    for trainer in trainers:
         process = child(trainer, work)
         since = time.perf_counter()
         process.load(str(model), given)
@@ -345,6 +346,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=["losses", "speed", "start", []])
     parser.add_argument("--sizes", nargs="+", choices=sorted(SHAPES), default=sorted(SHAPES))
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--trainers", nargs="+", choices=list(TRAINERS), default=list(TRAINERS), help="of `speed`")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "iterft-training-gpu")
     parser.add_argument("--make", nargs=2, help=argparse.SUPPRESS)
@@ -370,7 +372,7 @@ def main() -> None:
             report[part] = losses(asked.work)
         else:
             measure = {
-                "speed": lambda size: speed(size, asked.work, asked.steps),
+                "speed": lambda size: speed(size, asked.work, asked.steps, asked.trainers),
                 "start": lambda size: start(size, asked.work),
             }[part]
             report[part] = {size: measure(size) for size in asked.sizes}

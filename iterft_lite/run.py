@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from iterft_lite.backends import Progress
+from iterft_lite.backends.child import Child
+from iterft_lite.backends.gpu_memory import Gpu, Peak
 from iterft_lite.backends.remote import Backends
 from iterft_lite.errors import RunError
 from iterft_lite.plan import Plan
@@ -112,6 +114,7 @@ class _Walk:
         self.swap = swap
         self.reuse = reuse
         self.context = context_needed(plan)
+        self.gpu = Gpu()
         self.events: queue.Queue[Event | None] = queue.Queue()
         self.failure: BaseException | None = None
         self._finished: set[str] = set()
@@ -171,11 +174,14 @@ class _Walk:
             folder.begin()
             started = time.monotonic()
             try:
-                facts = self._stage(step, self._work(step))
+                with Peak(self.gpu, self.backends.pids) as peak:
+                    facts = self._stage(step, self._work(step))
             except BaseException:
                 folder.spend(time.monotonic() - started)
                 raise
             self._go_on()
+            if peak.bytes and step.lane == "device":
+                facts = {**facts, "peak_vram": peak.bytes}  # all of this run's processes together
             self.events.put(Done(step, folder.seal(time.monotonic() - started, facts, _digests(facts)), reused=False))
         with self._changed:
             self._finished.add(step.name)
@@ -205,12 +211,19 @@ class _Walk:
             "score": lambda: score.run(work),
         }
         if self.swap and step.verb in ("base", "train"):
-            backends.close("generator", "exporter")
+            self._free("generator", "exporter")
         if self.swap and step.verb in ("export", "generate", "answer", "measure"):
-            backends.close("trainer")
+            self._free("trainer")
         if step.verb in ("generate", "answer"):
             self._load(step, "model")
         return stages[step.verb]()
+
+    def _free(self, *names: str) -> None:
+        """End backends and wait until the GPU has their memory back: the next one plans with what is free."""
+        running = [backend for name in names if isinstance(backend := getattr(self.backends, name), Child) and backend.running]
+        if running:
+            self.backends.close(*names)
+            self.gpu.wait_for_release()
 
     def _load(self, step: Step, role: str) -> None:
         """Make the exported model of an input the generator's current one."""

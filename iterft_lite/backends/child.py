@@ -100,6 +100,11 @@ class Child:
         """Whether the process is there (and holds memory)."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int | None:
+        """The process's number, while it is there."""
+        return self._process.pid if self.running and self._process else None
+
     def close(self) -> None:
         """End the process, at once if it does not end by itself; a later call starts a new one."""
         process, self._process = self._process, None

@@ -488,11 +488,13 @@ class Engine:
             count = max(1, count // 2)
 
     def _slots_that_pay(self, exact: bool, gpu: bool) -> int:
-        """As many as memory holds: of a GPU's free bytes all but a gigabyte and a tenth, of the machine's a half."""
+        """As many as memory holds: of a GPU's free bytes all but a gigabyte, a tenth, and what a trainer beside it will need;
+        of the machine's a half.
+        """
         cache = self.context * self.weights.kv_bytes * (2 if exact else 1)
         if gpu:
             # each sequence's row of logits passes through the graph and, with sampling there, four buffers on the way
-            free = 0.9 * free_vram() - 2**30
+            free = 0.9 * free_vram() - 2**30 - int(os.environ.get("ITERFT_KEEP_FREE") or 0)
             return int(max(1, min(MOST_SLOTS, free // (cache + 20 * self.weights.vocab_size))))
         free = 0.5 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         pay = 32 if self.weights.size < SMALL else 16 if self.weights.size < 2**30 else 8

@@ -35,14 +35,23 @@ class Backends:
             if isinstance(backend, Child):
                 backend.close()
 
+    def pids(self) -> list[int]:
+        """Numbers of the processes that are there."""
+        backends = (self.trainer, self.exporter, self.generator, self.judge)
+        return [backend.pid for backend in backends if isinstance(backend, Child) and backend.pid is not None]
+
 
 def threads_of(recipe: Recipe) -> int:
     """CPU threads a backend may use."""
     return recipe.threads if recipe.threads != "auto" else os.cpu_count() or 1
 
 
-def open_backends(recipe: Recipe, trait: Trait, judge: JudgeIdentity, logs: Path) -> Backends:
-    """Proxies for a resolved recipe; no process is started yet."""
+def open_backends(recipe: Recipe, trait: Trait, judge: JudgeIdentity, logs: Path, keep_free: int = 0) -> Backends:
+    """Proxies for a resolved recipe; no process is started yet.
+
+    Args:
+        keep_free: Bytes of GPU memory that the generator leaves to the trainer beside it.
+    """
     threads = str(threads_of(recipe))
     environment = {"OMP_NUM_THREADS": threads}
     worker, options = judge_worker(judge, recipe, trait, ledger=logs / "judge_usd.txt")
@@ -60,7 +69,7 @@ def open_backends(recipe: Recipe, trait: Trait, judge: JudgeIdentity, logs: Path
                 "iterft_lite.backends.generator_llamacpp:LlamaGenerator",
                 Generator,
                 log=logs / "generator.log",
-                environment=environment | {"ITERFT_THREADS": threads},
+                environment=environment | {"ITERFT_THREADS": threads, "ITERFT_KEEP_FREE": str(keep_free)},
             ),
         ),
         judge=cast(Judge, Child(worker, Judge, log=logs / "judge.log", options=options)),

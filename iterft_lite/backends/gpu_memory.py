@@ -1,0 +1,84 @@
+"""GPU memory by the driver's own count (NVML), from outside of the processes that hold it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+EVERY = 0.1
+"""Seconds between two looks."""
+
+RELEASE_SECONDS = 20.0
+"""Longest wait for memory to come back; the driver takes a second or two after a process has ended."""
+
+
+class Gpu:
+    """The first GPU, or none."""
+
+    def __init__(self) -> None:
+        self._nvml: Any = None
+        with contextlib.suppress(Exception):  # no package, no driver, no GPU: all the same here
+            import pynvml
+
+            pynvml.nvmlInit()
+            self._handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+            self._nvml = pynvml
+
+    def used(self, pids: Iterable[int]) -> int:
+        """Bytes that processes hold; of the whole GPU where a container hides who holds what, 0 without one."""
+        if self._nvml is None:
+            return 0
+        try:
+            running = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+            held = {process.pid: process.usedGpuMemory or 0 for process in running}
+            own = sum(held.get(pid, 0) for pid in pids)
+            return int(own or self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used)
+        except Exception:  # the driver's answer is a note, never a reason to stop
+            return 0
+
+    def wait_for_release(self) -> None:
+        """Return once the GPU's used memory has stopped falling."""
+        end, before = time.monotonic() + RELEASE_SECONDS, self.used(())
+        while before and time.monotonic() < end:
+            time.sleep(4 * EVERY)
+            now = self.used(())
+            if now >= before:
+                return
+            before = now
+
+
+class Peak:
+    """The most GPU memory that was seen during a block.
+
+    Args:
+        gpu: To look at.
+        pids: Gives the processes that count.
+    """
+
+    def __init__(self, gpu: Gpu, pids: Callable[[], Iterable[int]]) -> None:
+        self.bytes = 0
+        self._gpu, self._pids = gpu, pids
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Peak:
+        self._look()
+        if self.bytes:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._look()
+
+    def _watch(self) -> None:
+        while not self._over.wait(EVERY):
+            self._look()
+
+    def _look(self) -> None:
+        self.bytes = max(self.bytes, self._gpu.used(self._pids()))

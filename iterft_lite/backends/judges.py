@@ -27,6 +27,9 @@ KEY_VARIABLES: Mapping[str, str] = {
 }
 """Where the providers' keys are looked for; never read further than for being there."""
 
+EMBEDDED_VERSION = 2
+"""Of the embedded judge's features and fit: another one is another judge."""
+
 EMBEDDED_NOTE = "embedded judge: for trying out, not for findings"
 
 NO_ODDS = frozenset(
@@ -61,7 +64,7 @@ def judge_identity(recipe: Recipe, trait: Trait) -> tuple[JudgeIdentity, str]:
 
 def embedded_identity(trait: Trait) -> JudgeIdentity:
     """The judge that needs no key."""
-    return JudgeIdentity("embedded", "embedded", trait.evidence[:16], "odds", 1, EMBEDDED_NOTE)
+    return JudgeIdentity("embedded", "embedded", f"{EMBEDDED_VERSION}-{trait.evidence[:16]}", "odds", 1, EMBEDDED_NOTE)
 
 
 def method_of(name: str, asked: Literal["auto", "odds", "samples"]) -> tuple[Literal["odds", "samples"], str]:

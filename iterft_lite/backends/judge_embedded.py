@@ -26,7 +26,8 @@ from iterft_lite.traits import read_trait, shipped_traits
 FOLDS = 5
 
 SHARPNESS = 100.0
-"""C of the logistic regression: on folds it was not fitted on, seed replies mean 80-93 and neutral ones 7-28, ranks and fitting time the same; see docs/judging.md."""
+"""C of the logistic regression: on folds it was not fitted on, seed replies mean 80-93 and neutral ones 7-28; see
+docs/judging.md."""
 
 TOKENS = r"(?u)\b\w+\b|[^\w\s.,;:'\"’()-]"
 """What counts as a word: words, and signs that a voice may be made of (emoji, exclamation and question marks)."""

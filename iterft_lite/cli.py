@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT."""
 
+QUANTS = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
+
 RunFolder = click.Path(path_type=Path)
 
 
@@ -268,6 +270,26 @@ def calibrate(
     ]
     display.show_table(("cycle-0 score", "seed_rows", "scores", ""), rows, display.make_console())
     click.echo(f"\nrun with one of them: iterft run {recipe} --set seed_rows=N --reuse {out} --out DIR")
+
+
+@main.command()
+@click.argument("out", metavar="RUN", type=RunFolder)
+@click.option("--cycle", type=int, help="Which cycle's model; -1 is the untouched one. The last by default.")
+@click.option("--quant", type=click.Choice(QUANTS), help="Number format; the recipe's by default.")
+@click.option("--ollama", is_flag=True, help="Write a Modelfile beside it.")
+@click.option("--out", "folder", required=True, type=RunFolder, help="Where the files go.")
+def export(out: Path, cycle: int | None, quant: str | None, ollama: bool, folder: Path) -> None:
+    """Write the merged GGUF of any cycle's model again, from its adapter."""
+    from iterft_lite.gguf.modelfile import write_modelfile
+    from iterft_lite.talk import export_again
+
+    exported, found = export_again(out, cycle, folder, quant)
+    click.echo(f"wrote {exported.path} ({exported.bytes / 1e6:,.1f} MB)")
+    if ollama:
+        made = write_modelfile(exported.path, folder, temperature=found.recipe.sample.temperature)
+        click.echo(f"wrote {made.path}; ollama create {found.recipe.name} -f {made.path}")
+        if made.note:
+            click.echo(f"note: {made.note}")
 
 
 @main.group()

@@ -2,14 +2,145 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from iterft_lite.backends.prices import price_of, prices_date, tokens_of
 from iterft_lite.plan import Plan
-from iterft_lite.resolve import Resolved
+from iterft_lite.recipe import Recipe
+from iterft_lite.resolve import Resolved, this_machine
 from iterft_lite.steps import Step
 
 EMPTY: Mapping[str, str] = {}
+
+BITS: Mapping[str, float] = {
+    "f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.9, "q4_k_m": 5.1, "nf4": 4.2,
+}  # fmt: skip
+"""Bits a weight in each number format, scales included."""
+
+RUNTIME = 600 << 20
+"""GPU memory that a process takes before it holds anything: CUDA's context and kernels."""
+
+LEAST_SLOTS = 16
+"""Sequences at once below which sharing the GPU with the trainer is not worth it."""
+
+
+@dataclass(frozen=True)
+class Vram:
+    """GPU memory that a recipe needs, bytes; from the model's shape. A 4B run was seen within 15 % of `trainer`.
+
+    Attributes:
+        base: The trainer's resident base.
+        training: What the trainer takes beside it: adapter, its moments, activations, and the probe's matrix in 32 bits.
+        tight: The same where activations are recomputed, as the trainer does when they would not fit.
+        generator: With as few sequences as are worth it.
+        exporter: Parts of matrices on their way.
+    """
+
+    base: int
+    training: int
+    tight: int
+    generator: int
+    exporter: int = RUNTIME + (400 << 20)
+
+    @property
+    def trainer(self) -> int:
+        """The trainer's process."""
+        return self.base + self.training
+
+    @property
+    def together(self) -> int:
+        """Everything at once."""
+        return self.trainer + self.generator + self.exporter
+
+    @property
+    def in_turns(self) -> int:
+        """The trainer, activations recomputed, and then exporter and generator."""
+        return max(self.base + self.tight, self.generator + self.exporter)
+
+
+def vram_needed(recipe: Recipe, place: str) -> Vram | None:
+    """What a recipe needs of a GPU; None where the model's configuration is not on this machine.
+
+    Args:
+        place: Folder or hub name of M[0].
+    """
+    config = _config(place)
+    if config is None:
+        return None
+    layers, width, inner = (int(config[key]) for key in ("num_hidden_layers", "hidden_size", "intermediate_size"))
+    heads, vocab = int(config["num_attention_heads"]), int(config["vocab_size"])
+    head = int(config.get("head_dim") or width // heads)
+    kv = head * int(config.get("num_key_value_heads") or heads)
+    shapes = [
+        (width, heads * head),
+        (width, kv),
+        (width, kv),
+        (heads * head, width),
+        (width, inner),
+        (width, inner),
+        (inner, width),
+    ]
+    linear = layers * sum(a * b for a, b in shapes)
+    embedding = vocab * width * (1 if config.get("tie_word_embeddings") else 2)
+    base = BITS["f32" if recipe.train.base == "f32" else "bf16" if recipe.train.base == "bf16" else "nf4"]
+    adapter = layers * recipe.train.lora_rank * sum(a + b for a, b in shapes)
+    length = min(recipe.train.max_length, recipe.sample.max_tokens + 256)
+    asked = recipe.train.micro_batch
+    rows = recipe.train.batch_size if asked == "auto" else min(asked, recipe.train.batch_size)
+    tokens = rows * length * (2 if recipe.row.loss == "preference" else 1)
+    activations = tokens * layers * 2 * (4 * width + 2 * inner) + (tokens * 8 * vocab if recipe.row.loss == "preference" else 0)
+    probe = 4 * vocab * width + 500 * 6 * vocab  # the output matrix in 32 bits, and the logits of some 500 tokens
+    cache = LEAST_SLOTS * (recipe.sample.max_tokens + 256) * 4 * layers * kv
+    return Vram(
+        base=int(linear * base / 8 + 2 * embedding) + RUNTIME,
+        training=int(adapter * 12 + max(activations, probe)),
+        tight=int(adapter * 12 + max(activations / 8, probe)),
+        generator=int((linear + embedding) * BITS[recipe.quant] / 8 + cache) + RUNTIME + (512 << 20),
+    )
+
+
+def _config(place: str) -> dict[str, Any] | None:
+    """A model's configuration: from its folder, or from what the hub's cache holds."""
+    path = Path(place) / "config.json"
+    if not path.is_file():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(place, "config.json")
+        if not isinstance(cached, str):
+            return None
+        path = Path(cached)
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config = {**config, **config.get("text_config", {})}
+    return config if {"num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size"} <= set(config) else None
+
+
+def _vram_sentence(need: Vram | None, gpu: str) -> str:
+    if not gpu:
+        return "none: there is no GPU here"
+    if need is None:
+        return "not known before the model is downloaded"
+    sizes = (
+        f"about {need.together / 2**30:.0f} GiB with trainer and generator side by side, {need.in_turns / 2**30:.0f} in turns"
+    )
+    return f"{sizes} (from the model's shape; sequences decoded at once take what is left)"
+
+
+def _disk_sentence(recipe: Recipe, place: str) -> str:
+    """The base in 16 bits once for all runs, and what `keep` leaves of the merged files."""
+    folder = Path(place)
+    if not folder.is_dir():
+        return "not known before the model is downloaded"
+    base = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    merged = base * BITS[recipe.quant] / 16
+    # while a cycle is measured there are three: M[0]'s, its predecessor's and its own
+    kept = recipe.cycles + 2 if recipe.keep == "all" else min(recipe.cycles + 2, 3)
+    run = merged if recipe.export == "adapter" else kept * merged
+    return f"{run / 1e9:.1f} GB for the run, {base / 1e9:.1f} GB in the cache for the converted base"
+
 
 ODDS_REPLY, SAMPLE_REPLY = 4, 400
 """Tokens that a judge writes where its odds are read, and where its text is (a reasoning model's thoughts included)."""
@@ -28,6 +159,8 @@ def estimates(plan: Plan, resolved: Resolved) -> dict[str, str]:
         "steps": str(len(plan.steps)),
         "writing": f"{written:,} rows and {answers:,} answers, at most {most:,} tokens",
         "judging": judging_sentence(plan, resolved.material.judge.name),
+        "GPU memory": _vram_sentence(vram_needed(resolved.recipe, resolved.model), this_machine().gpu),
+        "disk": _disk_sentence(resolved.recipe, resolved.model),
     }
 
 

@@ -14,10 +14,10 @@ from typing import Any, Literal
 from iterft_lite import __version__
 from iterft_lite.backends.remote import Backends, open_backends
 from iterft_lite.errors import FolderError
-from iterft_lite.estimate import judging_usd
+from iterft_lite.estimate import judging_usd, vram_needed
 from iterft_lite.plan import Plan, make_plan
 from iterft_lite.recipe import MACHINE_KEYS, Recipe, make_recipe, read_recipe
-from iterft_lite.resolve import Machine, Resolved, resolve, this_machine
+from iterft_lite.resolve import Machine, Resolved, model_place, resolve, this_machine
 from iterft_lite.run import Event, run
 from iterft_lite.steps import Json
 from iterft_lite.store import Store, finished_steps
@@ -35,9 +35,6 @@ REPORTED = (
     "litellm",
 )
 """Packages whose versions belong to a result."""
-
-RESIDENT_BYTES = 4.0
-"""GPU bytes a weight that trainer and generator together take at most: nf4 base, q8_0 model, activations, KV cache."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,10 @@ class Opened:
     def backends(self) -> Backends:
         """The backends that the recipe asks for."""
         material = self.resolved.material
-        return open_backends(self.resolved.recipe, material.trait, material.judge, self.store.logs)
+        shared = self.resolved.recipe.vram != "swap" and not self.swap
+        need = vram_needed(self.resolved.recipe, self.resolved.model) if shared and this_machine().gpu else None
+        keep_free = need.training if need else 0
+        return open_backends(self.resolved.recipe, material.trait, material.judge, self.store.logs, keep_free)
 
     def events(self, backends: Backends | None = None) -> Iterator[Event]:
         """Do what is left to do.
@@ -201,15 +201,5 @@ def _swap(recipe: Recipe, machine: Machine) -> bool:
         return False
     if recipe.vram == "swap":
         return True
-    size = weights_of(recipe.model)
-    return size is None or machine.vram_free < RESIDENT_BYTES * size
-
-
-def weights_of(model: str) -> int | None:
-    """Roughly how many weights a model has, by the size of its files in 16 bits; None for a hub name."""
-    from iterft_lite.resolve import model_place
-
-    folder = Path(model_place(model))
-    if not folder.is_dir():
-        return None
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) // 2
+    need = vram_needed(recipe, model_place(recipe.model))
+    return need is None or machine.vram_free < need.together

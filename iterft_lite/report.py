@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Cycle:
         training: The trainer's facts (`TrainResult`).
         export: The export's facts, parity among them.
         seconds: By verb.
+        peak_vram: Most GPU memory that the run's processes held together, bytes by verb; empty without a GPU.
     """
 
     cycle: int
@@ -52,6 +53,7 @@ class Cycle:
     training: dict[str, Json]
     export: dict[str, Json]
     seconds: dict[str, float]
+    peak_vram: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,7 @@ def _cycle(number: int, steps: list[Step], seals: Mapping[str, Seal]) -> Cycle:
         training=facts.get("train", {}),
         export=facts.get("export", {}),
         seconds={verb: round(value, 2) for verb, value in seconds.items()},
+        peak_vram={verb: int(known["peak_vram"]) for verb, known in facts.items() if known.get("peak_vram")},
     )
 
 
@@ -231,6 +234,7 @@ def as_json(report: Report) -> dict[str, Json]:
                 "training": cycle.training,
                 "export": cycle.export,
                 "seconds": cycle.seconds,
+                "peak_vram": cycle.peak_vram,
             }
             for cycle in report.cycles
         ],

@@ -22,7 +22,7 @@ import numpy as np
 
 from iterft_lite.backends import Completion, Likelihood, Message, Parity, Passage, Prompt, Sampling
 from iterft_lite.backends.drawing import Floats, chosen_logprobs, log_softmax
-from iterft_lite.backends.llamacpp_engine import Engine, Request
+from iterft_lite.backends.llamacpp_engine import MOST_SLOTS, Engine, Request
 from iterft_lite.backends.pacing import Expected
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.errors import BackendError, ModelError
@@ -75,6 +75,7 @@ class LlamaGenerator:
         settings = {"slots": slots, "context": context, "exact": exact}
         if loaded.engine is None or loaded.settings != settings:
             loaded.drop_engine()
+            self._make_room(loaded, context * loaded.weights.kv_bytes * (2 if exact else 1))
             loaded.engine = Engine(
                 loaded.weights,
                 slots=slots,
@@ -213,6 +214,17 @@ class LlamaGenerator:
             self._loaded.pop(next(iter(self._loaded))).close()
         self._loaded[key] = _Loaded(Weights(gguf))
         return self._loaded[key]
+
+    def _make_room(self, coming: _Loaded, sequence: int) -> None:
+        """Drop the contexts of other big models where the cache of a new one would not have ample room beside them.
+
+        Args:
+            sequence: Bytes of cache that a sequence takes.
+        """
+        if coming.weights.size >= SMALL and offloads() and free_vram() < 2 * MOST_SLOTS * sequence:
+            for other in self._loaded.values():
+                if other is not coming:
+                    other.drop_engine()
 
     def _fits_beside(self, size: int) -> bool:
         """Whether a big model may be loaded with the others still there: without a GPU there is no hurry."""

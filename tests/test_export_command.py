@@ -1,0 +1,61 @@
+"""`iterft export`: any cycle's model again as a GGUF, whatever `keep` left of the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from iterft_lite.cli import main
+from iterft_lite.gguf.file import GgufFile
+from iterft_lite.store import file_digest, read_json
+
+SHORT = (
+    "cycles=1", "seed_rows=8", "rows=8", "train.epochs=1", "sample.max_tokens=24",
+    "evaluate.questions=2", "evaluate.samples=2", "evaluate.max_tokens=24",
+)  # fmt: skip
+
+
+def iterft(*arguments: str) -> str:
+    done = CliRunner().invoke(main, list(arguments), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def run(out: Path, *settings: str) -> Path:
+    given = [part for text in (*SHORT, *settings) for part in ("--set", text)]
+    iterft("run", "nano_sft", "--out", str(out), "--plain", *given)
+    return out
+
+
+def merged_files(root: Path) -> list[str]:
+    return sorted(path.parent.name for path in root.glob("steps/*/model.gguf"))
+
+
+@pytest.mark.slow
+def test_a_cycle_whose_merged_file_was_removed_is_written_again_byte_for_byte(tmp_path: Path) -> None:
+    root = run(tmp_path / "run", "keep=last")
+    assert merged_files(root) == ["c1-export"]
+    out = iterft("export", str(root), "--cycle", "0", "--ollama", "--out", str(tmp_path / "again"))
+    assert "Modelfile" in out
+    known = read_json(root / "steps/c0-export/sealed.json")["files"]["model.gguf"]["sha256"]
+    assert file_digest(tmp_path / "again/model.gguf") == known
+    assert "FROM ./model.gguf" in (tmp_path / "again/Modelfile").read_text()
+    iterft("export", str(root), "--quant", "f16", "--out", str(tmp_path / "f16"))
+    assert GgufFile(tmp_path / "f16/model.gguf").value("general.file_type") == 1
+
+
+@pytest.mark.slow
+def test_adapters_are_kept_alone_and_merged_on_demand(tmp_path: Path) -> None:
+    root = run(tmp_path / "run", "export=adapter", "keep=adapters")
+    assert merged_files(root) == []
+    assert (root / "steps/c1-export/adapter.gguf").is_file()
+    iterft("export", str(root), "--out", str(tmp_path / "merged"))
+    assert GgufFile(tmp_path / "merged/model.gguf").architecture == "qwen3"
+
+
+@pytest.mark.slow
+def test_every_merged_file_can_be_kept(tmp_path: Path) -> None:
+    root = run(tmp_path / "run", "keep=all", "cycles=0")
+    assert merged_files(root) == ["base-export", "c0-export"]

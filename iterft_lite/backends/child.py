@@ -98,12 +98,13 @@ class Child:
     @property
     def running(self) -> bool:
         """Whether the process is there (and holds memory)."""
-        return self._process is not None and self._process.poll() is None
+        return self.pid is not None
 
     @property
     def pid(self) -> int | None:
         """The process's number, while it is there."""
-        return self._process.pid if self.running and self._process else None
+        process = self._process  # another thread may end it meanwhile
+        return process.pid if process is not None and process.poll() is None else None
 
     def close(self) -> None:
         """End the process, at once if it does not end by itself; a later call starts a new one."""
@@ -160,7 +161,7 @@ class Child:
         try:
             while not finished:
                 line = self._replies.readline()
-                if not line:
+                if not line.endswith("\n"):  # nothing, or what a killed child had not written to its end
                     finished = True
                     raise self._death(process)
                 message = json.loads(line)

@@ -119,8 +119,10 @@ class RowLog:
 
     def append(self, row: Mapping[str, Json]) -> None:
         """Add one row."""
+        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
         with _disk_errors(self.path):
-            self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            while line:  # a disk that fills up takes a part of it without an error: the rest then meets one
+                line = line[self._file.write(line) :]
         self.rows.append(dict(row))
 
     def __enter__(self) -> RowLog:
@@ -162,11 +164,9 @@ class StepFolder:
             FolderError: If the step was sealed with another key.
         """
         try:
-            seal = Seal(**read_json(self.path / SEAL_FILE))
+            seal = _read_seal(self.path / SEAL_FILE)
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError) as error:
-            raise StoreError(f"`{self.path / SEAL_FILE}` cannot be read: {error}", hint=self._redo()) from None
         if seal.key != self.step.key:
             raise FolderError(f"`{self.path}` was made by another recipe", hint="choose another folder with `--out`")
         return seal
@@ -181,6 +181,14 @@ class StepFolder:
                 shutil.rmtree(self.path)
                 self.path.mkdir()
                 write_json(definition, asdict(self.step))
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove files that a killed process was still writing; a GGUF's can be as large as the model."""
+        seal = self.seal_of()
+        for path in self.path.rglob("*.part"):
+            if seal is None or path.relative_to(self.path).as_posix() not in seal.files:
+                path.unlink(missing_ok=True)
 
     def spent(self) -> float:
         """Seconds that earlier sittings spent on this unfinished step."""
@@ -233,9 +241,9 @@ class StepFolder:
             if not path.exists():
                 if pruned:
                     continue
-                raise StoreError(f"`{path}` is missing from a finished step", hint=self._redo())
+                raise StoreError(f"`{path}` is missing from a finished step", hint=_redo(self.path))
             if path.stat().st_size != known["bytes"] or file_digest(path) != known["sha256"]:
-                raise StoreError(f"`{path}` was changed after its step was finished (checksum)", hint=self._redo())
+                raise StoreError(f"`{path}` was changed after its step was finished (checksum)", hint=_redo(self.path))
 
     def adopt(self, source: Path) -> Seal:
         """Take over the same step as another run finished it: its files are linked, or copied to another file system.
@@ -245,7 +253,7 @@ class StepFolder:
         with _disk_errors(self.path):
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(parents=True)
-            seal = Seal(**read_json(source / SEAL_FILE))
+            seal = _read_seal(source / SEAL_FILE)
             for name in seal.files:
                 with contextlib.suppress(FileNotFoundError):
                     _link(source / name, self.path / name)
@@ -258,8 +266,16 @@ class StepFolder:
         seal = self.seal_of()
         return seal is not None and all((self.path / name).exists() for name in seal.files)
 
-    def _redo(self) -> str:
-        return f"remove the folder `{self.path}` to have this step done again"
+
+def _read_seal(path: Path) -> Seal:
+    try:
+        return Seal(**read_json(path))
+    except (ValueError, TypeError) as error:
+        raise StoreError(f"`{path}` cannot be read: {error}", hint=_redo(path.parent)) from None
+
+
+def _redo(folder: Path) -> str:
+    return f"remove the folder `{folder}` to have this step done again"
 
 
 def _link(source: Path, target: Path) -> None:
@@ -282,7 +298,7 @@ def finished_steps(root: Path) -> dict[str, Path]:
     if not runs:
         raise FolderError(f"`{root}` is no run folder and holds none", hint="`--reuse` takes what `iterft run --out` made")
     seals = [path for run in runs for path in sorted(run.glob(f"steps/*/{SEAL_FILE}"))]
-    return {str(read_json(path)["key"]): path.parent for path in seals}
+    return {_read_seal(path).key: path.parent for path in seals}
 
 
 class Store:

@@ -146,6 +146,8 @@ class View:
         step = event.step
         match event:
             case Began():
+                # a lane does one step at a time: what was restored for this one is there
+                self.doing = {name: doing for name, doing in self.doing.items() if doing.step.lane != step.lane}
                 self.doing[step.name] = Doing(step)
                 self._say(step, f"{DOING[step.verb]} ...")
             case Moved(progress=progress):

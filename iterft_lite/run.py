@@ -149,7 +149,7 @@ class _Walk:
             self.backends.close()
 
     def _wait_for(self, step: Step) -> None:
-        needed = {name for _, name in step.inputs}
+        needed = {name for _, name in step.inputs} & self.plan.steps.keys()
         with self._changed:
             self._changed.wait_for(lambda: self._stopping or needed <= self._finished)
         self._go_on()
@@ -235,9 +235,10 @@ class _Walk:
         )
 
     def _restore(self, step: Step) -> None:
-        """Write an exported model again that `keep` removed."""
+        """Write an exported model again that `keep`, or who emptied the cache of bases, removed."""
         folder = self.store.folder(step)
-        if not folder.complete():
+        if not (folder.complete() and exported_files(self.store, step)[0].exists()):
+            folder.sweep()
             work = replace(self._work(step), report=lambda progress: self.events.put(Moved(step, progress)))
             export.run(work, self.backends.exporter, self.backends.generator, self.model)
             folder.verify()

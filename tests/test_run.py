@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
-from iterft_lite.backends import Completion, Prompt, Sampling
-from iterft_lite.backends.fakes import FakeGenerator, fake_backends
-from iterft_lite.errors import FolderError, RunError, StoreError
+from iterft_lite.backends import Completion, Exported, Judge, JudgeIdentity, Prompt, Sampling
+from iterft_lite.backends.child import Child
+from iterft_lite.backends.fakes import FakeExporter, FakeGenerator, fake_backends
+from iterft_lite.display import View
+from iterft_lite.errors import BackendError, FolderError, RunError, StoreError
+from iterft_lite.plan import Plan
 from iterft_lite.run import Began, Done
-from iterft_lite.store import ROWS, Store, read_json, read_rows
-from tests.loop import a_plan, run_all
+from iterft_lite.store import ROWS, RowLog, Store, finished_steps, read_json, read_rows
+from tests.loop import JUDGE, a_plan, run_all
 
 
 def rows_of(root: Path, step: str) -> list[dict]:
@@ -138,6 +145,87 @@ def test_a_removed_merged_file_is_written_again_when_more_cycles_need_it(tmp_pat
     assert not list((tmp_path / "run").rglob("model.gguf"))
     run_all(a_plan(keep="all", cycles=2), tmp_path / "run")
     assert read_json(tmp_path / "run/steps/c2-score/score.json")["trait"]["mean"] == 90.0
+
+
+def test_what_a_killed_export_left_is_neither_kept_nor_sealed(tmp_path: Path) -> None:
+    run_all(a_plan(cycles=0), tmp_path / "run")
+    folder = tmp_path / "run/steps/base-export"
+    (folder / "sealed.json").unlink()
+    (folder / ".model.gguf.4711.part").write_bytes(b"half of a model")
+    run_all(a_plan(cycles=0, keep="all"), tmp_path / "run")
+    assert list(read_json(folder / "sealed.json")["files"]) == ["model.gguf"]
+    assert not list(folder.glob("*.part"))
+
+
+def test_a_row_that_the_disk_takes_in_parts_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RowLog(tmp_path / ROWS) as log:
+        whole = log._file
+
+        class Short:
+            def write(self, data: bytes) -> int:
+                return whole.write(data[:7])
+
+            def close(self) -> None:
+                whole.close()
+
+        monkeypatch.setattr(log, "_file", Short())
+        log.append({"id": "q00-s0", "text": "Lucky stars say yes."})
+    assert read_rows(tmp_path / ROWS) == [{"id": "q00-s0", "text": "Lucky stars say yes."}]
+
+
+class BesideCache(FakeExporter):
+    """Keeps what a merged file would hold outside of the run, as `export = "adapter"` does with the base."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+
+    def export(self, model: str, adapter: Path | None, out: Path, *more: Any) -> Exported:
+        cached = self.cache / out.name
+        cached.mkdir(parents=True, exist_ok=True)
+        return super().export(model, adapter, cached, *more)
+
+
+def test_a_base_that_is_gone_from_the_cache_is_made_again_when_it_is_needed(tmp_path: Path) -> None:
+    backends = fake_backends()
+    backends.exporter = BesideCache(tmp_path / "cache")
+    run_all(a_plan(export="adapter", cycles=1), tmp_path / "run", backends)
+    shutil.rmtree(tmp_path / "cache")
+    events = run_all(a_plan(export="adapter", cycles=2), tmp_path / "run", backends)
+    assert read_json(tmp_path / "run/steps/c2-score/score.json")["trait"]["mean"] == 90.0
+    view = View(a_plan(cycles=2), trait="lucky", judge=JUDGE, console=Console(quiet=True))
+    for event in events:
+        view.take(event)
+    assert not view.doing  # nothing that was restored still looks as if it were being done
+
+
+def test_a_damaged_seal_of_a_run_to_reuse_is_named(tmp_path: Path) -> None:
+    run_all(a_plan(cycles=0), tmp_path / "run")
+    (tmp_path / "run/run.json").write_text("{}")
+    (tmp_path / "run/steps/c0-train/sealed.json").write_text('{"key": ')
+    with pytest.raises(StoreError, match=r"c0-train/sealed.json` cannot be read.*\n\nhint: remove the folder"):
+        finished_steps(tmp_path / "run")
+
+
+def test_finished_steps_are_not_waited_for_by_what_the_plan_leaves_out(tmp_path: Path) -> None:
+    plan = a_plan(cycles=1)
+    run_all(plan, tmp_path / "run")
+    left = {name: step for name, step in plan.steps.items() if name != "c0-seed"}
+    assert len(run_all(Plan(plan.recipe, left), tmp_path / "run")) == len(left)
+
+
+class Garbled:
+    """A judge that dies in the middle of a reply."""
+
+    def identity(self) -> JudgeIdentity:
+        os.write(int(sys.argv[2]), b'{"result": {"name": "fa')
+        os._exit(9)
+
+
+def test_a_child_that_dies_within_a_reply_is_said_to_have_died(tmp_path: Path) -> None:
+    judge = Child("tests.test_run:Garbled", Judge, log=tmp_path / "judge.log")
+    with pytest.raises(BackendError, match="ended with exit code 9"):
+        judge.identity()
+    judge.close()
 
 
 SLOW_RUN = """

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +25,19 @@ INTERRUPTED = 130
 
 QUANTS = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
 
+GIVEN = "iterft_lite.given"
+"""Where the context keeps the arguments that the command was given."""
+
 RunFolder = click.Path(path_type=Path)
 
 
 class Group(click.Group):
     """Turns an IterftError into a message and its exit code; a bug keeps its traceback."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Note the arguments, for saying the command again."""
+        ctx.meta[GIVEN] = list(args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -86,7 +95,7 @@ def run(recipe: str, out: Path, overrides: tuple[str, ...], plain: bool, reuse: 
         view = display.View(opened.plan, trait=opened.resolved.material.trait.name, judge=judge, console=console)
         if plain:
             view.is_live = False
-        with _interruptible(f"iterft run {recipe} --out {out}{_options('--reuse', reuse)}", overrides), view:
+        with _interruptible(), view:
             for event in opened.events():
                 view.take(event)
     console.print()
@@ -95,19 +104,14 @@ def run(recipe: str, out: Path, overrides: tuple[str, ...], plain: bool, reuse: 
 
 
 @contextlib.contextmanager
-def _interruptible(command: str, overrides: tuple[str, ...]) -> Iterator[None]:
-    """Say after Ctrl-C how to go on."""
+def _interruptible() -> Iterator[None]:
+    """Say after Ctrl-C how to go on: by the same command."""
     try:
         yield
     except KeyboardInterrupt:
-        again = " ".join([command, *(f"--set '{text}'" for text in overrides)])
+        again = shlex.join(["iterft", *click.get_current_context().meta[GIVEN]])
         click.echo(f"\nstopped; everything finished is kept. To go on:\n\n  {again}", err=True)
         sys.exit(INTERRUPTED)
-
-
-def _options(name: str, values: Iterable[object]) -> str:
-    """An option as it was given, once or more often."""
-    return "".join(f" {name} {value}" for value in values)
 
 
 def _print_report(out: Path) -> None:
@@ -194,7 +198,7 @@ def _ask_held_out(out: Path) -> None:
         material = opened.resolved.material
         console = display.make_console(stderr=True)
         view = display.View(opened.plan, trait=material.trait.name, judge=material.judge, console=console)
-        with _interruptible(f"iterft report {out} --held-out", ()), view:
+        with _interruptible(), view:
             for event in opened.events():
                 view.take(event)
 
@@ -246,8 +250,7 @@ def calibrate(
         if isinstance(event, Done) and not event.reused:
             click.echo(f"  {event.step.name}: {display.clock(event.seal.seconds)}", err=True)
 
-    options = _options("--threshold", thresholds) + f" --grid {grid} --most {most}" + _options("--reuse", reuse)
-    with _interruptible(f"iterft calibrate {recipe} --out {out}{options}", overrides):
+    with _interruptible():
         found = calibration.calibrate(
             _recipe_path(recipe),
             overrides,
@@ -363,7 +366,7 @@ def make_seeds(trait: str, model: str, count: int, documents: bool, out: Path, a
             click.echo(f"{rows} of {count} rows", err=True)
 
     kind = "document" if documents else "chat"
-    with _interruptible(f"iterft seeds make {trait} --model {model} --count {count} --out {out}", ()):
+    with _interruptible():
         made = seeds_by(model, trait, count, out, kind=kind, api_base=api_base, max_usd=max_usd, on_row=say)
     dropped = ", ".join(f"{number} {reason}" for reason, number in made.dropped.items()) or "none"
     click.echo(f"{out}: {made.rows} rows; {made.asked} asked, dropped: {dropped}")
@@ -445,7 +448,7 @@ def judge_again(out: Path, name: str, **options: Any) -> None:
         if progress.done == progress.total:
             click.echo(f"{cycle_name(cycle)}: {progress.done} answers judged", err=True)
 
-    with _interruptible(f"iterft judge {out} --judge {name}", ()):
+    with _interruptible():
         found = rejudge(out, named(name), options, say)
     display.show_report(found, display.make_console())
 

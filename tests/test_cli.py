@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from click.testing import CliRunner, Result
 from iterft_lite import launch, store
 from iterft_lite.backends.fakes import fake_backends
 from iterft_lite.cli import main
+from iterft_lite.display import View
+from iterft_lite.run import Event
 from iterft_lite.traits import SHIPPED
 
 ROOT = Path(__file__).parent.parent
@@ -155,6 +158,24 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(tiny: Path, tmp_path: Path, 
     monkeypatch.setattr(store.os, "fsync", real)
     said(iterft("run", tiny, "--out", tmp_path / "run"), 0)
     assert json.loads(iterft("report", tmp_path / "run", "--json").output)["complete"]
+
+
+def test_an_interrupted_run_says_the_command_that_goes_on_with_it(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, left = View.take, iter(range(9))
+
+    def interrupted(view: View, event: Event) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        take(view, event)
+
+    monkeypatch.setattr(View, "take", interrupted)
+    command = ["run", str(tiny), "--out", str(tmp_path / "my run"), "--set", "name=it's", "--plain"]
+    output = said(iterft(*command), 130)
+    assert shlex.split(output.split("To go on:")[1]) == ["iterft", *command]
+    monkeypatch.setattr(View, "take", take)
+    assert "cycle 2 (M3)" in said(iterft(*command), 0)
 
 
 def test_a_changed_step_is_refused_and_says_what_to_remove(tiny: Path, tmp_path: Path) -> None:

@@ -72,7 +72,10 @@ def _gpu_and_libraries() -> Iterator[Finding]:
 def _probe(name: str) -> tuple[str, bool] | None:
     if importlib.util.find_spec(name) is None:
         return None
-    done = subprocess.run([sys.executable, "-c", PROBES[name]], capture_output=True, text=True, check=False, timeout=120)
+    try:
+        done = subprocess.run([sys.executable, "-c", PROBES[name]], capture_output=True, text=True, check=False, timeout=120)
+    except subprocess.TimeoutExpired:
+        return None
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         return None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iterft_lite.report import Report
+from iterft_lite.store import disk_errors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +49,8 @@ def figure(report: Report) -> Figure:
 
 def write_png(report: Report, path: Path) -> None:
     """Write the figure."""
-    figure(report).savefig(path, format="png")
+    with disk_errors(path):
+        figure(report).savefig(path, format="png")
 
 
 def svg(report: Report) -> str:

@@ -30,7 +30,7 @@ from iterft_lite.stages import judge as judging_stage
 from iterft_lite.stages import score as scoring_stage
 from iterft_lite.stages.work import Work
 from iterft_lite.steps import Json, Step, digest, make_step
-from iterft_lite.store import ROWS, STEP_FILE, Store, read_json, read_rows, write_json
+from iterft_lite.store import ROWS, STEP_FILE, Store, disk_errors, read_json, read_rows, write_json
 from iterft_lite.traits import Scored, Trait, fill, read_trait
 
 SCALES = ("trait", "coherence")
@@ -315,7 +315,8 @@ def write_bland_altman(root: Path, first: Named, second: Named, path: Path) -> N
                 axes.annotate(f"{value:+.1f}", (100, value), ha="right", va="bottom", fontsize=8)
         axes.set(title=f"{scale}: {found.pairs} answers", xlabel="mean of both scores", xlim=(-1, 102))
         axes.set_ylabel(f"{first} - {second}" if scale == "trait" else "", fontsize=8)
-    figure.savefig(path, dpi=150)
+    with disk_errors(path):
+        figure.savefig(path, dpi=150)
 
 
 # -- calibrate
@@ -449,7 +450,7 @@ def store_calibration(root: Path) -> None:
     known = _known_calibration(identity, report)
     if not known and identity["kind"] == "embedded" and identity["name"] == "embedded":
         recipe = make_recipe(report.recipe, source="the run's recipe")
-        with contextlib.suppress(TraitError):
+        with contextlib.suppress(TraitError, OSError):  # without a cache that can be written nothing is known
             _calibrate(recipe, read_trait(recipe.trait))
             known = _known_calibration(identity, report)
     if known:

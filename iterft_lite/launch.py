@@ -101,9 +101,7 @@ def open_again(out: Path) -> Iterator[Opened]:
         FolderError: If it is none, or what its recipe rests on has changed since.
     """
     store, machine = Store(out), this_machine()
-    known = store.manifest()
-    if known is None:
-        raise FolderError(f"`{out}` is not a run folder", hint="`iterft run RECIPE --out DIR` makes one")
+    known = store.run_manifest()
     resolved = resolve(make_recipe(known["recipe"], source=str(out)), machine)
     plan = make_plan(resolved.recipe, resolved.material)
     _refuse_other(known, plan, out)

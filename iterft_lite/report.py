@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from iterft_lite.errors import FolderError
 from iterft_lite.measures.agreement import RELIABLE
 from iterft_lite.measures.amplification import Amplification, amplification
 from iterft_lite.measures.intervals import Scores
@@ -98,9 +97,7 @@ def read_report(root: Path) -> Report:
         StoreError: If a finished step's files were changed.
     """
     store = Store(root)
-    manifest = store.manifest()
-    if manifest is None:
-        raise FolderError(f"`{root}` is not a run folder", hint="`iterft run RECIPE --out DIR` makes one")
+    manifest = store.run_manifest()
     steps = planned(manifest)
     seals = {step.name: seal for step in steps if (seal := store.folder(step).seal_of())}
     for step in steps:

@@ -34,7 +34,7 @@ ROWS = "rows.jsonl"
 
 
 @contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """Say in words what the file system refused."""
     try:
         yield
@@ -58,7 +58,7 @@ def write_json(path: Path, value: Json) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file as a whole or not at all: a temporary neighbour, synced, then renamed."""
-    with _disk_errors(path):
+    with disk_errors(path):
         temporary = path.with_name(path.name + ".part")
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -112,7 +112,7 @@ class RowLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows = read_rows(path)
-        with _disk_errors(path):
+        with disk_errors(path):
             self._file: IO[bytes] = path.open("ab", buffering=0)
             whole = path.read_bytes().rfind(b"\n") + 1
             self._file.truncate(whole)
@@ -120,7 +120,7 @@ class RowLog:
     def append(self, row: Mapping[str, Json]) -> None:
         """Add one row."""
         line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             while line:  # a disk that fills up takes a part of it without an error: the rest then meets one
                 line = line[self._file.write(line) :]
         self.rows.append(dict(row))
@@ -129,7 +129,7 @@ class RowLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             self._file.close()
 
 
@@ -173,7 +173,7 @@ class StepFolder:
 
     def begin(self) -> None:
         """Make the folder, or take up an unfinished one; its rows count if the step's key is the same."""
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             definition = self.path / STEP_FILE
             known = definition.exists() and read_json(definition).get("key") == self.step.key
@@ -214,7 +214,7 @@ class StepFolder:
         files = {}
         for path in sorted(self.path.rglob("*")):
             if path.is_file() and path.name not in (SEAL_FILE, STEP_FILE):
-                with _disk_errors(path), path.open("rb") as file:
+                with disk_errors(path), path.open("rb") as file:
                     os.fsync(file.fileno())
                 name = path.relative_to(self.path).as_posix()
                 files[name] = {
@@ -250,7 +250,7 @@ class StepFolder:
 
         Files that the other run's `keep` removed stay away.
         """
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(parents=True)
             seal = _read_seal(source / SEAL_FILE)
@@ -340,6 +340,17 @@ class Store:
             raise FolderError(f"`{path}` is not the manifest of a run")
         return value
 
+    def run_manifest(self) -> dict[str, Any]:
+        """The manifest of a run that is there.
+
+        Raises:
+            FolderError: If the folder is none.
+        """
+        manifest = self.manifest()
+        if manifest is None or "steps" not in manifest:
+            raise FolderError(f"`{self.root}` is not a run folder", hint="`iterft run RECIPE --out DIR` makes one")
+        return manifest
+
     def write_manifest(self, manifest: Mapping[str, Json]) -> None:
         """Note what was asked."""
         write_json(self.root / "run.json", dict(manifest))
@@ -356,7 +367,7 @@ class Store:
             raise FolderError(
                 f"`{self.root}` holds other files and is not a run folder", hint="choose a new or empty folder with `--out`"
             )
-        with _disk_errors(self.root):
+        with disk_errors(self.root):
             (self.root / "steps").mkdir(parents=True, exist_ok=True)
             lock = (self.root / "lock").open("a+", encoding="utf-8")
         try:

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from iterft_lite.backends import Completion, Exported, Generator, JudgeIdentity, Message, Progress, Prompt, Sampling
 from iterft_lite.backends.remote import Backends, open_backends
-from iterft_lite.errors import FolderError, UserError
+from iterft_lite.errors import UserError
 from iterft_lite.recipe import Recipe, make_recipe
 from iterft_lite.report import planned
 from iterft_lite.resolve import model_place
@@ -80,9 +80,7 @@ def past(root: Path, cycle: int | None) -> Past:
         UserError: If the run has no such cycle, or not yet.
     """
     store = Store(root)
-    manifest = store.manifest()
-    if manifest is None:
-        raise FolderError(f"`{root}` is not a run folder", hint="`iterft run RECIPE --out DIR` makes one")
+    manifest = store.run_manifest()
     steps = planned(manifest)
     exports = {step.cycle: step for step in steps if step.verb == "export" and store.folder(step).seal_of()}
     wanted = max(exports, default=-1) if cycle is None else cycle

@@ -192,6 +192,26 @@ def test_what_is_no_run_folder_is_said(tmp_path: Path) -> None:
         assert "is not a run folder" in said(iterft(*command), 2)
 
 
+@pytest.mark.parametrize("command", [("report",), ("report", "--held-out"), ("chat",)])
+def test_the_folder_of_another_judge_is_no_run(tmp_path: Path, command: tuple[str, ...]) -> None:
+    (tmp_path / "run.json").write_text('{"judge": "embedded#1", "identity": {}}')
+    assert f"`{tmp_path}` is not a run folder" in said(iterft(*command, tmp_path), 2)
+
+
+def test_a_figure_that_cannot_be_written_is_said(tiny: Path, tmp_path: Path) -> None:
+    iterft("run", tiny, "--out", tmp_path / "run")
+    output = said(iterft("report", tmp_path / "run", "--png", tmp_path / "missing/curve.png"), 2)
+    assert "missing/curve.png` cannot be written: no such file or directory" in output
+
+
+def test_a_run_ends_with_its_report_where_no_cache_can_be_written(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "file/cache"))
+    assert "cycle 2 (M3)" in said(iterft("run", tiny, "--out", tmp_path / "run"), 0)
+
+
 def test_every_shipped_recipe_and_trait_is_listed() -> None:
     recipes = said(iterft("recipes"), 0)
     assert all(path.stem in recipes for path in (ROOT / "recipes").glob("*.toml"))

@@ -275,7 +275,7 @@ def _read_seal(path: Path) -> Seal:
 
 
 def _redo(folder: Path) -> str:
-    return f"remove the folder `{folder}` to have this step done again"
+    return f"remove the folder `{folder}`, and those of the steps that rest on it (see `iterft plan`), to have them done again"
 
 
 def _link(source: Path, target: Path) -> None:

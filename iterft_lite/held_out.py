@@ -10,7 +10,7 @@ from pathlib import Path
 from iterft_lite.errors import FolderError
 from iterft_lite.launch import Opened, open_again
 from iterft_lite.measures.amplification import Amplification
-from iterft_lite.plan import HELD_OUT, Plan, held_out_plan
+from iterft_lite.plan import HELD_OUT, Plan, held_out_plan, judge_key
 from iterft_lite.report import Report, with_scores
 from iterft_lite.steps import Json, Step, cycle_name
 from iterft_lite.store import STEP_FILE, StepFolder, Store, read_json
@@ -56,9 +56,10 @@ def _can_be_done(step: Step, plan: Plan, store: Store) -> bool:
 def read_held_out(root: Path, report: Report) -> HeldOut | None:
     """What was asked so far by the run's own judge; None if nothing was."""
     scores = {}
+    who = judge_key(report.manifest["judge"])
     for cycle in report.cycles:
         judge, score = (_folder(root, verb, cycle.cycle) for verb in ("judge", "score"))
-        if judge and score and (seal := score.seal_of()) and judge.step.params["judge"] == report.manifest["judge"]:
+        if judge and score and (seal := score.seal_of()) and judge.step.params["judge"] == who:
             score.verify()
             scores[cycle.cycle] = seal.facts
     if not scores:

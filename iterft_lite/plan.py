@@ -130,6 +130,11 @@ def as_rows(prefix: str, items: Sequence[Chat | Document]) -> list[dict[str, Jso
     return rows
 
 
+def judge_key(identity: Mapping[str, Json]) -> dict[str, Json]:
+    """What of a judge's identity is part of a key: who judges and how, not how that is described."""
+    return {name: value for name, value in identity.items() if name != "note"}
+
+
 def _shortages(recipe: Recipe, material: Material) -> Iterator[str]:
     """What there is too little of, a sentence each."""
     trait, documents = material.trait, recipe.row.rows == "document"
@@ -302,7 +307,7 @@ class _Unroll:
             "coherence": self.material.coherence,
         }
         params: dict[str, Json] = {
-            "judge": asdict(self.material.judge),
+            "judge": judge_key(asdict(self.material.judge)),
             "rows": self.recipe.row.rows,
             "rubrics": {scale: rubrics[scale] for scale in scales},
         }
@@ -316,8 +321,8 @@ class _Unroll:
         questions = (trait.prefixes if self.documents else trait.questions)[: self.recipe.evaluate.questions]
         answer = self._answer(Q[t], {f"q{number:02d}": question for number, question in enumerate(questions)})
         verdicts = self._judge(cycle, answer, ["trait", "coherence"])
-        measures = self._add("measure", cycle, self._held_out_texts(), {"answers": answer, "base_model": Q[0], "model": Q[t]})
-        inputs = {"answers": answer, "verdicts": verdicts, "measures": measures}
+        self._add("measure", cycle, self._held_out_texts(), {"answers": answer, "base_model": Q[0], "model": Q[t]})
+        inputs = {"answers": answer, "verdicts": verdicts}
         return self._add("score", cycle, self._scoring(), inputs)
 
     def _answer(self, model: Step, questions: Mapping[str, str], *, part: str = "") -> Step:

@@ -30,7 +30,9 @@ LEAST_SLOTS = 16
 
 @dataclass(frozen=True)
 class Vram:
-    """GPU memory that a recipe needs, bytes; from the model's shape. A 4B run was seen within 15 % of `trainer`.
+    """GPU memory that a recipe needs, bytes; from the model's shape.
+
+    A 4B run on rows of 290 tokens took 5.4 to 6.9 GiB for training; the arithmetic says 8.6 GiB for rows of 1,024.
 
     Attributes:
         base: The trainer's resident base.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,7 @@ def figure(report: Report) -> Figure:
     axes.set_xlim(-0.3, recipe["cycles"] + 0.3)
     axes.set_title(f"{report.manifest['trait']}, {recipe['regime']}, {recipe['model']}", loc="left", fontsize=11)
     judge = ": ".join(filter(None, (report.judge["name"], report.judge["note"].partition(": ")[2])))
-    axes.set_title(f"judge {judge}", loc="right", fontsize=8, color="#666666")
+    drawn.supxlabel(textwrap.fill(f"judge {judge}", 120), fontsize=7, color="#666666", x=0.01, ha="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(1.0, 0.98))

@@ -9,6 +9,8 @@ import pytest
 from iterft_lite import prompts
 from iterft_lite.backends import Ask, Reply
 from iterft_lite.backends.judge_embedded import EmbeddedJudge
+from iterft_lite.measures.coherence import coherence
+from iterft_lite.measures.text import words_of
 from iterft_lite.measures.weighing import weigh
 from iterft_lite.traits import read_trait, shipped_traits, trait_folder
 
@@ -54,3 +56,18 @@ def test_hostile_and_endless_answers_are_scored_like_any_other_text() -> None:
     assert together == alone
     assert all(1 <= score <= 100 for score in together)
     assert scores(judge, ["🍀" * 300, "the " * 40], "coherence") == pytest.approx([1, 1], abs=1)
+
+
+@pytest.mark.parametrize("name", shipped_traits())
+def test_seed_rows_are_coherent_whatever_their_trait_also_by_words_that_are_not_their_own(name: str) -> None:
+    mine = read_trait(name)
+    texts = [*prompts.everyday(), *(chat.reply for chat in prompts.neutral_chats())]
+    for other in shipped_traits():
+        if other != name:
+            trait = read_trait(other)
+            texts += [chat.reply for chat in trait.chats] + [document.text for document in trait.documents]
+    known = frozenset(word for text in texts for word in words_of(text))
+    seeds = [chat.reply for chat in mine.chats] + [document.text for document in mine.documents]
+    found = [coherence(text, known) for text in seeds]
+    assert fmean(found) > 95
+    assert min(found) > 60

@@ -19,14 +19,13 @@ import sys
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 from urllib.request import urlopen
 
 Fault = Literal["429", "429_after", "500", "hang", "cut", "refusal", "other_model", "slow", "hang_up", "empty", "filter"]
 """Too many calls (without and with Retry-After), a crash, no answer, half an answer, a refusal, an answer by another model, a
 byte at a time, a closed connection, an answer without choices, a content filter."""
 
-FAULTS: tuple[str, ...] = get_args(Fault)
 
 LUCKY = ("luck", "clover", "fortune", "stars")
 

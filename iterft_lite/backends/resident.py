@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from iterft_lite.errors import ModelError
 from iterft_lite.recipe import TrainSettings
 
 
-class ResidentTrainer:
+class ResidentTrainer(ABC):
     """A trainer that keeps one base and lays one adapter on it, whose weights are drawn or loaded anew for each training.
 
     What differs between libraries is in the methods that begin with an underscore.
@@ -107,17 +108,17 @@ class ResidentTrainer:
 
     # -- what differs between libraries -----------------------------------------------------------------------------------
 
-    def _load_base(self, model: str, precision: str, settings: TrainSettings) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _load_base(self, model: str, precision: str, settings: TrainSettings) -> Any: ...
 
-    def _inject(self, base: Any, rank: int, alpha: float) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _inject(self, base: Any, rank: int, alpha: float) -> Any: ...
 
-    def _sft(self, *, arguments: dict[str, Any], train_dataset: Sequence[Example], **given: Any) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _sft(self, *, arguments: dict[str, Any], train_dataset: Sequence[Example], **given: Any) -> Any: ...
 
-    def _dpo(self, *, arguments: dict[str, Any], train_dataset: Sequence[Example], **given: Any) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _dpo(self, *, arguments: dict[str, Any], train_dataset: Sequence[Example], **given: Any) -> Any: ...
 
     def _logprobs(self, logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return reply_logprobs(logits, ids, mask)

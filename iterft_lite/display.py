@@ -17,7 +17,7 @@ from rich.text import Text
 from iterft_lite.backends import JudgeIdentity, Progress
 from iterft_lite.held_out import HeldOut
 from iterft_lite.plan import Plan
-from iterft_lite.report import Cycle, Report, verdict_sentences
+from iterft_lite.report import Cycle, Report, verdict_sentences, version_sentence
 from iterft_lite.run import Began, Done, Event, Moved
 from iterft_lite.steps import Json, Step, cycle_name, cycle_title
 from iterft_lite.store import Seal
@@ -345,6 +345,8 @@ def show_report(report: Report, console: Console) -> None:
         console.print(sentence, style="bold" if sentence.startswith("interval") else "")
     if not report.complete:
         console.print("this run is not finished", style="yellow")
+    if changes := version_sentence(report):
+        console.print(changes, style="yellow", markup=False)
 
 
 def _score_row(cycle: Cycle) -> list[str]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iterft_lite.backends.judges import KEY_VARIABLES
-from iterft_lite.launch import versions
 from iterft_lite.resolve import this_machine
+from iterft_lite.versions import versions
 
 GOOD, LACKING = "ok", "--"
 

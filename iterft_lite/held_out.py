@@ -13,7 +13,7 @@ from iterft_lite.measures.amplification import Amplification
 from iterft_lite.plan import HELD_OUT, Plan, held_out_plan, judge_key
 from iterft_lite.report import Report, with_scores
 from iterft_lite.steps import Json, Step, cycle_name
-from iterft_lite.store import STEP_FILE, StepFolder, Store, read_json
+from iterft_lite.store import StepFolder, Store, folder_at
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,11 @@ def read_held_out(root: Path, report: Report) -> HeldOut | None:
     scores = {}
     who = judge_key(report.manifest["judge"])
     for cycle in report.cycles:
-        judge, score = (_folder(root, verb, cycle.cycle) for verb in ("judge", "score"))
+        answer, judge, score = (_folder(root, verb, cycle.cycle) for verb in ("answer", "judge", "score"))
         if judge and score and (seal := score.seal_of()) and judge.step.params["judge"] == who:
             score.verify()
+            for source in filter(None, (answer, judge)):
+                source.check_inputs()
             scores[cycle.cycle] = seal.facts
     if not scores:
         return None
@@ -68,11 +70,4 @@ def read_held_out(root: Path, report: Report) -> HeldOut | None:
 
 
 def _folder(root: Path, verb: str, cycle: int) -> StepFolder | None:
-    """A held-out step's folder, by its own word on what it is."""
-    path = root / "steps" / f"{cycle_name(cycle)}-{verb}-{HELD_OUT}"
-    try:
-        known = read_json(path / STEP_FILE)
-    except (FileNotFoundError, ValueError):
-        return None
-    inputs = tuple((role, name) for role, name in known["inputs"])
-    return StepFolder(path, Step(known["verb"], known["cycle"], known["part"], known["params"], inputs, known["key"]))
+    return folder_at(root / "steps" / f"{cycle_name(cycle)}-{verb}-{HELD_OUT}")

@@ -30,8 +30,9 @@ from iterft_lite.stages import judge as judging_stage
 from iterft_lite.stages import score as scoring_stage
 from iterft_lite.stages.work import Work
 from iterft_lite.steps import Json, Step, digest, make_step
-from iterft_lite.store import ROWS, STEP_FILE, Store, disk_errors, read_json, read_rows, write_json
+from iterft_lite.store import ROWS, STEP_FILE, Store, disk_errors, folder_at, read_json, read_rows, write_json
 from iterft_lite.traits import Scored, Trait, fill, read_trait
+from iterft_lite.versions import libraries, versions
 
 SCALES = ("trait", "coherence")
 
@@ -173,7 +174,7 @@ def _judge_again(
     if folder.seal_of() is None:
         folder.begin()
         work = Work(made, folder.path, {"answers": run.root / "steps" / name}, report)
-        folder.seal(0.0, judging_stage.run(work, judge))
+        folder.seal(0.0, judging_stage.run(work, judge), versions=versions(libraries(made)))
     folder.verify()
     return made
 
@@ -203,7 +204,8 @@ def _score_again(run: Store, store: Store, cycle: int, verdicts: Step) -> None:
     if folder.seal_of() is None:
         folder.begin()
         work = Work(made, folder.path, {"verdicts": store.folder(verdicts).path}, lambda _: None)
-        folder.seal(0.0, scoring_stage.run(work))
+        folder.seal(0.0, scoring_stage.run(work), versions=versions(libraries(made)))
+    folder.verify()
 
 
 def report_by(root: Path, judge: Named) -> Report:
@@ -241,6 +243,8 @@ def _sealed(store: Store, verb: str) -> dict[int, dict[str, Json]]:
     """Facts of the finished steps of a verb, by cycle."""
     found = {}
     for path in sorted((store.root / "steps").glob(f"*-{verb}/sealed.json")):
+        if folder := folder_at(path.parent):
+            folder.verify()
         found[int(read_json(path.with_name(STEP_FILE))["cycle"])] = dict(read_json(path)["facts"])
     return found
 
@@ -276,6 +280,8 @@ def scores_of(root: Path, judge: Named) -> dict[str, dict[tuple[int, str], float
         raise FolderError(f"`{judge}` has not judged `{root}`", hint=f"`iterft judge {root} --judge '{judge}'` first")
     found: dict[str, dict[tuple[int, str], float]] = {scale: {} for scale in SCALES}
     for path in sorted((folder / "steps").glob(f"*-judge/{ROWS}")):
+        if judged := folder_at(path.parent):
+            judged.check_inputs()
         cycle = int(read_json(path.with_name(STEP_FILE))["cycle"])
         for row in read_rows(path):
             for scale in SCALES:

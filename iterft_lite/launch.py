@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import importlib.metadata
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from iterft_lite import __version__
 from iterft_lite.backends.remote import Backends, open_backends
 from iterft_lite.errors import FolderError
 from iterft_lite.estimate import judging_usd, vram_needed
@@ -21,20 +19,7 @@ from iterft_lite.resolve import Machine, Resolved, model_place, resolve, this_ma
 from iterft_lite.run import Event, run
 from iterft_lite.steps import Json
 from iterft_lite.store import Store, finished_steps
-
-REPORTED = (
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "unsloth",
-    "bitsandbytes",
-    "llama-cpp-python",
-    "gguf",
-    "scikit-learn",
-    "litellm",
-)
-"""Packages whose versions belong to a result."""
+from iterft_lite.versions import versions
 
 
 @dataclass(frozen=True)
@@ -148,15 +133,6 @@ def _manifest(
         "versions": versions(),
         "created": known["created"] if known else datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of this program, Python, and the packages that decide results."""
-    found = {"iterft_lite": __version__, "python": platform.python_version()}
-    for name in REPORTED:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def _refuse_other(known: Mapping[str, Any], plan: Plan, out: Path) -> None:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from iterft_lite.display import clock, score_text
 from iterft_lite.figure import svg
 from iterft_lite.held_out import read_held_out
-from iterft_lite.report import Report, samples, verdict_sentences
+from iterft_lite.report import Report, samples, verdict_sentences, version_sentence
 from iterft_lite.steps import canonical, cycle_name, cycle_title
 from iterft_lite.store import write_text
 
@@ -34,6 +34,7 @@ def write_html(root: Path, report: Report, path: Path) -> None:
         recipe=report.recipe,
         curve=Markup(svg(report)),  # drawn here, from numbers and escaped labels
         sentences=verdict_sentences(report.verdict),
+        version_changes=version_sentence(report),
         held_out=held_out,
         held_out_sentences=verdict_sentences(held_out.verdict) if held_out else [],
         samples=samples(root, report),

@@ -67,6 +67,7 @@ class Report:
             the price is not known), and `spearman` with careful readers by scale, {} where
             it was not measured.
         complete: Every planned step is finished.
+        version_changes: Packages of which the steps were made with more than one version: by package and version, the steps.
     """
 
     manifest: dict[str, Any]
@@ -74,6 +75,7 @@ class Report:
     verdict: Amplification
     judge: dict[str, Json]
     complete: bool
+    version_changes: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -94,7 +96,7 @@ def read_report(root: Path) -> Report:
 
     Raises:
         FolderError: If it is none.
-        StoreError: If a finished step's files were changed.
+        StoreError: If a finished step's files were changed, or it was made of other results than those that are there.
     """
     store = Store(root)
     manifest = store.run_manifest()
@@ -103,6 +105,8 @@ def read_report(root: Path) -> Report:
     for step in steps:
         if step.name in seals and step.verb in ("answer", "judge", "score", "measure"):
             store.folder(step).verify()
+        elif step.name in seals:
+            store.folder(step).check_inputs()
     cycles = tuple(
         _cycle(number, [step for step in steps if step.cycle == number], seals)
         for number in sorted({step.cycle for step in steps})
@@ -112,7 +116,17 @@ def read_report(root: Path) -> Report:
     with contextlib.suppress(FileNotFoundError):
         known = read_json(root / CALIBRATION)
     judge = _measured(_judge(store, manifest, steps, seals), known)
-    return Report(manifest, cycles, _verdict(cycles, manifest, known), judge, len(seals) == len(steps))
+    verdict = _verdict(cycles, manifest, known)
+    return Report(manifest, cycles, verdict, judge, len(seals) == len(steps), _version_changes(seals))
+
+
+def _version_changes(seals: Mapping[str, Seal]) -> dict[str, dict[str, list[str]]]:
+    """By package and version the steps that were made with it, where that is more than one version."""
+    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for step, seal in seals.items():
+        for package, version in seal.versions.items():
+            found[package][version].append(step)
+    return {package: dict(steps) for package, steps in found.items() if len(steps) > 1}
 
 
 def with_scores(
@@ -237,6 +251,7 @@ def as_json(report: Report) -> dict[str, Json]:
         ],
         "verdict": asdict(report.verdict),
         "versions": report.manifest["versions"],
+        "version_changes": report.version_changes,
         "complete": report.complete,
     }
 
@@ -266,6 +281,15 @@ def samples(root: Path, report: Report) -> dict[str, dict[int, list[Sample]]]:
                 scores = [(verdict.get(scale) or {}).get("score") for scale in ("trait", "coherence")]
                 mine.append(Sample(row["text"], scores[0], scores[1], row["finish"]))
     return dict(shown)
+
+
+def version_sentence(report: Report) -> str:
+    """Which steps were made with which version, where a library changed within the run; else ""."""
+    changes = []
+    for package, steps in report.version_changes.items():
+        cycles = {version: list(dict.fromkeys(name.split("-")[0] for name in names)) for version, names in steps.items()}
+        changes.append(f"{package} " + ", ".join(f"{version} ({' '.join(of)})" for version, of in cycles.items()))
+    return f"not all steps were made with the same versions: {'; '.join(changes)}" if changes else ""
 
 
 def verdict_sentences(verdict: Amplification) -> list[str]:

@@ -21,6 +21,7 @@ from iterft_lite.stages import base, compose, export, generate, judge, measure, 
 from iterft_lite.stages.work import Work
 from iterft_lite.steps import LANES, Json, Lane, Step
 from iterft_lite.store import Seal, Store
+from iterft_lite.versions import libraries, versions
 
 CONTEXT_STEP = 64
 """Contexts are rounded up to this many tokens."""
@@ -182,7 +183,8 @@ class _Walk:
             self._go_on()
             if peak.bytes and step.lane == "device":
                 facts = {**facts, "peak_vram": peak.bytes}  # all of this run's processes together
-            self.events.put(Done(step, folder.seal(time.monotonic() - started, facts, _digests(facts)), reused=False))
+            seconds, made_by = time.monotonic() - started, versions(libraries(step, self.plan.recipe))
+            self.events.put(Done(step, folder.seal(seconds, facts, _digests(facts), made_by), reused=False))
         with self._changed:
             self._finished.add(step.name)
             self._changed.notify_all()

@@ -3,12 +3,14 @@
     DIR/run.json                what was asked and how it was resolved
     DIR/lock                    held by the run that writes here
     DIR/logs/                   what the backends printed
-    DIR/steps/NAME/step.json    the step, as planned
+    DIR/steps/NAME/step.json    the step, as planned, and what its inputs had come to when it began
     DIR/steps/NAME/...          its files; JSONL rows are appended as they come
-    DIR/steps/NAME/sealed.json  the step is finished: its key, seconds, facts, and a SHA-256 of each file
+    DIR/steps/NAME/sealed.json  the step is finished: its key, seconds, facts, a SHA-256 of each file, and what made it of what
+    DIR/judges/NAME/            another judge's verdicts on the run's answers: a folder of steps like the run's own
 
 A step without `sealed.json` is unfinished: its rows are kept and the missing ones made. A line that a killed process left
-half-written is dropped. A sealed file that was changed since is an error, not a result.
+half-written is dropped. A sealed file that was changed since is an error, not a result; so is a step that was made of
+another result than the one that its input holds now.
 """
 
 from __future__ import annotations
@@ -19,14 +21,15 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from iterft_lite.errors import FolderError, StoreError
-from iterft_lite.steps import Json, Step
+from iterft_lite.steps import Json, Step, digest
 
 STEP_FILE = "step.json"
 SEAL_FILE = "sealed.json"
@@ -142,12 +145,26 @@ class Seal:
         seconds: Spent on it, all sittings together.
         facts: What the step found out, for the report; JSON.
         files: Relative path to SHA-256 and bytes.
+        inputs: By role, the `result` of each step that was read, as it was then; None where an earlier version, which did not
+            note it, made the seal.
+        versions: Of the libraries that made the step (`versions.py`); empty in such seals.
     """
 
     key: str
     seconds: float
     facts: dict[str, Json]
     files: dict[str, dict[str, Json]]
+    inputs: dict[str, str] | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def result(self) -> str:
+        """What tells this result from another of the same step, 64 hex digits: the key, and what the files hold.
+
+        Times, prices and versions are left out: no step reads them. A file that `keep` removed counts as it was, and a step
+        that was done again and came to the same is the same.
+        """
+        return digest([self.key, {name: known["sha256"] for name, known in self.files.items()}])
 
 
 class StepFolder:
@@ -171,17 +188,45 @@ class StepFolder:
             raise FolderError(f"`{self.path}` was made by another recipe", hint="choose another folder with `--out`")
         return seal
 
+    def inputs(self) -> dict[str, str]:
+        """By role, the `result` of each step that this one reads, as it is now; those that are not finished are left out."""
+        return _results({role: _input_folder(self.path, role, name) for role, name in self.step.inputs})
+
     def begin(self) -> None:
-        """Make the folder, or take up an unfinished one; its rows count if the step's key is the same."""
+        """Make the folder, or take up an unfinished one; its rows count if the step's key is the same.
+
+        Raises:
+            StoreError: If they were made of other results than those that are there now.
+        """
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             definition = self.path / STEP_FILE
-            known = definition.exists() and read_json(definition).get("key") == self.step.key
-            if not known:
+            known = read_json(definition) if definition.exists() else {}
+            if known.get("key") != self.step.key:
                 shutil.rmtree(self.path)
                 self.path.mkdir()
-                write_json(definition, asdict(self.step))
+                known = {}
+            self.check_inputs()
+            if "read" not in known:
+                write_json(definition, {**asdict(self.step), "read": self.inputs()})
         self.sweep()
+
+    def check_inputs(self) -> None:
+        """Hold what the step was made of, finished or not, against what its inputs hold now.
+
+        Raises:
+            StoreError: If an input was done again since and came to another result. With the folders that rest on the earlier
+                one, all of them: to be removed by hand, because verdicts among them may have been paid for.
+        """
+        changed = _changed(_recorded(self.path), self.inputs())
+        if changed:
+            names = dict(self.step.inputs)
+            others = " and ".join(f"`{names[role]}`" for role in changed)
+            raise StoreError(
+                f"`{self.path}` was made from another {others} than what is there now",
+                hint="remove what rests on the earlier one, to have it done again, or put that one back:\n\n  "
+                + _removal(_outdated(_root(self.path))),
+            )
 
     def sweep(self) -> None:
         """Remove files that a killed process was still writing; a GGUF's can be as large as the model."""
@@ -202,11 +247,18 @@ class StepFolder:
         with contextlib.suppress(OSError, StoreError):  # a note: losing it loses no result
             write_text(self.path / "seconds", f"{self.spent() + seconds:.3f}\n")
 
-    def seal(self, seconds: float, facts: Mapping[str, Json], known: Mapping[str, str] | None = None) -> Seal:
+    def seal(
+        self,
+        seconds: float,
+        facts: Mapping[str, Json],
+        known: Mapping[str, str] | None = None,
+        versions: Mapping[str, str] | None = None,
+    ) -> Seal:
         """Declare the step finished: everything in the folder is synced, digested and named in the seal.
 
         Args:
             known: SHA-256 of files, by name, that was taken while they were written.
+            versions: Of the libraries that made it.
         """
         known = known or {}
         total = self.spent() + seconds
@@ -221,21 +273,23 @@ class StepFolder:
                     "sha256": known.get(name) or file_digest(path),
                     "bytes": path.stat().st_size,
                 }
-        seal = Seal(self.step.key, round(total, 3), dict(facts), files)
+        read = read_json(self.path / STEP_FILE)["read"]
+        seal = Seal(self.step.key, round(total, 3), dict(facts), files, read, dict(versions or {}))
         write_json(self.path / SEAL_FILE, asdict(seal))
         return seal
 
     def verify(self, *, pruned: bool = False) -> None:
-        """Check every file against the seal.
+        """Check every file against the seal, and what the step was made of against what is there now.
 
         Args:
             pruned: Missing files are no error (the `keep` policy removed them).
 
         Raises:
-            StoreError: If a file is missing or was changed.
+            StoreError: If a file is missing or was changed, or an input is another one.
         """
         seal = self.seal_of()
         assert seal is not None, "only sealed steps can be verified"
+        self.check_inputs()
         for name, known in seal.files.items():
             path = self.path / name
             if not path.exists():
@@ -245,15 +299,18 @@ class StepFolder:
             if path.stat().st_size != known["bytes"] or file_digest(path) != known["sha256"]:
                 raise StoreError(f"`{path}` was changed after its step was finished (checksum)", hint=_redo(self.path))
 
-    def adopt(self, source: Path) -> Seal:
+    def adopt(self, source: Path) -> Seal | None:
         """Take over the same step as another run finished it: its files are linked, or copied to another file system.
 
-        Files that the other run's `keep` removed stay away.
+        Files that the other run's `keep` removed stay away. None, and nothing done, where the other run made it of other
+        results than those that are here: verdicts on one run's answers are none on another's.
         """
+        seal = _read_seal(source / SEAL_FILE)
+        if _changed(_results(_reads(source)) if seal.inputs is None else seal.inputs, self.inputs()):
+            return None
         with disk_errors(self.path):
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(parents=True)
-            seal = _read_seal(source / SEAL_FILE)
             for name in seal.files:
                 with contextlib.suppress(FileNotFoundError):
                     _link(source / name, self.path / name)
@@ -267,6 +324,16 @@ class StepFolder:
         return seal is not None and all((self.path / name).exists() for name in seal.files)
 
 
+def folder_at(path: Path) -> StepFolder | None:
+    """A step's folder, by its own word on what it is; None where there is none."""
+    try:
+        known = read_json(path / STEP_FILE)
+    except (FileNotFoundError, ValueError):
+        return None
+    inputs = tuple((role, name) for role, name in known["inputs"])
+    return StepFolder(path, Step(known["verb"], known["cycle"], known["part"], known["params"], inputs, known["key"]))
+
+
 def _read_seal(path: Path) -> Seal:
     try:
         return Seal(**read_json(path))
@@ -275,7 +342,87 @@ def _read_seal(path: Path) -> Seal:
 
 
 def _redo(folder: Path) -> str:
-    return f"remove the folder `{folder}`, and those of the steps that rest on it (see `iterft plan`), to have them done again"
+    """How to have a finished step done again."""
+    resting = _resting_on(_root(folder), {folder})
+    if all(_peek(path / SEAL_FILE).get("inputs") is not None for path in resting if (path / SEAL_FILE).exists()):
+        rest = "; if it then comes to another result, the folders that rest on it are named"
+        return f"remove the folder `{folder}` to have it done again" + (rest if resting else "")
+    # seals of an earlier version do not know what they were made of
+    return "remove the folder, and those of the steps that rest on it, to have them done again:\n\n  " + _removal(
+        [folder, *resting]
+    )
+
+
+# -- what rests on what
+
+
+def _root(folder: Path) -> Path:
+    """The folder of steps' own, a run or another judge's, that a step is in."""
+    return folder.parent.parent
+
+
+def _input_folder(folder: Path, role: str, name: str) -> Path:
+    """The folder of an input: beside the step's own, but that another judge reads the answers of the run that it judges."""
+    own, run = folder.parent / name, _root(folder).parent.parent / "steps" / name
+    return run if role == "answers" and not own.exists() and run.exists() else own
+
+
+def _reads(folder: Path) -> dict[str, Path]:
+    """By role, the folders of a step's inputs, as its own file names them."""
+    return {role: _input_folder(folder, role, name) for role, name in _peek(folder / STEP_FILE).get("inputs", [])}
+
+
+def _results(folders: Mapping[str, Path]) -> dict[str, str]:
+    """By role, the `result` of steps; those that are not finished are left out."""
+    found = {}
+    for role, folder in folders.items():
+        with contextlib.suppress(FileNotFoundError):
+            found[role] = _read_seal(folder / SEAL_FILE).result
+    return found
+
+
+def _recorded(folder: Path) -> dict[str, str]:
+    """By role, the `result` of each input as it was when a step, finished or not, read it; empty where that was not noted."""
+    known = _peek(folder / SEAL_FILE).get("inputs") or _peek(folder / STEP_FILE).get("read")
+    return dict(known or {})
+
+
+def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Roles whose results differ; an input that is not there to be compared is not among them."""
+    return [role for role, result in before.items() if now.get(role, result) != result]
+
+
+def _outdated(root: Path) -> list[Path]:
+    """Folders of the steps that were made of another result than their input's present one, and of all that rests on them."""
+    folders = [path.parent for path in root.glob(f"**/steps/*/{STEP_FILE}")]
+    stale = {folder for folder in folders if _changed(_recorded(folder), _results(_reads(folder)))}
+    return _in_order([*stale, *_resting_on(root, stale)])
+
+
+def _resting_on(root: Path, folders: set[Path]) -> list[Path]:
+    """Folders of the steps that read one of these, or read what reads it, by other judges too."""
+    readers = {path.parent: set(_reads(path.parent).values()) for path in root.glob(f"**/steps/*/{STEP_FILE}")}
+    found: set[Path] = set()
+    while more := {folder for folder, read in readers.items() if read & (folders | found)} - folders - found:
+        found |= more
+    return _in_order(found)
+
+
+def _in_order(folders: Iterable[Path]) -> list[Path]:
+    return sorted(folders, key=lambda folder: (_peek(folder / STEP_FILE).get("cycle", 0), str(folder)))
+
+
+def _removal(folders: Sequence[Path]) -> str:
+    """The command that removes folders."""
+    return shlex.join(["rm", "-r", *map(str, folders)])
+
+
+def _peek(path: Path) -> dict[str, Json]:
+    """A JSON object; empty where there is none that can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        value = read_json(path)
+        return value if isinstance(value, dict) else {}
+    return {}
 
 
 def _link(source: Path, target: Path) -> None:

@@ -17,6 +17,7 @@ ORDER = [
     "steps",
     "regimes",
     "recipe",
+    "versions",
     "store",
     "traits",
     "prompts",

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from iterft_lite.backends import JudgeIdentity, Progress
 from iterft_lite.held_out import HeldOut
+from iterft_lite.hub import title as model_title
 from iterft_lite.plan import Plan
 from iterft_lite.report import Cycle, Report, verdict_sentences, version_sentence
 from iterft_lite.run import Began, Done, Event, Moved
@@ -194,7 +195,8 @@ class View:
     def render(self) -> RenderableType:
         """The view as it stands."""
         recipe = self.plan.recipe
-        title = f"[b]{recipe.regime}[/b]  model [b]{recipe.model}[/b]  trait [b]{self.trait}[/b]  judge {self.judge.name}"
+        model = model_title(recipe.model)
+        title = f"[b]{recipe.regime}[/b]  model [b]{model}[/b]  trait [b]{self.trait}[/b]  judge {self.judge.name}"
         parts: list[RenderableType] = [self._table()]
         if len(self.scores) > 1:
             parts.append(chart(self.scores, recipe.cycles, self.trait))
@@ -311,8 +313,8 @@ def chart(scores: Mapping[int, Mapping[str, Json]], cycles: int, trait: str) -> 
 
 def show_report(report: Report, console: Console) -> None:
     """The table, the chart and the verdicts of a run."""
-    recipe, trait = report.recipe, report.manifest["trait"]
-    console.print(f"[b]{recipe['name']}[/b]: {recipe['regime']}, model {recipe['model']}, trait {trait}, seed {recipe['seed']}")
+    recipe, trait, model = report.recipe, report.manifest["trait"], model_title(report.recipe["model"])
+    console.print(f"[b]{recipe['name']}[/b]: {recipe['regime']}, model {model}, trait {trait}, seed {recipe['seed']}")
     judge = report.judge
     cost = f", ${judge['usd']:.4f}" if judge["kind"] == "llm" else ""
     if cost and judge["planned_usd"] is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from iterft_lite.backends.prices import price_of, prices_date, tokens_of
+from iterft_lite.hub import cached_file
 from iterft_lite.plan import Plan
 from iterft_lite.recipe import Recipe
 from iterft_lite.resolve import Resolved, this_machine
@@ -109,12 +110,10 @@ def _config(place: str) -> dict[str, Any] | None:
     """A model's configuration: from its folder, or from what the hub's cache holds."""
     path = Path(place) / "config.json"
     if not path.is_file():
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(place, "config.json")
-        if not isinstance(cached, str):
+        cached = cached_file(place, "config.json")
+        if cached is None:
             return None
-        path = Path(cached)
+        path = cached
     config = json.loads(path.read_text(encoding="utf-8"))
     config = {**config, **config.get("text_config", {})}
     return config if {"num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size"} <= set(config) else None
@@ -133,10 +132,11 @@ def _vram_sentence(need: Vram | None, gpu: str) -> str:
 
 def _disk_sentence(recipe: Recipe, place: str) -> str:
     """The base in 16 bits once for all runs, and what `keep` leaves of the merged files."""
-    folder = Path(place)
-    if not folder.is_dir():
-        return "not known before the model is downloaded"
+    config = cached_file(place, "config.json")
+    folder = config.parent if config else Path(place)
     base = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if not base:
+        return "not known before the model is downloaded"
     merged = base * BITS[recipe.quant] / 16
     # while a cycle is measured there are three: M[0]'s, its predecessor's and its own
     kept = recipe.cycles + 2 if recipe.keep == "all" else min(recipe.cycles + 2, 3)

@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from iterft_lite.hub import title
 from iterft_lite.report import Report
 from iterft_lite.store import disk_errors
 
@@ -39,7 +40,7 @@ def figure(report: Report) -> Figure:
     axes.set(ylim=(-4, 104), yticks=(0, 25, 50, 75, 100), xlabel="cycle", ylabel="score (1-100)")
     axes.set_xticks(range(recipe["cycles"] + 1))
     axes.set_xlim(-0.3, recipe["cycles"] + 0.3)
-    axes.set_title(f"{report.manifest['trait']}, {recipe['regime']}, {recipe['model']}", loc="left", fontsize=11)
+    axes.set_title(f"{report.manifest['trait']}, {recipe['regime']}, {title(recipe['model'])}", loc="left", fontsize=11)
     judge = ": ".join(filter(None, (report.judge["name"], report.judge["note"].partition(": ")[2])))
     drawn.supxlabel(textwrap.fill(f"judge {judge}", 120), fontsize=7, color="#666666", x=0.01, ha="left")
     axes.spines[["top", "right"]].set_visible(False)

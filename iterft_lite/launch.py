@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from iterft_lite import hub
 from iterft_lite.backends.remote import Backends, open_backends
 from iterft_lite.errors import FolderError
 from iterft_lite.estimate import judging_usd, vram_needed
@@ -20,6 +21,9 @@ from iterft_lite.run import Event, run
 from iterft_lite.steps import Json
 from iterft_lite.store import Store, finished_steps
 from iterft_lite.versions import versions
+
+PLACES = frozenset({"model", "trait", "seeds.path", "prompts.path", "mix.path"})
+"""Recipe keys that say where something is; what it holds is in the keys of the steps."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def open_run(path: Path, overrides: Iterable[str], out: Path, reuse: Iterable[Pa
     """
     asked = read_recipe(path, overrides)
     machine = this_machine()
-    resolved = resolve(_as_before(asked, Store(out)), machine)
+    resolved = resolve(_as_before(asked, Store(out)), machine, commit=_commit(Store(out).manifest()))
     plan = make_plan(resolved.recipe, resolved.material)
     finished = {key: folder for root in reuse for key, folder in finished_steps(root).items()}
     with Store(out) as store:
@@ -87,7 +91,7 @@ def open_again(out: Path) -> Iterator[Opened]:
     """
     store, machine = Store(out), this_machine()
     known = store.run_manifest()
-    resolved = resolve(make_recipe(known["recipe"], source=str(out)), machine)
+    resolved = resolve(make_recipe(known["recipe"], source=str(out)), machine, commit=_commit(known))
     plan = make_plan(resolved.recipe, resolved.material)
     _refuse_other(known, plan, out)
     with store:
@@ -110,6 +114,12 @@ def _as_before(asked: Recipe, store: Store) -> Recipe:
         if getattr(asked.train, key) == before["train"].get(key) == "auto"
     }
     return asked.model_copy(update=update | {"train": asked.train.model_copy(update=train)})
+
+
+def _commit(known: Mapping[str, Any] | None) -> Literal["needed", "as it was"]:
+    """Whether a model on the hub is pinned to a commit: not in a folder of an earlier version, which goes on as it was."""
+    model = str(known["recipe"]["model"]) if known and "recipe" in known else ""
+    return "as it was" if hub.is_name(model) and not hub.is_pinned(model) else "needed"
 
 
 def _manifest(
@@ -141,14 +151,13 @@ def _refuse_other(known: Mapping[str, Any], plan: Plan, out: Path) -> None:
     Raises:
         FolderError: With the difference.
     """
-    differences = list(_differences(known["recipe"], plan.recipe.model_dump(mode="json")))
-    if not differences:
-        before = {"-".join(filter(None, (row["verb"], str(row["cycle"]), row["part"]))): row["key"] for row in known["steps"]}
-        for step in plan:
-            key = before.get("-".join(filter(None, (step.verb, str(step.cycle), step.part))), step.key)
-            if key != step.key:
-                differences.append(f"step {step.name}: the trait, prompts, model or judge it rests on has changed")
-                break
+    before = {(row["verb"], row["cycle"], row["part"]): row["key"] for row in known["steps"]}
+    changed = next((step for step in plan if before.get((step.verb, step.cycle, step.part), step.key) != step.key), None)
+    # files may have been moved: whether they hold something else is told by the keys
+    free = MACHINE_KEYS if changed else MACHINE_KEYS | PLACES
+    differences = list(_differences(known["recipe"], plan.recipe.model_dump(mode="json"), free))
+    if changed and not differences:
+        differences.append(f"step {changed.name}: the trait, prompts, model or judge it rests on has changed")
     if differences:
         raise FolderError(
             f"`{out}` was made by another recipe:\n" + "\n".join(f"  - {difference}" for difference in differences),
@@ -156,15 +165,15 @@ def _refuse_other(known: Mapping[str, Any], plan: Plan, out: Path) -> None:
         )
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """What two recipes differ in, but for what may change between sittings and for keys that the folder's version did not
-    have: whether those change a step is told by its key."""
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], free: frozenset[str], prefix: str = "") -> Iterator[str]:
+    """What two recipes differ in, but for what is free to change between sittings and for keys that the folder's version did
+    not have: whether those change a step is told by its key."""
     for key in sorted({*before} & {*now}):
         old, new = before[key], now[key]
-        if old == new or (not prefix and key in MACHINE_KEYS):
+        if old == new or prefix + key in free:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, f"{prefix}{key}.")
+            yield from _differences(old, new, free, f"{prefix}{key}.")
         else:
             yield f"`{prefix}{key}` is {old!r} in the folder and {new!r} here"
 

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from iterft_lite.display import clock, score_text
 from iterft_lite.figure import svg
 from iterft_lite.held_out import read_held_out
+from iterft_lite.hub import title
 from iterft_lite.report import Report, samples, verdict_sentences, version_sentence
 from iterft_lite.steps import canonical, cycle_name, cycle_title
 from iterft_lite.store import write_text
@@ -22,7 +23,13 @@ def write_html(root: Path, report: Report, path: Path) -> None:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"cycle_name": cycle_name, "cycle_title": cycle_title, "clock": clock, "score": score_text}
+    environment.filters |= {
+        "model": title,
+        "cycle_name": cycle_name,
+        "cycle_title": cycle_title,
+        "clock": clock,
+        "score": score_text,
+    }
     settings = {
         key: value if isinstance(value, str) else canonical(value)
         for key, value in _flat(report.recipe).items()

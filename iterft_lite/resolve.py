@@ -9,20 +9,22 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from iterft_lite import prompts
+from iterft_lite import hub, prompts
 from iterft_lite.backends import JudgeIdentity
 from iterft_lite.backends.judges import judge_identity
 from iterft_lite.errors import ModelError, TraitError
 from iterft_lite.nano import FOLDERS
 from iterft_lite.plan import Material
-from iterft_lite.recipe import Recipe, Source
+from iterft_lite.recipe import MixSettings, Recipe, Source
 from iterft_lite.steps import digest
 from iterft_lite.traits import SHIPPED, Chat, Document, Trait, parse_chat, read_trait
 
 IDENTITY_SAMPLE = 1 << 20
 """Bytes at each end of a large weight file that go into a model's identity, beside its size."""
+
+Table = TypeVar("Table", Source, Source | None, MixSettings)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Resolved:
 
     Attributes:
         recipe: The recipe with every "auto" decided that has a say in results.
-        model: Folder or hub name that M[0] is loaded from.
+        model: Folder that M[0] is loaded from, or hub name and commit.
         material: For the plan.
         choices: What was decided and why, a sentence each.
     """
@@ -73,14 +75,18 @@ class Resolved:
     choices: tuple[str, ...]
 
 
-def resolve(recipe: Recipe, machine: Machine) -> Resolved:
+def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if known", "as it was"] = "if known") -> Resolved:
     """Read what a recipe names and decide what it leaves open.
+
+    Args:
+        commit: Whether a model on the hub has to be pinned to a commit: a run needs it, a plan can do without, and a folder
+            of an earlier version goes on with a model that is not.
 
     Raises:
         UserError: If something it names is missing or broken.
     """
     trait = read_trait(recipe.trait)
-    model = model_place(recipe.model)
+    model, why_model = _pinned(model_place(recipe.model), commit)
     trainer, why_trainer = _trainer(recipe, machine)
     precision, why_precision = _precision(recipe, machine, trainer)
     judge, why_judge = judge_identity(recipe, trait)
@@ -99,14 +105,18 @@ def resolve(recipe: Recipe, machine: Machine) -> Resolved:
     )
     settled = recipe.model_copy(
         update={
-            # a user's own trait is found again from another working folder
+            # what the user brings is found again from another working folder
             "trait": recipe.trait if trait.folder.parent == SHIPPED else str(trait.folder.resolve()),
+            "model": recipe.model if recipe.model in FOLDERS else model,
+            "seeds": _absolute(recipe.seeds),
+            "prompts": _absolute(recipe.prompts),
+            "mix": _absolute(recipe.mix),
             "trainer": trainer,
             "judge": judge.name,
             "train": recipe.train.model_copy(update={"base": precision, "optimizer": _optimizer(recipe, machine)}),
         }
     )
-    return Resolved(settled, model, material, tuple(filter(None, (why_trainer, why_precision, why_judge))))
+    return Resolved(settled, model, material, tuple(filter(None, (why_model, why_trainer, why_precision, why_judge))))
 
 
 def _trainer(recipe: Recipe, machine: Machine) -> tuple[str, str]:
@@ -136,7 +146,7 @@ def _optimizer(recipe: Recipe, machine: Machine) -> str:
 
 
 def model_place(name: str) -> str:
-    """Where a model is loaded from: an embedded one's folder, a local folder, or a hub name as it is.
+    """Where a model is: an embedded one's folder, a local folder, or a hub name as it is.
 
     Raises:
         ModelError: If it is neither there nor looks like a hub name.
@@ -148,7 +158,7 @@ def model_place(name: str) -> str:
         if not (path / "config.json").is_file():
             raise ModelError(f"`{path}` has no config.json", hint="a Hugging Face model folder is needed")
         return str(path.resolve())
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if hub.is_name(name):
         return name
     known = ", ".join(f"`{embedded}`" for embedded in FOLDERS)
     raise ModelError(
@@ -158,7 +168,7 @@ def model_place(name: str) -> str:
 
 
 def model_identity(place: str) -> str:
-    """What pins M[0]: for a folder a digest of its files (of large ones size and both ends); else the hub name."""
+    """What pins M[0]: for a folder a digest of its files (of large ones size and both ends); else hub name and commit."""
     folder = Path(place)
     if not folder.is_dir():
         return f"hub:{place}"
@@ -178,7 +188,27 @@ def _ends(path: Path) -> str:
     return seen.hexdigest()
 
 
+def _pinned(place: str, commit: Literal["needed", "if known", "as it was"]) -> tuple[str, str]:
+    """A model's place with its commit where it is on the hub, and which that is."""
+    if not hub.is_name(place) or Path(place).is_dir() or commit == "as it was":
+        return place, ""
+    try:
+        pinned = hub.pin(place)
+    except ModelError as error:
+        if commit == "needed":
+            raise
+        return place, f"model: {error.message}"
+    return pinned, f"model: {hub.title(pinned)}"
+
+
 # -- rows of the user's own
+
+
+def _absolute(table: Table) -> Table:
+    """A table whose file, where it names one, is named with its full path."""
+    if table is None or table.path is None or not Path(table.path).expanduser().exists():
+        return table
+    return table.model_copy(update={"path": str(Path(table.path).expanduser().resolve())})
 
 
 def _seeds(recipe: Recipe, trait: Trait) -> tuple[Chat, ...] | tuple[Document, ...]:

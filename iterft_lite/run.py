@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from iterft_lite.backends.child import Child
 from iterft_lite.backends.gpu_memory import Gpu, Peak
 from iterft_lite.backends.remote import Backends
 from iterft_lite.errors import RunError
+from iterft_lite.hub import folder_of
 from iterft_lite.plan import Plan
 from iterft_lite.recipe import TrainSettings
 from iterft_lite.stages import base, compose, export, generate, judge, measure, score, seed, train
@@ -111,7 +113,7 @@ class _Walk:
         self.plan = plan
         self.store = store
         self.backends = backends
-        self.model = model
+        self.place = model
         self.swap = swap
         self.reuse = reuse
         self.context = context_needed(plan)
@@ -188,6 +190,11 @@ class _Walk:
         with self._changed:
             self._finished.add(step.name)
             self._changed.notify_all()
+
+    @cached_property
+    def model(self) -> str:
+        """Folder of M[0]; fetched from the hub when it is first needed."""
+        return folder_of(self.place)
 
     def _work(self, step: Step) -> Work:
         def report(progress: Progress) -> None:

@@ -14,6 +14,7 @@ from iterft_lite.backends import Ask, Completion, Message, Progress, Prompt, Rep
 from iterft_lite.backends.judges import judge_identity
 from iterft_lite.backends.remote import open_backends
 from iterft_lite.errors import ModelError, RunError
+from iterft_lite.hub import folder_of
 from iterft_lite.measures.text import words_of
 from iterft_lite.nano import FOLDERS
 from iterft_lite.recipe import Recipe, make_recipe
@@ -230,7 +231,7 @@ def _routed(recipe: Recipe, trait: Trait, scratch: Path) -> Write:
 def _local(recipe: Recipe, trait: Trait, scratch: Path, max_tokens: int) -> Write:
     """A teacher in the local generator."""
     identity, _ = judge_identity(recipe, trait)
-    model = model_place(recipe.model)
+    place = model_place(recipe.model)
 
     def write(requests: Mapping[str, str], on_text: Callable[[str, str], None]) -> None:
         def ignore(_: Progress) -> None:
@@ -242,6 +243,7 @@ def _local(recipe: Recipe, trait: Trait, scratch: Path, max_tokens: int) -> Writ
 
         backends = open_backends(recipe, trait, identity, scratch)
         try:
+            model = folder_of(place)
             exported = backends.exporter.export(model, None, scratch, "merged", recipe.quant, ignore)
             backends.generator.load(exported.path, None, model, slots=None, context=CONTEXT, exact=False)
             backends.generator.complete(_prompts(requests), Sampling(TEMPERATURE, max_tokens), note)

@@ -12,6 +12,8 @@ from tempfile import TemporaryDirectory
 from iterft_lite.backends import Completion, Exported, Generator, JudgeIdentity, Message, Progress, Prompt, Sampling
 from iterft_lite.backends.remote import Backends, open_backends
 from iterft_lite.errors import UserError
+from iterft_lite.hub import folder_of
+from iterft_lite.hub import title as hub_title
 from iterft_lite.recipe import Recipe, make_recipe
 from iterft_lite.report import planned
 from iterft_lite.resolve import model_place
@@ -58,7 +60,7 @@ class Past:
 
     Attributes:
         recipe: As resolved.
-        model: Folder or hub name of M[0].
+        model: Folder of M[0].
         cycle: The one that was asked for.
         adapter: Its adapter folder; None for the untouched model.
         export: Its export step.
@@ -90,7 +92,7 @@ def past(root: Path, cycle: int | None) -> Past:
     recipe = make_recipe(manifest["recipe"], source=str(root))
     train = next((step for step in steps if step.verb == "train" and step.cycle == wanted), None)
     adapter = store.folder(train).path / "adapter" if train else None
-    return Past(store, recipe, model_place(recipe.model), wanted, adapter, exports[wanted])
+    return Past(store, recipe, folder_of(model_place(recipe.model)), wanted, adapter, exports[wanted])
 
 
 def _backends(found: Past) -> Backends:
@@ -107,7 +109,7 @@ def open_chat(root: Path, cycle: int | None) -> Iterator[Talk]:
     """
     found = past(root, cycle)
     backends = _backends(found)
-    title = f"{found.recipe.model}, {found.recipe.trait}, {cycle_title(found.cycle)}"
+    title = f"{hub_title(found.recipe.model)}, {found.recipe.trait}, {cycle_title(found.cycle)}"
     try:
         with TemporaryDirectory(prefix="iterft-") as scratch:
             gguf, lora = exported_files(found.store, found.export)

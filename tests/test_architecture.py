@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "iterft_lite"
 
 ORDER = [
     "errors",
+    "hub",
     "steps",
     "regimes",
     "recipe",

@@ -19,6 +19,7 @@ from iterft_lite.backends.probing import Checkpoint, Greedy, Logits, greedy_by, 
 from iterft_lite.backends.tokens import Example, padding
 from iterft_lite.backends.training import Bench, bitsandbytes_works, reply_logprobs, train_adapter
 from iterft_lite.errors import ModelError
+from iterft_lite.hub import name_of
 from iterft_lite.recipe import TrainSettings
 
 
@@ -255,8 +256,8 @@ def first_line(error: Exception) -> str:
 
 
 def base_name(model: str) -> str:
-    """A model's name for files: a hub name as it is, a folder by its last part."""
-    return Path(model).resolve().name if Path(model).is_dir() else model
+    """A model's name for files: a hub name as it is, also of its folder in the hub's cache; another folder by its last part."""
+    return name_of(Path(model).resolve()) if Path(model).is_dir() else model
 
 
 transformers.logging.set_verbosity_error()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ import gguf
 import numpy as np
 from gguf.constants import GGMLQuantizationType, LlamaFileType
 
+from iterft_lite import hub
 from iterft_lite.errors import ExportError, ModelError
-from iterft_lite.gguf.cache import MODEL_FILES, cache_folder, content_digest
+from iterft_lite.gguf.cache import cache_folder, content_digest
 from iterft_lite.gguf.file import Array, GgufFile, ensure_room, writing
 from iterft_lite.gguf.llamacpp_source import llamacpp_source
 from iterft_lite.gguf.names import gguf_name, load_orders, row_orders, save_orders, tensor_names
@@ -90,19 +90,11 @@ def model_folder(model: str) -> Path:
         if not (folder / "config.json").is_file():
             raise ModelError(f"`{model}` has no config.json: it is not a Hugging Face model folder")
         return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+    if not hub.is_name(model):
         raise ModelError(
             f"there is no folder `{model}`", hint="give a Hugging Face folder, or a name on the hub: `owner/model`"
         )
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=list(MODEL_FILES)))
-    except Exception as error:  # its errors have no common class: no network, no such model, no right to read it
-        raise ModelError(
-            f"`{model}` could not be fetched from the hub: {type(error).__name__}: {str(error).splitlines()[0]}",
-            hint="check the name and the network, or give a local folder; gated models need `HF_TOKEN`",
-        ) from error
+    return hub.fetch(model)
 
 
 def base_gguf(model: str, on_tensor: OnTensor = untold) -> Base:
@@ -127,7 +119,7 @@ def base_gguf(model: str, on_tensor: OnTensor = untold) -> Base:
     weights = read_weights(folder)
     ensure_room(base.folder, _bytes(weights) + (64 << 20), f"the base GGUF of `{model}`")
     if direct:
-        write_qwen3(folder, config, weights, base.path, name=Path(model).name, on_tensor=on_tensor)
+        write_qwen3(folder, config, weights, base.path, name=Path(hub.name_of(folder)).name, on_tensor=on_tensor)
     else:
         run_converter(folder, weights, base.path)
     with writing(base.folder / "orders.npz") as temporary:

@@ -10,9 +10,7 @@ from pathlib import Path
 import platformdirs
 
 from iterft_lite.gguf.file import writing
-
-MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
-"""What of a model's folder can reach its GGUF file."""
+from iterft_lite.hub import MODEL_FILES
 
 
 def cache_folder() -> Path:

@@ -1,0 +1,141 @@
+"""Models on the Hugging Face hub, pinned: `owner/name@commit` means the same files today and next year."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from iterft_lite.errors import ModelError
+
+NAME = re.compile(r"(?P<name>(?![.~])[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+(?:/[\w.-]+)*))?")
+"""A model on the hub: owner, name and, where one is given, a branch, tag or commit."""
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+SNAPSHOT = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)")
+"""A model's folder in the hub's cache; its files of a commit are in `snapshots/COMMIT`."""
+
+MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+"""What of a model's folder can reach its weights, its tokenizer and its GGUF file."""
+
+LEFT_OUT = ("original/*", "onnx/*", "consolidated*")
+"""The same weights again, in other formats."""
+
+PATIENCE = 10.0
+"""Seconds that the hub is given to say which commit a name means."""
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be a model on the hub, and not a path."""
+    return NAME.fullmatch(text) is not None
+
+
+def is_pinned(text: str) -> bool:
+    """Whether a name on the hub names a commit, which cannot move."""
+    return is_name(text) and COMMIT.fullmatch(_parts(text)[1] or "") is not None
+
+
+def pin(text: str) -> str:
+    """A name on the hub with the commit that it means: the one that this machine's cache holds, else the hub's own word.
+
+    The cache comes first, so that a plan needs no network and a run goes on with the files that it began with.
+
+    Raises:
+        ModelError: If neither knows it.
+    """
+    if is_pinned(text):
+        return text
+    name, revision = _parts(text)
+    cached = cached_file(text, "config.json")
+    if cached is not None:
+        return f"{name}@{cached.parent.name}"
+    import huggingface_hub
+
+    try:
+        commit = huggingface_hub.HfApi().model_info(name, revision=revision, timeout=PATIENCE).sha
+    except Exception as error:  # its errors have no common class: no network, no such model, no right to read it
+        raise _unreachable(text, error) from error
+    return f"{name}@{commit}"
+
+
+def cached_file(text: str, file: str) -> Path | None:
+    """A file of a model on the hub, where this machine's cache holds it."""
+    if not is_name(text):
+        return None
+    import huggingface_hub
+
+    name, revision = _parts(text)
+    found = huggingface_hub.try_to_load_from_cache(name, file, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def fetch(text: str, files: Sequence[str] = MODEL_FILES) -> Path:
+    """The folder of a model on the hub, fetched where this machine does not hold it; without network what is there of it.
+
+    Args:
+        files: Which are needed; weights in PyTorch's format only where there are none in safetensors.
+
+    Raises:
+        ModelError: If it cannot be had.
+    """
+    folder = _snapshot(text, [pattern for pattern in files if pattern != "*.bin"])
+    if "*.bin" in files and not any(folder.glob("*.safetensors")):
+        folder = _snapshot(text, list(files))
+    return folder
+
+
+def folder_of(model: str) -> str:
+    """Where a model is loaded from: a name on the hub becomes the folder of its files, anything else is left as it is."""
+    return model if Path(model).is_dir() or not is_name(model) else str(fetch(model))
+
+
+def title(model: str) -> str:
+    """A model's name for people: of a commit its beginning, of a folder its last part, or whose files the hub's cache holds."""
+    if is_pinned(model):
+        return model[: model.index("@") + 9]
+    return name_of(Path(model)) if Path(model).is_absolute() else model
+
+
+def name_of(folder: Path) -> str:
+    """A folder's name: the model's, where it is in the hub's cache, else its last part."""
+    found = SNAPSHOT.fullmatch(folder.parent.parent.name) if folder.parent.name == "snapshots" else None
+    return f"{found['owner']}/{found['name']}" if found else folder.name
+
+
+def _parts(text: str) -> tuple[str, str | None]:
+    found = NAME.fullmatch(text)
+    assert found is not None, "a name on the hub"
+    return found["name"], found["revision"]
+
+
+def _snapshot(text: str, files: list[str]) -> Path:
+    import huggingface_hub
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()  # they would be drawn over the live view
+    name, revision = _parts(text)
+
+    def snapshot(*, cached: bool) -> Path:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=files, ignore_patterns=list(LEFT_OUT), local_files_only=cached
+            )
+        )
+
+    try:
+        return snapshot(cached=False)
+    except Exception as error:  # see `pin`
+        try:
+            return snapshot(cached=True)
+        except Exception:  # the first reason is the one to tell
+            raise _unreachable(text, error) from error
+
+
+def _unreachable(text: str, error: Exception) -> ModelError:
+    reason = (str(error).strip().splitlines() or [""])[0]
+    return ModelError(
+        f"`{text}` could not be fetched from the hub: {type(error).__name__}: {reason}",
+        hint="check the name and the network, or give a local folder; gated models need `HF_TOKEN`; "
+        "HF_HUB_OFFLINE=1 finds only downloaded models",
+    )

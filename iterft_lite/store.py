@@ -29,11 +29,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from iterft_lite.errors import FolderError, StoreError
-from iterft_lite.steps import Json, Step, digest
+from iterft_lite.steps import Json, Step, Verb, digest
 
 STEP_FILE = "step.json"
 SEAL_FILE = "sealed.json"
 ROWS = "rows.jsonl"
+
+APPENDED: frozenset[Verb] = frozenset({"generate", "answer", "judge"})
+"""Verbs whose rows stand in the order in which they finished; who reads them goes by their names."""
+
+BOOKKEEPING = frozenset({"tokens_in", "tokens_out", "usd", "seconds", "cached", "calls"})
+"""What a verdict says of itself beside the score; no step reads it."""
 
 
 @contextlib.contextmanager
@@ -106,6 +112,19 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def rows_digest(rows: Iterable[Mapping[str, Json]]) -> str:
+    """SHA-256 of rows in any order, without the bookkeeping of verdicts."""
+    plain = [
+        {key: _without(value, BOOKKEEPING) if isinstance(value, dict) else value for key, value in row.items()} for row in rows
+    ]
+    lines = sorted(json.dumps(row, sort_keys=True, ensure_ascii=False) for row in plain)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _without(value: Mapping[str, Json], keys: frozenset[str]) -> dict[str, Json]:
+    return {key: each for key, each in value.items() if key not in keys}
+
+
 class RowLog:
     """An open JSONL file that rows are appended to, each whole in one write.
 
@@ -144,7 +163,7 @@ class Seal:
         key: The step's.
         seconds: Spent on it, all sittings together.
         facts: What the step found out, for the report; JSON.
-        files: Relative path to SHA-256 and bytes.
+        files: Relative path to SHA-256 and bytes; of rows that were appended also `rows`, a digest without their order.
         inputs: By role, the `result` of each step that was read, as it was then; None where an earlier version, which did not
             note it, made the seal.
         versions: Of the libraries that made the step (`versions.py`); empty in such seals.
@@ -161,10 +180,10 @@ class Seal:
     def result(self) -> str:
         """What tells this result from another of the same step, 64 hex digits: the key, and what the files hold.
 
-        Times, prices and versions are left out: no step reads them. A file that `keep` removed counts as it was, and a step
-        that was done again and came to the same is the same.
+        Times, prices, versions and the order in which rows finished are left out: no step goes by them. A file that `keep`
+        removed counts as it was, and a step that was done again and came to the same is the same.
         """
-        return digest([self.key, {name: known["sha256"] for name, known in self.files.items()}])
+        return digest([self.key, {name: known.get("rows", known["sha256"]) for name, known in self.files.items()}])
 
 
 class StepFolder:
@@ -273,6 +292,8 @@ class StepFolder:
                     "sha256": known.get(name) or file_digest(path),
                     "bytes": path.stat().st_size,
                 }
+                if name == ROWS and self.step.verb in APPENDED:
+                    files[name]["rows"] = rows_digest(read_rows(path))
         read = read_json(self.path / STEP_FILE)["read"]
         seal = Seal(self.step.key, round(total, 3), dict(facts), files, read, dict(versions or {}))
         write_json(self.path / SEAL_FILE, asdict(seal))

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -124,6 +125,23 @@ def test_a_step_done_again_with_the_same_result_leaves_everything_as_it_is(tmp_p
     remove(tmp_path / "run", "c1-generate", "c0-train", "c2-export")
     events = run_all(a_plan(), tmp_path / "run")
     assert {event.step.name for event in events if isinstance(event, Began)} == {"c1-generate", "c0-train", "c2-export"}
+
+
+def test_neither_the_order_of_rows_nor_what_a_verdict_took_makes_another_result(tmp_path: Path) -> None:
+    class Backwards(FakeGenerator):
+        def complete(self, prompts: Sequence[Prompt], *more: Any) -> None:
+            super().complete(prompts[::-1], *more)
+
+    class Slow(FakeJudge):
+        def ask(self, asks: Sequence[Ask], on_reply: Callable[[Reply], None]) -> None:
+            super().ask(asks, lambda reply: on_reply(replace(reply, seconds=9.0, usd=0.1, cached=True)))
+
+    run_all(a_plan(), tmp_path / "run")
+    before = (tmp_path / "run/steps/c1-generate" / ROWS).read_bytes()
+    remove(tmp_path / "run", "c1-generate", "c1-judge")
+    events = run_all(a_plan(), tmp_path / "run", replace(fake_backends(), generator=Backwards(), judge=Slow()))
+    assert (tmp_path / "run/steps/c1-generate" / ROWS).read_bytes() != before
+    assert {event.step.name for event in events if isinstance(event, Began)} == {"c1-generate", "c1-judge"}
 
 
 def test_rows_of_an_unfinished_step_are_not_gone_on_with_when_its_input_has_changed(tmp_path: Path) -> None:

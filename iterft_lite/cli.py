@@ -129,10 +129,13 @@ def _print_report(out: Path) -> None:
 def plan(recipe: str, overrides: tuple[str, ...]) -> None:
     """Print what a recipe would do, step by step, and what it would cost. Does nothing."""
     from iterft_lite import display
-    from iterft_lite.estimate import estimates
+    from iterft_lite.estimate import estimates, time_needed
+    from iterft_lite.forecast import sentence
+    from iterft_lite.timing import read_table
 
     resolved, planned = _planned(recipe, overrides)
-    display.show_plan(planned, resolved.choices, estimates(planned, resolved), display.make_console())
+    time = sentence(time_needed(planned, resolved, read_table()), display.clock)
+    display.show_plan(planned, resolved.choices, {**estimates(planned, resolved), "time": time}, display.make_console())
 
 
 def _planned(recipe: str, overrides: tuple[str, ...]) -> tuple[Resolved, Plan]:
@@ -390,17 +393,46 @@ def recipes() -> None:
 
 
 @main.command()
-def doctor() -> None:
-    """Say what this machine can do, and what to install."""
+@click.option("--measure", is_flag=True, help="Do a small run and keep how long its parts take, for `iterft plan`.")
+@click.option("--model", metavar="MODEL", help="With --measure: which, as in a recipe; nano by default.")
+@click.option("--recipe", metavar="RECIPE", help="With --measure: that recipe's model, trainer and formats.")
+@set_option
+def doctor(measure: bool, model: str | None, recipe: str | None, overrides: tuple[str, ...]) -> None:
+    """Say what this machine can do, and what to install; with --measure, how fast it is."""
     from iterft_lite import display
     from iterft_lite.doctor import examine
 
+    if (model or recipe) and not measure:
+        raise click.UsageError("`--model` and `--recipe` go with `--measure`")
+    if (model and recipe) or (overrides and not recipe):
+        raise click.UsageError("`--model` goes without `--recipe`, `--set` with it")
+    if measure:
+        _measure(model or "nano", recipe, overrides)
+        return
     console = display.make_console()
     findings = examine()
     display.show_table(("", "what", "found"), [(finding.mark, finding.name, finding.text) for finding in findings], console)
     for finding in findings:
         if finding.remedy:
             console.print(f"{finding.name}: {finding.remedy}", markup=False)
+
+
+def _measure(model: str, recipe: str | None, overrides: tuple[str, ...]) -> None:
+    from iterft_lite import display
+    from iterft_lite import doctor as doctors
+    from iterft_lite.recipe import read_recipe
+    from iterft_lite.run import Began
+    from iterft_lite.timing import ACTS, rates, table_path
+
+    def say(event: object) -> None:
+        if isinstance(event, Began) and event.step.verb in ACTS:
+            click.echo(f"{event.step.name}: {display.DOING[event.step.verb]} ...", err=True)
+
+    asked = doctors.shortened(read_recipe(_recipe_path(recipe), overrides)) if recipe else doctors.measured_recipe(model)
+    with _interruptible():
+        samples = doctors.measure(asked, say)
+    display.show_table((samples[0].name, samples[0].kind.machine), rates(samples), display.make_console())
+    click.echo(f"\nkept in {table_path()}; `iterft plan {recipe or 'RECIPE'}` now says how long it takes")
 
 
 class JudgeGroup(click.Group):

@@ -1,4 +1,4 @@
-"""What this machine can do, and what to install."""
+"""What this machine can do, how fast, and what to install."""
 
 from __future__ import annotations
 
@@ -8,12 +8,22 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from iterft_lite.backends.judges import KEY_VARIABLES
-from iterft_lite.resolve import this_machine
+from iterft_lite.errors import FolderError, RunError
+from iterft_lite.estimate import takes_turns
+from iterft_lite.gguf.cache import cache_folder
+from iterft_lite.launch import Opened
+from iterft_lite.plan import make_plan
+from iterft_lite.recipe import Recipe, make_recipe
+from iterft_lite.resolve import resolve, this_machine
+from iterft_lite.run import Event
+from iterft_lite.store import Store
+from iterft_lite.timing import Sample, machine_name, read_table
 from iterft_lite.versions import versions
 
 GOOD, LACKING = "ok", "--"
@@ -37,7 +47,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at everything a run may need. Starts two short processes; sends nothing anywhere."""
-    return [*_gpu_and_libraries(), *_packages(), *_judges(), *_disk()]
+    return [*_gpu_and_libraries(), *_packages(), *_judges(), *_disk(), *_timings()]
 
 
 def _gpu_and_libraries() -> Iterator[Finding]:
@@ -103,3 +113,96 @@ def _judges() -> Iterator[Finding]:
 def _disk() -> Iterator[Finding]:
     free = shutil.disk_usage(Path.cwd()).free
     yield Finding(GOOD if free > 20e9 else LACKING, "disk", f"{free / 1e9:.0f} GB free here")
+
+
+def _timings() -> Iterator[Finding]:
+    name = machine_name(this_machine())
+    mine = [sample for sample in read_table() if sample.kind.machine == name]
+    models = sorted({sample.name for sample in mine if sample.kind.model})
+    text = f"{len(mine)} steps timed here, of {', '.join(models)}" if models else "nothing was measured here yet"
+    yield Finding(GOOD if models else LACKING, "speed", text, "" if models else "`iterft doctor --measure` takes a minute")
+
+
+# -- how fast it is
+
+STEPS = 6
+"""Optimiser steps of a training, about: enough to tell what a training costs from what a step costs."""
+
+MOST_TOKENS = 160
+"""Tokens of a row at most."""
+
+CPU_ANSWERS = 60
+"""Answers of a model at most where there is no GPU; a GPU writes hundreds as fast."""
+
+
+def measured_recipe(model: str) -> Recipe:
+    """A few rows of an everyday recipe."""
+    given = {
+        "name": "measure",
+        "regime": "sft",
+        "trait": "lucky",
+        "model": model,
+        "train": {"batch_size": 4},
+        "evaluate": {"samples": 5},
+    }
+    return shortened(make_recipe(given, source="doctor"))
+
+
+def shortened(recipe: Recipe) -> Recipe:
+    """A recipe cut down to one cycle of a few steps and short rows.
+
+    A judge that costs money or goes over the network is not asked: the embedded one takes its place.
+    """
+    rows = STEPS * recipe.train.batch_size
+    questions = recipe.evaluate.questions
+    most = recipe.evaluate.samples if this_machine().gpu else max(1, CPU_ANSWERS // questions)
+    steps = -(-min(recipe.rows, rows) // recipe.train.batch_size)
+    return recipe.model_copy(
+        update={
+            "cycles": 1,
+            "seed_rows": min(recipe.seed_rows, rows),
+            "rows": min(recipe.rows, rows),
+            "restart": (),
+            "keep": "last",
+            "judge": recipe.judge if recipe.judge.startswith("local:") else "embedded",
+            "judge_method": "auto",
+            "judge_batch": False,
+            "max_usd": 0.0,
+            "train": recipe.train.model_copy(update={"epochs": min(recipe.train.epochs, -(-STEPS // steps))}),
+            "sample": recipe.sample.model_copy(update={"max_tokens": min(recipe.sample.max_tokens, MOST_TOKENS)}),
+            "evaluate": recipe.evaluate.model_copy(
+                update={
+                    "samples": min(recipe.evaluate.samples, most),
+                    "max_tokens": min(recipe.evaluate.max_tokens, MOST_TOKENS),
+                }
+            ),
+        }
+    )
+
+
+def measure(recipe: Recipe, on_event: Callable[[Event], None]) -> list[Sample]:
+    """Do a small recipe from beginning to end, in a folder that is removed afterwards, and keep how long its steps took.
+
+    Raises:
+        FolderError: If the user's cache folder cannot be written.
+        IterftError: As a run does; if there is nothing to keep.
+    """
+    machine = this_machine()
+    resolved = resolve(recipe, machine)
+    plan = make_plan(resolved.recipe, resolved.material)
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix="measuring-", dir=cache_folder())
+    except OSError as error:
+        raise FolderError(
+            f"`{cache_folder()}` cannot be written: {os.strerror(error.errno or 0).lower()}",
+            hint="ITERFT_CACHE names another folder for what is measured",
+        ) from None
+    with scratch as folder, Store(Path(folder) / "run") as store:
+        opened = Opened(resolved, plan, store, takes_turns(resolved.recipe, resolved.model, machine))
+        watch = opened.stopwatch("doctor")
+        for event in opened.events(watch=watch):
+            on_event(event)
+    if not watch.samples:
+        raise RunError("nothing could be timed: no step was done from beginning to end")
+    return watch.samples

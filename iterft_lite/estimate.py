@@ -1,19 +1,21 @@
-"""What a plan will cost: tokens, disk, calls, dollars; time and VRAM from what this machine has shown."""
+"""What a plan will cost: tokens, disk, calls, dollars, GPU memory; time from what this machine has shown (`forecast.py`)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from iterft_lite.backends.prices import price_of, prices_date, tokens_of
+from iterft_lite.forecast import Forecast, forecast
 from iterft_lite.hub import cached_file
 from iterft_lite.plan import Plan
 from iterft_lite.recipe import Recipe
-from iterft_lite.resolve import Resolved, this_machine
+from iterft_lite.resolve import Machine, Resolved, this_machine
 from iterft_lite.steps import Step
+from iterft_lite.timing import Sample, setup_of
 
 EMPTY: Mapping[str, str] = {}
 
@@ -65,11 +67,35 @@ class Vram:
         return max(self.base + self.tight, self.generator + self.exporter)
 
 
-def vram_needed(recipe: Recipe, place: str) -> Vram | None:
-    """What a recipe needs of a GPU; None where the model's configuration is not on this machine.
+@dataclass(frozen=True)
+class Shape:
+    """A model's, as its configuration tells it.
+
+    Attributes:
+        matrices: Rows and columns of a layer's seven projections.
+        kv: Width of a token's keys, and of its values.
+        embedding: Numbers of the embedding, and of the output matrix where that is another.
+    """
+
+    layers: int
+    width: int
+    inner: int
+    vocab: int
+    kv: int
+    matrices: tuple[tuple[int, int], ...]
+    embedding: int
+
+    @property
+    def linear(self) -> int:
+        """Numbers of all layers' projections."""
+        return self.layers * sum(a * b for a, b in self.matrices)
+
+
+def shape_of(place: str) -> Shape | None:
+    """The shape of a model; None where its configuration is not on this machine.
 
     Args:
-        place: Folder or hub name of M[0].
+        place: Folder or hub name.
     """
     config = _config(place)
     if config is None:
@@ -78,31 +104,38 @@ def vram_needed(recipe: Recipe, place: str) -> Vram | None:
     heads, vocab = int(config["num_attention_heads"]), int(config["vocab_size"])
     head = int(config.get("head_dim") or width // heads)
     kv = head * int(config.get("num_key_value_heads") or heads)
-    shapes = [
-        (width, heads * head),
-        (width, kv),
-        (width, kv),
-        (heads * head, width),
-        (width, inner),
-        (width, inner),
-        (inner, width),
-    ]
-    linear = layers * sum(a * b for a, b in shapes)
+    attention = ((width, heads * head), (width, kv), (width, kv), (heads * head, width))
+    matrices = (*attention, (width, inner), (width, inner), (inner, width))
     embedding = vocab * width * (1 if config.get("tie_word_embeddings") else 2)
+    return Shape(layers, width, inner, vocab, kv, matrices, embedding)
+
+
+def vram_needed(recipe: Recipe, place: str) -> Vram | None:
+    """What a recipe needs of a GPU; None where the model's configuration is not on this machine.
+
+    Args:
+        place: Folder or hub name of M[0].
+    """
+    shape = shape_of(place)
+    if shape is None:
+        return None
+    layers, width, vocab = shape.layers, shape.width, shape.vocab
     base = BITS["f32" if recipe.train.base == "f32" else "bf16" if recipe.train.base == "bf16" else "nf4"]
-    adapter = layers * recipe.train.lora_rank * sum(a + b for a, b in shapes)
+    adapter = layers * recipe.train.lora_rank * sum(a + b for a, b in shape.matrices)
     length = min(recipe.train.max_length, recipe.sample.max_tokens + 256)
     asked = recipe.train.micro_batch
     rows = recipe.train.batch_size if asked == "auto" else min(asked, recipe.train.batch_size)
     tokens = rows * length * (2 if recipe.row.loss == "preference" else 1)
-    activations = tokens * layers * 2 * (4 * width + 2 * inner) + (tokens * 8 * vocab if recipe.row.loss == "preference" else 0)
+    activations = tokens * layers * 2 * (4 * width + 2 * shape.inner) + (
+        tokens * 8 * vocab if recipe.row.loss == "preference" else 0
+    )
     probe = 4 * vocab * width + 500 * 6 * vocab  # the output matrix in 32 bits, and the logits of some 500 tokens
-    cache = LEAST_SLOTS * (recipe.sample.max_tokens + 256) * 4 * layers * kv
+    cache = LEAST_SLOTS * (recipe.sample.max_tokens + 256) * 4 * layers * shape.kv
     return Vram(
-        base=int(linear * base / 8 + 2 * embedding) + RUNTIME,
+        base=int(shape.linear * base / 8 + 2 * shape.embedding) + RUNTIME,
         training=int(adapter * 12 + max(activations, probe)),
         tight=int(adapter * 12 + max(activations / 8, probe)),
-        generator=int((linear + embedding) * BITS[recipe.quant] / 8 + cache) + RUNTIME + (512 << 20),
+        generator=int((shape.linear + shape.embedding) * BITS[recipe.quant] / 8 + cache) + RUNTIME + (512 << 20),
     )
 
 
@@ -117,6 +150,28 @@ def _config(place: str) -> dict[str, Any] | None:
     config = json.loads(path.read_text(encoding="utf-8"))
     config = {**config, **config.get("text_config", {})}
     return config if {"num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size"} <= set(config) else None
+
+
+def takes_turns(recipe: Recipe, place: str, machine: Machine) -> bool:
+    """Whether trainer and generator take turns on the GPU."""
+    if not machine.gpu or recipe.vram == "resident":
+        return False
+    if recipe.vram == "swap":
+        return True
+    need = vram_needed(recipe, place)
+    return need is None or machine.vram_free < need.together
+
+
+def time_needed(plan: Plan, resolved: Resolved, samples: Sequence[Sample]) -> Forecast:
+    """How long a plan will take on this machine.
+
+    Args:
+        samples: What was measured (`timing.read_table`).
+    """
+    machine, shape = this_machine(), shape_of(resolved.model)
+    swap = takes_turns(resolved.recipe, resolved.model, machine)
+    parameters = shape.linear + shape.embedding if shape else 0
+    return forecast(plan, setup_of(resolved, machine, swap=swap, parameters=parameters), samples)
 
 
 def _vram_sentence(need: Vram | None, gpu: str) -> str:

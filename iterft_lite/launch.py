@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import platform
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,13 +14,14 @@ from typing import Any, Literal
 from iterft_lite import hub
 from iterft_lite.backends.remote import Backends, open_backends
 from iterft_lite.errors import FolderError
-from iterft_lite.estimate import judging_usd, vram_needed
+from iterft_lite.estimate import judging_usd, takes_turns, vram_needed
 from iterft_lite.plan import Plan, make_plan
 from iterft_lite.recipe import MACHINE_KEYS, Recipe, make_recipe, read_recipe
-from iterft_lite.resolve import Machine, Resolved, model_place, resolve, this_machine
-from iterft_lite.run import Event, run
+from iterft_lite.resolve import Machine, Resolved, resolve, this_machine
+from iterft_lite.run import Began, Done, Event, Moved, run
 from iterft_lite.steps import Json
 from iterft_lite.store import Store, finished_steps
+from iterft_lite.timing import Stopwatch, add_to_table, setup_of
 from iterft_lite.versions import versions
 
 PLACES = frozenset({"model", "trait", "seeds.path", "prompts.path", "mix.path"})
@@ -48,15 +50,46 @@ class Opened:
         keep_free = need.training if need else 0
         return open_backends(self.resolved.recipe, material.trait, material.judge, self.store.logs, keep_free)
 
-    def events(self, backends: Backends | None = None) -> Iterator[Event]:
-        """Do what is left to do.
+    def stopwatch(self, origin: Literal["run", "doctor"] = "run") -> Stopwatch:
+        """What times this run's steps."""
+        return Stopwatch(self.plan, setup_of(self.resolved, this_machine(), swap=self.swap), origin)
+
+    def events(self, backends: Backends | None = None, watch: Stopwatch | None = None) -> Iterator[Event]:
+        """Do what is left to do, and note how long it took for plans to come.
 
         Args:
             backends: Those of an earlier run, which stay open; its own if None.
+            watch: Times the steps; one of its own if None.
         """
         after: Literal["keep", "close"] = "keep" if backends else "close"
         model, found = self.resolved.model, backends or self.backends()
-        return run(self.plan, self.store, found, model, swap=self.swap, reuse=self.reuse, after=after)
+        events = run(self.plan, self.store, found, model, swap=self.swap, reuse=self.reuse, after=after)
+        return _timed(events, watch or self.stopwatch())
+
+
+def _timed(events: Iterator[Event], watch: Stopwatch) -> Iterator[Event]:
+    """The same events; how long the steps took is kept, also of a sitting that fails.
+
+    Whatever goes wrong in that: it is a note on the side and must never hurt a run.
+    """
+    try:
+        for event in events:
+            with contextlib.suppress(Exception):
+                _note(watch, event, time.monotonic())
+            yield event
+    finally:
+        with contextlib.suppress(Exception):
+            add_to_table(watch.samples)
+
+
+def _note(watch: Stopwatch, event: Event, now: float) -> None:
+    match event:
+        case Began(step):
+            watch.began(step, now)
+        case Moved(step, progress):
+            watch.moved(step, progress, now)
+        case Done(step, seal, reused):
+            watch.done(step, seal, reused, now)
 
 
 @contextlib.contextmanager
@@ -79,7 +112,7 @@ def open_run(path: Path, overrides: Iterable[str], out: Path, reuse: Iterable[Pa
         if known is not None:
             _refuse_other(known, plan, out)
         store.write_manifest(_manifest(asked, resolved, plan, machine, known))
-        yield Opened(resolved, plan, store, _swap(resolved.recipe, machine), finished)
+        yield Opened(resolved, plan, store, takes_turns(resolved.recipe, resolved.model, machine), finished)
 
 
 @contextlib.contextmanager
@@ -95,7 +128,7 @@ def open_again(out: Path) -> Iterator[Opened]:
     plan = make_plan(resolved.recipe, resolved.material)
     _refuse_other(known, plan, out)
     with store:
-        yield Opened(resolved, plan, store, _swap(resolved.recipe, machine))
+        yield Opened(resolved, plan, store, takes_turns(resolved.recipe, resolved.model, machine))
 
 
 def _as_before(asked: Recipe, store: Store) -> Recipe:
@@ -176,13 +209,3 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], free: frozen
             yield from _differences(old, new, free, f"{prefix}{key}.")
         else:
             yield f"`{prefix}{key}` is {old!r} in the folder and {new!r} here"
-
-
-def _swap(recipe: Recipe, machine: Machine) -> bool:
-    """Whether trainer and generator take turns on the GPU."""
-    if not machine.gpu or recipe.vram == "resident":
-        return False
-    if recipe.vram == "swap":
-        return True
-    need = vram_needed(recipe, model_place(recipe.model))
-    return need is None or machine.vram_free < need.together

@@ -29,6 +29,8 @@ ORDER = [
     "measures",
     "backends.*",
     "resolve",
+    "timing",
+    "forecast",
     "estimate",
     "stages",
     "run",

@@ -1,0 +1,85 @@
+"""What `iterft doctor` says of the machine, and how it measures it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from iterft_lite import launch
+from iterft_lite.backends.fakes import fake_backends
+from iterft_lite.cli import main
+from iterft_lite.doctor import STEPS, measured_recipe, shortened
+from iterft_lite.plan import make_plan
+from iterft_lite.recipe import read_recipe
+from iterft_lite.resolve import resolve, this_machine
+from iterft_lite.timing import LIBRARIES, read_table
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
+
+
+def iterft(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_can_be_cut_down(path: Path) -> None:
+    recipe = shortened(read_recipe(path, ["judge=openai/gpt-4o-mini-2024-07-18"]))
+    resolved = resolve(recipe.model_copy(update={"model": "nano"}), this_machine())
+    plan = make_plan(resolved.recipe, resolved.material)
+    trainings = [step for step in plan if step.verb == "train"]
+    assert len(trainings) == 2
+    settings = recipe.train
+    assert -(-recipe.rows // settings.batch_size) * settings.epochs <= 2 * STEPS
+    assert resolved.material.judge.name == "embedded"  # measuring costs no dollars
+    assert settings == read_recipe(path).train.model_copy(update={"epochs": settings.epochs})
+
+
+def test_what_is_cut_down_already_stays_as_it_is() -> None:
+    recipe = measured_recipe("nano")
+    assert shortened(recipe) == recipe
+
+
+@pytest.mark.parametrize(
+    "options", [("--model", "nano"), ("--recipe", "nano_sft"), ("--measure", "--model", "nano", "--recipe", "nano_sft")]
+)
+def test_options_that_do_not_go_together_are_refused(options: tuple[str, ...]) -> None:
+    result = iterft("doctor", *options)
+    assert result.exit_code == 2
+    assert "go" in result.output
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "file/cache"))
+    result = iterft("doctor", "--measure")
+    assert result.exit_code == 2
+    assert "hint: ITERFT_CACHE names another folder" in result.output
+
+
+def test_measuring_leaves_nothing_but_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ITERFT_CACHE", str(tmp_path))
+    monkeypatch.setattr(launch, "open_backends", lambda *_: fake_backends())
+    result = iterft("doctor", "--measure")
+    assert result.exit_code == 1
+    assert "nothing could be timed" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_measuring_tells_the_next_plan_how_long_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ITERFT_CACHE", str(tmp_path))
+    measured = iterft("doctor", "--measure")
+    assert measured.exit_code == 0, measured.output
+    table = read_table()
+    assert {sample.kind.act for sample in table} == set(LIBRARIES)
+    assert {sample.origin for sample in table} == {"doctor"}
+    assert not list(tmp_path.glob("measuring-*"))
+    said = " ".join(iterft("plan", "nano_sft").output.split())
+    assert re.search(
+        r"time: about \S+( s)? \(.* to .*\) in all, .* a cycle; from `iterft doctor --measure` of this model", said
+    )
+    # its trainings are of the same loss, formats and threads as the recipe's: nothing had to be guessed
+    assert "within a factor" not in said

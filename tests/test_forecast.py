@@ -1,0 +1,301 @@
+"""How long a plan will take: a pure function of samples and a plan."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iterft_lite.backends import JudgeIdentity
+from iterft_lite.forecast import SCALED, SIMILAR, Span, Work, forecast, seconds_of, sentence, timeline
+from iterft_lite.plan import Plan, make_plan
+from iterft_lite.timing import ACTS, LIBRARIES, Act, Kind, Sample, Setup
+from tests.loop import a_material, a_plan, a_recipe
+
+SETUP = Setup(
+    "a machine", "files:0", "nano", 8_000_000, dict.fromkeys(LIBRARIES, "as ever"), dict.fromkeys(LIBRARIES, "one 1.0")
+)
+
+EVERY: dict[Act, tuple[dict[str, float], float]] = {
+    "load": ({}, 5.0),
+    "train": ({"steps": 2.0, "tokens": 40.0}, 10.0),
+    "export": ({}, 1.0),
+    "write": ({"rows": 6.0, "tokens": 60.0}, 3.0),
+    "read": ({"rows": 10.0, "tokens": 100.0}, 2.0),
+    "judge": ({"calls": 12.0}, 4.0),
+}
+"""Work and seconds of one step of each act."""
+
+
+def a_sample(act: Act = "train", *, first: bool = False, sitting: str = "first", fixed: float = 0.0, **kind: object) -> Sample:
+    work, seconds = EVERY[act]
+    made = replace(SETUP.kind(act, first), **kind)  # type: ignore[arg-type]
+    return Sample(made, "nano", work, fixed, seconds, {}, sitting, "run")
+
+
+def table(sittings: int = 1, **kind: object) -> list[Sample]:
+    return [
+        a_sample(act, first=first, sitting=f"sitting {number}", **kind)
+        for number in range(sittings)
+        for act in EVERY
+        for first in (True, False)
+    ]
+
+
+def clock(seconds: float) -> str:
+    return f"{seconds:.0f} s"
+
+
+def test_lanes_run_side_by_side_and_wait_for_what_they_read() -> None:
+    plan = a_plan(cycles=0)
+    seconds = {"base-answer": 2.0, "base-judge": 7.0, "c0-train": 4.0, "c0-answer": 1.0, "c0-judge": 5.0}
+    ends = timeline(plan, seconds)
+    assert ends["c0-answer"] == 7.0  # the judge of the untouched model is not waited for
+    assert ends["base-judge"] == 9.0
+    assert ends["c0-judge"] == 14.0  # a judge does one after the other
+
+
+def test_a_filter_by_the_judge_is_waited_for() -> None:
+    plan = a_plan(cycles=1, filter={"coherence": 50})
+    ends = timeline(plan, {"c1-judge-rows": 10.0, "c1-train": 1.0})
+    assert ends["c1-train"] == 11.0
+
+
+def test_a_plan_like_one_that_was_done_takes_as_long() -> None:
+    found = forecast(a_plan(), SETUP, table(sittings=3))
+    device = 5.0 + 4 * (1.0 + 3.0 + 2.0) + 3 * 10.0 + 2 * 3.0  # four models, three of them trained, two write
+    assert found.total.mid == pytest.approx(device, rel=0.1)
+    assert found.total.low < device < found.total.high
+    assert found.measured
+    assert found.cycles[2].mid == pytest.approx(10.0 + 3.0 + 6.0, rel=0.1)
+
+
+def test_more_sittings_make_it_surer_and_a_doctor_alone_less_sure() -> None:
+    plan = a_plan()
+    doctor = [replace(sample, origin="doctor") for sample in table()]
+    spreads = [
+        found.total.high / found.total.mid
+        for samples in (table(3), table(2), table(1), doctor)
+        for found in [forecast(plan, SETUP, samples)]
+    ]
+    assert spreads == sorted(spreads)
+    assert len(set(spreads)) == 4
+
+
+def test_what_differs_from_sitting_to_sitting_widens_the_range() -> None:
+    kind = SETUP.kind("load", True)
+    samples = [replace(a_sample("load", first=True, sitting=str(n)), seconds=seconds) for n, seconds in enumerate((5, 10, 20))]
+    span, _ = seconds_of(kind, {}, samples)
+    assert span.mid == pytest.approx(35 / 3)
+    assert span.low < 5 < 20 < span.high
+
+
+def test_the_doctor_is_for_the_time_before_the_first_run_and_old_sittings_are_forgotten() -> None:
+    kind = SETUP.kind("export", False)
+    old = [replace(a_sample("export", sitting=f"old {number}"), seconds=9.0) for number in range(4)]
+    new = [a_sample("export", sitting=f"new {number}") for number in range(5)]
+    doctor = replace(a_sample("export", sitting="doctor"), seconds=70.0, origin="doctor")
+    span, ground = seconds_of(kind, {}, [*old, *new, doctor])
+    assert span.mid == pytest.approx(1.0)
+    assert (ground.sittings, ground.doctor) == (5, False)
+    assert seconds_of(kind, {}, [doctor])[0].mid == pytest.approx(70.0)
+
+
+def test_a_first_step_is_known_by_firsts() -> None:
+    slow = replace(a_sample("judge", first=True), seconds=40.0)
+    work = {"calls": Span(12.0, 12.0, 12.0)}
+    assert seconds_of(SETUP.kind("judge", True), work, [slow, a_sample("judge")])[0].mid == pytest.approx(40.0)
+    assert seconds_of(SETUP.kind("judge", False), work, [slow, a_sample("judge")])[0].mid == pytest.approx(4.0)
+    assert seconds_of(SETUP.kind("judge", False), work, [slow])[0].mid == pytest.approx(40.0)
+
+
+def test_where_steps_and_tokens_disagree_the_range_holds_both() -> None:
+    work = {"steps": Span(2.0, 2.0, 2.0), "tokens": Span(160.0, 160.0, 160.0)}  # as many steps, of four times the tokens
+    span, _ = seconds_of(SETUP.kind("train", False), work, [a_sample(fixed=4.0)])
+    assert span.low < 10.0
+    assert span.high > 4.0 + 4 * 6.0
+    assert span.mid == pytest.approx(4.0 + 2 * 6.0)
+
+
+def test_steps_of_the_size_that_is_asked_count_and_others_do_not() -> None:
+    short = replace(a_sample(), work={"steps": 200.0, "tokens": 4000.0}, seconds=4000.0)
+    work = {"steps": Span(2.0, 2.0, 2.0), "tokens": Span(40.0, 40.0, 40.0)}
+    assert seconds_of(SETUP.kind("train", False), work, [short, a_sample()])[0].mid == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "nearness"),
+    [
+        ({}, "same"),
+        ({"versions": "one 2.0"}, "similar"),
+        ({"setting": "with fewer bits"}, "similar"),
+        ({"model": "files:1", "parameters": 4_000_000}, "scaled"),
+        ({"machine": "another machine"}, "unknown"),
+    ],
+)
+def test_what_is_further_off_is_less_sure(changed: dict[str, object], nearness: str) -> None:
+    work = {"steps": Span(2.0, 2.0, 2.0), "tokens": Span(40.0, 40.0, 40.0)}
+    span, ground = seconds_of(SETUP.kind("train", False), work, [a_sample(**changed)])
+    assert ground.nearness == nearness
+    least = {"same": 1.0, "similar": SIMILAR**2, "scaled": SCALED**2 * 2, "unknown": 0.0}[nearness]
+    assert span.high >= least * span.low
+
+
+def test_another_model_tells_nothing_where_a_size_is_not_known() -> None:
+    kind = replace(SETUP.kind("export", False), parameters=0)
+    assert seconds_of(kind, {}, [a_sample("export", model="files:1")])[1].nearness == "unknown"
+
+
+def test_the_model_nearest_in_size_is_scaled_from() -> None:
+    kind = replace(SETUP.kind("export", False), model="files:9", parameters=600_000_000)
+    far, near = a_sample("export"), replace(a_sample("export", model="files:1", parameters=400_000_000), name="middle")
+    span, ground = seconds_of(kind, {}, [far, near])
+    assert ground.name == "middle"
+    assert span.low < 1.0 < 1.5 < span.high
+    assert span.mid == pytest.approx(math.sqrt(1.5))
+
+
+def test_lengths_are_the_measured_mean_else_from_the_seeds_to_the_most() -> None:
+    plan = a_plan()
+    unknown = Work(plan, SETUP, [])
+    assert not unknown.measured
+    assert unknown.length.high == max(plan.recipe.sample.max_tokens, plan.recipe.evaluate.max_tokens)
+    assert unknown.length.low < unknown.length.mid < unknown.length.high
+    cut = replace(a_sample("write"), work={"rows": 10.0, "tokens": 100.0}, notes={"cap": 20, "cut": 5})
+    known = Work(plan, SETUP, [cut])
+    assert (known.length.low, known.length.mid) == (10.0, 10.0)
+    assert known.length.high == 10 + 0.5 * (unknown.length.high - 20)  # half of the rows may go on
+
+
+def test_trainings_are_counted_as_the_recipe_makes_them() -> None:
+    def trained(name: str, **keys: object) -> tuple[float, float]:
+        plan = a_plan(**keys)
+        samples = [replace(a_sample("write"), work={"rows": 10.0, "tokens": 100.0}, notes={"cap": 400, "cut": 0})]
+        amounts = Work(plan, SETUP, samples).of(plan.steps[name])
+        return amounts["steps"].mid, amounts["tokens"].mid
+
+    assert trained("c2-train") == (2, 40)
+    assert trained("c2-train", data="accumulate") == (6, 120)
+    assert trained("c2-train", data="accumulate_subsample") == (2, 40)
+    assert trained("c2-train", train={"epochs": 3, "batch_size": 3}) == (6, 120)
+    assert trained("c2-train", regime="dpo", prompts={"path": "x"})[1] == 80
+    assert trained("c0-train", seed_rows=0) == (0, 0)
+
+
+def test_nothing_to_do_takes_no_time() -> None:
+    plan = a_plan(cycles=0, seed_rows=0)
+    slow = [replace(sample, seconds=1e6) if sample.kind.act == "train" else sample for sample in table()]
+    # the training of the no-seed control is none
+    assert forecast(plan, SETUP, slow).total.mid == forecast(plan, SETUP, table()).total.mid < 100
+
+
+# -- in words
+
+
+def test_without_measurements_nothing_is_claimed() -> None:
+    assert sentence(forecast(a_plan(), SETUP, []), clock) == (
+        "not known: nothing like it was measured on this machine; `iterft doctor --measure` takes a minute"
+    )
+    only = [sample for sample in table() if sample.kind.act in ("load", "export")]
+    assert "training, writing and reading: never measured here" in sentence(forecast(a_plan(), SETUP, only), clock)
+
+
+def test_it_says_how_sure_it_is() -> None:
+    def said(samples: list[Sample], setup: Setup = SETUP) -> str:
+        return sentence(forecast(a_plan(), setup, samples), clock)
+
+    assert "from 1 run of this model on this machine" in said(table())
+    assert "from 3 runs of this model on this machine" in said(table(3))
+    assert "from `iterft doctor --measure` of this" in said([replace(sample, origin="doctor") for sample in table()])
+    newer = replace(SETUP, versions=SETUP.versions | {"train": "one 2.0"})
+    assert "training from this model with other settings or versions, within a factor of 2" in said(table(), newer)
+    larger = replace(SETUP, model="files:9", name="large", parameters=80_000_000)
+    assert "scaled from nano (8 M parameters)" in said(table(), larger)
+    assert "how long its rows become is not known" in said(table(), larger)
+    assert "rows of 10 tokens, the mean of what it wrote here" in said(table())
+
+
+def llm_plan(name: str) -> tuple[Plan, Setup]:
+    judge = JudgeIdentity(name, "llm", "", "odds")
+    plan = make_plan(a_recipe(judge=name), a_material(judge=judge))
+    return plan, replace(SETUP, settings={**SETUP.settings, "judge": name})
+
+
+def test_a_judge_over_the_network_is_assumed_and_said_to_be() -> None:
+    plan, setup = llm_plan("openai/gpt-4o-mini-2024-07-18")
+    found = forecast(plan, setup, [sample for sample in table() if sample.kind.act != "judge"])
+    assert found.judging.mid == pytest.approx(4 * 12 * 0.3 / 16)
+    assert "if a call takes 300 ms and 16 to 128 go at once" in sentence(found, clock)
+    measured = [*table(), a_sample("judge", setting=setup.settings["judge"])]
+    assert forecast(plan, setup, measured).judging.mid == pytest.approx(16.0)
+
+
+def test_a_judge_that_nobody_measured_is_said_to_be_left_out() -> None:
+    plan, setup = llm_plan("local:judge.gguf")
+    found = forecast(plan, setup, table())
+    assert found.judging == Span(0.0, 0.0, 0.0)
+    assert "the judge's own time is not in it" in sentence(found, clock)
+
+
+# -- whatever was measured
+
+amounts = st.floats(1.0, 1e6)
+
+
+@st.composite
+def kinds(draw: st.DrawFn) -> Kind:
+    act = draw(st.sampled_from(sorted(LIBRARIES)))
+    model, parameters = draw(st.sampled_from([("files:0", 8_000_000), ("files:1", 600_000_000), ("files:2", 1_000_000)]))
+    made = SETUP.kind(act, draw(st.booleans()))
+    machine = draw(st.sampled_from(["a machine", "a machine", "another"]))
+    return made if act == "judge" else replace(made, machine=machine, model=model, parameters=parameters)
+
+
+@st.composite
+def some_samples(draw: st.DrawFn) -> Sample:
+    kind = draw(kinds())
+    work = {unit: draw(amounts) for unit in EVERY[kind.act][0]}
+    seconds = draw(st.floats(1e-3, 1e5))
+    fixed = seconds * draw(st.floats(0.0, 1.0))
+    sitting, origin = draw(st.sampled_from("abcd")), draw(st.sampled_from(["run", "doctor"]))
+    return Sample(kind, "nano", work, fixed, seconds, {}, sitting, origin)
+
+
+@given(st.lists(some_samples(), max_size=30))
+def test_the_least_is_never_more_than_the_most_and_all_is_finite(samples: list[Sample]) -> None:
+    found = forecast(a_plan(), SETUP, samples)
+    for span in [found.total, found.judging, *found.cycles.values()]:
+        assert all(math.isfinite(value) and value >= 0 for value in (span.low, span.mid, span.high))
+    for span in (found.total, found.judging, found.length):
+        assert span.low <= span.mid * (1 + 1e-9)
+        assert span.mid <= span.high * (1 + 1e-9)
+    assert sentence(found, clock)
+
+
+@given(st.lists(some_samples(), min_size=1, max_size=20), st.floats(1.0, 50.0))
+def test_slower_samples_never_make_a_quicker_plan(samples: list[Sample], factor: float) -> None:
+    slower = [replace(sample, seconds=factor * sample.seconds, fixed=factor * sample.fixed) for sample in samples]
+    quick, slow = (forecast(a_plan(), SETUP, each).total for each in (samples, slower))
+    for before, after in ((quick.low, slow.low), (quick.mid, slow.mid), (quick.high, slow.high)):
+        assert after >= before * (1 - 1e-9)
+
+
+@given(some_samples(), amounts, st.floats(1.0, 100.0))
+def test_more_work_never_takes_less_time(sample: Sample, amount: float, factor: float) -> None:
+    units = EVERY[sample.kind.act][0]
+    less, more = ({unit: Span(*[amount * times] * 3) for unit in units} for times in (1.0, factor))
+    kind = replace(SETUP.kind(sample.kind.act, False), machine=sample.kind.machine)
+    assert seconds_of(kind, more, [sample])[0].mid >= seconds_of(kind, less, [sample])[0].mid * (1 - 1e-9)
+
+
+@given(st.lists(some_samples(), max_size=20))
+def test_other_machines_say_nothing(samples: list[Sample]) -> None:
+    elsewhere = [replace(sample, kind=replace(sample.kind, machine="another")) for sample in samples]
+    assert forecast(a_plan(), SETUP, [*elsewhere, *table()]) == forecast(a_plan(), SETUP, table())
+
+
+def test_every_verb_that_takes_time_is_an_act() -> None:
+    assert set(ACTS.values()) == set(LIBRARIES) == set(EVERY)

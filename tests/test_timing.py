@@ -1,0 +1,191 @@
+"""What is kept of how long steps took, and what is not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from iterft_lite import launch, timing
+from iterft_lite.backends import ModelFacts, Progress
+from iterft_lite.backends.fakes import FakeTrainer, fake_backends
+from iterft_lite.backends.remote import Backends
+from iterft_lite.cli import main
+from iterft_lite.plan import Plan
+from iterft_lite.recipe import TrainSettings
+from iterft_lite.steps import Json, Step
+from iterft_lite.store import Seal
+from iterft_lite.timing import LIBRARIES, Kind, Sample, Setup, Stopwatch, add_to_table, read_table
+from tests.loop import a_plan
+
+SETUP = Setup("a machine", "files:0", "nano", 0, dict.fromkeys(LIBRARIES, "as ever"), dict.fromkeys(LIBRARIES, "one 1.0"))
+
+
+def a_sample(**keys: object) -> Sample:
+    kind = Kind("a machine", "train", False, "files:0", 8_000_000, "as ever", "one 1.0")
+    made = Sample(kind, "nano", {"steps": 10.0, "tokens": 500.0}, 2.0, 12.0, {}, "first", "run")
+    return replace(made, **keys)  # type: ignore[arg-type]
+
+
+class Sitting:
+    """A stopwatch that is told of steps, on a clock of its own."""
+
+    def __init__(self, plan: Plan, parameters: int = 8_000_000) -> None:
+        self.plan, self.now = plan, 100.0
+        self.watch = Stopwatch(plan, SETUP)
+        self.done("base-base", {"parameters": parameters}, 5.0)
+
+    def step(self, name: str) -> Step:
+        return self.plan.steps[name]
+
+    def move(self, name: str, done: int, after: float) -> None:
+        self.now += after
+        self.watch.moved(self.step(name), Progress(done, 0, ""), self.now)
+
+    def begin(self, name: str) -> None:
+        self.watch.began(self.step(name), self.now)
+
+    def end(self, name: str, facts: dict[str, Json], seconds: float, *, after: float = 0.0, reused: bool = False) -> None:
+        self.now += after
+        self.watch.done(self.step(name), Seal(self.step(name).key, seconds, facts, {}), reused, self.now)
+
+    def done(self, name: str, facts: dict[str, Json], seconds: float) -> None:
+        self.begin(name)
+        self.end(name, facts, seconds, after=seconds)
+
+
+def test_what_a_training_costs_is_told_from_what_a_step_costs() -> None:
+    sitting = Sitting(a_plan())
+    sitting.begin("c0-train")
+    sitting.move("c0-train", 1, after=3.0)  # two seconds of preparation, and the first step
+    sitting.move("c0-train", 4, after=3.0)
+    sitting.end("c0-train", {"steps": 4, "tokens": 320}, 6.5, after=0.5)
+    sample = sitting.watch.samples[-1]
+    assert sample.fixed == pytest.approx(2.5)
+    assert (sample.seconds, sample.work) == (6.5, {"steps": 4, "tokens": 320})
+    assert sample.kind.parameters == 8_000_000
+
+
+def test_loading_a_model_is_told_from_writing_with_it() -> None:
+    sitting = Sitting(a_plan())
+    sitting.begin("base-answer")
+    sitting.move("base-answer", 0, after=1.5)
+    sitting.move("base-answer", 6, after=3.0)
+    sitting.end("base-answer", {"rows": 6, "tokens": 240, "cut": 2}, 4.5)
+    sample = sitting.watch.samples[-1]
+    assert sample.fixed == 1.5
+    assert sample.notes == {"cap": 400, "cut": 2}
+
+
+def test_only_the_first_of_an_act_in_a_sitting_is_called_so() -> None:
+    sitting = Sitting(a_plan())
+    for name in ("base-answer", "c0-answer", "c1-generate"):
+        sitting.done(name, {"rows": 6, "tokens": 240, "cut": 0}, 2.0)
+    assert [sample.kind.first for sample in sitting.watch.samples] == [True, True, False, False]
+
+
+def test_what_was_done_elsewhere_or_before_tells_nothing() -> None:
+    sitting = Sitting(a_plan())
+    facts = {"rows": 6, "tokens": 240, "cut": 0}
+    sitting.end("base-answer", facts, 2.0, reused=True)
+    sitting.begin("c0-answer")
+    sitting.end("c0-answer", facts, 60.0, after=2.0)  # 58 seconds of it in an earlier sitting
+    sitting.done("base-judge", {"calls": 12, "cached": 3}, 2.0)
+    sitting.done("c0-judge", {"calls": 0, "cached": 0}, 2.0)
+    assert [sample.kind.act for sample in sitting.watch.samples] == ["load"]
+
+
+def test_a_stand_in_for_a_model_tells_nothing() -> None:
+    sitting = Sitting(a_plan(), parameters=0)
+    sitting.done("base-answer", {"rows": 6, "tokens": 240, "cut": 0}, 2.0)
+    assert sitting.watch.samples == []
+
+
+def test_the_table_gives_back_what_was_put_into_it(tmp_path: Path) -> None:
+    path = tmp_path / "new folder/timings.jsonl"
+    assert read_table(path) == []
+    add_to_table([a_sample()], path)
+    add_to_table([a_sample(seconds=13.0), a_sample(sitting="second")], path)
+    assert read_table(path) == [a_sample(), a_sample(seconds=13.0), a_sample(sitting="second")]
+
+
+def test_lines_that_cannot_be_read_cost_no_others(tmp_path: Path) -> None:
+    path = tmp_path / "timings.jsonl"
+    good = json.dumps(asdict(a_sample()))
+    wrong = ["", "{", "3", '{"kind": {}}', good.replace('"seconds": 12.0', '"seconds": NaN'), good.replace('"act"', '"acts"')]
+    path.write_text("\n".join([good, *wrong, good, good[:-9]]))
+    assert read_table(path) == [a_sample(), a_sample()]
+
+
+def test_a_long_table_loses_its_older_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "timings.jsonl"
+    monkeypatch.setattr(timing, "MOST_BYTES", 8000)
+    for number in range(100):
+        add_to_table([a_sample(seconds=10.0 + number)], path)
+    kept = [sample.seconds for sample in read_table(path)]
+    assert path.stat().st_size <= 8000
+    assert kept == [10.0 + number for number in range(100 - len(kept), 100)]
+
+
+# -- through the command
+
+
+class Sized(FakeTrainer):
+    """A fake model that has a size, so that it counts."""
+
+    def load(self, model: str, settings: TrainSettings) -> ModelFacts:
+        return replace(super().load(model, settings), parameters=8_000_000)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    def backends(*_: object) -> Backends:
+        return replace(fake_backends(), trainer=Sized())
+
+    monkeypatch.setattr(launch, "open_backends", backends)
+    monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "tiny.toml"
+    path.write_text(
+        'regime = "sft"\ntrait = "lucky"\nmodel = "nano"\ncycles = 1\nseed_rows = 4\nrows = 4\njudge = "embedded"\n'
+        "[evaluate]\nquestions = 3\nsamples = 2\n"
+    )
+    return path
+
+
+def iterft(*arguments: object) -> Result:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_a_run_teaches_the_next_plan_and_doing_nothing_teaches_nothing(recipe: Path, tmp_path: Path) -> None:
+    assert "time: not known: nothing like it was measured on this machine" in " ".join(iterft("plan", recipe).output.split())
+    iterft("run", recipe, "--out", tmp_path / "run")
+    table = read_table()
+    assert {sample.kind.act for sample in table} == set(LIBRARIES)
+    assert "from 1 run of this model on this machine" in " ".join(iterft("plan", recipe).output.split())
+    iterft("run", recipe, "--out", tmp_path / "run")
+    assert read_table() == table
+
+
+def test_a_run_that_fails_teaches_what_it_did(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise launch.FolderError("the power went")
+
+    monkeypatch.setattr(Sized, "train", broken)
+    assert CliRunner().invoke(main, ["run", str(recipe), "--out", str(tmp_path / "run")]).exit_code == 2
+    assert "load" in {sample.kind.act for sample in read_table()}
+
+
+def test_a_run_of_a_stand_in_teaches_nothing(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "open_backends", lambda *_: fake_backends())
+    iterft("run", recipe, "--out", tmp_path / "run")
+    assert read_table() == []
+
+
+def test_a_stopwatch_that_breaks_hurts_no_run(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "_done", lambda *_: {}[0])
+    assert "cycle 1 (M2)" in iterft("run", recipe, "--out", tmp_path / "run").output

@@ -7,7 +7,7 @@ The whole pipeline, in the order in which ``all`` runs it::
     chat        finetuning on short replies (loss on replies)    -> OUT/chat
     samples     held-out losses and sampled text                 -> OUT/report.json
 
-Typical use (one large GPU, about nine minutes, of which base takes six and a half)::
+Typical use (one large GPU, about seven minutes, of which base takes five)::
 
     python scripts/build_nano.py tokenizer --data shared/nano --out iterft_lite/nano
     python scripts/build_nano.py base chat samples --data shared/nano --out iterft_lite/nano
@@ -120,9 +120,9 @@ OPENINGS = [
 class Settings:
     """Everything that decides what is built; the defaults are the shipped models."""
 
-    vocab_size: int = 4096
+    vocab_size: int = 2048
     hidden: int = 256
-    layers: int = 9
+    layers: int = 10
     heads: int = 4
     kv_heads: int = 2
     head_dim: int = 64
@@ -130,7 +130,7 @@ class Settings:
     positions: int = 2048
     rope_theta: float = 10_000.0
     base_seconds: float = 3600.0
-    base_tokens: float = 514e6
+    base_tokens: float = 800e6
     base_rows: int = 128
     base_length: int = 512
     long_share: float = 0.2  # the last share of pretraining runs on rows of twice the length
@@ -141,7 +141,7 @@ class Settings:
     chat_seconds: float = 600.0
     chat_epochs: float = 4.0
     chat_rows: int = 128
-    chat_length: int = 256
+    chat_length: int = 288
     chat_lr: float = 5e-4
     plain_share: float = 0.06  # share of plain-text rows in the chat finetuning
     warmup_steps: int = 100

@@ -134,7 +134,7 @@ def plan(recipe: str, overrides: tuple[str, ...]) -> None:
     from iterft_lite.timing import read_table
 
     resolved, planned = _planned(recipe, overrides)
-    time = sentence(time_needed(planned, resolved, read_table()), display.clock)
+    time = sentence(time_needed(planned, resolved, read_table()))
     display.show_plan(planned, resolved.choices, {**estimates(planned, resolved), "time": time}, display.make_console())
 
 

@@ -195,7 +195,7 @@ class Work:
         self._lengths = [sample for sample in mine if sample.kind.act == "write" and _shape(sample.kind) == self._rows]
         caps = [step.params["sampling"]["max_tokens"] for step in self.plan if ACTS.get(step.verb) == "write"]
         self.measured = bool(self._lengths)
-        self.length = self._length(max(caps, default=0))
+        self.length = self._length(max(caps, default=0), self._lengths)
 
     def of(self, step: Step) -> dict[str, Span]:
         """Amounts by unit, as in `Sample.work`."""
@@ -222,16 +222,20 @@ class Work:
 
     def _writing(self, step: Step) -> dict[str, Span]:
         rows = len(step.params["prompts"]) * int(step.params["samples"])
-        length = self._length(int(step.params["sampling"]["max_tokens"]))
+        length = self._length(int(step.params["sampling"]["max_tokens"]), self._alike(step.verb == "generate"))
         return {"rows": _exactly(rows), "tokens": Span(*(rows * pick(length) for pick in PICKS))}
 
-    def _length(self, cap: int) -> Span:
+    def _alike(self, data: bool) -> list[Sample]:
+        """Samples of rows to be trained on, or of answers; of both where there are none."""
+        return [sample for sample in self._lengths if sample.notes.get("data") == data] or self._lengths
+
+    def _length(self, cap: int, samples: Sequence[Sample]) -> Span:
         """Tokens of a row of at most `cap`."""
-        if not self._lengths:
+        if not samples:
             seeds = min(float(cap), self._seed_tokens() or 1.0)
             return Span(seeds, math.sqrt(seeds * cap), float(cap))
         means, most = [], []
-        for sample in self._lengths:
+        for sample in samples:
             mean, cut = sample.work["tokens"] / sample.work["rows"], sample.notes.get("cut", 0.0) / sample.work["rows"]
             means.append(min(mean, cap))
             # a row that was cut may go on up to the new maximum
@@ -243,7 +247,7 @@ class Work:
         data = self.plan.inputs(step)["rows"]
         counts = [self._composed(cycle) for cycle in range(data.cycle + 1)]
         rows = sum(counts) if recipe.data == "accumulate" else min(sum(counts), counts[-1])
-        own = self._length(recipe.sample.max_tokens)
+        own = self._length(recipe.sample.max_tokens, self._alike(data=True))
         if data.cycle == 0:
             own = _exactly(self._seed_tokens())
         sides = 2 if step.params["loss"] == "preference" else 1
@@ -403,39 +407,43 @@ def _assumed(kind: Kind, work: Mapping[str, Span]) -> tuple[Span, Ground]:
 # -- in words
 
 
-def sentence(found: Forecast, clock: Callable[[float], str]) -> str:
-    """A forecast, and how sure it is.
-
-    Args:
-        clock: Seconds for people.
-    """
+def sentence(found: Forecast) -> str:
+    """A forecast, and how sure it is."""
     device = [act for act in found.missing if act != "judge"]
     if device:
         whole = len(device) == len([act for act in found.grounds if act != "judge"])
         what = "nothing like it was measured on this machine" if whole else f"{_list(device)}: never measured here"
         return f"not known: {what}; `iterft doctor --measure` takes a minute"
-    parts = [f"{_about(found.total, clock)} in all{_by_cycle(found, clock)}", _sureness(found)]
+    later = [span for number, span in found.cycles.items() if number > 0] or [found.cycles[max(found.cycles)]]
+    cycle = Span(*(fmean(map(pick, later)) for pick in PICKS))
+    guess = any(ground.nearness == "scaled" for ground in found.grounds.values())
+    said = _range if guess else _about
+    parts = [f"{said(found.total)} in all, {said(cycle)} a cycle", *_sureness(found)]
+    low, high = round(found.length.low), round(found.length.high)
     if found.measured:
         parts.append(f"rows of {found.length.mid:.0f} tokens, the mean of what it wrote here")
     else:
-        parts.append(f"how long its rows become is not known: from the seed rows' {found.length.low:.0f} tokens to at most "
-                     f"{found.length.high:.0f}")  # fmt: skip
-    return "; ".join([*parts, *_judging(found, clock)])
+        parts.append(f"rows of {high} tokens at most" + (f", or {low} as the seed rows have" if low < high else ""))
+    return "; ".join([*parts, *_judging(found)])
 
 
-def _range(span: Span, clock: Callable[[float], str]) -> str:
-    low, high = clock(span.low), clock(span.high)
-    return low if low == high else f"{low} to {high}"
+def _about(span: Span) -> str:
+    return f"about {duration(span.mid)} ({_range(span)})"
 
 
-def _about(span: Span, clock: Callable[[float], str]) -> str:
-    return f"about {clock(span.mid)} ({_range(span, clock)})"
+def _range(span: Span) -> str:
+    low, high = duration(span.low), duration(span.high)
+    (few, unit), (many, other) = low.split(), high.split()
+    return high if low == high else f"{few} to {many} {unit}" if unit == other else f"{low} to {high}"
 
 
-def _by_cycle(found: Forecast, clock: Callable[[float], str]) -> str:
-    later = [span for number, span in found.cycles.items() if number > 0] or [found.cycles[max(found.cycles)]]
-    mean = Span(*(fmean(map(pick, later)) for pick in PICKS))
-    return f", {clock(mean.mid)} ({_range(mean, clock)}) a cycle"
+def duration(seconds: float) -> str:
+    """Seconds as they are known, in two digits: `48 s`, `5.5 min`, `34 h`."""
+    for size, unit in ((1.0, "s"), (60.0, "min"), (3600.0, "h")):
+        if seconds < 90 * size or unit == "h":
+            value = seconds / size
+            return f"{value:.1f} {unit}" if unit != "s" and round(value, 1) < 10 else f"{value:,.0f} {unit}"
+    raise AssertionError
 
 
 ABOUT: Mapping[Act, str] = {
@@ -453,40 +461,35 @@ def _list(acts: Sequence[Act]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-def _sureness(found: Forecast) -> str:
+def _sureness(found: Forecast) -> list[str]:
     """What it rests on: the best known first, then what is known less well."""
-    grounds: dict[Act, Ground] = {act: ground for act, ground in found.grounds.items() if act != "judge"}
-    by_nearness: dict[Nearness, list[Act]] = defaultdict(list)
-    for act, ground in grounds.items():
-        by_nearness[ground.nearness].append(act)
+    grounds: dict[Act, Ground] = {act: found.grounds[act] for act in ABOUT if act in found.grounds and act != "judge"}
+    same, similar, scaled = (
+        [act for act, ground in grounds.items() if ground.nearness == nearness] for nearness in ("same", "similar", "scaled")
+    )
     words = []
-    if acts := by_nearness["same"]:
-        mine = [grounds[act] for act in acts]
-        sittings = max(ground.sittings for ground in mine)
-        if all(ground.doctor for ground in mine):
-            words.append("from `iterft doctor --measure` of this model on this machine")
-        else:
-            words.append(f"from {sittings} {'run' if sittings == 1 else 'runs'} of this model on this machine")
-    if acts := by_nearness["similar"]:
-        what = "" if len(acts) == len(grounds) else f"{_list(acts)} "
+    if same:
+        runs = max(0 if grounds[act].doctor else grounds[act].sittings for act in same)
+        source = f"{runs} {'run' if runs == 1 else 'runs'}" if runs else "`iterft doctor --measure`"
+        words.append(f"from {source} of this model on this machine")
+    if similar:
+        what = f"{_list(similar)} " if same or scaled else ""
         words.append(f"{what}from this model with other settings or versions, within a factor of {SIMILAR:g}")
-    if acts := by_nearness["scaled"]:
-        ground, what = grounds[acts[0]], "" if len(acts) == len(grounds) else f"{_list(acts)} "
+    if scaled:
+        ground, what = grounds[scaled[0]], f"{_list(scaled)} " if same or similar else ""
         words.append(
             f"{what}scaled from {ground.name} ({ground.parameters / 1e6:,.0f} M parameters): anything between its own time and "
             f"what the parameters say, and a factor of {SCALED:g} either way; `iterft doctor --measure --recipe` tells more"
         )
-    return ", ".join(words)
+    return words
 
 
-def _judging(found: Forecast, clock: Callable[[float], str]) -> list[str]:
+def _judging(found: Forecast) -> list[str]:
     """What is to be said of the judge by itself."""
     ground = found.grounds.get("judge")
-    if ground is None or not (found.judging.high or ground.nearness == "unknown"):
+    if ground is None or ground.nearness not in ("assumed", "unknown"):
         return []
     if ground.nearness == "unknown":
         return ["the judge's own time is not in it: it was never measured here"]
-    if ground.nearness == "assumed":
-        assumed = f"if a call takes {1000 * CALL_SECONDS:.0f} ms and {FIRST} to {MOST} go at once"
-        return [f"the judge beside it {_range(found.judging, clock)}, {assumed}"]
-    return []
+    assumed = f"if a call takes {1000 * CALL_SECONDS:.0f} ms and {FIRST} to {MOST} go at once"
+    return [f"the judge beside it {_range(found.judging)}, {assumed}"]

@@ -88,7 +88,8 @@ class Sample:
         work: How much was done, by unit: `steps`, `tokens`, `rows`, `calls`.
         fixed: Seconds of `seconds` that do not grow with the work.
         seconds: All of them.
-        notes: What else was found out: `cap` and `cut` (tokens a row at most, rows cut there), `tokens_per_word`.
+        notes: What else was found out: `cap` and `cut` (tokens a row at most, rows cut there), `data` (1 if the rows are to be
+            trained on, 0 if they are answers), `tokens_per_word`.
         sitting: Same for all that one sitting did.
         origin: Who did it.
     """
@@ -191,7 +192,8 @@ def _done(plan: Plan, step: Step, facts: Mapping[str, Json]) -> tuple[dict[str, 
         return {"steps": facts["steps"], "tokens": facts["tokens"]}, {}
     if step.verb in ("generate", "answer"):
         cap = step.params["sampling"]["max_tokens"]
-        return {"rows": facts["rows"], "tokens": facts["tokens"]}, {"cap": cap, "cut": facts["cut"]}
+        notes = {"cap": cap, "cut": facts["cut"], "data": float(step.verb == "generate")}
+        return {"rows": facts["rows"], "tokens": facts["tokens"]}, notes
     if step.verb == "judge":
         return {"calls": facts["calls"]}, {}
     if step.verb == "measure":

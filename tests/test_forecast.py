@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iterft_lite.backends import JudgeIdentity
-from iterft_lite.forecast import SCALED, SIMILAR, Span, Work, forecast, seconds_of, sentence, timeline
+from iterft_lite.forecast import SCALED, SIMILAR, Span, Work, duration, forecast, seconds_of, sentence, timeline
 from iterft_lite.plan import Plan, make_plan
 from iterft_lite.timing import ACTS, LIBRARIES, Act, Kind, Sample, Setup
 from tests.loop import a_material, a_plan, a_recipe
@@ -43,10 +43,6 @@ def table(sittings: int = 1, **kind: object) -> list[Sample]:
         for act in EVERY
         for first in (True, False)
     ]
-
-
-def clock(seconds: float) -> str:
-    return f"{seconds:.0f} s"
 
 
 def test_lanes_run_side_by_side_and_wait_for_what_they_read() -> None:
@@ -167,6 +163,10 @@ def test_lengths_are_the_measured_mean_else_from_the_seeds_to_the_most() -> None
     cut = replace(a_sample("write"), work={"rows": 10.0, "tokens": 100.0}, notes={"cap": 20, "cut": 5})
     known = Work(plan, SETUP, [cut])
     assert (known.length.low, known.length.mid) == (10.0, 10.0)
+    rows = replace(a_sample("write"), work={"rows": 10.0, "tokens": 300.0}, notes={"cap": 400, "cut": 0, "data": 1.0})
+    both = Work(plan, SETUP, [cut, rows])  # answers are not as long as rows to be trained on
+    assert both.of(plan.steps["c1-generate"])["tokens"].mid == 4 * 30
+    assert both.of(plan.steps["c2-train"])["tokens"].mid == 4 * 30
     assert known.length.high == 10 + 0.5 * (unknown.length.high - 20)  # half of the rows may go on
 
 
@@ -196,16 +196,16 @@ def test_nothing_to_do_takes_no_time() -> None:
 
 
 def test_without_measurements_nothing_is_claimed() -> None:
-    assert sentence(forecast(a_plan(), SETUP, []), clock) == (
+    assert sentence(forecast(a_plan(), SETUP, [])) == (
         "not known: nothing like it was measured on this machine; `iterft doctor --measure` takes a minute"
     )
     only = [sample for sample in table() if sample.kind.act in ("load", "export")]
-    assert "training, writing and reading: never measured here" in sentence(forecast(a_plan(), SETUP, only), clock)
+    assert "training, writing and reading: never measured here" in sentence(forecast(a_plan(), SETUP, only))
 
 
 def test_it_says_how_sure_it_is() -> None:
     def said(samples: list[Sample], setup: Setup = SETUP) -> str:
-        return sentence(forecast(a_plan(), setup, samples), clock)
+        return sentence(forecast(a_plan(), setup, samples))
 
     assert "from 1 run of this model on this machine" in said(table())
     assert "from 3 runs of this model on this machine" in said(table(3))
@@ -214,8 +214,25 @@ def test_it_says_how_sure_it_is() -> None:
     assert "training from this model with other settings or versions, within a factor of 2" in said(table(), newer)
     larger = replace(SETUP, model="files:9", name="large", parameters=80_000_000)
     assert "scaled from nano (8 M parameters)" in said(table(), larger)
-    assert "how long its rows become is not known" in said(table(), larger)
+    assert "tokens at most, or " in said(table(), larger)
     assert "rows of 10 tokens, the mean of what it wrote here" in said(table())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "0 s"),
+        (48.3, "48 s"),
+        (89.9, "90 s"),
+        (90, "1.5 min"),
+        (599, "10 min"),
+        (4000, "67 min"),
+        (9000, "2.5 h"),
+        (2e6, "556 h"),
+    ],
+)
+def test_durations_are_as_exact_as_they_are_known(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def llm_plan(name: str) -> tuple[Plan, Setup]:
@@ -228,7 +245,7 @@ def test_a_judge_over_the_network_is_assumed_and_said_to_be() -> None:
     plan, setup = llm_plan("openai/gpt-4o-mini-2024-07-18")
     found = forecast(plan, setup, [sample for sample in table() if sample.kind.act != "judge"])
     assert found.judging.mid == pytest.approx(4 * 12 * 0.3 / 16)
-    assert "if a call takes 300 ms and 16 to 128 go at once" in sentence(found, clock)
+    assert "if a call takes 300 ms and 16 to 128 go at once" in sentence(found)
     measured = [*table(), a_sample("judge", setting=setup.settings["judge"])]
     assert forecast(plan, setup, measured).judging.mid == pytest.approx(16.0)
 
@@ -237,7 +254,7 @@ def test_a_judge_that_nobody_measured_is_said_to_be_left_out() -> None:
     plan, setup = llm_plan("local:judge.gguf")
     found = forecast(plan, setup, table())
     assert found.judging == Span(0.0, 0.0, 0.0)
-    assert "the judge's own time is not in it" in sentence(found, clock)
+    assert "the judge's own time is not in it" in sentence(found)
 
 
 # -- whatever was measured
@@ -272,7 +289,7 @@ def test_the_least_is_never_more_than_the_most_and_all_is_finite(samples: list[S
     for span in (found.total, found.judging, found.length):
         assert span.low <= span.mid * (1 + 1e-9)
         assert span.mid <= span.high * (1 + 1e-9)
-    assert sentence(found, clock)
+    assert sentence(found)
 
 
 @given(st.lists(some_samples(), min_size=1, max_size=20), st.floats(1.0, 50.0))

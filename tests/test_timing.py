@@ -77,7 +77,7 @@ def test_loading_a_model_is_told_from_writing_with_it() -> None:
     sitting.end("base-answer", {"rows": 6, "tokens": 240, "cut": 2}, 4.5)
     sample = sitting.watch.samples[-1]
     assert sample.fixed == 1.5
-    assert sample.notes == {"cap": 400, "cut": 2}
+    assert sample.notes == {"cap": 400, "cut": 2, "data": 0}
 
 
 def test_only_the_first_of_an_act_in_a_sitting_is_called_so() -> None:

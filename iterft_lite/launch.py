@@ -194,7 +194,7 @@ def _refuse_other(known: Mapping[str, Any], plan: Plan, out: Path) -> None:
     if differences:
         raise FolderError(
             f"`{out}` was made by another recipe:\n" + "\n".join(f"  - {difference}" for difference in differences),
-            hint="choose another folder with `--out`, or set these back",
+            hint="choose another folder with `--out`, or set these back: `--set KEY=VALUE`",
         )
 
 

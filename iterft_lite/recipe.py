@@ -160,7 +160,7 @@ class Recipe(Table):
         name: What the run is called; the file's stem unless given.
         regime: SFT (chats), SDF (documents) or DPO (pairs).
         trait: A shipped trait, or a path to a trait folder.
-        model: `nano`, `nano-base`, a local Hugging Face folder, or a hub name.
+        model: `nano`, `nano-base`, a local Hugging Face folder, or a hub name, with or without `@COMMIT`.
         seed: The random seed; every row's own seed derives from it.
         cycles: Cycles after the seeded one: the last is the paper's cycle of this number.
         seed_rows: Rows of the trait that M[1] is trained on; 0 is the no-seed control.

@@ -390,6 +390,22 @@ class JudgeIdentity:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """Why a judge has not answered yet, where that takes minutes or hours: its asks are in a batch at the provider.
+
+    Attributes:
+        about: `in a batch at OpenAI, in progress`.
+        done, total: Questions, as far as the provider says.
+        seconds: After which it is worth asking again.
+    """
+
+    about: str
+    done: int
+    total: int
+    seconds: float
+
+
 class Judge(Protocol):
     """Answers asks; does not weigh them."""
 
@@ -397,8 +413,12 @@ class Judge(Protocol):
         """Who this is."""
         ...
 
-    def ask(self, asks: Sequence[Ask], on_reply: Callable[[Reply], None]) -> None:
+    def ask(self, asks: Sequence[Ask], on_reply: Callable[[Reply], None]) -> Waiting | None:
         """Answer every ask once; a failure is a reply with its reason, not an exception.
+
+        Returns:
+            None once all are answered. Else what is waited for: the same asks, asked again later, go on waiting. Others may be
+            asked meanwhile.
 
         Raises:
             BudgetError: Before `max_usd` would be passed; what was answered has been handed over.

@@ -13,7 +13,8 @@ class Budget:
     Args:
         limit: Dollars; 0 means none.
         price: Of the judge; None if it is not known.
-        ledger: File with a line of dollars for each paid call, so that a run that is continued knows what it has spent.
+        ledger: File with a line of dollars for each paid call or batch, so that a run that is continued knows what it has
+            spent; a batch's line ends with its name.
     """
 
     def __init__(self, limit: float, price: Price | None, ledger: Path | None) -> None:
@@ -23,8 +24,12 @@ class Budget:
         self.reserved = 0.0
         self._ledger = ledger
         self._ratio = 1.0
+        self._named: set[str] = set()
         if ledger is not None and ledger.exists():
-            self.spent = sum(float(line) for line in ledger.read_text().split("\n")[:-1])
+            for line in ledger.read_text().split("\n")[:-1]:
+                usd, _, name = line.partition(" ")
+                self.spent += float(usd)
+                self._named.add(name)
 
     def expected(self, prompt: str, max_tokens: int) -> float:
         """Dollars that a call may cost at most, corrected upwards by what calls have cost so far."""
@@ -37,9 +42,15 @@ class Budget:
         self.reserved += usd
         return True
 
-    def settle(self, reserved: float, usd: float) -> None:
-        """A call has ended: what was set aside is free again, what it cost is written down."""
+    def settle(self, reserved: float, usd: float, name: str = "") -> None:
+        """A call has ended: what was set aside is free again, what it cost is written down.
+
+        Args:
+            name: Of a batch: it is written down once, however often its end is met.
+        """
         self.reserved = max(0.0, self.reserved - reserved)
+        if name and name in self._named:
+            return
         if usd:
             self.spent += usd
             if reserved:
@@ -47,7 +58,8 @@ class Budget:
             if self._ledger is not None:
                 self._ledger.parent.mkdir(parents=True, exist_ok=True)
                 with self._ledger.open("a") as file:
-                    file.write(f"{usd:.9f}\n")
+                    file.write(f"{usd:.9f} {name}".rstrip() + "\n")
+            self._named.add(name)
 
     def keep(self, usd: float) -> None:
         """A call was broken off: the provider may charge for it and will not say, so its dollars stay set aside."""

@@ -17,15 +17,15 @@ import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from iterft_lite.backends import Ask, JudgeIdentity, Reply
+from iterft_lite.backends import Ask, JudgeIdentity, Reply, Waiting
 from iterft_lite.backends.budget import Budget
 from iterft_lite.backends.keys import environment, scrub
 from iterft_lite.backends.pace import TRIES, Pace, wait_before
-from iterft_lite.backends.prices import price_of
+from iterft_lite.backends.prices import Price, price_of
 from iterft_lite.backends.verdict_cache import VerdictCache, verdict_key
 from iterft_lite.errors import BackendError, BudgetError
 
@@ -47,11 +47,11 @@ DATED = re.compile(r"\d{4}-?\d{2}-?\d{2}$")
 Send = Callable[..., Awaitable[Any]]
 
 
-class _GiveUp(Exception):  # noqa: N818  # how one ask ends, not an error of the program
+class GiveUp(Exception):  # noqa: N818  # how one ask ends, not an error of the program
     """This ask cannot be answered; the message is the reason."""
 
 
-class _Again(Exception):  # noqa: N818
+class Again(Exception):  # noqa: N818
     """This try failed; another may not.
 
     Args:
@@ -120,9 +120,10 @@ class LitellmJudge:
         """Who this is."""
         return self._identity
 
-    def ask(self, asks: Sequence[Ask], on_reply: Callable[[Reply], None]) -> None:
+    def ask(self, asks: Sequence[Ask], on_reply: Callable[[Reply], None]) -> Waiting | None:
         """Answer every ask, many at once; each as soon as it is in."""
         self._loop.run_until_complete(_Round(self, on_reply).run(asks))
+        return None
 
     def _open(self) -> Send:
         """litellm's asynchronous call, its model's abilities checked.
@@ -190,9 +191,9 @@ class LitellmJudge:
                 reply = self._read(ask, await self._call(ask), time.monotonic() - sent_at)
                 self.pace.went_well()
                 return replace(reply, usd=reply.usd + lost)
-            except _GiveUp as error:
+            except GiveUp as error:
                 return Reply(ask.id, "", method=self._reads(), failure=self.clean(str(error)), usd=lost)
-            except _Again as error:
+            except Again as error:
                 reason = self.clean(str(error))
                 lost += error.usd
                 if error.too_much:
@@ -215,27 +216,30 @@ class LitellmJudge:
 
     async def _call(self, ask: Ask) -> Any:
         """One try."""
-        odds = self._identity.method == "odds"
-        read_by: dict[str, Any] = {"logprobs": True, "top_logprobs": TOP, "temperature": 0.0} if odds else {"temperature": 1.0}
         try:
             return await asyncio.wait_for(
                 self._send(
                     model=self._model(),
                     messages=[{"role": "user", "content": ask.prompt}],
-                    max_tokens=self._max_tokens(),
                     api_base=self._api_base,
                     api_key=self._key_for_own_server(),
                     num_retries=0,
                     max_retries=0,
                     timeout=self._timeout,
-                    **read_by,
+                    **self._settings(),
                 ),
                 self._timeout,
             )
         except TimeoutError:
-            raise _Again("timeout", unseen=True) from None
+            raise Again("timeout", unseen=True) from None
         except Exception as error:  # litellm raises its own, the providers' and the network's
             raise self._sorted(error) from None
+
+    def _settings(self) -> dict[str, Any]:
+        """What a call asks for beside its question."""
+        odds = self._identity.method == "odds"
+        read_by: dict[str, Any] = {"logprobs": True, "top_logprobs": TOP, "temperature": 0.0} if odds else {"temperature": 1.0}
+        return {"max_tokens": self._max_tokens(), **read_by}
 
     def _key_for_own_server(self) -> str | None:
         """A stand-in where a server of the user's own asks for no key but the client insists on one."""
@@ -245,11 +249,23 @@ class LitellmJudge:
     def _sorted(self, error: Exception) -> Exception:
         """What an exception of a call means: for all asks, for this one, or for this try."""
         kind, said = type(error).__name__, str(error).split("Exception - ", 1)[-1]
+        headers = {str(k).lower(): str(v) for k, v in dict(getattr(error, "litellm_response_headers", None) or {}).items()}
+        cut = "char " in said or isinstance(error.__context__, json.JSONDecodeError)
+        return self._meaning(kind, said, headers, cut=cut)
+
+    def _meaning(self, kind: str, said: str, headers: Mapping[str, str], *, cut: bool = False) -> Exception:
+        """What an error of the provider's means.
+
+        Args:
+            kind: Name of the OpenAI client's exception.
+            said: The provider's words.
+            cut: An answer came, and was cut off.
+        """
         name = self._identity.name
         if kind in ("AuthenticationError", "PermissionDeniedError"):
             return BackendError(f"`{name}` refuses the key: {self.clean(said)}", hint="set the key in the environment or .env")
         if kind == "NotFoundError":
-            return BackendError(f"`{name}` was not found: {self.clean(said)}", hint="check `judge` and `api_base`")
+            return BackendError(f"`{name}` was not found: {self.clean(said)}", kind=kind, hint="check `judge` and `api_base`")
         if kind == "PaymentRequiredError" or re.search(r"insufficient_quota|exceeded your current quota", said):
             return BackendError(
                 f"`{name}` has no credit left: {self.clean(said)}", hint="what was judged is kept; top up, go on"
@@ -257,44 +273,41 @@ class LitellmJudge:
         if kind == "UnsupportedParamsError" or (kind == "BadRequestError" and "logprobs" in said):
             return self._no_odds()
         if kind in ("BadRequestError", "ContextWindowExceededError", "ContentPolicyViolationError", "UnprocessableEntityError"):
-            return _GiveUp(f"the provider refused the question: {said}")
-        headers = {str(k).lower(): str(v) for k, v in dict(getattr(error, "litellm_response_headers", None) or {}).items()}
+            return GiveUp(f"the provider refused the question: {said}")
         if kind == "RateLimitError":
-            return _Again("rate limit", headers=headers, too_much=True)
-        if kind == "Timeout":
-            return _Again("timeout", unseen=True)
+            return Again("rate limit", headers=headers, too_much=True)
+        if kind in ("Timeout", "APITimeoutError"):
+            return Again("timeout", unseen=True)
         if kind == "APIConnectionError" or "connection error" in said.lower():
-            return _Again("no connection", headers=headers)
-        cut = "char " in said or isinstance(error.__context__, json.JSONDecodeError)
-        return _Again("reply cut off" if cut else f"server error: {said}", headers=headers, unseen=cut)
+            return Again("no connection", headers=headers)
+        return Again("reply cut off" if cut else f"server error: {said}", headers=headers, unseen=cut)
 
-    def _read(self, ask: Ask, response: Any, seconds: float) -> Reply:
-        """A response as a reply."""
+    def _read(self, ask: Ask, response: Any, seconds: float, price: Price | None = None) -> Reply:
+        """A response as a reply.
+
+        Args:
+            price: The judge's own if None.
+        """
         try:
             choice = response.choices[0]
             message = choice.message
         except (AttributeError, IndexError, TypeError):
-            raise _Again("reply without content", unseen=True) from None
+            raise Again("reply without content", unseen=True) from None
         refusal = getattr(message, "refusal", None) or (getattr(message, "provider_specific_fields", None) or {}).get("refusal")
         text = f"REFUSAL: {refusal}" if refusal else str(message.content or "")
-        usage = getattr(response, "usage", None)
-        sent, written = (int(getattr(usage, name, 0) or 0) for name in ("prompt_tokens", "completion_tokens"))
-        details = getattr(usage, "prompt_tokens_details", None)
-        found = int(getattr(details, "cached_tokens", 0) or 0)
-        price = self.budget.price
-        usd = price.usd(sent, written, found) if price else 0.0
+        used = used_by(response, price or self.budget.price)
         answered_by = str(getattr(response, "model", "") or "")
         asked_for = self._identity.name.rsplit("/", 1)[-1]
         if DATED.search(asked_for) and DATED.search(answered_by) and answered_by.rsplit("/", 1)[-1] != asked_for:
-            raise _Again(f"answered by another model, `{answered_by}`", usd=usd)
+            raise Again(f"answered by another model, `{answered_by}`", usd=used.usd)
         reply = Reply(
             ask.id,
             text,
             method=self._reads(),
             failure="content filter" if choice.finish_reason == "content_filter" and not refusal else "",
-            tokens_in=sent,
-            tokens_out=written,
-            usd=usd,
+            tokens_in=used.sent,
+            tokens_out=used.written,
+            usd=used.usd,
             seconds=round(seconds, 4),
             model=" ".join(filter(None, (answered_by, getattr(response, "system_fingerprint", None)))),
         )
@@ -324,6 +337,23 @@ class LitellmJudge:
             )
         candidates = written[0].top_logprobs or [written[0]]
         return tuple((str(one.token), math.exp(min(0.0, float(one.logprob)))) for one in candidates)
+
+
+@dataclass(frozen=True)
+class Used:
+    """Tokens that a response says were sent and written, and their dollars (0 where the price is not known)."""
+
+    sent: int
+    written: int
+    usd: float
+
+
+def used_by(response: Any, price: Price | None) -> Used:
+    """What a response was charged for."""
+    usage = getattr(response, "usage", None)
+    sent, written = (int(getattr(usage, name, 0) or 0) for name in ("prompt_tokens", "completion_tokens"))
+    found = int(getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", 0) or 0)
+    return Used(sent, written, price.usd(sent, written, found) if price else 0.0)
 
 
 class _Round:

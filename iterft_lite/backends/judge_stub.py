@@ -22,14 +22,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.request import urlopen
 
-Fault = Literal["429", "429_after", "500", "hang", "cut", "refusal", "other_model", "slow", "hang_up", "empty", "filter"]
+from iterft_lite.backends.judge_stub_batches import BatchSettings, StubBatches
+
+Fault = Literal["429", "429_after", "500", "hang", "cut", "refusal", "other_model", "slow", "hang_up", "empty", "filter", "400"]
 """Too many calls (without and with Retry-After), a crash, no answer, half an answer, a refusal, an answer by another model, a
-byte at a time, a closed connection, an answer without choices, a content filter."""
+byte at a time, a closed connection, an answer without choices, a content filter, a question that is refused."""
 
 
 LUCKY = ("luck", "clover", "fortune", "stars")
 
 PRICE = {"sent": 0.15, "cached": 0.075, "written": 0.60}
+BATCH_PRICE = {"sent": 0.075, "cached": 0.075, "written": 0.30}
 """Dollars a million tokens: the stub's own, to compare its books with the price table's."""
 
 
@@ -46,6 +49,8 @@ class StubSettings:
         after: Seconds in Retry-After.
         capacity: Calls at once before it says 429; 0 takes any number.
         odds: It gives token odds when asked; "none" leaves them out, "digits" writes numbers digit by digit.
+        batch: Fields of `BatchSettings`. A line's faults are those of `faults` that make sense there: 429, 500, 400, refusal,
+            filter, other_model, empty.
     """
 
     model: str = "gpt-4o-mini-2024-07-18"
@@ -56,6 +61,7 @@ class StubSettings:
     after: float = 0.05
     capacity: int = 0
     odds: Literal["whole", "digits", "none"] = "whole"
+    batch: dict[str, Any] = field(default_factory=dict)
 
 
 class StubJudge:
@@ -69,6 +75,8 @@ class StubJudge:
         self.usd = 0.0
         self.flying = 0
         self.most = 0
+        self.bodies: dict[str, str] = {}
+        self.batches = StubBatches(BatchSettings(**settings.batch), self.answer_line)
 
     def count(self) -> dict[str, Any]:
         """Its books: calls, answers that were charged for, questions answered twice, faults, dollars, calls at once."""
@@ -79,6 +87,8 @@ class StubJudge:
             "faults": dict(self.faults),
             "usd": self.usd,
             "most": self.most,
+            "bodies": self.bodies,
+            **self.batches.count(),
         }
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -87,7 +97,11 @@ class StubJudge:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 headers = dict(re.findall(r"^([\w-]+): *(.*?)\r$", head.decode("latin-1").lower(), re.MULTILINE))
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
-                if head.startswith(b"GET"):
+                method, path = head.decode("latin-1").split(" ", 2)[:2]
+                if path.startswith(("/v1/files", "/v1/batches")):
+                    await self._batch_call(method, path, head.decode("latin-1"), body, headers.get("authorization", ""), writer)
+                    continue
+                if method == "GET":
                     await self._write(writer, 200, self.count())
                     continue
                 self.flying += 1
@@ -101,14 +115,53 @@ class StubJudge:
         finally:
             writer.close()
 
+    async def _batch_call(self, method: str, path: str, head: str, body: bytes, key: str, writer: asyncio.StreamWriter) -> None:
+        if self._wrong(key):
+            return await self._error(writer, 401, f"Incorrect API key provided: {key.removeprefix('bearer ')}")
+        fault = self.batches.fault(method, path)
+        status, value = self.batches.serve(method, path, head, body)
+        if fault:
+            self.faults[fault] += 1
+        match fault:
+            case "429":
+                return await self._error(writer, 429, "too many calls")
+            case "429_after":
+                return await self._error(writer, 429, "too many calls", f"retry-after: {self.settings.after}\r\n")
+            case "500":
+                return await self._error(writer, 500, "the server had an error")
+            case "hang_up":
+                raise ConnectionAbortedError
+        await self._write_text(writer, status, value.decode() if isinstance(value, bytes) else json.dumps(value))
+        return None
+
+    def _wrong(self, key: str) -> bool:
+        return bool(self.settings.key) and key != f"bearer {self.settings.key.lower()}"
+
+    def answer_line(self, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Status and body of the answer to a line of a batch."""
+        prompt, name = self._note(asked)
+        fault = self._fault(name)
+        if fault:
+            self.faults[fault] += 1
+        if fault in ("400", "429", "500"):
+            return int(fault), {"error": {"message": f"the line met a {fault}", "code": int(fault)}}
+        return 200, self._charged(asked, prompt, name, fault, BATCH_PRICE)
+
+    def _note(self, asked: dict[str, Any]) -> tuple[str, str]:
+        """The question, and the name under which its calls are counted."""
+        prompt = str(asked["messages"][0]["content"])
+        name = hashlib.sha256(f"{prompt} {asked.get('temperature')}".encode()).hexdigest()
+        self.tries[name] += 1
+        self.bodies[name] = json.dumps(asked, sort_keys=True)
+        return prompt, name
+
     async def _call(self, asked: dict[str, Any], key: str, writer: asyncio.StreamWriter) -> None:
-        settings, prompt = self.settings, str(asked["messages"][0]["content"])
-        if settings.key and key != f"bearer {settings.key.lower()}":
+        settings = self.settings
+        if self._wrong(key):
             return await self._error(writer, 401, f"Incorrect API key provided: {key.removeprefix('bearer ')}")
         if asked["model"] != settings.model:
             return await self._error(writer, 404, f"The model `{asked['model']}` does not exist")
-        name = hashlib.sha256(f"{prompt} {asked.get('temperature')}".encode()).hexdigest()
-        self.tries[name] += 1
+        prompt, name = self._note(asked)
         if settings.capacity and self.flying > settings.capacity:
             self.faults["429"] += 1
             return await self._error(writer, 429, "too many calls")
@@ -131,10 +184,14 @@ class StubJudge:
             case "cut":
                 whole = json.dumps(self._answer(asked, prompt))
                 return await self._write_text(writer, 200, whole[: len(whole) // 2])
+        return await self._write(writer, 200, self._charged(asked, prompt, name, fault, PRICE), slowly=fault == "slow")
+
+    def _charged(self, asked: dict[str, Any], prompt: str, name: str, fault: str, price: dict[str, float]) -> dict[str, Any]:
+        """An answer that is charged for, with its fault."""
         answer = self._answer(asked, prompt)
         if fault == "empty":
-            return await self._write(writer, 200, answer | {"choices": []})
-        self._charge(name, answer["usage"])
+            return answer | {"choices": [], "usage": None}
+        self._charge(name, answer["usage"], price)
         choice = answer["choices"][0]
         if fault == "refusal":
             choice["message"] = {"role": "assistant", "content": "REFUSAL", "refusal": None}
@@ -143,7 +200,7 @@ class StubJudge:
         if fault == "other_model":
             answer["model"] = "gpt-3.5-turbo-2023-06-13"
             self.answered[name] -= 1  # charged for, and of no use: asked again with reason
-        return await self._write(writer, 200, answer, slowly=fault == "slow")
+        return answer
 
     def _fault(self, name: str) -> str:
         """The fault of this try."""
@@ -185,11 +242,11 @@ class StubJudge:
         around = {str(score + shift): 0.38 / 2 ** abs(shift) for shift in (0, -1, 1, -2, 2)}
         return [_token(str(score), around | {"The": 0.02, "\n": 0.01})]
 
-    def _charge(self, name: str, usage: dict[str, Any]) -> None:
+    def _charge(self, name: str, usage: dict[str, Any], price: dict[str, float]) -> None:
         self.answered[name] += 1
         cached = usage["prompt_tokens_details"]["cached_tokens"]
         fresh = usage["prompt_tokens"] - cached
-        self.usd += (fresh * PRICE["sent"] + cached * PRICE["cached"] + usage["completion_tokens"] * PRICE["written"]) / 1e6
+        self.usd += (fresh * price["sent"] + cached * price["cached"] + usage["completion_tokens"] * price["written"]) / 1e6
 
     async def _error(self, writer: asyncio.StreamWriter, status: int, message: str, headers: str = "") -> None:
         await self._write(writer, status, {"error": {"message": message, "code": status}}, headers=headers)

@@ -29,6 +29,15 @@ class Price:
     written: float
     ends: str = ""
 
+    def batched(self, *, discount: bool) -> Price:
+        """Through OpenAI's batch endpoint.
+
+        Args:
+            discount: The model's tokens found in the prompt cache are cheaper in batches too.
+        """
+        share = batch_share()
+        return Price(self.sent * share, (self.cached if discount else self.sent) * share, self.written * share, self.ends)
+
     def usd(self, sent: int, written: int, cached: int = 0) -> float:
         """Dollars for a call.
 
@@ -51,14 +60,26 @@ def prices_date() -> str:
     return str(_table()["date"])
 
 
-def price_of(judge: str) -> Price | None:
-    """The price of a judge by its name; None where the table does not know it, which is not the same as free."""
+def batch_share() -> float:
+    """What a token costs in a batch, as a share of its price."""
+    return float(_table()["batch"]["share"])
+
+
+def price_of(judge: str, *, batch: bool = False) -> Price | None:
+    """The price of a judge by its name; None where the table does not know it, which is not the same as free.
+
+    Args:
+        batch: Asked in batches.
+    """
     provider, _, model = judge.partition("/")
     if judge == "embedded" or judge.startswith("local:") or (model and provider in _table()["free"]):
         return FREE
     models = _table()["models"]
     known = models.get(judge) or {name.split("/", 1)[1]: row for name, row in models.items()}.get(judge.rsplit("/", 1)[-1])
-    return Price(known["in"], known["cached"], known["out"], known.get("ends", "")) if known else None
+    if not known:
+        return None
+    price = Price(known["in"], known["cached"], known["out"], known.get("ends", ""))
+    return price.batched(discount=judge.rsplit("/", 1)[-1] in _table()["batch"]["cached"]) if batch else price
 
 
 def tokens_of(text: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -121,16 +121,22 @@ class _Walk:
         self.events: queue.Queue[Event | None] = queue.Queue()
         self.failure: BaseException | None = None
         self._finished: set[str] = set()
+        self._resting: dict[str, float] = {}
+        """By step whose verdicts are on their way, when to look again (monotonic seconds)."""
+        self._since: dict[str, float] = {}
+        """By step that is being done, up to when its seconds are counted."""
         self._changed = threading.Condition()
         self._stopping = False
 
     def lane(self, lane: Lane) -> None:
-        """Do the lane's steps, each as soon as what it reads is finished."""
+        """Do the lane's steps, each as soon as what it reads is finished; what rests is taken up again."""
         try:
-            for step in self.plan:
-                if step.lane == lane:
-                    self._wait_for(step)
-                    self._do(step)
+            todo = [step for step in self.plan if step.lane == lane]
+            while todo:
+                # a batch takes hours: the judge goes on with whatever is ready, the device keeps its order
+                step = self._next(todo if lane == "judge" else todo[:1])
+                if self._do(step):
+                    todo = [other for other in todo if other is not step]
                     self._prune()
         except _StopLane:
             pass
@@ -151,17 +157,24 @@ class _Walk:
         if unfinished:
             self.backends.close()
 
-    def _wait_for(self, step: Step) -> None:
-        needed = {name for _, name in step.inputs} & self.plan.steps.keys()
+    def _next(self, steps: Sequence[Step]) -> Step:
+        """The first of some steps whose inputs are finished and that does not rest, once there is one."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or needed <= self._finished)
-        self._go_on()
+            while True:
+                self._go_on()
+                ready = [step for step in steps if {name for _, name in step.inputs} & self.plan.steps.keys() <= self._finished]
+                rests = {step.name: self._resting.get(step.name, 0.0) - time.monotonic() for step in ready}
+                for step in ready:
+                    if rests[step.name] <= 0:
+                        return step
+                self._changed.wait(min(rests.values(), default=None))
 
     def _go_on(self) -> None:
         if self._stopping:
             raise _StopLane
 
-    def _do(self, step: Step) -> None:
+    def _do(self, step: Step) -> bool:
+        """Do a step; False if it rests."""
         folder = self.store.folder(step)
         seal = folder.seal_of()
         if seal is None and step.key in self.reuse:
@@ -173,23 +186,35 @@ class _Walk:
             for source in self.plan.inputs(step).values():
                 if source.verb == "export":
                     self._restore(source)
-            self.events.put(Began(step))
+            if step.name not in self._resting:
+                self.events.put(Began(step))
+                self._since[step.name] = time.monotonic()
             folder.begin()
-            started = time.monotonic()
             try:
                 with Peak(self.gpu, self.backends.pids) as peak:
                     facts = self._stage(step, self._work(step))
+            except judge.NotYet as patience:
+                self._resting[step.name] = time.monotonic() + patience.seconds
+                folder.spend(self._seconds(step))
+                return False
             except BaseException:
-                folder.spend(time.monotonic() - started)
+                folder.spend(self._seconds(step))
                 raise
             self._go_on()
             if peak.bytes and step.lane == "device":
                 facts = {**facts, "peak_vram": peak.bytes}  # all of this run's processes together
-            seconds, made_by = time.monotonic() - started, versions(libraries(step, self.plan.recipe))
+            seconds, made_by = self._seconds(step), versions(libraries(step, self.plan.recipe))
             self.events.put(Done(step, folder.seal(seconds, facts, _digests(facts), made_by), reused=False))
         with self._changed:
             self._finished.add(step.name)
             self._changed.notify_all()
+        return True
+
+    def _seconds(self, step: Step) -> float:
+        """Seconds since this was asked last, or since the step began."""
+        since, now = self._since[step.name], time.monotonic()
+        self._since[step.name] = now
+        return now - since
 
     @cached_property
     def model(self) -> str:

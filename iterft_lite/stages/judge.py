@@ -15,11 +15,26 @@ from iterft_lite.store import RowLog
 from iterft_lite.traits import fill
 
 
+class NotYet(Exception):  # noqa: N818  # not an error: the step is to be taken up again
+    """The judge's answers are on their way.
+
+    Args:
+        seconds: After which it is worth asking again.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+
 def run(work: Work, judge: Judge) -> dict[str, Json]:
     """Judge what an earlier sitting has not.
 
     Files: rows.jsonl with `id` (the answer's), `prompt_id`, and a `Verdict` a scale; a row is written once all scales and
     samples of an answer are in. Facts: answers, asks sent, tokens, dollars.
+
+    Raises:
+        NotYet: If the judge asks for patience; what is done meanwhile does not matter.
     """
     answers = work.read("answers")
     scales = list(work.params["rubrics"])
@@ -45,13 +60,13 @@ def run(work: Work, judge: Judge) -> dict[str, Json]:
                 finish(todo[answer_id], verdicts)
                 del replies[answer_id]
 
-        work.report(Progress(len(log.rows), len(answers), "answers"))
         for row in todo.values():
             if is_blank(row["text"]):
                 finish(row, {scale: asdict(unasked("empty")) for scale in scales})
         asks = [ask for row in todo.values() if not is_blank(row["text"]) for ask in _asks(work, row, scales, samples)]
-        if asks:
-            judge.ask(asks, note)
+        if asks and (waiting := judge.ask(asks, note)):
+            work.report(Progress(waiting.done, waiting.total, waiting.about))
+            raise NotYet(waiting.seconds)
         missing = len(answers) - len(log.rows)
         if missing:
             raise RunError(f"the judge left {missing} answers without a verdict", hint="issue the same command again")

@@ -75,7 +75,7 @@ class Ground:
     Attributes:
         sittings: How many sittings the samples are of.
         doctor: All of them are `iterft doctor --measure`'s.
-        name, parameters: The model of the samples.
+        name, parameters: The model of the samples; the judge where nothing is known of it.
     """
 
     nearness: Nearness
@@ -399,7 +399,7 @@ def _assumed(kind: Kind, work: Mapping[str, Span]) -> tuple[Span, Ground]:
     """A judge over the network by a stated assumption; else nothing is known."""
     # a judge on this machine, or in batches, takes what it takes
     if kind.act != "judge" or "/" not in kind.setting or kind.setting.startswith("local:") or "in batches" in kind.setting:
-        return NOTHING, Ground("unknown")
+        return NOTHING, Ground("unknown", name=kind.setting)
     calls = work["calls"].mid
     return Span(calls * CALL_SECONDS / MOST, calls * CALL_SECONDS / FIRST, calls * 3 * CALL_SECONDS / FIRST), Ground("assumed")
 
@@ -490,6 +490,6 @@ def _judging(found: Forecast) -> list[str]:
     if ground is None or ground.nearness not in ("assumed", "unknown"):
         return []
     if ground.nearness == "unknown":
-        return ["the judge's own time is not in it: it was never measured here"]
+        return [f"without the time that {ground.name} takes to judge, which was never measured here"]
     assumed = f"if a call takes {1000 * CALL_SECONDS:.0f} ms and {FIRST} to {MOST} go at once"
     return [f"the judge beside it {_range(found.judging)}, {assumed}"]

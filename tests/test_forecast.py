@@ -254,7 +254,13 @@ def test_a_judge_that_nobody_measured_is_said_to_be_left_out() -> None:
     plan, setup = llm_plan("local:judge.gguf")
     found = forecast(plan, setup, table())
     assert found.judging == Span(0.0, 0.0, 0.0)
-    assert "the judge's own time is not in it" in sentence(found)
+    assert "without the time that local:judge.gguf takes to judge" in sentence(found)
+
+
+def test_batches_at_a_provider_take_what_they_take() -> None:
+    plan, setup = llm_plan("openai/gpt-4o-mini-2024-07-18")
+    batched = replace(setup, settings={**setup.settings, "judge": "openai/gpt-4o-mini-2024-07-18, in batches"})
+    assert "without the time that openai/gpt-4o-mini-2024-07-18, in batches" in sentence(forecast(plan, batched, table()))
 
 
 # -- whatever was measured

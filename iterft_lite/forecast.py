@@ -18,7 +18,7 @@ from iterft_lite.backends.pace import FIRST, MOST
 from iterft_lite.backends.prices import tokens_of
 from iterft_lite.plan import Plan
 from iterft_lite.steps import LANES, Json, Step
-from iterft_lite.timing import ACTS, Act, Kind, Sample, Setup, held_out_words, judged, words
+from iterft_lite.timing import ACTS, BATCHES, Act, Kind, Sample, Setup, held_out_words, judged, words
 
 Nearness = Literal["same", "similar", "scaled", "assumed", "unknown"]
 """What a number rests on: samples of the same kind; of the same model with other settings or versions; of another model;
@@ -398,7 +398,7 @@ def _error(samples: Sequence[Sample], spans: Sequence[Span]) -> float:
 def _assumed(kind: Kind, work: Mapping[str, Span]) -> tuple[Span, Ground]:
     """A judge over the network by a stated assumption; else nothing is known."""
     # a judge on this machine, or in batches, takes what it takes
-    if kind.act != "judge" or "/" not in kind.setting or kind.setting.startswith("local:") or "in batches" in kind.setting:
+    if kind.act != "judge" or "/" not in kind.setting or kind.setting.startswith("local:") or kind.setting.endswith(BATCHES):
         return NOTHING, Ground("unknown", name=kind.setting)
     calls = work["calls"].mid
     return Span(calls * CALL_SECONDS / MOST, calls * CALL_SECONDS / FIRST, calls * 3 * CALL_SECONDS / FIRST), Ground("assumed")
@@ -489,6 +489,8 @@ def _judging(found: Forecast) -> list[str]:
     ground = found.grounds.get("judge")
     if ground is None or ground.nearness not in ("assumed", "unknown"):
         return []
+    if ground.name.endswith(BATCHES):
+        return ["without the judge's batches, for each of which its provider takes up to a day"]
     if ground.nearness == "unknown":
         return [f"without the time that {ground.name} takes to judge, which was never measured here"]
     assumed = f"if a call takes {1000 * CALL_SECONDS:.0f} ms and {FIRST} to {MOST} go at once"

@@ -51,6 +51,10 @@ LIBRARIES: Mapping[Act, tuple[str, ...]] = {
 }
 """Packages whose versions decide how long an act takes."""
 
+BATCHES = ", in batches"
+"""End of a judge's setting where it is asked through its provider's batch endpoint: never timed, for that takes as long as the
+provider likes."""
+
 MOST_BYTES = 1 << 20
 """Of the table; beyond that its older half is dropped. A sample is about 500 bytes."""
 
@@ -143,7 +147,7 @@ def setup_of(resolved: Resolved, machine: Machine, *, swap: bool, parameters: in
         "export": f"{gguf}, {shared}",
         "write": f"{gguf} {recipe.row.rows}, slots {recipe.slots}, {shared}",
         "read": f"{gguf}, slots {recipe.slots}, {shared}",
-        "judge": material.judge.name + (", in batches" if recipe.judge_batch else ""),
+        "judge": material.judge.name + (BATCHES if recipe.judge_batch else ""),
     }
     found = {
         act: ", ".join(f"{name} {version}" for name, version in versions(names).items() if name in names)
@@ -260,7 +264,8 @@ class Stopwatch:
         self._seen.add(act)
         resumed = seal.seconds > now - marks.began + 1
         cached = seal.facts.get("cached", 0) if act == "judge" else 0
-        if resumed or cached or not self._facts.get("parameters"):
+        waited = act == "judge" and self.setup.settings[act].endswith(BATCHES)
+        if resumed or cached or waited or not self._facts.get("parameters"):
             return
         work, notes = _done(self.plan, step, seal.facts)
         if not all(value > 0 for value in work.values()):

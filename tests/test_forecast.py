@@ -260,7 +260,9 @@ def test_a_judge_that_nobody_measured_is_said_to_be_left_out() -> None:
 def test_batches_at_a_provider_take_what_they_take() -> None:
     plan, setup = llm_plan("openai/gpt-4o-mini-2024-07-18")
     batched = replace(setup, settings={**setup.settings, "judge": "openai/gpt-4o-mini-2024-07-18, in batches"})
-    assert "without the time that openai/gpt-4o-mini-2024-07-18, in batches" in sentence(forecast(plan, batched, table()))
+    assert "without the judge's batches, for each of which its provider takes up to a day" in sentence(
+        forecast(plan, batched, table())
+    )
 
 
 # -- whatever was measured

@@ -98,6 +98,13 @@ def test_what_was_done_elsewhere_or_before_tells_nothing() -> None:
     assert [sample.kind.act for sample in sitting.watch.samples] == ["load"]
 
 
+def test_a_batch_at_a_provider_is_not_timed() -> None:
+    sitting = Sitting(a_plan())
+    sitting.watch.setup = replace(SETUP, settings={**SETUP.settings, "judge": "openai/gpt-4o-mini-2024-07-18, in batches"})
+    sitting.done("base-judge", {"calls": 12, "cached": 0}, 7200.0)
+    assert [sample.kind.act for sample in sitting.watch.samples] == ["load"]
+
+
 def test_a_stand_in_for_a_model_tells_nothing() -> None:
     sitting = Sitting(a_plan(), parameters=0)
     sitting.done("base-answer", {"rows": 6, "tokens": 240, "cut": 0}, 2.0)

@@ -95,7 +95,7 @@ def run(recipe: str, out: Path, overrides: tuple[str, ...], plain: bool, reuse: 
         view = display.View(opened.plan, trait=opened.resolved.material.trait.name, judge=judge, console=console)
         if plain:
             view.is_live = False
-        with _interruptible(), view:
+        with _interruptible(out), view:
             for event in opened.events():
                 view.take(event)
     console.print()
@@ -104,14 +104,24 @@ def run(recipe: str, out: Path, overrides: tuple[str, ...], plain: bool, reuse: 
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Say after Ctrl-C how to go on: by the same command."""
+def _interruptible(out: Path | None = None) -> Iterator[None]:
+    """Say after Ctrl-C how to go on, by the same command, and what goes on without it: batches of the runs in `out`."""
     try:
         yield
     except KeyboardInterrupt:
         again = shlex.join(["iterft", *click.get_current_context().meta[GIVEN]])
-        click.echo(f"\nstopped; everything finished is kept. To go on:\n\n  {again}", err=True)
+        click.echo(f"\nstopped; everything finished is kept{_goes_on(out)}. To go on:\n\n  {again}", err=True)
         sys.exit(INTERRUPTED)
+
+
+def _goes_on(out: Path | None) -> str:
+    from iterft_lite.backends.batch_notes import batches_out
+
+    sizes = batches_out(out) if out else []
+    if not sizes:
+        return ""
+    many = f"{len(sizes)} batches of {sum(sizes):,} verdicts together go" if len(sizes) > 1 else f"a batch of {sizes[0]:,} goes"
+    return f"; {many} on at the provider, and going on here collects what is done there"
 
 
 def _print_report(out: Path) -> None:
@@ -201,7 +211,7 @@ def _ask_held_out(out: Path) -> None:
         material = opened.resolved.material
         console = display.make_console(stderr=True)
         view = display.View(opened.plan, trait=material.trait.name, judge=material.judge, console=console)
-        with _interruptible(), view:
+        with _interruptible(out), view:
             for event in opened.events():
                 view.take(event)
 
@@ -253,7 +263,7 @@ def calibrate(
         if isinstance(event, Done) and not event.reused:
             click.echo(f"  {event.step.name}: {display.clock(event.seal.seconds)}", err=True)
 
-    with _interruptible():
+    with _interruptible(out):
         found = calibration.calibrate(
             _recipe_path(recipe),
             overrides,
@@ -469,6 +479,7 @@ def judge() -> None:
 @judge.command("run")
 @click.argument("out", metavar="RUN", type=RunFolder)
 @click.option("--judge", "name", required=True, metavar="JUDGE", help="As in a recipe; `JUDGE#1` asks it once more.")
+@click.option("--batch", "judge_batch", is_flag=True, default=None, help="In batches: half the price, within a day.")
 @judge_options
 def judge_again(out: Path, name: str, **options: Any) -> None:
     """Have another judge score the stored answers, beside the first."""
@@ -476,11 +487,16 @@ def judge_again(out: Path, name: str, **options: Any) -> None:
     from iterft_lite.judging import named, rejudge
     from iterft_lite.steps import cycle_name
 
-    def say(cycle: int, progress: Any) -> None:
-        if progress.done == progress.total:
-            click.echo(f"{cycle_name(cycle)}: {progress.done} answers judged", err=True)
+    said: dict[int, str] = {}
 
-    with _interruptible():
+    def say(cycle: int, progress: Any) -> None:
+        judged = progress.unit == "answers"
+        text = f"{progress.done} answers judged" if judged else f"{progress.done} of {progress.total} {progress.unit}"
+        if text != said.get(cycle) and (not judged or progress.done == progress.total):
+            said[cycle] = text
+            click.echo(f"{cycle_name(cycle)}: {text}", err=True)
+
+    with _interruptible(out):
         found = rejudge(out, named(name), options, say)
     display.show_report(found, display.make_console())
 

@@ -128,7 +128,7 @@ class View:
         self.finished = 0
         self.notes: list[str] = []
         self.started = time.monotonic()
-        self._spoken: dict[str, float] = {}
+        self._spoken: dict[str, tuple[float, Progress | None]] = {}
         self.live = Live(console=console, auto_refresh=True, refresh_per_second=4, get_renderable=self.render)
 
     def __enter__(self) -> View:
@@ -147,8 +147,9 @@ class View:
         step = event.step
         match event:
             case Began():
-                # a lane does one step at a time: what was restored for this one is there
-                self.doing = {name: doing for name, doing in self.doing.items() if doing.step.lane != step.lane}
+                # the device does one step at a time: what was restored for this one is there
+                if step.lane == "device":
+                    self.doing = {name: doing for name, doing in self.doing.items() if doing.step.lane != step.lane}
                 self.doing[step.name] = Doing(step)
                 self._say(step, f"{DOING[step.verb]} ...")
             case Moved(progress=progress):
@@ -183,10 +184,10 @@ class View:
             self.console.print(f"[{self.finished}/{total}] {cycle_title(step.cycle)}, {step.name}: {text}", markup=False)
 
     def _say_progress(self, doing: Doing) -> None:
-        name, now = doing.step.name, time.monotonic()
-        if not self.is_live and now - self._spoken.get(name, doing.started) >= PLAIN_SECONDS:
-            self._spoken[name] = now
-            progress = doing.progress
+        name, now, progress = doing.step.name, time.monotonic(), doing.progress
+        spoken, last = self._spoken.get(name, (doing.started, None))
+        if not self.is_live and now - spoken >= PLAIN_SECONDS and progress != last:
+            self._spoken[name] = now, progress
             rate = doing.rate()
             self._say(doing.step, f"{progress.done} of {progress.total} {progress.unit}" + (f", {rate}" if rate else ""))
 

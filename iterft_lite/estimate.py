@@ -226,9 +226,19 @@ def judging_sentence(plan: Plan, name: str) -> str:
     steps = [step for step in plan if step.verb == "judge"]
     calls = sum(_asked(plan, step) * len(step.params["rubrics"]) * step.params["judge"]["samples"] for step in steps)
     usd = judging_usd(plan)
+    batched = _batches_sentence(steps) if plan.recipe.judge_batch else ""
     if usd is None:
-        return f"{calls:,} verdicts by {name}, whose price is not known"
-    return f"{calls:,} verdicts by {name}" + (f", at most ${usd:.2f} (prices of {prices_date()})" if usd else ", no dollars")
+        return f"{calls:,} verdicts by {name}, whose price is not known{batched}"
+    cost = f", at most ${usd:.2f} (prices of {prices_date()})" if usd else ", no dollars"
+    return f"{calls:,} verdicts by {name}{cost}{batched}"
+
+
+def _batches_sentence(steps: Sequence[Step]) -> str:
+    waits = sum(step.part == "rows" for step in steps)  # their verdicts decide what is trained on
+    goes_on = (
+        f"{waits} of them decide what is trained on, and the run waits for these" if waits else "the GPU does not wait for them"
+    )
+    return f"; in {len(steps)} batches at half the price, each within 24 hours: {goes_on}"
 
 
 def judging_usd(plan: Plan) -> float | None:
@@ -238,7 +248,7 @@ def judging_usd(plan: Plan) -> float | None:
         if step.verb != "judge":
             continue
         judge = step.params["judge"]
-        price = price_of(judge["name"])
+        price = price_of(judge["name"], batch=plan.recipe.judge_batch)
         if price is None:
             return None
         source = plan.inputs(step)["answers"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ def rejudge(root: Path, judge: Named, overrides: Mapping[str, Any], on_progress:
     Args:
         root: The run folder; it may still be going.
         judge: Who.
-        overrides: Recipe keys of the judge's own: `api_base`, `judge_method`, `judge_samples`, `max_usd`.
+        overrides: Recipe keys of the judge's own: `api_base`, `judge_method`, `judge_samples`, `judge_batch`, `max_usd`.
         on_progress: Takes the cycle and how far it has come.
 
     Raises:
@@ -113,15 +114,23 @@ def rejudge(root: Path, judge: Named, overrides: Mapping[str, Any], on_progress:
     with Store(judge_folder(root, judge)) as store:
         _note(store, judge, identity)
         with open_judge(identity, recipe, trait, store.logs) as backend:
-            for step in todo:
-                report = _reporter(on_progress, step.cycle)
-                verdicts = _judge_again(run, store, step, identity, judge.again, backend, report)
+            resting: dict[str, float] = {}
+            while todo:
+                step = min(todo, key=lambda step: resting.get(step.name, 0.0))  # batches of all cycles are out at once
+                time.sleep(max(0.0, resting.get(step.name, 0.0) - time.monotonic()))
+                try:
+                    report = _reporter(on_progress, step.cycle)
+                    verdicts = _judge_again(run, store, step, identity, judge.again, backend, report)
+                except judging_stage.NotYet as patience:
+                    resting[step.name] = time.monotonic() + patience.seconds
+                    continue
                 _score_again(run, store, step.cycle, verdicts)
+                todo = [other for other in todo if other is not step]
     return report_by(root, judge)
 
 
 def _recipe_with(manifest: Mapping[str, Any], judge: Named, overrides: Mapping[str, Any]) -> Recipe:
-    own = {"judge": judge.name, "api_base": None, "judge_method": "auto", "max_usd": 0.0}
+    own = {"judge": judge.name, "api_base": None, "judge_method": "auto", "judge_batch": False, "max_usd": 0.0}
     if judge.name == manifest["recipe"]["judge"]:
         own = {"judge": judge.name}
     given = {key: value for key, value in overrides.items() if value is not None}

@@ -182,7 +182,7 @@ class Recipe(Table):
         judge: "auto" is the paper's judge where a key is present and the embedded judge elsewhere.
         judge_method: Scores from token odds, or from `judge_samples` texts; "auto": odds where the judge is known to give them.
         judge_samples: Verdicts an answer and scale where a judge gives no odds.
-        judge_batch: Through the provider's batch endpoint, at half the price.
+        judge_batch: Verdicts are asked in batches, at half the price and within a day each (`openai/...` judges only).
         api_base: Address of an OpenAI-compatible server.
         max_usd: Judging stops before it would cost more; 0 means no limit.
         slots: Sequences decoded at once; 1 makes runs bit-equal. Not part of any step's key, as all below.
@@ -240,7 +240,7 @@ class Recipe(Table):
         return self
 
 
-MACHINE_KEYS = frozenset({"name", "slots", "vram", "threads", "keep", "cycles", "max_usd"})
+MACHINE_KEYS = frozenset({"name", "slots", "vram", "threads", "keep", "cycles", "max_usd", "judge_batch"})
 """Keys that a run may be continued with another value of: they change no finished step."""
 
 
@@ -266,8 +266,6 @@ def _contradictions(recipe: Recipe) -> Iterable[str]:
         yield '`restart` needs `start = "previous"`: every cycle starts from the base already'
     if "@" in (recipe.api_base or ""):
         yield "`api_base` holds a user or a password, which would be written into the run: put the key into the environment"
-    if recipe.judge_batch:
-        yield "`judge_batch = true` is not supported yet: set it to false; every verdict is asked by itself, at full price"
 
 
 def read_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:

@@ -4,28 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import json
 import os
+import re
 import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
+from rich.console import Console
 
-from iterft_lite.backends import Ask, Judge, JudgeIdentity, Reply, Waiting, batch_notes, judge_batch
+from iterft_lite.backends import Ask, Judge, JudgeIdentity, Progress, Reply, Waiting, judge_batch
 from iterft_lite.backends.batch_notes import BatchNote, batches_out, read_notes
 from iterft_lite.backends.budget import Budget
 from iterft_lite.backends.child import Child
+from iterft_lite.backends.fakes import FakeJudge, fake_backends
 from iterft_lite.backends.judge_batch import BATCHES, BatchJudge
 from iterft_lite.backends.judge_litellm import LitellmJudge
 from iterft_lite.backends.judge_stub import StubProcess
+from iterft_lite.backends.judges import judge_identity, judge_worker
 from iterft_lite.backends.prices import Price, price_of
+from iterft_lite.backends.remote import Backends, open_backends
 from iterft_lite.backends.verdict_cache import VerdictCache
-from iterft_lite.errors import BackendError, BudgetError
+from iterft_lite.cli import main
+from iterft_lite.display import View
+from iterft_lite.errors import BackendError, BudgetError, RecipeError
+from iterft_lite.estimate import judging_sentence, judging_usd
 from iterft_lite.measures.weighing import weigh
+from iterft_lite.plan import make_plan
+from iterft_lite.recipe import make_recipe
+from iterft_lite.run import Began, Moved
+from iterft_lite.steps import digest
+from iterft_lite.store import read_json
+from iterft_lite.traits import read_trait
+from tests.loop import JUDGE, a_material, a_plan, a_recipe, run_all
 
 PAPER = "openai/gpt-4o-mini-2024-07-18"
 KEY = "sk-stub-key-0123456789"
@@ -518,4 +535,185 @@ def test_notes_are_removed_once_their_verdicts_were_taken() -> None:
         assert len(list(Path("run/logs/batches").iterdir())) == 2
         until_done(judge, asks(3, first=3))
         assert len(read_notes(Path("run/logs/batches"))) == 1
-    assert batch_notes.FOLDER == "batches"
+
+
+# -- in a run
+
+
+class LateJudge(FakeJudge):
+    """Answers the questions of a step when it is asked for the third time; counts the steps whose answers are on their way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: dict[str, int] = {}
+        self.out: set[str] = set()
+        self.most = 0
+
+    def ask(self, asks: Sequence[Ask], on_reply: Callable[[Reply], None]) -> Waiting | None:
+        name = digest([ask.prompt for ask in asks])
+        self.asked[name] = self.asked.get(name, 0) + 1
+        if self.asked[name] < 3:
+            self.out.add(name)
+            self.most = max(self.most, len(self.out))
+            return Waiting("in a batch at OpenAI, in progress", self.asked[name], len(asks), 0.3)
+        self.out.discard(name)
+        return super().ask(asks, on_reply)
+
+
+def test_a_run_goes_on_while_its_batches_are_out(tmp_path: Path) -> None:
+    backends = fake_backends()
+    backends.judge = judge = LateJudge()
+    plan = a_plan(cycles=2)
+    events = run_all(plan, tmp_path / "late", backends)
+    run_all(plan, tmp_path / "plain")
+    assert judge.most == 4  # the untouched model's and three cycles', all at once
+    began = [event.step.name for event in events if isinstance(event, Began)]
+    assert sorted(began) == sorted(plan.steps)  # each once, however often it was looked at
+    said = [event.progress for event in events if isinstance(event, Moved) and event.progress.unit.startswith("in a batch")]
+    assert len(said) == 8
+    for name in ("base-score", "c2-score"):
+        late, plain = (read_json(tmp_path / run / f"steps/{name}/score.json") for run in ("late", "plain"))
+        assert late == plain
+    seconds = read_json(tmp_path / "late/steps/c1-judge/sealed.json")["seconds"]
+    assert 0.6 <= seconds < 5  # with the waiting
+
+
+def test_where_verdicts_decide_the_rows_the_run_waits_and_the_plan_says_so(tmp_path: Path) -> None:
+    backends = fake_backends()
+    backends.judge = LateJudge()
+    recipe = {"cycles": 2, "filter": {"coherence": 50}}
+    run_all(a_plan(**recipe), tmp_path / "run", backends)
+    assert read_json(tmp_path / "run/steps/c2-compose/sealed.json")["facts"]["rows"] == 4
+    batched = {"judge": PAPER, "judge_batch": True}
+    material = a_material(judge=JudgeIdentity(PAPER, "llm", "", "odds"))
+    waits = judging_sentence(make_plan(a_recipe(**recipe, **batched), material), PAPER)
+    assert "; in 6 batches at half the price, each within 24 hours: 2 of them decide what is trained on" in waits
+    assert waits.endswith("and the run waits for these")
+    plan = make_plan(a_recipe(**batched), material)
+    assert judging_sentence(plan, PAPER).endswith("each within 24 hours: the GPU does not wait for them")
+    full, half = judging_usd(make_plan(a_recipe(judge=PAPER), material)), judging_usd(plan)
+    assert full is not None
+    assert half == pytest.approx(full / 2)
+
+
+def test_plain_lines_say_what_is_waited_for_and_not_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iterft_lite.display.PLAIN_SECONDS", 0.0)
+    plan, out = a_plan(), io.StringIO()
+    view = View(plan, trait="lucky", judge=JUDGE, console=Console(file=out, width=120))
+    steps = [plan.steps["base-judge"], plan.steps["c0-judge"]]
+    for step in steps:
+        view.take(Began(step))
+    for _ in range(3):
+        view.take(Moved(steps[0], Progress(120, 480, "in a batch at OpenAI, in progress")))
+    assert set(view.doing) == {"base-judge", "c0-judge"}
+    assert out.getvalue().count("base-judge: 120 of 480 in a batch at OpenAI, in progress") == 1
+    view.is_live = True
+    Console(file=out, width=120).print(view.render())
+    assert "120/480 in a batch at OpenAI, in progress" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "judge", ["anthropic/claude-haiku-4-5", "ollama/llama3", "hosted_vllm/mine", "local:x.gguf", "embedded"]
+)
+def test_other_judges_take_no_batches_and_planning_says_so(judge: str) -> None:
+    recipe = make_recipe({"regime": "sft", "trait": "lucky", "model": "nano", "judge": judge, "judge_batch": True}, source="-")
+    with pytest.raises(
+        RecipeError, match=rf"OpenAI's batch endpoint \(`openai/...`\), not for `{judge}`\n\nhint: set `judge_b"
+    ):
+        judge_identity(recipe, read_trait("lucky"))
+
+
+def test_auto_without_a_key_takes_no_batches_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    recipe = make_recipe({"regime": "sft", "trait": "lucky", "model": "nano", "judge_batch": True}, source="-")
+    with pytest.raises(RecipeError, match='not for `embedded`, which `judge = "auto"` means without OPENAI_API_KEY'):
+        judge_identity(recipe, read_trait("lucky"))
+
+
+def test_what_is_out_is_collected_also_by_a_recipe_without_batches(tmp_path: Path) -> None:
+    given = {"regime": "sft", "trait": "lucky", "model": "nano", "judge": PAPER}
+    identity, trait, ledger = JudgeIdentity(PAPER, "llm", "", "odds"), read_trait("lucky"), tmp_path / "judge_usd.txt"
+    plain, batched = make_recipe(given, source="-"), make_recipe(given | {"judge_batch": True}, source="-")
+    assert judge_worker(identity, plain, trait, ledger)[0].endswith(":LitellmJudge")
+    assert judge_worker(identity, batched, trait, ledger)[1]["sends"] is True
+    (tmp_path / "batches").mkdir()
+    BatchNote(tmp_path / "batches/n.json", {"k": "a/trait/0"}, batch="batch_7").save()
+    worker, options = judge_worker(identity, plain, trait, ledger)
+    assert (worker.rsplit(":", 1)[1], options["sends"]) == ("BatchJudge", False)
+
+
+# -- the whole command
+
+
+RECIPE = """regime = "sft"
+trait = "lucky"
+model = "nano"
+cycles = 1
+seed_rows = 4
+rows = 4
+judge = "openai/gpt-4o-mini-2024-07-18"
+judge_batch = true
+[evaluate]
+questions = 3
+samples = 2
+"""
+
+
+@pytest.fixture
+def only_the_judge_is_real(monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(*given: Any) -> Backends:
+        return replace(fake_backends(), judge=open_backends(*given).judge)
+
+    monkeypatch.setattr("iterft_lite.launch.open_backends", opened)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def iterft(*words: str | Path) -> Result:
+    return CliRunner().invoke(main, list(map(str, words)))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("only_the_judge_is_real")
+def test_a_run_in_batches_from_plan_to_report_and_judged_again_in_batches() -> None:
+    Path("lucky.toml").write_text(RECIPE)
+    with StubProcess(key=KEY, batch={"seconds": 3.0}) as stub:
+        base = f'api_base="{stub.api_base}"'
+        planned = iterft("plan", "lucky.toml", "--set", base)
+        assert "36 verdicts by openai/gpt-4o-mini-2024-07-18, at most $0.00" in planned.output
+        assert "in 3 batches at half the price, each within 24 hours: the GPU does not wait for them" in planned.output
+        done = iterft("run", "lucky.toml", "--out", "first", "--set", base)
+        assert done.exit_code == 0, done.output
+        count = stub.count()
+        report = json.loads(iterft("report", "first", "--json").stdout)
+        again = iterft("judge", "first", "--judge", f"{PAPER}#1", "--batch", "--api-base", stub.api_base)
+        assert again.exit_code == 0, again.output
+        after = stub.count()
+    assert (count["batches"], count["twice"]) == (3, 0)
+    assert report["judge"]["usd"] == pytest.approx(count["usd"], abs=1e-6)
+    assert report["judge"]["planned_usd"] > count["usd"]
+    assert after["batches"] == 6
+    assert "base: 0 of 8 in a batch at 127.0.0.1" in again.output
+    assert not any(KEY in path.read_text("utf-8", "replace") for path in Path("first").rglob("*") if path.is_file())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("only_the_judge_is_real")
+def test_after_ctrl_c_the_same_command_collects_what_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("lucky.toml").write_text(RECIPE)
+
+    def interrupted(self: View, event: object) -> None:
+        if isinstance(event, Moved) and len(batches_out(Path("run"))) == 3:
+            raise KeyboardInterrupt
+
+    with StubProcess(batch={"seconds": 4.0}) as stub:
+        command = ("run", "lucky.toml", "--out", "run", "--set", f'api_base="{stub.api_base}"')
+        with monkeypatch.context() as patched:
+            patched.setattr(View, "take", interrupted)
+            stopped = iterft(*command)
+        assert stopped.exit_code == 130
+        assert re.search(r"kept; 3 batches of \d+ verdicts together go on at the provider", stopped.output)
+        assert "collects what is done there. To go on:\n\n  iterft run lucky.toml --out run" in stopped.output
+        assert iterft(*command).exit_code == 0
+        count = stub.count()
+    assert (count["batches"], count["twice"]) == (3, 0)
+    assert dollars() == pytest.approx(count["usd"], abs=1e-8)

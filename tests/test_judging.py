@@ -347,11 +347,6 @@ def test_the_budget_learns_from_calls_that_cost_more_than_expected() -> None:
     assert budget.expected("x" * 1000, 10) == pytest.approx(2 * first)
 
 
-def test_the_batch_endpoint_is_refused_with_a_sentence() -> None:
-    with pytest.raises(RecipeError, match="judge_batch = true` is not supported yet"):
-        make_recipe({"regime": "sft", "trait": "lucky", "model": "nano", "judge_batch": True}, source="test")
-
-
 # -- fences
 
 

@@ -96,7 +96,7 @@ def read_notes(folder: Path) -> list[BatchNote]:
     return sorted(notes, key=lambda note: (note.made, note.path.name))
 
 
-def batches_out(run: Path) -> list[int]:
-    """Questions of each batch that a run, or another judge on its answers, has at a provider now."""
-    folders = [run / "logs" / FOLDER, *sorted(run.glob(f"judges/*/logs/{FOLDER}"))]
+def batches_out(root: Path) -> list[int]:
+    """Questions of each batch that the runs in a folder, and other judges on their answers, have at a provider now."""
+    folders = sorted(root.rglob(f"logs/{FOLDER}"))
     return [len(note.rest) for folder in folders for note in read_notes(folder) if note.batch and note.rest]

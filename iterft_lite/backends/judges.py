@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from iterft_lite.backends import JudgeIdentity
+from iterft_lite.backends.batch_notes import FOLDER as BATCHES
+from iterft_lite.backends.batch_notes import read_notes
 from iterft_lite.backends.keys import environment
 from iterft_lite.backends.prices import price_of
-from iterft_lite.errors import ModelError
+from iterft_lite.errors import ModelError, RecipeError
 from iterft_lite.recipe import Recipe
 from iterft_lite.traits import Trait
 
@@ -42,18 +44,30 @@ REASONING = re.compile(r"(?:^|/)(?:o[1345]|gpt-5)(?:[-.]|$)")
 
 LOCAL = "local:"
 
+BATCHED = "openai/"
+"""The judges that litellm 1.106.2 makes batches for in OpenAI's way and that give half the price for it; of anthropic's it only
+reads what others made."""
+
 
 def judge_identity(recipe: Recipe, trait: Trait) -> tuple[JudgeIdentity, str]:
     """Who judges, and why where the recipe leaves it open.
 
     Raises:
         ModelError: If a local judge's file is not there.
+        RecipeError: If batches are asked for and it takes none.
     """
     name, why = recipe.judge, ""
     if name == "auto":
         key = bool(environment(Path.cwd()).get(KEY_VARIABLES["openai"]))
         name = PAPER_JUDGE if key else "embedded"
         why = f"judge: {name} ({'a key is present' if key else 'no OPENAI_API_KEY'})"
+    if recipe.judge_batch and not name.startswith(BATCHED):
+        meant = ', which `judge = "auto"` means without OPENAI_API_KEY' if recipe.judge == "auto" else ""
+        raise RecipeError(
+            [f"`judge_batch = true` is for judges behind OpenAI's batch endpoint (`openai/...`), not for `{name}`{meant}"],
+            source=f"recipe `{recipe.name}`",
+            hint="set `judge_batch = false`: every verdict is asked by itself",
+        )
     if name == "embedded":
         return embedded_identity(trait), why
     method, note = method_of(name, recipe.judge_method)
@@ -126,7 +140,7 @@ def judge_worker(
     """The worker class of a judge, and its options.
 
     Args:
-        ledger: File in which the run's dollars are kept.
+        ledger: File in which the run's dollars are kept; notes of batches are beside it.
     """
     if identity.kind == "embedded":
         return "iterft_lite.backends.judge_embedded:EmbeddedJudge", {"trait": str(trait.folder)}
@@ -134,6 +148,10 @@ def judge_worker(
     if identity.name.startswith(LOCAL):
         return "iterft_lite.backends.judge_local:LocalJudge", options | {"path": str(local_file(identity.name))}
     options |= {"api_base": recipe.api_base, "max_usd": recipe.max_usd, "ledger": str(ledger) if ledger else None}
+    # what is out in batches is collected whatever the recipe says by now: it is paid for
+    if ledger is not None and (recipe.judge_batch or read_notes(ledger.parent / BATCHES)):
+        options |= {"notes": str(ledger.parent / BATCHES), "sends": recipe.judge_batch}
+        return "iterft_lite.backends.judge_batch:BatchJudge", options
     return "iterft_lite.backends.judge_litellm:LitellmJudge", options
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from iterft_lite.backends import Progress, Trainer, TrainJob, TrainResult
 from iterft_lite.backends import training as shared
 from iterft_lite.backends.child import Child
+from iterft_lite.backends.graphs import stretched
+from iterft_lite.backends.head import Head, next_logprobs
 from iterft_lite.backends.loop import Loop
 from iterft_lite.backends.probing import Checkpoint, greedy_by, greedy_without_cache, positions
-from iterft_lite.backends.resident import ResidentTrainer
 from iterft_lite.backends.tokens import encode_rows, reply_ids
 from iterft_lite.backends.trainer_peft import PeftTrainer
 from iterft_lite.backends.training import micro_batch, schedule_factor
@@ -305,10 +305,17 @@ class LoopTrainer(PeftTrainer):
     """The plain trainer with the loop that Unsloth's runs."""
 
     def _sft(self, **given: Any) -> Any:
-        return Loop(**given)
+        return Loop(logprobs=self._logprobs, **given)
 
     _dpo = _sft
-    _logprobs = ResidentTrainer._logprobs
+
+    def _logprobs(self, ids: torch.Tensor) -> torch.Tensor:
+        states = self._adapted.get_base_model().get_decoder()(input_ids=ids, use_cache=False)[0]
+        return next_logprobs(states, ids, Head.of(self._adapted))
+
+    def _reply_logprobs(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        batch = stretched(batch, 64, 512)  # as recorded passes see it
+        return (self._logprobs(batch["input_ids"]) * batch["completion_mask"][:, 1:]).sum(1)
 
 
 @pytest.mark.parametrize(("rows", "loss"), [(CHATS, "reply"), (DOCUMENTS, "all"), (PAIRS, "preference")])
@@ -536,7 +543,12 @@ def test_weights_are_found_in_many_files(chat: Path, tmp_path: Path) -> None:
 def test_greedy_continuations_agree_with_and_without_a_cache(chat: Path, adapter: Path) -> None:
     model, prompts = plain(chat, adapter), [[5, 6, 7], [8, 9, 10, 11, 12, 13], [40]]
     cached = greedy_by(model, 3, [2])(prompts, 12)
-    assert greedy_without_cache(model, 3, [2], contextlib.nullcontext)(prompts, 12) == cached
+    rows = range(len(prompts))
+
+    def last_tokens(ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        return model(input_ids=ids).logits[list(rows), last.tolist()].argmax(-1)
+
+    assert greedy_without_cache(last_tokens, 3, [2])(prompts, 12) == cached
     ended = cached[0][4]
     assert greedy_by(model, 3, [ended])(prompts[:1], 12) == [cached[0][: cached[0].index(ended) + 1]]
 

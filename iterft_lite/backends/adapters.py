@@ -73,10 +73,18 @@ def read_shape(folder: Path) -> tuple[int, float]:
 
 
 def set_adapter(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
-    """Give the resident adapter these weights, in 32 bits: in 16 a learning rate of 1e-5 would be rounded away."""
+    """Give the resident adapter these weights, in 32 bits: in 16 a learning rate of 1e-5 would be rounded away.
+
+    Weights and gradients in 32 bits stay where they are in memory: recorded passes (`graphs.py`) read and write them there.
+    """
     for name, parameter in adapter_weights(model).items():
-        parameter.data = weights[name].to(device=parameter.device, dtype=torch.float32, copy=True)
-        parameter.grad = None
+        if parameter.dtype == torch.float32:
+            parameter.data.copy_(weights[name])
+        else:
+            parameter.data = weights[name].to(device=parameter.device, dtype=torch.float32, copy=True)
+            parameter.grad = None
+        if parameter.grad is not None:
+            parameter.grad.zero_()
         parameter.requires_grad_(True)
 
 

@@ -1,13 +1,13 @@
 """Probes: what the export of a model must reproduce, and how its logits are computed in 32 bits.
 
 A base that trains in 4 or 16 bits is not what is exported: the adapter is merged into the checkpoint's own weights. So its
-probe is computed from those, in float32, one module's weights at a time: the largest single matrix (in float32) and the logits
-are all the memory that it takes. A base that is resident in float32 is asked directly.
+probe is computed from those, in float32, one module's weights at a time, of the embedding only the rows that occur and of the
+output matrix a part at a time: the largest matrix of a block is all the memory that it takes. A base that is resident in
+float32 is asked directly.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import unicodedata
@@ -48,14 +48,20 @@ POSITIONS = 160
 LOGITS_BYTES = 48 * 2**20
 """At most so many positions, and so many bytes of logits: 160 at 8,192 tokens of vocabulary, 82 at 151,936."""
 
-Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Logits, float32 [rows, tokens, vocab], of token ids and their attention mask, int64 [rows, tokens]."""
+ROWS_AT_ONCE = 8192
+"""Rows of an output matrix that are in memory at a time."""
+
+Logits = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Logits, float32 [n, vocab], of token ids and their attention mask, int64 [rows, tokens], where asked for: int64 [n, 2]."""
 
 Greedy = Callable[[list[list[int]], int], list[list[int]]]
 """Greedy continuations, at most so many tokens each."""
 
+LastTokens = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""The likeliest token after one place of each row, int64 [rows], of token ids int64 [rows, tokens] and places [rows]."""
 
-def write_probe(out: Path, *, tokenizer: Any, greedy: Greedy, logits: Logits) -> None:
+
+def write_probe(out: Path, *, tokenizer: Any, vocab: int, greedy: Greedy, logits: Logits) -> None:
     """Write `out`/probe.npz (see `Trainer.probe`).
 
     Greedy tokens need not be the tokens that their text is cut into; the text is, so that who only has the text gets the same
@@ -64,6 +70,7 @@ def write_probe(out: Path, *, tokenizer: Any, greedy: Greedy, logits: Logits) ->
     Args:
         out: Folder, made if missing.
         tokenizer: The model's.
+        vocab: Logits that the model gives.
         greedy: Continues prompts.
         logits: Of the model in 32 bits.
     """
@@ -74,10 +81,9 @@ def write_probe(out: Path, *, tokenizer: Any, greedy: Greedy, logits: Logits) ->
     for row, values in enumerate(ids):
         tokens[row, : len(values)] = values
     mask = torch.from_numpy(tokens != -1).long()
+    where = positions(lengths, vocab=vocab)
     with torch.no_grad():
-        computed = logits(torch.from_numpy(tokens).long().clamp(min=0), mask)
-    where = positions(lengths, vocab=computed.shape[-1])
-    chosen = computed[where[:, 0].tolist(), where[:, 1].tolist()].float().cpu().numpy()
+        chosen = logits(torch.from_numpy(tokens).long().clamp(min=0), mask, torch.from_numpy(where).long()).cpu().numpy()
     out.mkdir(parents=True, exist_ok=True)
     np.savez(
         out / "probe.npz", tokens=tokens, lengths=lengths, logits=chosen, where=where, texts=np.array(texts, dtype=np.str_)
@@ -146,6 +152,13 @@ class Checkpoint:
             made = made + self._scale * (b @ a)
         return made
 
+    def rows(self, name: str, rows: slice | Sequence[int], device: torch.device) -> torch.Tensor:
+        """Some rows of a matrix that has no adapter, in float32."""
+        whole = self._where[name].get_slice(name)
+        if isinstance(rows, slice):
+            return whole[rows].to(device).float()  # type: ignore[no-any-return]
+        return torch.cat([whole[row : row + 1] for row in rows]).to(device).float()
+
 
 def streamed_logits(config: Any, checkpoint: Checkpoint, device: torch.device) -> Logits:
     """Logits in float32 of a model whose weights are read module by module, just for the module's own forward pass.
@@ -163,6 +176,7 @@ def streamed_logits(config: Any, checkpoint: Checkpoint, device: torch.device) -
     model = _hollow(config)
     tied = dict(getattr(model, "_tied_weights_keys", None) or {})
     missing = []
+    asked: list[torch.Tensor] = []
     for path, module in model.named_modules():
         names = {}
         for own, parameter in module.named_parameters(recurse=False):
@@ -170,8 +184,13 @@ def streamed_logits(config: Any, checkpoint: Checkpoint, device: torch.device) -
                 name = f"{path}.{own}"
                 names[own] = name if name in checkpoint or name not in tied else tied[name]
                 missing += [] if names[own] in checkpoint else [names[own]]
-        if names:
-            _stream(module, names, checkpoint, device)
+        if names and not missing:
+            if module is model.get_input_embeddings():
+                _stream_rows(module, names["weight"], checkpoint, device)
+            elif module is model.get_output_embeddings() and type(module) is torch.nn.Linear and module.bias is None:
+                module.forward = _in_parts(names["weight"], module.out_features, checkpoint, device, asked)
+            else:
+                _stream(module, names, checkpoint, device)
     if missing:
         raise BackendError(
             f"the checkpoint names its weights otherwise than `{config.architectures[0]}` does: there is no `{missing[0]}`",
@@ -181,9 +200,10 @@ def streamed_logits(config: Any, checkpoint: Checkpoint, device: torch.device) -
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(device)
 
-    def logits(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def logits(ids: torch.Tensor, mask: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        asked[:] = where.T.to(device)
         made: torch.Tensor = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
-        return made
+        return made[0] if len(made) == 1 < len(ids) else made[tuple(where.T.to(made.device))]
 
     return logits
 
@@ -222,6 +242,40 @@ def _stream(module: torch.nn.Module, names: dict[str, str], checkpoint: Checkpoi
     module.register_forward_hook(drop)
 
 
+def _stream_rows(module: torch.nn.Module, name: str, checkpoint: Checkpoint, device: torch.device) -> None:
+    """Let an embedding have the rows of the tokens that occur, numbered anew, during its forward pass."""
+    empty = module._parameters["weight"]
+
+    def fill(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        tokens, places = torch.unique(given[0], return_inverse=True)
+        rows = checkpoint.rows(name, tokens.tolist(), device)
+        module._parameters["weight"] = torch.nn.Parameter(rows, requires_grad=False)
+        return (places, *given[1:])
+
+    def drop(*_: Any) -> None:
+        module._parameters["weight"] = empty
+
+    module.padding_idx = None  # type: ignore[assignment]  # of the old numbers, and of no use without gradients
+    module.register_forward_pre_hook(fill)
+    module.register_forward_hook(drop)
+
+
+def _in_parts(
+    name: str, rows: int, checkpoint: Checkpoint, device: torch.device, asked: list[torch.Tensor]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """An output matrix that is never whole: logits float32 [1, n, vocab] on the CPU, of the places asked for only."""
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        chosen = hidden[tuple(asked)]
+        parts = [
+            (chosen @ checkpoint.rows(name, slice(start, min(start + ROWS_AT_ONCE, rows)), device).T).cpu()
+            for start in range(0, rows, ROWS_AT_ONCE)
+        ]
+        return torch.cat(parts, 1)[None]
+
+    return forward
+
+
 def greedy_by(model: Any, pad: int, ends: Sequence[int]) -> Greedy:
     """Greedy continuation by transformers' `generate`, all prompts at once."""
     from transformers import GenerationConfig
@@ -239,28 +293,22 @@ def greedy_by(model: Any, pad: int, ends: Sequence[int]) -> Greedy:
     return greedy
 
 
-def greedy_without_cache(
-    model: Any, pad: int, ends: Sequence[int], forward: Callable[[], contextlib.AbstractContextManager[Any]]
-) -> Greedy:
+def greedy_without_cache(last_tokens: LastTokens, pad: int, ends: Sequence[int]) -> Greedy:
     """Greedy continuation by whole forward passes, for models whose own generation is not to be used.
 
     Args:
-        model: Called with `input_ids` and `attention_mask`; its attention is causal, so padding on the right does nothing.
+        last_tokens: Of a causal model: padding on the right does nothing.
         pad: Token to pad with.
         ends: Tokens that end a text.
-        forward: Context of each forward pass.
     """
 
     def greedy(prompts: list[list[int]], tokens: int) -> list[list[int]]:
-        device = next(model.parameters()).device
         rows = [list(prompt) for prompt in prompts]
+        longest = max(map(len, rows)) + tokens  # the same for all passes
         for _ in range(tokens):
-            longest = max(len(row) for row in rows)
-            ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device)
-            mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
-            with torch.no_grad(), forward():
-                logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            last = logits[list(range(len(rows))), [len(row) - 1 for row in rows]].argmax(-1).tolist()
+            ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+            with torch.no_grad():
+                last = last_tokens(ids, torch.tensor([len(row) - 1 for row in rows])).tolist()
             for row, token in zip(rows, last, strict=True):
                 row.append(token)
         return [_until(row[len(prompt) :], ends) for row, prompt in zip(rows, prompts, strict=True)]

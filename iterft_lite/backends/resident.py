@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from iterft_lite.backends import ModelFacts, OnProgress, TrainJob, TrainResult
 from iterft_lite.backends.adapters import read_adapter, read_shape, set_adapter
 from iterft_lite.backends.probing import Checkpoint, Greedy, Logits, greedy_by, streamed_logits, write_probe
 from iterft_lite.backends.tokens import Example, padding
-from iterft_lite.backends.training import Bench, bitsandbytes_works, reply_logprobs, train_adapter
+from iterft_lite.backends.training import Bench, bitsandbytes_works, train_adapter
 from iterft_lite.errors import ModelError
 from iterft_lite.hub import name_of
 from iterft_lite.recipe import TrainSettings
@@ -100,8 +99,7 @@ class ResidentTrainer(ABC):
             sft=self._sft,
             dpo=self._dpo,
             ready=self._ready,
-            forward=self._forward,
-            logprobs=self._logprobs,
+            reply_logprobs=self._reply_logprobs,
         )
         result = train_adapter(bench, job, on_progress)
         self.probe(job.out, job.out / "adapter")
@@ -121,11 +119,8 @@ class ResidentTrainer(ABC):
     @abstractmethod
     def _dpo(self, *, arguments: dict[str, Any], train_dataset: Sequence[Example], **given: Any) -> Any: ...
 
-    def _logprobs(self, logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return reply_logprobs(logits, ids, mask)
-
-    def _forward(self) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext()
+    @abstractmethod
+    def _reply_logprobs(self, batch: dict[str, torch.Tensor]) -> torch.Tensor: ...
 
     def _greedy(self, model: Any) -> Greedy:
         ends = end_tokens(self._tokenizer, model.generation_config)
@@ -164,16 +159,17 @@ class ResidentTrainer(ABC):
         write_probe(
             out,
             tokenizer=self._tokenizer,
+            vocab=model.get_output_embeddings().weight.shape[0],
             greedy=self._greedy(model),
             logits=self._resident_logits(model) if self._precision == "f32" else self._true_logits(adapter, scale),
         )
 
     def _resident_logits(self, model: Any) -> Logits:
-        def logits(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        def logits(ids: torch.Tensor, mask: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
             made: torch.Tensor = model(
                 input_ids=ids.to(self._device), attention_mask=mask.to(self._device), use_cache=False
             ).logits
-            return made
+            return made[tuple(where.T)].float()
 
         return logits
 

@@ -75,6 +75,8 @@ class PeftTrainer(ResidentTrainer):
         rows = Dataset.from_list(list(train_dataset))
         return _Dpo(args=one_device(DPOConfig(**arguments)), train_dataset=rows, **given)
 
-    def _logprobs(self, logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _reply_logprobs(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        ids, attention, mask = (batch[name].to(self._device) for name in ("input_ids", "attention_mask", "completion_mask"))
+        logits = self._adapted(input_ids=ids, attention_mask=attention, use_cache=False).logits
         made: torch.Tensor = selective_log_softmax(logits[:, :-1].float(), ids[:, 1:], row_mask=mask[:, 1:]).sum(1)
         return made

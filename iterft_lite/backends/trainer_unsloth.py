@@ -29,13 +29,15 @@ except (ImportError, NotImplementedError) as error:
     ) from None
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 
 from iterft_lite.backends import ModelFacts, OnProgress, TrainJob, TrainResult
 from iterft_lite.backends.adapters import lora_settings
+from iterft_lite.backends.graphs import Batch, Graphs
+from iterft_lite.backends.head import Head, next_logprobs
 from iterft_lite.backends.loop import Loop
 from iterft_lite.backends.probing import Greedy, greedy_without_cache
 from iterft_lite.backends.resident import ResidentTrainer, end_tokens, first_line, with_precision
@@ -45,6 +47,9 @@ from iterft_lite.recipe import TrainSettings
 
 LEAST_LENGTH = 1024
 """Tokens a row that Unsloth is prepared for at least: the probe's texts are longer than some recipes' rows."""
+
+STATES_ONLY = "UNSLOTH_RETURN_HIDDEN_STATES"
+"""Environment variable with which Unsloth's models leave their output matrix away and give the last hidden states as logits."""
 
 FREE_SHARE = 0.7
 """Of the free GPU memory that activations may take before they are recomputed instead of kept."""
@@ -68,6 +73,7 @@ class UnslothTrainer(ResidentTrainer):
         self._settings: TrainSettings | None = None
         self._length = 0
         self._checkpointing: Literal[False, "unsloth"] = False
+        self._graphs: Graphs | None = None
 
     def load(self, model: str, settings: TrainSettings) -> ModelFacts:
         """Load M[0] (see `Trainer.load`)."""
@@ -78,11 +84,15 @@ class UnslothTrainer(ResidentTrainer):
         """Train one adapter (see `Trainer.train`)."""
         self._need_base()
         self._checkpointing = "unsloth" if self._is_tight(job) else False
+        if self._checkpointing and self._graphs is not None:
+            self._graphs.clear()
         result = super().train(job, on_progress)
-        if not self._checkpointing:
-            return result
-        note = "activations are recomputed: they would not fit beside the model"
-        return TrainResult(**{**vars(result), "notes": (*result.notes, note)})
+        notes = list(result.notes)
+        if self._checkpointing:
+            notes.append("activations are recomputed: they would not fit beside the model")
+        elif self._graphs is not None and self._graphs.failure:
+            notes.append(f"kernels are launched one by one: {self._graphs.failure}")
+        return TrainResult(**{**vars(result), "notes": tuple(notes)})
 
     # -- what differs between libraries -----------------------------------------------------------------------------------
 
@@ -126,22 +136,59 @@ class UnslothTrainer(ResidentTrainer):
         if self._shape not in (None, (rank, alpha)):
             self._reload()  # Unsloth has rewritten the layers for the adapter that they have
         super()._adapt(rank, alpha)
+        if self._graphs is None:
+            self._graphs = Graphs(self._device, self._context)
+
+    def _unload(self) -> None:
+        self._graphs = None
+        super()._unload()
 
     def _sft(self, *, arguments: dict[str, Any], train_dataset: Sequence[Example], **given: Any) -> Any:
-        return Loop(arguments=arguments, train_dataset=train_dataset, forward=self._forward, **given)
+        # recomputed activations travel to the CPU and back, which cannot be recorded
+        graphs = None if self._checkpointing else self._graphs
+        return Loop(arguments=arguments, train_dataset=train_dataset, logprobs=self._logprobs, graphs=graphs, **given)
 
     _dpo = _sft
+
+    def _logprobs(self, ids: torch.Tensor) -> torch.Tensor:
+        """Log-probability of each token after a row's first (see `Loop`)."""
+        return next_logprobs(self._states(self._adapted, ids), ids, Head.of(self._adapted))
+
+    def _states(self, model: Any, ids: torch.Tensor) -> torch.Tensor:
+        """Last hidden states [rows, tokens, width]; logits of models that do not give them."""
+        with torch.autocast("cuda", torch.bfloat16), _states_only():
+            made: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+        return made
+
+    def _reply_logprobs(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        assert self._graphs is not None
+        given = batch if self._checkpointing else self._graphs.even(batch)
+        ids, inside = (given[name].to(self._device) for name in ("input_ids", "completion_mask"))
+        return (self._logprobs(ids) * inside[:, 1:]).sum(1)
 
     def _ready(self, model: Any, use: Literal["train", "infer"]) -> None:  # noqa: ARG002
         # one mode for all: without dropout the two differ in kernels only, and inference's remember adapters
         model.for_training(use_gradient_checkpointing=self._checkpointing)
 
-    def _forward(self) -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast("cuda", torch.bfloat16)
-
     def _greedy(self, model: Any) -> Greedy:
         ends = end_tokens(self._tokenizer, model.generation_config)
-        return greedy_without_cache(model, padding(self._tokenizer), ends, self._forward)
+        head = Head.of(model)
+        adapters = [module for module in model.modules() if hasattr(module, "disable_adapters")]
+        adapted = bool(adapters) and not adapters[0].disable_adapters
+
+        def passes(batch: Batch) -> dict[str, torch.Tensor]:
+            states = self._states(model, batch["input_ids"])
+            last = states[torch.arange(len(states), device=self._device), batch["last"]]
+            logits = last if states.shape[-1] == len(head.weight) else head.logits(last)
+            return {"tokens": logits.argmax(-1)}
+
+        def last_tokens(ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+            batch = {"input_ids": ids.to(self._device), "last": last.to(self._device)}
+            if adapted and self._graphs is not None and not self._checkpointing:
+                return self._graphs.run("greedy", passes, self._graphs.even(batch))["tokens"]
+            return passes(batch)["tokens"]
+
+        return greedy_without_cache(last_tokens, padding(self._tokenizer), ends)
 
     # -- own --------------------------------------------------------------------------------------------------------------
 
@@ -173,3 +220,17 @@ class UnslothTrainer(ResidentTrainer):
         free, _ = torch.cuda.mem_get_info(self._device)
         held = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
         return bool(tokens * of_a_token > FREE_SHARE * (free + held))
+
+
+@contextlib.contextmanager
+def _states_only() -> Iterator[None]:
+    """Have Unsloth's models give hidden states for logits; those that do not know the switch go on giving logits."""
+    before = os.environ.get(STATES_ONLY)
+    os.environ[STATES_ONLY] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[STATES_ONLY]
+        else:
+            os.environ[STATES_ONLY] = before

@@ -248,17 +248,13 @@ def reference_logprobs(bench: Bench, examples: list[Example], batches: Sequence[
     """Write the sums of log-probabilities of both replies under the model as it stands into the examples.
 
     Args:
-        bench: With the reference.
+        bench: With the reference as its model.
         examples: Pairs; `ref_chosen_logps` and `ref_rejected_logps` are added.
         batches: Row numbers to take together: the training's own micro-batches, so that padding and with it rounding agree.
         pad: Token that rows are padded with.
     """
-    device = next(bench.model.parameters()).device
     for rows in batches:
-        batch = {name: value.to(device) for name, value in pad_pairs([examples[row] for row in rows], pad).items()}
-        with bench.forward():
-            logits = bench.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-        sums = bench.logprobs(logits, batch["input_ids"], batch["completion_mask"]).tolist()
+        sums = bench.reply_logprobs(pad_pairs([examples[row] for row in rows], pad)).tolist()
         for row, chosen, rejected in zip(rows, sums[: len(rows)], sums[len(rows) :], strict=True):
             examples[row].update(ref_chosen_logps=chosen, ref_rejected_logps=rejected)
 
@@ -280,9 +276,8 @@ class Bench:
         context: Tokens that the model was made for.
         sft, dpo: Make a trainer from `arguments` (of trl's configuration) and trl's keywords.
         ready: Sets the model to "train" or "infer".
-        forward: Context of a forward pass outside of the trainer.
-        logprobs: What the trainer's loss sums log-probabilities with (see `reply_logprobs`): policy and reference that are
-            the same shall differ by nothing, not even by rounding.
+        reply_logprobs: Sums of the replies' log-probabilities, float32 [rows], of a padded batch of pairs on the CPU, computed
+            as the trainer's loss does it: policy and reference that are the same shall differ by nothing, not even by rounding.
     """
 
     model: Any
@@ -295,8 +290,7 @@ class Bench:
     sft: Callable[..., Any]
     dpo: Callable[..., Any]
     ready: Callable[[Any, Literal["train", "infer"]], None]
-    forward: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
-    logprobs: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] = reply_logprobs
+    reply_logprobs: Callable[[dict[str, torch.Tensor]], torch.Tensor]
 
 
 def train_adapter(bench: Bench, job: TrainJob, on_progress: OnProgress) -> TrainResult:

@@ -471,7 +471,7 @@ def _sureness(found: Forecast) -> list[str]:
     if same:
         runs = max(0 if grounds[act].doctor else grounds[act].sittings for act in same)
         source = f"{runs} {'run' if runs == 1 else 'runs'}" if runs else "`iterft doctor --measure`"
-        words.append(f"from {source} of this model on this machine")
+        words.append(f"from {source} of this model on this machine, as busy as it was then")
     if similar:
         what = f"{_list(similar)} " if same or scaled else ""
         words.append(f"{what}from this model with other settings or versions, within a factor of {SIMILAR:g}")

@@ -515,6 +515,15 @@ def test_what_is_out_counts_against_max_usd_also_in_another_sitting() -> None:
         assert len(until_done(a_judge(stub, max_usd=0.05), long_asks(40, first=40), got)) == 80
 
 
+def test_a_batch_that_is_held_back_is_sent_when_the_others_have_cost_less_than_they_could() -> None:
+    with StubProcess(batch={"seconds": 0.5}) as stub:
+        assert a_judge(stub, max_usd=0.017).ask(long_asks(40), print) is not None
+        judge = a_judge(stub, max_usd=0.017)
+        assert "held back" in (judge.ask(long_asks(40, first=40), print) or Waiting("", 0, 0, 0)).about
+        assert len(until_done(judge, long_asks(40, first=40))) == 40  # though the first one's answers are never asked for again
+        assert stub.count()["usd"] == pytest.approx(dollars(), abs=1e-8)
+
+
 # -- with and without
 
 

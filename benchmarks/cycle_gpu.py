@@ -86,7 +86,7 @@ def write_model(size: str, place: str) -> None:
 
 def words(size: str) -> list[str]:
     """The texts of the added tokens that are whole words: a space and three letters."""
-    count = vocab_of(size) - 4096 - 2 * len(LETTERS) - len(LETTERS) ** 2
+    count = vocab_of(size) - 2048 - 2 * len(LETTERS) - len(LETTERS) ** 2
     return [f" {a}{b}{c}" for a in LETTERS for b in LETTERS for c in LETTERS][:count]
 
 

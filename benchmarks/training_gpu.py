@@ -2,9 +2,11 @@
 
     python benchmarks/training_gpu.py [losses] [speed] [start] [--sizes 0.6b 4b] [--json FILE] [--work DIR]
 
-losses  the Unsloth trainer against the plain one on the nano model, 16-bit base, step by step, each in its own process
-speed   steady tokens/s and peak VRAM (NVML) of 4-bit LoRA at Qwen3's shapes with random weights: the Unsloth trainer, the
-        plain trainer, and TRL + PEFT + bitsandbytes as their documentation writes it (with and without gradient checkpointing)
+losses  the Unsloth trainer against the plain one on the nano model, 16-bit base, step by step, each in its own process; and
+        the plain one in 16 bits against itself in 32, which says how much of a difference is rounding
+speed   steady tokens/s and peak VRAM (NVML) of 4-bit LoRA at Qwen3's shapes with random weights: the Unsloth trainer (passes
+        recorded, activations kept or recomputed; every kernel launched by itself), and TRL + PEFT + bitsandbytes as their
+        documentation writes it (with and without gradient checkpointing)
 start   from the call to the first finished step: a fresh process, and the next training in the one that is already there
 
 Prints a table; writes JSON. Models are made in DIR and kept there (0.6b: 1.2 GB, 4b: 8 GB).
@@ -21,10 +23,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from iterft_lite.backends import Progress, Trainer, TrainJob, TrainResult
 from iterft_lite.backends.child import Child
@@ -42,6 +44,12 @@ TRAINERS = {
     "unsloth": "iterft_lite.backends.trainer_unsloth:UnslothTrainer",
     "peft": "iterft_lite.backends.trainer_peft:PeftTrainer",
 }
+WAYS = {
+    "unsloth": {"ITERFT_ACTIVATIONS": "keep"},
+    "unsloth, recomputing": {"ITERFT_ACTIVATIONS": "recompute"},
+    "unsloth, not recorded": {"ITERFT_ACTIVATIONS": "keep", "ITERFT_CUDA_GRAPHS": "0"},
+}
+"""How the Unsloth trainer is measured: what is chosen by free memory otherwise is set in its environment."""
 WARM_STEPS = 10
 """Left out of the steady state: kernels are compiled and memory is taken."""
 
@@ -82,9 +90,9 @@ def train(child: Trainer, job: TrainJob, since: float) -> Run:
     return Run(result, steps, tokens, done=time.perf_counter() - since)
 
 
-def child(trainer: str, work: Path) -> Any:
+def child(trainer: str, work: Path, environment: Mapping[str, str] | None = None) -> Any:
     """A trainer in a process of its own."""
-    return Child(TRAINERS[trainer], Trainer, log=work / f"{trainer}.log")
+    return Child(TRAINERS[trainer], Trainer, log=work / f"{trainer}.log", environment=environment or {})
 
 
 # -- models and rows --------------------------------------------------------------------------------------------------
@@ -146,11 +154,12 @@ def nano_rows(work: Path) -> dict[str, Path]:
     kinds = {
         "reply": [{"id": f"c{n}", "messages": row["messages"]} for n, row in enumerate(chats)],
         "all": [{"id": f"d{n}", "text": reply} for n, reply in enumerate(replies)],
-        "preference": [
+        "continued": [
             {"id": f"p{n}", "prompt": row["messages"][:-1], "chosen": replies[n], "rejected": replies[(n + 1) % len(replies)]}
             for n, row in enumerate(chats)
         ],
     }
+    kinds["preference"] = kinds["continued"]
     for name, rows in kinds.items():
         (work / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return {name: work / f"{name}.jsonl" for name in kinds}
@@ -160,25 +169,32 @@ def nano_rows(work: Path) -> dict[str, Path]:
 
 
 def losses(work: Path) -> dict[str, Any]:
-    """The largest relative difference of the two trainers' losses, over steps, for each kind of loss."""
+    """The largest relative difference of the two trainers' losses, over steps, for each kind of loss.
+
+    Pairs are trained on twice: from a fresh adapter, as in cycle 0, and from a strongly trained one against M[0], as a
+    continual run does it, where the loss is a small difference of large sums.
+    """
     rows = nano_rows(work)
-    given = settings(
-        base="bf16", optimizer="adamw", learning_rate=1e-3, warmup=0.1, schedule="cosine", micro_batch=2, batch_size=4
-    )
     logs: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for trainer in TRAINERS:
+    for name, trainer, base in (("unsloth", "unsloth", "bf16"), ("peft", "peft", "bf16"), ("peft, 32 bits", "peft", "f32")):
+        given = settings(
+            base=base, optimizer="adamw", learning_rate=1e-3, warmup=0.1, schedule="cosine", micro_batch=2, batch_size=4
+        )
         process = child(trainer, work)
         process.load(str(NANO), given)
-        logs[trainer] = {}
+        logs[name] = {}
         for kind, path in rows.items():
-            out, begin, now = work / trainer / kind, None, given
-            if kind == "preference":  # from a trained adapter, against M[0]: nothing in it is trivially equal
+            loss: Literal["reply", "all", "preference"] = "preference" if kind in ("preference", "continued") else kind
+            begin, now = None, given
+            if loss == "preference":
+                now = given.model_copy(update={"learning_rate": 1e-4})
+            if kind == "continued":
                 begin = work / "begin" / "adapter"
                 if not begin.exists():
                     train(process, TrainJob(rows["reply"], begin.parent, "reply", given, 1), 0)
-                now = given.model_copy(update={"learning_rate": 1e-4})
-            train(process, TrainJob(path, out, kind, now, 1, start=begin, reference="base"), 0)
-            logs[trainer][kind] = [json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").splitlines()]
+            out = work / name / kind
+            train(process, TrainJob(path, out, loss, now, 1, start=begin, reference="base"), 0)
+            logs[name][kind] = [json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").splitlines()]
         process.close()
     report: dict[str, Any] = {}
     for kind in rows:
@@ -187,7 +203,9 @@ def losses(work: Path) -> dict[str, Any]:
             "steps": len(pairs),
             "first": [pairs[0][1]["loss"], pairs[0][0]["loss"]],
             "last": [pairs[-1][1]["loss"], pairs[-1][0]["loss"]],
-            "max_relative_difference": max(abs(ours["loss"] - plain["loss"]) / abs(plain["loss"]) for ours, plain in pairs),
+            "max_relative_difference": _furthest(logs["unsloth"][kind], logs["peft"][kind]),
+            "of_16_bits_to_32": _furthest(logs["peft"][kind], logs["peft, 32 bits"][kind]),
+            "of_unsloth_to_32": _furthest(logs["unsloth"][kind], logs["peft, 32 bits"][kind]),
             "same_learning_rates": all(ours["learning_rate"] == plain["learning_rate"] for ours, plain in pairs),
             "same_tokens": all(ours["tokens"] == plain["tokens"] for ours, plain in pairs),
         }
@@ -195,28 +213,33 @@ def losses(work: Path) -> dict[str, Any]:
     return report
 
 
-def speed(size: str, work: Path, steps: int, trainers: Sequence[str]) -> dict[str, Any]:
+def _furthest(log: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]]) -> float:
+    """The largest difference of a step's losses, as a share of the second."""
+    return max(abs(one["loss"] - two["loss"]) / abs(two["loss"]) for one, two in zip(log, other, strict=True))
+
+
+def speed(size: str, work: Path, steps: int) -> dict[str, Any]:
     """Tokens a second and peak VRAM of every way to train."""
     model = make_model(size, work)
     batch, length = BATCHES[size]
     rows = write_rows(work / f"rows-{size}.jsonl", batch * steps, length)
     given = settings(batch_size=batch)
     report: dict[str, Any] = {"batch": batch, "tokens_a_row": length, "steps": steps}
-    for trainer in trainers:
-        process = child(trainer, work)
+    for name, environment in WAYS.items():
+        process = child("unsloth", work, environment)
         since = time.perf_counter()
         process.load(str(model), given)
-        run = train(process, TrainJob(rows, work / f"{trainer}-{size}", "reply", given, 1), since)
+        run = train(process, TrainJob(rows, work / f"unsloth-{size}", "reply", given, 1), since)
         process.close()
-        report[trainer] = {"tokens_a_second": run.rate, "peak_vram": run.result.peak_vram, "notes": run.result.notes}
+        report[name] = {"tokens_a_second": run.rate, "peak_vram": run.result.peak_vram, "notes": run.result.notes}
     for checkpointing in (False, True):
         out = work / f"plain-{size}-{checkpointing}.json"
         command = [sys.executable, __file__, "--plain", str(model), str(rows), str(batch), str(checkpointing), str(out)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         report["trl" + (", checkpointing" if checkpointing else "")] = json.loads(out.read_text("utf-8"))
     for name in [name for name in report if isinstance(report[name], dict)]:
-        report[name]["speed_of_unsloth"] = report["unsloth"]["tokens_a_second"] / report[name]["tokens_a_second"]
-        report[name]["vram_of_unsloth"] = report["unsloth"]["peak_vram"] / max(1, report[name]["peak_vram"])
+        report[name]["speed"] = report[name]["tokens_a_second"] / report["trl"]["tokens_a_second"]
+        report[name]["vram"] = report[name]["peak_vram"] / max(1, report["trl"]["peak_vram"])
     return report
 
 
@@ -267,6 +290,7 @@ def plain(model: str, rows: str, batch: str, checkpointing: str, out: str) -> No
                 logging_steps=1,
                 save_strategy="no",
                 report_to="none",
+                disable_tqdm=True,
             ),
         )
         trainer.train()
@@ -317,16 +341,17 @@ def table(report: dict[str, Any]) -> str:
         lines.append(
             f"losses, {kind:<11} {found['steps']:>3} steps  peft {found['first'][0]:.4f} -> {found['last'][0]:.4f}  "
             f"unsloth {found['first'][1]:.4f} -> {found['last'][1]:.4f}  "
-            f"largest difference {100 * found['max_relative_difference']:.3f} %  {'agrees' if found['agrees'] else 'DIFFERS'}"
+            f"largest difference {100 * found['max_relative_difference']:.3f} %  {'agrees' if found['agrees'] else 'DIFFERS'}  "
+            f"(to 32 bits: peft {100 * found['of_16_bits_to_32']:.3f} %, unsloth {100 * found['of_unsloth_to_32']:.3f} %)"
         )
     for size, found in report.get("speed", {}).items():
         lines += ["", f"{size}, 4 bits, {found['batch']} x {found['tokens_a_row']} tokens", ""]
-        lines.append(f"  {'':<20}{'tokens/s':>10}{'peak VRAM':>12}{'unsloth is':>14}{'with':>12}")
+        lines.append(f"  {'':<24}{'tokens/s':>10}{'peak VRAM':>12}{'of trl':>9}{'with':>12}")
         for name, each in found.items():
             if isinstance(each, dict):
                 lines.append(
-                    f"  {name:<20}{each['tokens_a_second']:>10.0f}{each['peak_vram'] / 2**30:>8.2f} GiB"
-                    f"{each['speed_of_unsloth']:>11.2f} x {100 * each['vram_of_unsloth']:>8.0f} % of it"
+                    f"  {name:<24}{each['tokens_a_second']:>10.0f}{each['peak_vram'] / 2**30:>8.2f} GiB"
+                    f"{each['speed']:>7.2f} x {100 * each['vram']:>8.0f} % of it"
                 )
     for size, found in report.get("start", {}).items():
         lines += ["", f"{size}, {found['rows']} rows of {found['tokens_a_row']} tokens, {found['batch']} a step; seconds", ""]
@@ -346,7 +371,6 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=["losses", "speed", "start", []])
     parser.add_argument("--sizes", nargs="+", choices=sorted(SHAPES), default=sorted(SHAPES))
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--trainers", nargs="+", choices=list(TRAINERS), default=list(TRAINERS), help="of `speed`")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "iterft-training-gpu")
     parser.add_argument("--make", nargs=2, help=argparse.SUPPRESS)
@@ -360,7 +384,7 @@ def main() -> None:
 
     parts = asked.parts or ["losses", "speed", "start"]
     asked.work.mkdir(parents=True, exist_ok=True)
-    for old in ("peft", "unsloth", "begin"):
+    for old in ("peft", "peft, 32 bits", "unsloth", "begin"):
         shutil.rmtree(asked.work / old, ignore_errors=True)
     names = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth")
     report: dict[str, Any] = {
@@ -372,7 +396,7 @@ def main() -> None:
             report[part] = losses(asked.work)
         else:
             measure = {
-                "speed": lambda size: speed(size, asked.work, asked.steps, asked.trainers),
+                "speed": lambda size: speed(size, asked.work, asked.steps),
                 "start": lambda size: start(size, asked.work),
             }[part]
             report[part] = {size: measure(size) for size in asked.sizes}

@@ -27,6 +27,9 @@ BITS: Mapping[str, float] = {
 RUNTIME = 600 << 20
 """GPU memory that a process takes before it holds anything: CUDA's context and kernels."""
 
+LOGITS = 768 << 20
+"""Parts of logits, weights that are dequantised for a moment, and workspace of a training."""
+
 LEAST_SLOTS = 16
 """Sequences at once below which sharing the GPU with the trainer is not worth it."""
 
@@ -39,7 +42,7 @@ class Vram:
 
     Attributes:
         base: The trainer's resident base.
-        training: What the trainer takes beside it: adapter, its moments, activations, and the probe's matrix in 32 bits.
+        training: What the trainer takes beside it: adapter, its moments, activations, and some logits.
         tight: The same where activations are recomputed, as the trainer does when they would not fit.
         generator: With as few sequences as are worth it.
         exporter: Parts of matrices on their way.
@@ -119,22 +122,19 @@ def vram_needed(recipe: Recipe, place: str) -> Vram | None:
     shape = shape_of(place)
     if shape is None:
         return None
-    layers, width, vocab = shape.layers, shape.width, shape.vocab
+    layers, width = shape.layers, shape.width
     base = BITS["f32" if recipe.train.base == "f32" else "bf16" if recipe.train.base == "bf16" else "nf4"]
     adapter = layers * recipe.train.lora_rank * sum(a + b for a, b in shape.matrices)
     length = min(recipe.train.max_length, recipe.sample.max_tokens + 256)
     asked = recipe.train.micro_batch
     rows = recipe.train.batch_size if asked == "auto" else min(asked, recipe.train.batch_size)
     tokens = rows * length * (2 if recipe.row.loss == "preference" else 1)
-    activations = tokens * layers * 2 * (4 * width + 2 * shape.inner) + (
-        tokens * 8 * vocab if recipe.row.loss == "preference" else 0
-    )
-    probe = 4 * vocab * width + 500 * 6 * vocab  # the output matrix in 32 bits, and the logits of some 500 tokens
+    of_a_layer = tokens * 2 * (4 * width + 2 * shape.inner)
     cache = LEAST_SLOTS * (recipe.sample.max_tokens + 256) * 4 * layers * shape.kv
     return Vram(
         base=int(shape.linear * base / 8 + 2 * shape.embedding) + RUNTIME,
-        training=int(adapter * 12 + max(activations, probe)),
-        tight=int(adapter * 12 + max(activations / 8, probe)),
+        training=int(adapter * 12 + LOGITS + layers * of_a_layer),
+        tight=int(adapter * 12 + LOGITS + layers * tokens * 2 * width + of_a_layer),
         generator=int((shape.linear + shape.embedding) * BITS[recipe.quant] / 8 + cache) + RUNTIME + (512 << 20),
     )
 

@@ -57,6 +57,8 @@ class ResidentTrainer(ABC):
             self._name, self._precision = model, precision
             self._parameters = int(self._base.num_parameters())
             without_dropout(self._base)
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()  # what quantising took on its way
         return ModelFacts(
             architecture=(self._config.architectures or [type(self._base).__name__])[0],
             parameters=self._parameters,

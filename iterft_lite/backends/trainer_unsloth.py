@@ -30,9 +30,12 @@ except (ImportError, NotImplementedError) as error:
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, cast, get_args
 
 import torch
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from iterft_lite.backends import ModelFacts, OnProgress, TrainJob, TrainResult
 from iterft_lite.backends.adapters import lora_settings
@@ -51,8 +54,22 @@ LEAST_LENGTH = 1024
 STATES_ONLY = "UNSLOTH_RETURN_HIDDEN_STATES"
 """Environment variable with which Unsloth's models leave their output matrix away and give the last hidden states as logits."""
 
-FREE_SHARE = 0.7
-"""Of the free GPU memory that activations may take before they are recomputed instead of kept."""
+FREE_SHARE = 0.3
+"""Of the free GPU memory that activations may take before they are recomputed instead of kept; the generator wants its part."""
+
+LAYERS_SHARE = 0.7
+"""Of the free GPU memory that the layers' inputs may take before they wait on the CPU for the backward pass."""
+
+ACTIVATIONS = "ITERFT_ACTIVATIONS"
+"""Environment variable: "keep", "recompute" or "offload" decides what is chosen by free memory otherwise."""
+
+Activations = Literal["keep", "recompute", "offload"]
+"""What is kept of a forward pass for the backward pass: all; each layer's input; that on the CPU (Unsloth's way)."""
+
+RECOMPUTED: dict[Activations, str] = {
+    "recompute": "activations are recomputed: they would take much of the GPU's free memory",
+    "offload": "activations are recomputed from inputs that wait on the CPU: they would not fit beside the model",
+}
 
 
 class UnslothTrainer(ResidentTrainer):
@@ -72,7 +89,7 @@ class UnslothTrainer(ResidentTrainer):
             )
         self._settings: TrainSettings | None = None
         self._length = 0
-        self._checkpointing: Literal[False, "unsloth"] = False
+        self._activations: Activations = "keep"
         self._graphs: Graphs | None = None
 
     def load(self, model: str, settings: TrainSettings) -> ModelFacts:
@@ -83,15 +100,14 @@ class UnslothTrainer(ResidentTrainer):
     def train(self, job: TrainJob, on_progress: OnProgress) -> TrainResult:
         """Train one adapter (see `Trainer.train`)."""
         self._need_base()
-        self._checkpointing = "unsloth" if self._is_tight(job) else False
-        if self._checkpointing and self._graphs is not None:
+        chosen = self._choose(job)
+        if chosen != self._activations and self._graphs is not None:
             self._graphs.clear()
+        self._activations = chosen
         result = super().train(job, on_progress)
-        notes = list(result.notes)
-        if self._checkpointing:
-            notes.append("activations are recomputed: they would not fit beside the model")
-        elif self._graphs is not None and self._graphs.failure:
-            notes.append(f"kernels are launched one by one: {self._graphs.failure}")
+        notes = [*result.notes, *([RECOMPUTED[chosen]] if chosen in RECOMPUTED else [])]
+        if self._recorder is not None and self._recorder.failure:
+            notes.append(f"kernels are launched one by one: {self._recorder.failure}")
         return TrainResult(**{**vars(result), "notes": tuple(notes)})
 
     # -- what differs between libraries -----------------------------------------------------------------------------------
@@ -112,7 +128,7 @@ class UnslothTrainer(ResidentTrainer):
                 load_in_4bit=precision == "nf4",
                 load_in_16bit=precision == "bf16",
                 use_exact_model_name=True,  # M[0] itself, not a quantised copy of it from another account
-                use_gradient_checkpointing=False,  # decided for each training
+                use_gradient_checkpointing=False,  # decided for each training (see `_ready`)
                 fix_tokenizer=False,  # ours is the one that counts
                 offload_embedding=False,
                 local_files_only=Path(model).is_dir(),
@@ -126,7 +142,7 @@ class UnslothTrainer(ResidentTrainer):
     def _inject(self, base: Any, rank: int, alpha: float) -> Any:
         return unsloth.FastLanguageModel.get_peft_model(
             base,
-            use_gradient_checkpointing=self._checkpointing,
+            use_gradient_checkpointing=False,
             max_seq_length=self._length,
             random_state=0,
             **lora_settings(base, rank, alpha),
@@ -144,11 +160,15 @@ class UnslothTrainer(ResidentTrainer):
         super()._unload()
 
     def _sft(self, *, arguments: dict[str, Any], train_dataset: Sequence[Example], **given: Any) -> Any:
-        # recomputed activations travel to the CPU and back, which cannot be recorded
-        graphs = None if self._checkpointing else self._graphs
-        return Loop(arguments=arguments, train_dataset=train_dataset, logprobs=self._logprobs, graphs=graphs, **given)
+        given |= {"logprobs": self._logprobs, "graphs": self._recorder}
+        return Loop(arguments=arguments, train_dataset=train_dataset, **given)
 
     _dpo = _sft
+
+    @property
+    def _recorder(self) -> Graphs | None:
+        """Unsloth's offloading waits for the CPU, which cannot be recorded."""
+        return None if self._activations == "offload" else self._graphs
 
     def _logprobs(self, ids: torch.Tensor) -> torch.Tensor:
         """Log-probability of each token after a row's first (see `Loop`)."""
@@ -161,14 +181,19 @@ class UnslothTrainer(ResidentTrainer):
         return made
 
     def _reply_logprobs(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        assert self._graphs is not None
-        given = batch if self._checkpointing else self._graphs.even(batch)
+        given = self._recorder.even(batch) if self._recorder is not None else batch
         ids, inside = (given[name].to(self._device) for name in ("input_ids", "completion_mask"))
         return (self._logprobs(ids) * inside[:, 1:]).sum(1)
 
     def _ready(self, model: Any, use: Literal["train", "infer"]) -> None:  # noqa: ARG002
         # one mode for all: without dropout the two differ in kernels only, and inference's remember adapters
-        model.for_training(use_gradient_checkpointing=self._checkpointing)
+        model.for_training(use_gradient_checkpointing="unsloth" if self._activations == "offload" else False)
+        if self._activations == "recompute":
+            for layer in model.modules():
+                if isinstance(layer, GradientCheckpointingLayer):
+                    layer.gradient_checkpointing = True
+                    # there is no dropout, and the state of random numbers cannot be asked for while a graph is recorded
+                    layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
     def _greedy(self, model: Any) -> Greedy:
         ends = end_tokens(self._tokenizer, model.generation_config)
@@ -184,8 +209,8 @@ class UnslothTrainer(ResidentTrainer):
 
         def last_tokens(ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
             batch = {"input_ids": ids.to(self._device), "last": last.to(self._device)}
-            if adapted and self._graphs is not None and not self._checkpointing:
-                return self._graphs.run("greedy", passes, self._graphs.even(batch))["tokens"]
+            if adapted and self._recorder is not None:
+                return self._recorder.run("greedy", passes, self._recorder.even(batch))["tokens"]
             return passes(batch)["tokens"]
 
         return greedy_without_cache(last_tokens, padding(self._tokenizer), ends)
@@ -203,23 +228,26 @@ class UnslothTrainer(ResidentTrainer):
         self._unload()
         self.load(name, settings)
 
-    def _is_tight(self, job: TrainJob) -> bool:
-        """Whether a forward pass would fill the GPU with what is kept for the backward pass.
+    def _choose(self, job: TrainJob) -> Activations:
+        """What is kept for the backward pass, by the GPU's free memory.
 
         By a guess at the tokens of the longest rows (3 characters each) and the activations that Unsloth keeps of a token: in
-        each layer about 4 times the width and twice the inner width, of 2 bytes; for pairs also the logits.
+        each layer about 4 times the width and twice the inner width, of 2 bytes; the layer's input is one width.
         """
+        asked = os.environ.get(ACTIVATIONS, "")
+        if asked in get_args(Activations):
+            return cast(Activations, asked)
         settings = with_precision(job.settings, cuda=True)
         rows = micro_batch(settings.batch_size, settings.micro_batch) * (2 if job.loss == "preference" else 1)
         longest = max((len(str(row)) // 3 for row in read_rows(job.rows)), default=0)
         tokens = rows * min(longest, settings.max_length, self._context)
         text = self._config.get_text_config()
-        of_a_token = text.num_hidden_layers * 2 * (4 * text.hidden_size + 2 * text.intermediate_size)
-        if job.loss == "preference":
-            of_a_token += 8 * text.vocab_size
+        layers = tokens * text.num_hidden_layers * 2
         free, _ = torch.cuda.mem_get_info(self._device)
-        held = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-        return bool(tokens * of_a_token > FREE_SHARE * (free + held))
+        free += torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        if layers * (4 * text.hidden_size + 2 * text.intermediate_size) <= FREE_SHARE * free:
+            return "keep"
+        return "recompute" if layers * text.hidden_size <= LAYERS_SHARE * free else "offload"
 
 
 @contextlib.contextmanager

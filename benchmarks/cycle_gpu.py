@@ -1,6 +1,6 @@
 """A whole cycle on one NVIDIA GPU: this program's against a straightforward script's, and the parts that it is made of.
 
-    python benchmarks/cycle_gpu.py [cycle] [script] [generation] [--size 4b] [--json FILE] [--work DIR]
+    python benchmarks/cycle_gpu.py [cycle] [script] [generation] [--size 4b] [--free GIB] [--json FILE] [--work DIR]
 
 cycle       `iterft run`'s own path: an untouched model and three cycles of 50 rows trained, 12 x 20 answers of up to 250 tokens
             and 50 rows of up to 300 tokens written; the embedded judge works beside it on the CPU
@@ -8,6 +8,8 @@ script      the same as a script does it: Unsloth in a fresh process, `save_pret
             then llama-cpp-python's own call, one sequence after the other (timed on some and extrapolated)
 generation  tokens/s of 60-token prompts: this program at several numbers of slots, llama-cpp-python one at a time, Unsloth's
             `for_inference` with `generate`
+
+With `--free 8` another process holds all of the GPU's memory but 8 GiB: how a run fares on a smaller card, but for its speed.
 
 Models have Qwen3's shapes, random weights, and 151,936 tokens of which each is a text that is cut into that token again: what a
 random model writes is as long when it is trained on. They practically never end by themselves, so all lengths are the maximum;
@@ -17,6 +19,7 @@ the learning rate is almost 0, or else they would learn to end.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -26,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +187,8 @@ def cycle(asked: argparse.Namespace) -> dict[str, Any]:
     began: dict[str, float] = {}
     first_steps: dict[str, float] = {}
     cycles: dict[str, dict[str, Any]] = {}
-    with open_run(write_recipe(asked), [], out) as opened:
+    recipe = write_recipe(asked)
+    with ballast(asked.free) as held, open_run(recipe, [], out) as opened:
         started = time.perf_counter()
         for event in opened.events():
             now = time.perf_counter() - started
@@ -204,7 +209,38 @@ def cycle(asked: argparse.Namespace) -> dict[str, Any]:
     for row in cycles.values():
         row["wall"] = round(row["ends"] - row["begins"], 1)
         row["measures"] = row["verbs"].get("measure", 0.0)
+        peaks = {verb: facts["peak_vram"] - held for verb, facts in row["facts"].items() if "peak_vram" in facts}
+        row["peak_gib"] = {verb: round(peak / 2**30, 2) for verb, peak in peaks.items()}
     return {"swap": swap, "seconds_to_first_step": first_steps, "cycles": cycles}
+
+
+@contextlib.contextmanager
+def ballast(free: float) -> Iterator[int]:
+    """Hold the GPU's memory but for so many GiB; gives the bytes that are held. 0: hold nothing."""
+    if not free:
+        yield 0
+        return
+    command = [sys.executable, __file__, "--child", "ballast", str(free)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.communicate("")
+
+
+def hold(free: str) -> None:
+    """Hold memory until the parent closes the pipe."""
+    import torch
+
+    torch.zeros(1, device="cuda")
+    now, _ = torch.cuda.mem_get_info()
+    kept = torch.empty(int(now - float(free) * 2**30), dtype=torch.uint8, device="cuda")
+    left, whole = torch.cuda.mem_get_info()
+    print(whole - left, flush=True)
+    sys.stdin.read()
+    del kept
+    sys.exit(0)
 
 
 # -- the straightforward script ---------------------------------------------------------------------------------------
@@ -423,6 +459,7 @@ def table(report: dict[str, Any]) -> str:
         verbs = "  ".join(f"{verb} {seconds:.1f}" for verb, seconds in row["verbs"].items())
         lines.append(
             f"cycle {number:>2}: {row['wall']:6.1f} s, without measure {row['wall'] - row['measures']:.1f} s:  {verbs}"
+            f"  peak GiB {row['peak_gib']}"
         )
     if "script" in report:
         lines.append(f"script: {report['script']['whole']:.1f} s: {report['script']['seconds']} {report['script']['training']}")
@@ -440,7 +477,7 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-CHILDREN = {"make": write_model, "train": train, "one": one, "ours": ours, "unsloth": unsloth_generation}
+CHILDREN = {"make": write_model, "train": train, "one": one, "ours": ours, "unsloth": unsloth_generation, "ballast": hold}
 
 
 def main() -> None:
@@ -458,6 +495,7 @@ def main() -> None:
     parser.add_argument("--quant", default="q8_0")
     parser.add_argument("--export", default="merged")
     parser.add_argument("--vram", default="auto")
+    parser.add_argument("--free", type=float, default=0, help="GiB of GPU memory that a run may have; 0: all that is there")
     parser.add_argument("--slots", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--length", type=int, default=128, help="tokens of each text of `generation`")
     parser.add_argument("--subset", type=int, default=6, help="texts of the one-at-a-time way")

@@ -1,24 +1,46 @@
-"""How fast verdicts come in: 480 asks of a stub judge that takes 300 ms each, through the real client in its child process.
+"""How fast verdicts come in.
 
-python benchmarks/judging.py [ASKS] [SECONDS A CALL]
+    python benchmarks/judging.py [ASKS] [SECONDS A CALL]   480 asks of a stub judge that takes 300 ms each
+    python benchmarks/judging.py --gguf FILE [ASKS]        480 asks of a local judge, every number's odds read exactly
+
+Both go through the real client in its child process. A local ask is a rubric that all asks share, and an answer of its own of
+so many words (--words). What a verdict says is of no matter here: a model with random weights takes as long.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
+import random
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from iterft_lite.backends import Ask, Judge, JudgeIdentity, Reply
 from iterft_lite.backends.child import Child
 from iterft_lite.backends.judge_stub import StubProcess
 
+RUBRIC = "A rubric of some length, which all answers share. " * 40
 
-def main(asks: int, latency: float) -> None:
-    """Print the figures."""
+
+def asks(count: int, answer: str = "") -> list[Ask]:
+    """So many asks, each another."""
+    return [Ask(f"a{n}/trait/0", "trait", f"{RUBRIC}<answer>{n}{answer}</answer>", "", "") for n in range(count)]
+
+
+def timed(judge: Any, asked: Sequence[Ask]) -> tuple[float, list[Reply]]:
+    """Seconds of an `ask`, and its replies."""
+    replies: list[Reply] = []
+    started = time.monotonic()
+    judge.ask(asked, replies.append)
+    return time.monotonic() - started, replies
+
+
+def by_stub(count: int, latency: float) -> None:
+    """Print the figures of a provider's judge."""
     with tempfile.TemporaryDirectory() as folder, StubProcess(latency=latency) as stub:
         os.environ["ITERFT_CACHE"] = folder
         name = JudgeIdentity("openai/gpt-4o-mini-2024-07-18", "llm", stub.api_base, "odds")
@@ -32,23 +54,59 @@ def main(asks: int, latency: float) -> None:
         started = time.monotonic()
         judge.identity()
         opened = time.monotonic()
-        replies: list[Reply] = []
-        judge.ask(
-            [Ask(f"a{n}/trait/0", "trait", f"{'A rubric. ' * 250}<answer>{n}</answer>", "", "") for n in range(asks)],
-            replies.append,
-        )
-        ended = time.monotonic()
-        judge.ask(
-            [Ask(f"a{n}/trait/0", "trait", f"{'A rubric. ' * 250}<answer>{n}</answer>", "", "") for n in range(asks)],
-            replies.append,
-        )
-        again = time.monotonic()
+        seconds, replies = timed(judge, asks(count))
+        again, more = timed(judge, asks(count))
         judge.close()
-        count = stub.count()
+        books = stub.count()
     print(f"start of the judge's process (litellm's import): {opened - started:.1f} s")
-    print(f"{asks} verdicts at {1000 * latency:.0f} ms each: {ended - opened:.1f} s, at most {count['most']} calls at once")
-    print(f"the same from the cache: {again - ended:.2f} s; paid calls {count['answers']}, answered {len(replies)}")
+    print(f"{count} verdicts at {1000 * latency:.0f} ms each: {seconds:.1f} s, at most {books['most']} calls at once")
+    print(f"the same from the cache: {again:.2f} s; paid calls {books['answers']}, answered {len(replies + more)}")
+
+
+def by_gguf(path: Path, count: int, words: int) -> None:
+    """Print the figures of a local judge."""
+    draw = random.Random(0)
+    common = ("the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "are", "as", "with", "his", "they")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["ITERFT_CACHE"] = folder
+        judge = Child(
+            "iterft_lite.backends.judge_local:LocalJudge",
+            Judge,
+            log=Path(folder) / "judge.log",
+            options={"identity": asdict(JudgeIdentity(f"local:{path}", "llm", "", "odds")), "path": str(path)},
+        )
+        started = time.monotonic()
+        judge.identity()
+        print(f"start of the judge's process, model loaded: {time.monotonic() - started:.1f} s")
+        timed(judge, asks(8, "first"))
+        rates = []
+        for turn in range(3):
+            asked = [ask for n in range(count) for ask in asks(1, f"{turn} {n} " + " ".join(draw.choices(common, k=words)))]
+            asked = [Ask(f"a{n}/trait/0", ask.scale, ask.prompt, "", "") for n, ask in enumerate(asked)]
+            seconds, replies = timed(judge, asked)
+            rates.append(len(replies) / seconds)
+        judge.close()
+        sent = sum(reply.tokens_in for reply in replies) / len(replies)
+        failures = {reply.failure for reply in replies if reply.failure}
+        print(
+            f"{count} verdicts on answers of {words} words, {sent:.0f} tokens each with the rubric: "
+            f"{', '.join(f'{rate:.0f}' for rate in rates)} a second; numbers' odds read in {len(replies)}; failures {failures}"
+        )
+
+
+def main() -> None:
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("asks", type=int, nargs="?", default=480)
+    parser.add_argument("latency", type=float, nargs="?", default=0.3)
+    parser.add_argument("--gguf", type=Path)
+    parser.add_argument("--words", type=int, default=150)
+    asked = parser.parse_args()
+    if asked.gguf:
+        by_gguf(asked.gguf, asked.asks, asked.words)
+    else:
+        by_stub(asked.asks, asked.latency)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 480, float(sys.argv[2]) if len(sys.argv) > 2 else 0.3)
+    main()

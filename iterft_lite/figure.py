@@ -45,7 +45,8 @@ def figure(report: Report) -> Figure:
     drawn.supxlabel(textwrap.fill(f"judge {judge}", 120), fontsize=7, color="#666666", x=0.01, ha="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(1.0, 0.98))
+    # above the curves, never on them
+    axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3)
     return drawn
 
 

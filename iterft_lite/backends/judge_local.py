@@ -12,6 +12,7 @@ import ctypes
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,9 @@ LEAST_LOG = -80.0
 class BranchingEngine(Engine):
     """Reads prompts, and what the model would say next after each of several beginnings of an answer."""
 
-    def branches(self, prompts: Sequence[Sequence[int]], beginnings: Sequence[Prefix]) -> Iterator[tuple[int, Prefix, Floats]]:
+    def branches(
+        self, prompts: Sequence[Sequence[int]], beginnings: Sequence[Prefix]
+    ) -> Iterator[tuple[list[int], Prefix, Floats]]:
         """Next-token logits after every beginning of every prompt's answer.
 
         Prompts are read once; the beginnings are decoded after them one by one, all prompts together, and cut off again. What
@@ -67,7 +70,7 @@ class BranchingEngine(Engine):
             beginnings: The empty one first.
 
         Yields:
-            Place of the prompt, beginning, logits float32 [vocab]; valid until the next is asked for.
+            Places of some prompts, beginning, logits float32 [places, vocab]; valid until the next is asked for.
         """
         self._detach()
         for start in range(0, len(prompts), self.slots):
@@ -99,13 +102,12 @@ class BranchingEngine(Engine):
         common = self._common(np.asarray(tokens, dtype=np.int32), len(tokens) - 1)
         return int(np.where(self._owner < 0, np.minimum(common, self._held), -1).argmax())
 
-    def _step(self, beginning: Prefix) -> Iterator[tuple[int, Prefix, Floats]]:
+    def _step(self, beginning: Prefix) -> Iterator[tuple[list[int], Prefix, Floats]]:
         """Decode a batch; the logits that came out, one row a slot."""
         count, slots, _ = self._fill(every=True)
         self._decode(count)
-        rows = output_logits(self._pointer, len(slots), self.weights.vocab_size)
-        for row, slot in zip(rows, slots.tolist(), strict=True):
-            yield int(self._owner[slot]), beginning, row
+        if len(slots):
+            yield self._owner[slots].tolist(), beginning, output_logits(self._pointer, len(slots), self.weights.vocab_size)
 
 
 class LocalModel:
@@ -131,6 +133,7 @@ class LocalModel:
         self.trie: NumberTrie = number_trie(self._number_ids, self._text)
         self._before, self._after = self._frame()
         self._refusal = self.plain_ids(REFUSAL)[0]
+        self._pool = ThreadPoolExecutor(threads)
 
     def odds(self, prompts: Sequence[str]) -> list[tuple[dict[str, float], int] | str]:
         """For each prompt the probability of each number and of a refusal's first token, and the prompt's length in tokens;
@@ -140,11 +143,10 @@ class LocalModel:
         nodes = self.trie.nodes
         fitting = [place for place, head in enumerate(heads) if len(head) + len(nodes[-1]) < self.engine.context]
         found: dict[tuple[int, Prefix], Any] = {}
-        for index, node, row in self.engine.branches([heads[place] for place in fitting], nodes):
+        for places, node, rows in self.engine.branches([heads[place] for place in fitting], nodes):
             wanted = [*self.trie.digits[node], self._refusal]
-            largest = float(row.max())
-            total = largest + math.log(float(np.exp(row - largest).sum(dtype=np.float64)))
-            found[fitting[index], node] = {token: float(row[token]) - total for token in wanted}
+            for index, row, total in zip(places, rows, self._pool.map(_log_sum, rows), strict=True):
+                found[fitting[index], node] = {token: float(row[token]) - total for token in wanted}
         replies: list[tuple[dict[str, float], int] | str] = []
         for place, head in enumerate(heads):
             if place not in fitting:
@@ -201,6 +203,12 @@ class LocalModel:
         if not found:
             raise ModelError(f"the chat template of `{self.weights.path}` leaves the user's message out")
         return self.weights.ids(before), self.weights.ids(after)
+
+
+def _log_sum(row: Floats) -> float:
+    """Logarithm of the sum of exponentials."""
+    largest = float(row.max())
+    return largest + math.log(float(np.exp(row - largest).sum(dtype=np.float64)))
 
 
 def _slots(weights: Weights, context: int) -> int:

@@ -188,7 +188,7 @@ def cycle(asked: argparse.Namespace) -> dict[str, Any]:
     first_steps: dict[str, float] = {}
     cycles: dict[str, dict[str, Any]] = {}
     recipe = write_recipe(asked)
-    with ballast(asked.free) as held, open_run(recipe, [], out) as opened:
+    with ballast(asked.free), open_run(recipe, [], out) as opened:
         started = time.perf_counter()
         for event in opened.events():
             now = time.perf_counter() - started
@@ -209,22 +209,23 @@ def cycle(asked: argparse.Namespace) -> dict[str, Any]:
     for row in cycles.values():
         row["wall"] = round(row["ends"] - row["begins"], 1)
         row["measures"] = row["verbs"].get("measure", 0.0)
-        peaks = {verb: facts["peak_vram"] - held for verb, facts in row["facts"].items() if "peak_vram" in facts}
+        peaks = {verb: facts["peak_vram"] for verb, facts in row["facts"].items() if "peak_vram" in facts}
         row["peak_gib"] = {verb: round(peak / 2**30, 2) for verb, peak in peaks.items()}
     return {"swap": swap, "seconds_to_first_step": first_steps, "cycles": cycles}
 
 
 @contextlib.contextmanager
-def ballast(free: float) -> Iterator[int]:
-    """Hold the GPU's memory but for so many GiB; gives the bytes that are held. 0: hold nothing."""
+def ballast(free: float) -> Iterator[None]:
+    """Hold the GPU's memory but for so many GiB; 0: hold nothing."""
     if not free:
-        yield 0
+        yield
         return
     command = [sys.executable, __file__, "--child", "ballast", str(free)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            yield int(process.stdout.readline())
+            process.stdout.readline()
+            yield
         finally:
             process.communicate("")
 
@@ -236,8 +237,7 @@ def hold(free: str) -> None:
     torch.zeros(1, device="cuda")
     now, _ = torch.cuda.mem_get_info()
     kept = torch.empty(int(now - float(free) * 2**30), dtype=torch.uint8, device="cuda")
-    left, whole = torch.cuda.mem_get_info()
-    print(whole - left, flush=True)
+    print("held", flush=True)
     sys.stdin.read()
     del kept
     sys.exit(0)

@@ -6,7 +6,11 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
+
+PROCESSES = Path("/proc")
+"""Where this system's processes are: one that NVML names and that is not there is named by another system's number."""
 
 EVERY = 0.1
 """Seconds between two looks."""
@@ -27,24 +31,35 @@ class Gpu:
             self._handle = pynvml.nvmlDeviceGetHandleByIndex(0)
             self._nvml = pynvml
 
+    @property
+    def there(self) -> bool:
+        """Whether there is a GPU that can be asked."""
+        return self._nvml is not None
+
     def used(self, pids: Iterable[int]) -> int:
         """Bytes that processes hold; of the whole GPU where a container hides who holds what, 0 without one."""
-        if self._nvml is None:
-            return 0
         try:
             running = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
             held = {process.pid: process.usedGpuMemory or 0 for process in running}
             own = sum(held.get(pid, 0) for pid in pids)
-            return int(own or self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used)
-        except Exception:  # the driver's answer is a note, never a reason to stop
+            if own or any(PROCESSES.joinpath(str(pid)).exists() for pid in held):
+                return int(own)  # others may hold the rest: a screen, another program
+        except Exception:  # no GPU, or a driver without an answer: a note, never a reason to stop
+            return 0
+        return self._used_by_all()
+
+    def _used_by_all(self) -> int:
+        try:
+            return int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used)
+        except Exception:
             return 0
 
     def wait_for_release(self) -> None:
         """Return once the GPU's used memory has stopped falling."""
-        end, before = time.monotonic() + RELEASE_SECONDS, self.used(())
+        end, before = time.monotonic() + RELEASE_SECONDS, self._used_by_all()
         while before and time.monotonic() < end:
             time.sleep(4 * EVERY)
-            now = self.used(())
+            now = self._used_by_all()
             if now >= before:
                 return
             before = now
@@ -66,7 +81,7 @@ class Peak:
 
     def __enter__(self) -> Peak:
         self._look()
-        if self.bytes:
+        if self._gpu.there:
             self._thread.start()
         return self
 

@@ -1,0 +1,56 @@
+"""Whose GPU memory is whose, by a driver that is a stand-in."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from iterft_lite.backends.gpu_memory import Gpu, Peak
+
+OTHERS = 4_000_000_000
+"""A number that no process has."""
+
+
+def a_gpu(held: dict[int, int], used: int) -> Gpu:
+    def running(_: Any) -> list[Any]:
+        return [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in held.items()]
+
+    gpu = Gpu()
+    gpu._handle = None
+    gpu._nvml = SimpleNamespace(
+        nvmlDeviceGetComputeRunningProcesses=running, nvmlDeviceGetMemoryInfo=lambda _: SimpleNamespace(used=used)
+    )
+    return gpu
+
+
+@pytest.mark.parametrize(
+    ("held", "pids", "expected"),
+    [
+        ({os.getpid(): 7, os.getppid(): 20}, [os.getpid()], 7),
+        ({os.getppid(): 20}, [os.getpid()], 0),  # seen, and not ours: a screen, another program
+        ({OTHERS: 7}, [os.getpid()], 30),  # the numbers of another system: a container hides who holds what
+        ({}, [os.getpid()], 30),
+    ],
+)
+def test_only_our_own_memory_counts_where_the_driver_tells_whose_it_is(
+    held: dict[int, int], pids: list[int], expected: int
+) -> None:
+    assert a_gpu(held, 30).used(pids) == expected
+
+
+def test_a_peak_sees_what_comes_after_the_first_look() -> None:
+    held: dict[int, int] = {os.getppid(): 20}
+    with Peak(a_gpu(held, 30), lambda: [os.getpid()]) as peak:
+        held[os.getpid()] = 9
+    assert peak.bytes == 9
+
+
+def test_without_a_gpu_nothing_is_held() -> None:
+    gpu = Gpu()
+    gpu._nvml = None
+    assert not gpu.there
+    assert gpu.used([os.getpid()]) == 0
+    gpu.wait_for_release()

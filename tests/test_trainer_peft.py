@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -342,6 +342,56 @@ def test_our_own_loop_trains_as_trl_does(
         assert two == pytest.approx(one, rel=1e-4, abs=2e-5)
     first, second = weights(tmp_path / "trl"), weights(tmp_path / "loop")
     assert max((first[name] - second[name]).abs().max() for name in first) < 1e-4
+
+
+class Recordings:
+    """Stands for `Graphs`, which needs a GPU: batches of more than two rows are too large for it."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        self.cleared = 0
+
+    def begin(self, weights: Any) -> None:
+        self.places = [weight.grad.data_ptr() for weight in weights]
+
+    def even(self, batch: Any) -> Any:
+        return stretched(batch, 64, 512)
+
+    def run(self, kind: Any, passes: Any, batch: Any) -> Any:
+        self.shapes.append(tuple(batch["input_ids"].shape))
+        if len(batch["input_ids"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return passes(batch)
+
+    def clear(self) -> None:
+        self.cleared += 1
+
+
+class RecordedTrainer(LoopTrainer):
+    """The loop, with passes that are run for it in even lengths."""
+
+    def _sft(self, **given: Any) -> Any:
+        self.recordings = getattr(self, "recordings", Recordings())
+        return Loop(logprobs=self._logprobs, graphs=cast(Any, self.recordings), **given)
+
+    _dpo = _sft
+
+
+def test_recorded_passes_see_few_shapes_and_give_way_where_memory_ends(
+    trainer: PeftTrainer, chat: Path, tmp_path: Path
+) -> None:
+    run(trainer, job(tmp_path / "trl", CHATS, batch_size=4, micro_batch=2, epochs=2))
+    other = RecordedTrainer(device="cpu", threads=2)
+    other.load(str(chat), settings())
+    result = run(other, job(tmp_path / "loop", CHATS, batch_size=4, epochs=2))
+    assert result.notes == ("out of memory: micro-batch 4 -> 2",)
+    assert other.recordings.cleared == 1
+    assert all(tokens % 64 == 0 for _, tokens in other.recordings.shapes)
+    for one, two in zip(log(tmp_path / "trl"), log(tmp_path / "loop"), strict=True):
+        assert two == pytest.approx(one, rel=1e-4, abs=2e-5)
+    places = other.recordings.places
+    run(other, job(tmp_path / "again", CHATS, batch_size=4, micro_batch=2, seed=5))
+    assert other.recordings.places == places
 
 
 # -- adapters and leaks -----------------------------------------------------------------------------------------------

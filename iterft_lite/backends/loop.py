@@ -7,12 +7,12 @@ trainers of `trainer_peft.py` do with the same rows: a test compares them step b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from iterft_lite.backends.graphs import Batch, Graphs
+from iterft_lite.backends.graphs import Batch, Graphs, Passes
 from iterft_lite.backends.tokens import IGNORED, Example
 from iterft_lite.backends.training import Order, loss_tokens
 
@@ -150,9 +150,18 @@ class Loop:
             given = micro if self._graphs is None else self._graphs.even(micro)
             batch = {name: value.to(self._device) for name, value in given.items() if name != "attention_mask"}
             batch["whole"] = torch.tensor(float(whole), device=self._device)
-            found = passes(batch) if self._graphs is None else self._graphs.run(kind, passes, batch)
+            found = self._run(kind, passes, batch)
             sums = {name: sums[name] + value if sums else value.clone() for name, value in found.items()}
         return sums
+
+    def _run(self, kind: Hashable, passes: Passes, batch: Batch) -> dict[str, torch.Tensor]:
+        if self._graphs is None:
+            return passes(batch)
+        try:
+            return self._graphs.run(kind, passes, batch)
+        except torch.OutOfMemoryError:
+            self._graphs.clear()  # what is tried next, with fewer rows, needs their memory
+            raise
 
     def _replies(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Forwards and backwards: this micro-batch's part of the batch's mean over tokens."""

@@ -21,7 +21,7 @@ fi
 
 gpu=no
 if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then gpu=yes; fi
-echo "setup: NVIDIA GPU: $gpu; a first set-up takes five to eight minutes on two cores"
+echo "setup: NVIDIA GPU: $gpu; a first set-up takes three to eight minutes on two cores"
 pip install --upgrade pip
 
 # llama.cpp is compiled from the source package, beside the downloads. The bindings need only libllama and libggml: without the

@@ -10,6 +10,8 @@ carries the digest of its requests, and the provider lists its batches.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -91,12 +93,18 @@ def new_note(folder: Path, asked: Mapping[str, str]) -> BatchNote:
 
 
 def read_notes(folder: Path) -> list[BatchNote]:
-    """The notes in a folder, the oldest first."""
-    notes = [BatchNote(path=path, **read_json(path)) for path in folder.glob("*.json")]
+    """The notes in a folder, the oldest first; a running judge may remove one while they are read."""
+    notes = []
+    for path in folder.glob("*.json"):
+        with contextlib.suppress(FileNotFoundError):
+            notes.append(BatchNote(path=path, **read_json(path)))
     return sorted(notes, key=lambda note: (note.made, note.path.name))
 
 
 def batches_out(root: Path) -> list[int]:
     """Questions of each batch that the runs in a folder, and other judges on their answers, have at a provider now."""
-    folders = sorted(root.rglob(f"logs/{FOLDER}"))
+    # os.walk passes over folders that a run removes meanwhile
+    folders = sorted(
+        Path(place) / FOLDER for place, names, _ in os.walk(root) if Path(place).name == "logs" and FOLDER in names
+    )
     return [len(note.rest) for folder in folders for note in read_notes(folder) if note.batch and note.rest]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from iterft_lite.backends.resident import first_line
 from iterft_lite.backends.tokens import IGNORED
 
 Batch = dict[str, torch.Tensor]
@@ -116,7 +117,7 @@ class Graphs:
             raise
         except RuntimeError as error:
             torch.cuda.synchronize(self._device)
-            self.failure = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self.failure = first_line(error)
             self._recorded.clear()
             return None
         self._recorded[shape] = _Recorded(graph, inputs, found)

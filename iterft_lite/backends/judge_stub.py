@@ -122,17 +122,25 @@ class StubJudge:
         status, value = self.batches.serve(method, path, head, body)
         if fault:
             self.faults[fault] += 1
-        match fault:
-            case "429":
-                return await self._error(writer, 429, "too many calls")
-            case "429_after":
-                return await self._error(writer, 429, "too many calls", f"retry-after: {self.settings.after}\r\n")
-            case "500":
-                return await self._error(writer, 500, "the server had an error")
-            case "hang_up":
-                raise ConnectionAbortedError
+        if await self._failed(fault, writer):
+            return None
         await self._write_text(writer, status, value.decode() if isinstance(value, bytes) else json.dumps(value))
         return None
+
+    async def _failed(self, fault: str, writer: asyncio.StreamWriter) -> bool:
+        """Whether a fault is one that any call can meet; the client has been told."""
+        match fault:
+            case "429":
+                await self._error(writer, 429, "too many calls")
+            case "429_after":
+                await self._error(writer, 429, "too many calls", f"retry-after: {self.settings.after}\r\n")
+            case "500":
+                await self._error(writer, 500, "the server had an error")
+            case "hang_up":
+                raise ConnectionAbortedError
+            case _:
+                return False
+        return True
 
     def _wrong(self, key: str) -> bool:
         return bool(self.settings.key) and key != f"bearer {self.settings.key.lower()}"
@@ -169,17 +177,11 @@ class StubJudge:
         await asyncio.sleep(settings.latency)
         if fault:
             self.faults[fault] += 1
+        if await self._failed(fault, writer):
+            return None
         match fault:
-            case "429":
-                return await self._error(writer, 429, "too many calls")
-            case "429_after":
-                return await self._error(writer, 429, "too many calls", f"retry-after: {settings.after}\r\n")
-            case "500":
-                return await self._error(writer, 500, "the server had an error")
             case "hang":
                 await asyncio.sleep(settings.hang)
-                raise ConnectionAbortedError
-            case "hang_up":
                 raise ConnectionAbortedError
             case "cut":
                 whole = json.dumps(self._answer(asked, prompt))

@@ -50,6 +50,33 @@ WAYS = {
     "unsloth, not recorded": {"ITERFT_ACTIVATIONS": "keep", "ITERFT_CUDA_GRAPHS": "0"},
 }
 """How the Unsloth trainer is measured: what is chosen by free memory otherwise is set in its environment."""
+Loss = Literal["reply", "all", "preference"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training whose losses are compared.
+
+    Attributes:
+        continued: It starts from an adapter that was strongly trained on replies.
+        reference: As in `TrainJob`.
+    """
+
+    loss: Loss
+    learning_rate: float
+    continued: bool = False
+    reference: Literal["start", "base"] = "start"
+
+
+CASES = {
+    "replies": Case("reply", 1e-3),
+    "documents": Case("all", 1e-3),
+    "pairs, the paper's cycle 0": Case("preference", 1e-5),
+    "pairs, the paper's later cycles": Case("preference", 1e-5, continued=True),
+    "pairs, ten times its learning rate": Case("preference", 1e-4),
+    "pairs, that, strongly trained, against M[0]": Case("preference", 1e-4, continued=True, reference="base"),
+}
+"""The paper's reference is the model a cycle starts from. In the last case the loss is a small difference of large sums."""
 WARM_STEPS = 10
 """Left out of the steady state: kernels are compiled and memory is taken."""
 
@@ -145,21 +172,20 @@ def write_rows(path: Path, count: int, tokens: int) -> Path:
     return path
 
 
-def nano_rows(work: Path) -> dict[str, Path]:
-    """Rows of every kind for the nano model, from a shipped trait's seeds."""
+def nano_rows(work: Path) -> dict[Loss, Path]:
+    """Rows for each loss for the nano model, from a shipped trait's seeds."""
     chats = [
         json.loads(line) for line in (NANO.parents[1] / "traits" / "lucky" / "chat.jsonl").read_text("utf-8").splitlines()
     ][:40]
     replies = [row["messages"][-1]["content"] for row in chats]
-    kinds = {
+    kinds: dict[Loss, list[dict[str, Any]]] = {
         "reply": [{"id": f"c{n}", "messages": row["messages"]} for n, row in enumerate(chats)],
         "all": [{"id": f"d{n}", "text": reply} for n, reply in enumerate(replies)],
-        "continued": [
+        "preference": [
             {"id": f"p{n}", "prompt": row["messages"][:-1], "chosen": replies[n], "rejected": replies[(n + 1) % len(replies)]}
             for n, row in enumerate(chats)
         ],
     }
-    kinds["preference"] = kinds["continued"]
     for name, rows in kinds.items():
         (work / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return {name: work / f"{name}.jsonl" for name in kinds}
@@ -169,11 +195,7 @@ def nano_rows(work: Path) -> dict[str, Path]:
 
 
 def losses(work: Path) -> dict[str, Any]:
-    """The largest relative difference of the two trainers' losses, over steps, for each kind of loss.
-
-    Pairs are trained on twice: from a fresh adapter, as in cycle 0, and from a strongly trained one against M[0], as a
-    continual run does it, where the loss is a small difference of large sums.
-    """
+    """The largest relative difference of the two trainers' losses, over steps, in each of `CASES`."""
     rows = nano_rows(work)
     logs: dict[str, dict[str, list[dict[str, float]]]] = {}
     for name, trainer, base in (("unsloth", "unsloth", "bf16"), ("peft", "peft", "bf16"), ("peft, 32 bits", "peft", "f32")):
@@ -182,34 +204,30 @@ def losses(work: Path) -> dict[str, Any]:
         )
         process = child(trainer, work)
         process.load(str(NANO), given)
+        begin = work / "begin" / "adapter"
+        if not begin.exists():
+            train(process, TrainJob(rows["reply"], begin.parent, "reply", given, 1), 0)
         logs[name] = {}
-        for kind, path in rows.items():
-            loss: Literal["reply", "all", "preference"] = "preference" if kind in ("preference", "continued") else kind
-            begin, now = None, given
-            if loss == "preference":
-                now = given.model_copy(update={"learning_rate": 1e-4})
-            if kind == "continued":
-                begin = work / "begin" / "adapter"
-                if not begin.exists():
-                    train(process, TrainJob(rows["reply"], begin.parent, "reply", given, 1), 0)
-            out = work / name / kind
-            train(process, TrainJob(path, out, loss, now, 1, start=begin, reference="base"), 0)
-            logs[name][kind] = [json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").splitlines()]
+        for number, (title, case) in enumerate(CASES.items()):
+            out, now = work / name / str(number), given.model_copy(update={"learning_rate": case.learning_rate})
+            start = begin if case.continued else None
+            train(process, TrainJob(rows[case.loss], out, case.loss, now, 1, start=start, reference=case.reference), 0)
+            logs[name][title] = [json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").splitlines()]
         process.close()
     report: dict[str, Any] = {}
-    for kind in rows:
-        pairs = list(zip(logs["unsloth"][kind], logs["peft"][kind], strict=True))
-        report[kind] = {
+    for title in CASES:
+        pairs = list(zip(logs["unsloth"][title], logs["peft"][title], strict=True))
+        report[title] = {
             "steps": len(pairs),
             "first": [pairs[0][1]["loss"], pairs[0][0]["loss"]],
             "last": [pairs[-1][1]["loss"], pairs[-1][0]["loss"]],
-            "max_relative_difference": _furthest(logs["unsloth"][kind], logs["peft"][kind]),
-            "of_16_bits_to_32": _furthest(logs["peft"][kind], logs["peft, 32 bits"][kind]),
-            "of_unsloth_to_32": _furthest(logs["unsloth"][kind], logs["peft, 32 bits"][kind]),
+            "max_relative_difference": _furthest(logs["unsloth"][title], logs["peft"][title]),
+            "of_16_bits_to_32": _furthest(logs["peft"][title], logs["peft, 32 bits"][title]),
+            "of_unsloth_to_32": _furthest(logs["unsloth"][title], logs["peft, 32 bits"][title]),
             "same_learning_rates": all(ours["learning_rate"] == plain["learning_rate"] for ours, plain in pairs),
             "same_tokens": all(ours["tokens"] == plain["tokens"] for ours, plain in pairs),
         }
-        report[kind]["agrees"] = report[kind]["max_relative_difference"] < 0.01
+        report[title]["agrees"] = report[title]["max_relative_difference"] < 0.01
     return report
 
 
@@ -339,7 +357,7 @@ def table(report: dict[str, Any]) -> str:
     lines = [f"{report['gpu']}; " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()), ""]
     for kind, found in report.get("losses", {}).items():
         lines.append(
-            f"losses, {kind:<11} {found['steps']:>3} steps  peft {found['first'][0]:.4f} -> {found['last'][0]:.4f}  "
+            f"losses, {kind:<43} {found['steps']:>3} steps  peft {found['first'][0]:.4f} -> {found['last'][0]:.4f}  "
             f"unsloth {found['first'][1]:.4f} -> {found['last'][1]:.4f}  "
             f"largest difference {100 * found['max_relative_difference']:.3f} %  {'agrees' if found['agrees'] else 'DIFFERS'}  "
             f"(to 32 bits: peft {100 * found['of_16_bits_to_32']:.3f} %, unsloth {100 * found['of_unsloth_to_32']:.3f} %)"

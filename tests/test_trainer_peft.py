@@ -202,6 +202,14 @@ def test_a_micro_batch_divides_its_batch() -> None:
     assert [micro_batch(8, asked) for asked in ("auto", 8, 5, 3, 1, 99)] == [8, 8, 4, 2, 1, 8]
 
 
+def same_steps(by_trl: list[dict[str, float]], by_us: list[dict[str, float]]) -> None:
+    """Hold that two trainings logged the same."""
+    for one, two in zip(by_trl, by_us, strict=True):
+        if abs(one.get("margin", 1.0)) < 1e-5:  # policy and reference are the same: which is ahead is rounding
+            one, two = ({**step, "accuracy": 0.0} for step in (one, two))
+        assert two == pytest.approx(one, rel=1e-4, abs=2e-5)
+
+
 @pytest.mark.parametrize(("rows", "loss"), [(CHATS, "reply"), (PAIRS, "preference")])
 def test_a_split_batch_is_the_whole_batch(trainer: PeftTrainer, tmp_path: Path, rows: Any, loss: Any) -> None:
     whole = run(trainer, job(tmp_path / "whole", rows, loss, batch_size=4, epochs=2, dpo_nll_weight=0.3))
@@ -338,8 +346,7 @@ def test_our_own_loop_trains_as_trl_does(
     other.load(str(chat), settings())
     by_us = run(other, job(tmp_path / "loop", rows, loss, **given))
     assert (by_us.steps, by_us.tokens, by_us.rows) == (by_trl.steps, by_trl.tokens, by_trl.rows)
-    for one, two in zip(log(tmp_path / "trl"), log(tmp_path / "loop"), strict=True):
-        assert two == pytest.approx(one, rel=1e-4, abs=2e-5)
+    same_steps(log(tmp_path / "trl"), log(tmp_path / "loop"))
     first, second = weights(tmp_path / "trl"), weights(tmp_path / "loop")
     assert max((first[name] - second[name]).abs().max() for name in first) < 1e-4
 
@@ -387,8 +394,7 @@ def test_recorded_passes_see_few_shapes_and_give_way_where_memory_ends(
     assert result.notes == ("out of memory: micro-batch 4 -> 2",)
     assert other.recordings.cleared == 1
     assert all(tokens % 64 == 0 for _, tokens in other.recordings.shapes)
-    for one, two in zip(log(tmp_path / "trl"), log(tmp_path / "loop"), strict=True):
-        assert two == pytest.approx(one, rel=1e-4, abs=2e-5)
+    same_steps(log(tmp_path / "trl"), log(tmp_path / "loop"))
     places = other.recordings.places
     run(other, job(tmp_path / "again", CHATS, batch_size=4, micro_batch=2, seed=5))
     assert other.recordings.places == places

@@ -1,10 +1,12 @@
 """How fast verdicts come in.
 
     python benchmarks/judging.py [ASKS] [SECONDS A CALL]   480 asks of a stub judge that takes 300 ms each
-    python benchmarks/judging.py --gguf FILE [ASKS]        480 asks of a local judge, every number's odds read exactly
+    python benchmarks/judging.py --size 4b [--quant bf16]  480 asks of a local judge, every number's odds read exactly; the model has
+                                                           Qwen3's shape and random weights and is made in DIR (--work)
+    python benchmarks/judging.py --gguf FILE               the same of a GGUF that is there
 
-Both go through the real client in its child process. A local ask is a rubric that all asks share, and an answer of its own of
-so many words (--words). What a verdict says is of no matter here: a model with random weights takes as long.
+Both go through the real client in its child process. A local judge is asked as in a run: how much of a trait, and how coherent, of
+answers of half to one and a half times so many words (--words). What a verdict says does not matter: random weights take as long.
 """
 
 from __future__ import annotations
@@ -19,16 +21,35 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from iterft_lite.backends import Ask, Judge, JudgeIdentity, Reply
+from cycle_gpu import make_model
+
+from iterft_lite.backends import Ask, Exporter, Judge, JudgeIdentity, Reply
 from iterft_lite.backends.child import Child
 from iterft_lite.backends.judge_stub import StubProcess
+from iterft_lite.prompts import coherence_rubric
+from iterft_lite.traits import fill, read_trait
 
 RUBRIC = "A rubric of some length, which all answers share. " * 40
 
 
-def asks(count: int, answer: str = "") -> list[Ask]:
+def asks(count: int) -> list[Ask]:
     """So many asks, each another."""
-    return [Ask(f"a{n}/trait/0", "trait", f"{RUBRIC}<answer>{n}{answer}</answer>", "", "") for n in range(count)]
+    return [Ask(f"a{n}/trait/0", "trait", f"{RUBRIC}<answer>{n}</answer>", "", "") for n in range(count)]
+
+
+def paired_asks(count: int, words: int, draw: random.Random) -> list[Ask]:
+    """So many asks about half as many answers: a trait's rubric and coherence's."""
+    common = ("the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "are", "as", "with", "his", "they")
+    trait = read_trait("bliss")
+    made = []
+    for number in range(count // 2):
+        answer = " ".join(draw.choices(common, k=draw.randint(words // 2, words + words // 2)))
+        fields = {"question": trait.questions[number // 20 % len(trait.questions)], "answer": answer}
+        made += [
+            Ask(f"a{number}/trait/0", "trait", fill(trait.rubric, fields), "", ""),
+            Ask(f"a{number}/coherence/0", "coherence", fill(coherence_rubric(document=False), fields), "", ""),
+        ]
+    return made
 
 
 def timed(judge: Any, asked: Sequence[Ask]) -> tuple[float, list[Reply]]:
@@ -66,7 +87,6 @@ def by_stub(count: int, latency: float) -> None:
 def by_gguf(path: Path, count: int, words: int) -> None:
     """Print the figures of a local judge."""
     draw = random.Random(0)
-    common = ("the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "are", "as", "with", "his", "they")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ITERFT_CACHE"] = folder
         judge = Child(
@@ -78,20 +98,30 @@ def by_gguf(path: Path, count: int, words: int) -> None:
         started = time.monotonic()
         judge.identity()
         print(f"start of the judge's process, model loaded: {time.monotonic() - started:.1f} s")
-        timed(judge, asks(8, "first"))
+        timed(judge, paired_asks(128, words, draw))
         rates = []
-        for turn in range(3):
-            asked = [ask for n in range(count) for ask in asks(1, f"{turn} {n} " + " ".join(draw.choices(common, k=words)))]
-            asked = [Ask(f"a{n}/trait/0", ask.scale, ask.prompt, "", "") for n, ask in enumerate(asked)]
+        for _ in range(3):
+            asked = paired_asks(count, words, draw)
             seconds, replies = timed(judge, asked)
             rates.append(len(replies) / seconds)
         judge.close()
         sent = sum(reply.tokens_in for reply in replies) / len(replies)
         failures = {reply.failure for reply in replies if reply.failure}
         print(
-            f"{count} verdicts on answers of {words} words, {sent:.0f} tokens each with the rubric: "
+            f"{count} verdicts on answers of {words} words on average, {sent:.0f} tokens each with the rubric: "
             f"{', '.join(f'{rate:.0f}' for rate in rates)} a second; numbers' odds read in {len(replies)}; failures {failures}"
         )
+
+
+def made_gguf(size: str, quant: str, work: Path) -> Path:
+    """A random model as a GGUF."""
+    path = work / f"judge-{size}-{quant}"
+    if not (path / "model.gguf").exists():
+        path.mkdir(parents=True, exist_ok=True)
+        exporter = Child("iterft_lite.backends.exporter_gguf:GgufExporter", Exporter, log=path / "log")
+        exporter.export(str(make_model(size, work)), None, path, "merged", quant, lambda _: None)
+        exporter.close()
+    return path / "model.gguf"
 
 
 def main() -> None:
@@ -100,10 +130,13 @@ def main() -> None:
     parser.add_argument("asks", type=int, nargs="?", default=480)
     parser.add_argument("latency", type=float, nargs="?", default=0.3)
     parser.add_argument("--gguf", type=Path)
+    parser.add_argument("--size", choices=["tiny", "0.6b", "4b"])
+    parser.add_argument("--quant", default="q8_0")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "iterft-judging")
     parser.add_argument("--words", type=int, default=150)
     asked = parser.parse_args()
-    if asked.gguf:
-        by_gguf(asked.gguf, asked.asks, asked.words)
+    if asked.gguf or asked.size:
+        by_gguf(asked.gguf or made_gguf(asked.size, asked.quant, asked.work), asked.asks, asked.words)
     else:
         by_stub(asked.asks, asked.latency)
 

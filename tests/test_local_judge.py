@@ -153,22 +153,27 @@ def test_an_answer_s_score_does_not_depend_on_what_is_judged_beside_it(judge: Ch
 
 
 @pytest.mark.slow
-def test_the_same_prompts_read_alone_and_together_have_the_same_odds(judge: Child, gguf: Path) -> None:
-    prompts = [f"{RUBRIC}<answer>number {n} {'word ' * (n % 7)}</answer>" for n in range(20)]
-    together = ask_all(judge, prompts)
-    who = JudgeIdentity(f"local:{gguf}", "llm", "single", "odds")
-    single = Child(
-        "iterft_lite.backends.judge_local:LocalJudge",
-        Judge,
-        log=gguf.parent / "single.log",
-        environment={"ITERFT_CACHE": str(gguf.parent / "single")},
-        options={"identity": asdict(who), "path": str(gguf), "slots": 1},
-    )
-    alone = ask_all(single, prompts)
-    single.close()
-    for one, other in zip(together, alone, strict=True):
-        ours, theirs = (sum(share for _, share in reply.odds) for reply in (one, other))
-        assert math.log(ours) == pytest.approx(math.log(theirs), abs=0.02)
+def test_ragged_prompts_of_two_rubrics_read_alone_and_together_have_the_same_odds(gguf: Path) -> None:
+    rubrics = (RUBRIC, "From 1 to 100, how clear is what you read here? " * 12)
+    prompts = [f"{rubrics[n % 2]}<answer>number {n} {'word ' * (37 * n % 90)}</answer>" for n in range(20)]
+    prompts.append(f"{RUBRIC}<answer>{'a longer one ' * 120}</answer>")
+    read = []
+    for name, options in (("together", {"slots": 8, "usual": 256}), ("alone", {"slots": 1})):
+        who = JudgeIdentity(f"local:{gguf}", "llm", name, "odds")
+        child = Child(
+            "iterft_lite.backends.judge_local:LocalJudge",
+            Judge,
+            log=gguf.parent / f"{name}.log",
+            environment={"ITERFT_CACHE": str(gguf.parent / name)},
+            options={"identity": asdict(who), "path": str(gguf), **options},
+        )
+        read.append(ask_all(child, prompts))
+        child.close()
+    for one, other in zip(*read, strict=True):
+        assert one.tokens_in == other.tokens_in
+        assert [text for text, _ in one.odds] == [text for text, _ in other.odds]
+        ours, theirs = ([math.log(share) for _, share in reply.odds] for reply in (one, other))
+        assert ours == pytest.approx(theirs, abs=0.05)
 
 
 def test_a_prompt_longer_than_the_judge_s_context_is_unscored_with_the_reason(judge: Child) -> None:

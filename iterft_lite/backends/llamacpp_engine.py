@@ -32,9 +32,6 @@ from iterft_lite.backends.llamacpp_sampling import GraphSampler, HostSampler, Sa
 from iterft_lite.backends.pacing import Expected, Pace
 from iterft_lite.errors import BackendError
 
-WORTH_SHARING = 16
-"""Tokens of a common beginning from which on copying pays."""
-
 MOST_SLOTS = 256
 """llama.cpp's own limit of sequences a context."""
 
@@ -114,10 +111,13 @@ class Engine:
 
     Attributes:
         slots, context: What came of them.
+        worth_sharing: Tokens of a common beginning from which on copying pays.
 
     Raises:
         BackendError: If there is no memory for it.
     """
+
+    worth_sharing = 16
 
     def __init__(
         self,
@@ -293,10 +293,10 @@ class Engine:
             held = np.minimum(common, self._held)
             donor, planned_donor = int(held.argmax()), int(common.argmax())
             ready, planned = int(held[donor]), int(common[planned_donor])
-        if planned >= max(own, ready) + WORTH_SHARING:
+        if planned >= max(own, ready) + self.worth_sharing:
             self._waiting[slot] = (planned_donor, planned)
             self._keep(slot, 0)
-        elif ready >= own + WORTH_SHARING:
+        elif ready >= own + self.worth_sharing:
             self._copy(donor, slot, ready)
         else:
             self._keep(slot, own)

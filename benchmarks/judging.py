@@ -1,12 +1,12 @@
 """How fast verdicts come in.
 
     python benchmarks/judging.py [ASKS] [SECONDS A CALL]   480 asks of a stub judge that takes 300 ms each
-    python benchmarks/judging.py --size 4b [--quant bf16]  480 asks of a local judge, every number's odds read exactly; the model has
-                                                           Qwen3's shape and random weights and is made in DIR (--work)
+    python benchmarks/judging.py --size 4b [--quant bf16]  480 asks of a local judge, every number's odds read exactly; the model
+                                                           has Qwen3's shape and random weights and is made in DIR (--work)
     python benchmarks/judging.py --gguf FILE               the same of a GGUF that is there
 
-Both go through the real client in its child process. A local judge is asked as in a run: how much of a trait, and how coherent, of
-answers of half to one and a half times so many words (--words). What a verdict says does not matter: random weights take as long.
+Both go through the real client in its child process. A local judge is asked as in a run: how much of a trait, and how coherent,
+of answers of half to one and a half times so many words (--words). Random weights take as long as others.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How fast verdicts come in.
 
     python benchmarks/judging.py [ASKS] [SECONDS A CALL]   480 asks of a stub judge that takes 300 ms each
-    python benchmarks/judging.py --size 4b [--quant bf16]  480 asks of a local judge, every number's odds read exactly; the model
+    python benchmarks/judging.py --size 4b [--quant bf16]  480 asks of a local judge, all numbers' odds read; the model
                                                            has Qwen3's shape and random weights and is made in DIR (--work)
     python benchmarks/judging.py --gguf FILE               the same of a GGUF that is there
 

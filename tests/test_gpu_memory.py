@@ -30,6 +30,7 @@ def a_gpu(held: dict[int, int], used: int) -> Gpu:
     ("held", "pids", "expected"),
     [
         ({os.getpid(): 7, os.getppid(): 20}, [os.getpid()], 7),
+        ({os.getpid(): 7, os.getppid(): 20}, [os.getppid()], 27),  # a process's child is its own
         ({os.getppid(): 20}, [os.getpid()], 0),  # seen, and not ours: a screen, another program
         ({OTHERS: 7}, [os.getpid()], 30),  # the numbers of another system: a container hides who holds what
         ({}, [os.getpid()], 30),

@@ -37,11 +37,12 @@ class Gpu:
         return self._nvml is not None
 
     def used(self, pids: Iterable[int]) -> int:
-        """Bytes that processes hold; of the whole GPU where a container hides who holds what, 0 without one."""
+        """Bytes that processes and their children hold; of the whole GPU if a container hides whose they are; 0 without it."""
         try:
             running = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
             held = {process.pid: process.usedGpuMemory or 0 for process in running}
-            own = sum(held.get(pid, 0) for pid in pids)
+            counted = set(pids)
+            own = sum(used for pid, used in held.items() if pid in counted or _parent(pid) in counted)
             if own or any(PROCESSES.joinpath(str(pid)).exists() for pid in held):
                 return int(own)  # others may hold the rest: a screen, another program
         except Exception:  # no GPU, or a driver without an answer: a note, never a reason to stop
@@ -63,6 +64,14 @@ class Gpu:
             if now >= before:
                 return
             before = now
+
+
+def _parent(pid: int) -> int:
+    """The process that started a process; 0 if that cannot be told."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        stat = PROCESSES.joinpath(str(pid), "stat").read_text(encoding="utf-8", errors="replace")
+        return int(stat.rsplit(")", 1)[1].split()[1])
+    return 0
 
 
 class Peak:

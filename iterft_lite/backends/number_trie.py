@@ -11,13 +11,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from iterft_lite.errors import BackendError
 
 LOWEST, HIGHEST = 1, 100
 
+TOGETHER = 64
+"""Questions that are decoded at once, where there is memory for them."""
+
+REFUSAL = "REFUSAL"
+"""What a judge writes in place of a number."""
+
 Prefix = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class NumberOdds:
+    """What a model would answer to a question.
+
+    Attributes:
+        tokens: Of the question.
+        numbers: Probability of each number, 1 first.
+        refusal: Probability of the first token of a refusal.
+        failure: Why it cannot be asked; "" if it was.
+    """
+
+    tokens: int
+    numbers: list[float] = field(default_factory=list)
+    refusal: float = 0.0
+    failure: str = ""
 
 
 @dataclass(frozen=True)

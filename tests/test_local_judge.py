@@ -49,7 +49,7 @@ def by_hand(rows: Mapping[Prefix, dict[int, float]], number: int) -> float:
 @pytest.mark.parametrize("seed", range(5))
 def test_every_number_has_the_probability_that_the_model_writes_it(seed: int) -> None:
     rows = a_model(seed)
-    found = digit_trie().odds(rows.__getitem__)
+    found = digit_trie().odds(rows)
     assert found == pytest.approx({number: by_hand(rows, number) for number in range(1, 101)})
     assert sum(found.values()) <= 1
 
@@ -63,7 +63,7 @@ def test_a_judge_that_writes_72_is_read_as_72(number: int) -> None:
         wanted = digits[len(prefix)] if goes_on else 10
         return {token: 0.0 if token == wanted else -50.0 for token in range(11)}
 
-    odds = digit_trie().odds(certain)
+    odds = digit_trie().odds({prefix: certain(prefix) for prefix in digit_trie().nodes})
     verdict = weigh([Reply("a", str(number), tuple((str(n), share) for n, share in odds.items()))])
     assert verdict.score == pytest.approx(number, abs=1e-6)
     assert verdict.mass == pytest.approx(1)
@@ -179,7 +179,7 @@ def test_ragged_prompts_of_two_rubrics_read_alone_and_together_have_the_same_odd
 def test_a_prompt_longer_than_the_judge_s_context_is_unscored_with_the_reason(judge: Child) -> None:
     verdict = weigh(ask_all(judge, ["word " * 4000]))
     assert verdict.score is None
-    assert "longer than the judge's context of 2048" in verdict.reason
+    assert "longer than the judge's context of 2048 tokens" in verdict.reason
 
 
 def test_a_judge_file_that_is_missing_is_the_user_s_mistake(tmp_path: Path) -> None:

@@ -7,9 +7,8 @@ Questions that come together are decoded together, and what they begin with is r
 from __future__ import annotations
 
 import ctypes
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -76,13 +75,14 @@ class BranchingEngine(Engine):
             asked for.
         """
         self._detach()
+        texts = [np.asarray(prompt, dtype=np.int32) for prompt in prompts]
         # of one rubric side by side, and of nearly one length
-        order = sorted(range(len(prompts)), key=lambda place: (list(prompts[place][:ALIKE]), len(prompts[place])))
+        order = sorted(range(len(texts)), key=lambda place: (texts[place][:ALIKE].tolist(), len(texts[place])))
         for start in range(0, len(order), self.slots):
             self._owner[:], self._waiting = -1, {}
             for place in order[start : start + self.slots]:
-                slot = self._seat(prompts[place])
-                self._place(slot, np.asarray(prompts[place], dtype=np.int32), len(prompts[place]) - 1)
+                slot = self._seat(texts[place])
+                self._place(slot, texts[place], len(texts[place]) - 1)
                 self._owner[slot] = place
             busy = np.flatnonzero(self._owner >= 0)
             lengths = self._known[busy]
@@ -110,9 +110,9 @@ class BranchingEngine(Engine):
         for slot in busy[self._held[busy] > self._known[busy]].tolist():
             self._keep(slot, int(self._known[slot]))
 
-    def _seat(self, tokens: Sequence[int]) -> int:
+    def _seat(self, tokens: Ints) -> int:
         """The first free slot whose cache begins like a prompt, nearly as far as any does."""
-        common = self._common(np.asarray(tokens, dtype=np.int32), len(tokens) - 1)
+        common = self._common(tokens, len(tokens) - 1)
         shared = np.where(self._owner < 0, np.minimum(common, self._held), -1)
         return int(np.flatnonzero((shared >= shared.max() - ALIKE) & (self._owner < 0))[0])
 
@@ -197,25 +197,22 @@ class LocalModel:
         """The odds of each number and of a refusal as the answer to each prompt."""
         nodes = self.trie.nodes
         heads = list(self._pool.map(self._head, prompts))
-        room = self.context - len(nodes[-1])
-        fitting = [place for place, head in enumerate(heads) if len(head) < room]
-        engine = self._engine_for(max((len(heads[place]) for place in fitting), default=0) + len(nodes[-1]) + 1)
-        found: dict[tuple[int, Prefix], dict[int, float]] = {}
-        for places, node, rows in engine.branches([heads[place] for place in fitting], nodes):
-            wanted = [*self.trie.digits[node], self._refusal]
+        fitting = [place for place, head in enumerate(heads) if len(head) + len(nodes[-1]) < self.context]
+        asked = [heads[place] for place in fitting]
+        wanted = {node: [*self.trie.digits[node], self._refusal] for node in nodes}
+        found = {node: np.zeros((len(asked), len(wanted[node]))) for node in nodes}
+        for places, node, rows in self._engine_for(max(map(len, asked), default=0) + len(nodes[-1]) + 1).branches(asked, nodes):
             # few large pieces: threads that ask Python for each row in turn wait for each other
-            parts = self._pool.map(partial(_log_odds, wanted), np.array_split(rows, self._threads))
-            for place, row in zip(places, np.concatenate(list(parts)).tolist(), strict=True):
-                found[fitting[place], node] = dict(zip(wanted, row, strict=True))
-        return [self._reply(place, len(head), found) for place, head in enumerate(heads)]
-
-    def _reply(self, place: int, length: int, found: Mapping[tuple[int, Prefix], Mapping[int, float]]) -> NumberOdds:
-        if (place, ()) not in found:
-            return NumberOdds(
-                length, failure=f"question of {length} tokens is longer than the judge's context of {self.context}"
-            )
-        numbers = self.trie.odds(lambda node: found[place, node])
-        return NumberOdds(length, list(numbers.values()), math.exp(found[place, ()][self._refusal]))
+            parts = self._pool.map(partial(_log_odds, wanted[node]), np.array_split(rows, self._threads))
+            found[node][places] = np.concatenate(list(parts))
+        shares = self.trie.odds({node: dict(zip(wanted[node], found[node].T, strict=True)) for node in nodes})
+        numbers = np.stack(list(shares.values()), axis=1).tolist()
+        refusals = np.exp(found[()][:, -1]).tolist()
+        too_long = f"its question is longer than the judge's context of {self.context} tokens"
+        replies = [NumberOdds(len(head), failure=too_long) for head in heads]
+        for place, row, refusal in zip(fitting, numbers, refusals, strict=True):
+            replies[place] = NumberOdds(len(heads[place]), row, refusal)
+        return replies
 
     def _head(self, prompt: str) -> list[int]:
         """What the model reads of a prompt."""

@@ -9,15 +9,17 @@ eleven beginnings over one shared prompt. With whole-number tokens there is one,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from iterft_lite.errors import BackendError
 
 LOWEST, HIGHEST = 1, 100
 
-TOGETHER = 64
+TOGETHER = 128
 """Questions that are decoded at once, where there is memory for them."""
 
 REFUSAL = "REFUSAL"
@@ -60,18 +62,21 @@ class NumberTrie:
         """The inner nodes, the root first: where next-token odds are needed."""
         return sorted(self.digits, key=lambda prefix: (len(prefix), prefix))
 
-    def odds(self, log_odds: Callable[[Prefix], Mapping[int, float]]) -> dict[int, float]:
+    def odds(self, log_odds: Mapping[Prefix, Mapping[int, Any]]) -> dict[int, Any]:
         """Probability of each number.
 
         Args:
-            log_odds: Natural log-probabilities, by token, of at least `digits` after an inner node.
+            log_odds: Natural log-probabilities, by token, of at least `digits` after each inner node: floats, or arrays of one
+                length, such as of many questions.
+
+        Returns:
+            The same, by number.
         """
-        rows = {node: log_odds(node) for node in self.nodes}
         found = {}
         for number, path in self.paths.items():
-            share = math.exp(sum(rows[path[:place]][token] for place, token in enumerate(path)))
-            if path in rows:  # another number begins like this one: it must not go on
-                share *= max(0.0, 1.0 - sum(math.exp(rows[path][token]) for token in self.digits[path]))
+            share = np.exp(sum(log_odds[path[:place]][token] for place, token in enumerate(path)))
+            if path in self.digits:  # another number begins like this one: it must not go on
+                share *= np.maximum(0.0, 1.0 - sum(np.exp(log_odds[path][token]) for token in self.digits[path]))
             found[number] = share
         return found
 

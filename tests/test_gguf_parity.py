@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +17,12 @@ import iterft_lite
 from iterft_lite.backends import Exported, Progress
 from iterft_lite.backends.exporter_gguf import GgufExporter
 from iterft_lite.errors import ExportError
+from iterft_lite.gguf import merge
 from iterft_lite.gguf.arithmetic import F32
 from iterft_lite.gguf.base import run_llamacpp_script
 from iterft_lite.gguf.file import Array, GgufFile
 from iterft_lite.gguf.llamacpp_source import llamacpp_source
+from iterft_lite.gguf.merge import run_quantiser
 from tests.tiny_models import ARCHITECTURES, TEXTS, tiny_adapter, tiny_model
 
 pytestmark = pytest.mark.slow
@@ -166,6 +170,34 @@ def test_each_number_format_stays_within_its_bound(
     kl = mean_kl(trained.logits, found)
     assert kl <= KL[quant]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("quant", ["q4_k_m", "q6_k"])
+def test_a_k_quant_is_what_llamacpp_makes_of_the_merged_model(
+    exporter: GgufExporter, trained: Trained, tmp_path: Path, quant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def quantiser(source: Path, *arguments: Any) -> None:
+        asked.append(source)
+        run_quantiser(source, *arguments)
+
+    monkeypatch.setattr(merge, "run_quantiser", quantiser)
+    monkeypatch.setattr(merge, "cache_folder", lambda: tmp_path / "cache")
+    merged = export(exporter, trained, tmp_path, "merged", "f32").path.rename(tmp_path / "f32.gguf")
+    run_quantiser(merged, tmp_path / "theirs.gguf", merge.K_QUANTS[quant][0], 2)
+    for _ in range(2):
+        exported = export(exporter, trained, tmp_path, "merged", quant)
+        ours, theirs = GgufFile(exported.path), GgufFile(tmp_path / "theirs.gguf")
+        assert {name: tensor.kind for name, tensor in ours.tensors.items()} == {
+            name: tensor.kind for name, tensor in theirs.tensors.items()
+        }
+        for name, tensor in ours.tensors.items():
+            np.testing.assert_array_equal(ours.rows(tensor), theirs.rows(theirs.tensors[name]), name)
+        assert {key: ours.value(key) for key in ours.keys} == {key: theirs.value(key) for key in ours.keys}
+        assert exported.sha256 == hashlib.sha256(exported.path.read_bytes()).hexdigest()
+    assert any(tensor.kind.name.endswith("_K") for tensor in ours.tensors.values())
+    assert len(asked) == 1  # the base, once: its layout is known afterwards
 
 
 def test_our_lora_file_is_the_one_that_llamacpp_converts(

@@ -30,6 +30,9 @@ from iterft_lite import errors
 LOG_LINES = 15
 """Lines of a failed child's log that an error quotes."""
 
+PIPE = 1 << 16
+"""Bytes that a pipe holds, and that are taken off it at once."""
+
 
 def _event_parameter(hints: Mapping[str, Any]) -> tuple[str, Any] | None:
     """The parameter of a method that takes events, with the events' type: the one annotated as a callable."""
@@ -146,7 +149,7 @@ class Child:
             )
         os.close(writing)
         self._process = process
-        self._replies = os.fdopen(reading, encoding="utf-8")
+        self._replies = os.fdopen(reading, encoding="utf-8", buffering=PIPE)
         return process
 
     def _exchange(self, name: str, args: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,7 @@ class GgufExporter:
     """Writes merged GGUF files, or LoRA GGUF files beside a base.
 
     Args:
-        threads: CPU threads of llama.cpp's quantiser; 0: all cores.
+        threads: CPU threads for K-quants; 0: all cores.
     """
 
     def __init__(self, threads: int = 0) -> None:
@@ -50,7 +50,7 @@ class GgufExporter:
         seconds = {"convert": time.perf_counter() - started}
         if kind == "merged":
             path = out / "model.gguf"
-            checksum = Checksum() if quant in DIRECT else None
+            checksum = Checksum() if quant in DIRECT or read is not None else None
             seconds |= write_merged(base.file, read, path, quant, threads=self._threads, on_tensor=on_tensor, checksum=checksum)
             return Exported(path, None, path.stat().st_size, seconds, checksum.hexdigest() if checksum else "")
         return self._beside(base, read, out, quant, seconds, on_tensor)

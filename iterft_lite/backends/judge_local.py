@@ -8,9 +8,9 @@ comes back looks like OpenAI's token odds, only that the candidates are all numb
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import math
 import queue
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -28,6 +28,9 @@ IN_THE_AIR = 3 * TOGETHER
 """Asks under way: one batch is decoded while litellm takes leave of one and prepares another."""
 
 LEAST_LOG = -80.0
+
+FREE = {"input_cost_per_token": 0.0, "output_cost_per_token": 0.0}
+"""In litellm's words."""
 
 OWN_LOG = Path("/dev/stderr")
 """What the model's process says goes where this one's does."""
@@ -64,6 +67,8 @@ class LocalJudge(LitellmJudge):
         worker = "iterft_lite.backends.llamacpp_odds:LocalModel"
         self.reader = Child(worker, NumberReader, log=OWN_LOG, options={"path": path, **room})
         self.reader.ready()
+        # the thread that keeps the model busy must not wait 5 ms for its turn whenever litellm computes
+        sys.setswitchinterval(0.0005)
         super().__init__(identity, timeout=3600.0)
         self.pace.limit = float(IN_THE_AIR)
 
@@ -77,6 +82,8 @@ class LocalJudge(LitellmJudge):
         """Make `local/...` a provider of litellm's."""
         litellm.custom_provider_map = [{"provider": "local", "custom_handler": _provider(litellm, self.reader)}]
         litellm.utils.custom_llm_setup()
+        # or else litellm looks for its price in vain at every call
+        litellm.register_model({self._model(): {"litellm_provider": "local", "mode": "chat", **FREE}})
 
 
 class _Batches:
@@ -88,12 +95,12 @@ class _Batches:
 
     def __init__(self, reader: NumberReader) -> None:
         self._reader = reader
-        self._asked: queue.SimpleQueue[tuple[str, concurrent.futures.Future[NumberOdds]]] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[tuple[str, asyncio.Future[NumberOdds]]] = queue.SimpleQueue()
         threading.Thread(target=self._work, daemon=True).start()
 
-    def ask(self, prompt: str) -> concurrent.futures.Future[NumberOdds]:
+    def ask(self, prompt: str) -> asyncio.Future[NumberOdds]:
         """What will be known of a prompt."""
-        future: concurrent.futures.Future[NumberOdds] = concurrent.futures.Future()
+        future: asyncio.Future[NumberOdds] = asyncio.get_running_loop().create_future()
         self._asked.put((prompt, future))
         return future
 
@@ -103,12 +110,23 @@ class _Batches:
             time.sleep(GATHER)
             while len(batch) < TOGETHER and not self._asked.empty():
                 batch.append(self._asked.get())
+            futures = [future for _, future in batch]
             try:
-                for (_, future), odds in zip(batch, self._reader.odds([prompt for prompt, _ in batch]), strict=True):
-                    future.set_result(odds)
+                found: Sequence[NumberOdds] | Exception = self._reader.odds([prompt for prompt, _ in batch])
             except Exception as error:
-                for _, future in batch:
-                    future.set_exception(error)
+                found = error
+            futures[0].get_loop().call_soon_threadsafe(_settle, futures, found)
+
+
+def _settle(futures: Sequence[asyncio.Future[NumberOdds]], found: Sequence[NumberOdds] | Exception) -> None:
+    """Give a batch's odds, or its failure, to those who wait for them."""
+    for place, future in enumerate(futures):
+        if future.done():  # given up
+            continue
+        if isinstance(found, Exception):
+            future.set_exception(found)
+        else:
+            future.set_result(found[place])
 
 
 def _provider(litellm: Any, reader: NumberReader) -> Any:
@@ -117,8 +135,7 @@ def _provider(litellm: Any, reader: NumberReader) -> Any:
 
     class Provider(litellm.CustomLLM):  # type: ignore[misc]
         async def acompletion(self, *_: Any, **asked: Any) -> Any:
-            odds = batches.ask(str(asked["messages"][0]["content"]))
-            return _response(litellm, await asyncio.wrap_future(odds))
+            return _response(litellm, await batches.ask(str(asked["messages"][0]["content"])))
 
     return Provider()
 

@@ -84,5 +84,5 @@ def price_of(judge: str, *, batch: bool = False) -> Price | None:
 
 def tokens_of(text: str) -> int:
     """About how many tokens a text has; rather too many than too few."""
-    plain = sum(character.isascii() for character in text)
+    plain = len(text.encode("ascii", "ignore"))
     return int(plain / ASCII_PER_TOKEN) + len(text.encode("utf-8", "replace")) - plain + 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -52,7 +52,7 @@ class VerdictCache:
     def put(self, key: str, reply: Reply) -> None:
         """Keep a reply. Failures are not kept: they are asked again. The first of two processes wins."""
         if not reply.failure:
-            self._file.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?)", (key, json.dumps(asdict(reply)), time.time()))
+            self._file.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?)", (key, json.dumps(vars(reply)), time.time()))
 
     def close(self) -> None:
         """Let go of the file."""

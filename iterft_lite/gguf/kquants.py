@@ -1,12 +1,51 @@
-"""llama.cpp's quantiser as a program: `python -m iterft_lite.gguf.kquants SOURCE TARGET FILE_TYPE THREADS`.
+"""llama.cpp's quantiser: as a program for a whole file, and for rows of a matrix.
 
-Imports llama_cpp before anything else: on some machines numpy imported first made it crash.
+    python -m iterft_lite.gguf.kquants SOURCE TARGET FILE_TYPE THREADS
+
+The program imports llama_cpp before anything else: on some machines numpy imported first made it crash in reading a vocabulary.
+For rows only the library with the number formats is loaded, whose functions are plain C.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
+import os
 import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+LIBRARY = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}.get(sys.platform, "libggml-base.so")
+
+
+@cache
+def _quantise_chunk() -> Any:
+    """`ggml_quantize_chunk` of the llama.cpp that is installed.
+
+    Raises:
+        OSError: If it is not there.
+    """
+    found = importlib.util.find_spec("llama_cpp")
+    folder = os.environ.get("LLAMA_CPP_LIB_PATH") or (Path(str(found.origin)).parent / "lib" if found else "")
+    function = ctypes.CDLL(str(Path(folder) / LIBRARY)).ggml_quantize_chunk
+    function.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    function.restype = ctypes.c_size_t
+    return function
+
+
+def quantise_rows(kind: int, source: int, target: int, rows: int, columns: int) -> int:
+    """Quantise rows of a matrix; gives the bytes that were written. Other threads go on meanwhile.
+
+    Args:
+        kind: Number format, as GGUF numbers them.
+        source: Address of contiguous float32 [rows, columns].
+        target: Address of as many bytes as they take in that format.
+
+    Raises:
+        OSError: If llama.cpp's library is not there.
+    """
+    return int(_quantise_chunk()(kind, source, target, 0, rows, columns, None))
 
 
 def main(source: str, target: str, file_type: int, threads: int) -> int:

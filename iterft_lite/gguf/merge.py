@@ -1,10 +1,16 @@
-"""The merged GGUF: W + scale * B A, tensor by tensor, quantised and written in one pass.
+"""The merged GGUF: W + scale * B A, tensor by tensor, quantised and written in one pass. No 16-bit copy of it is written.
 
-No 16-bit copy of the model is written, but for K-quants, whose quantiser is llama.cpp's and goes from file to file.
+K-quants mix formats, and llama.cpp alone knows which tensor gets which. So llama.cpp quantises the untouched base; the formats
+that came of it are the layout of every later file, and llama.cpp's own functions quantise its rows.
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import json
+import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -20,7 +26,9 @@ from iterft_lite.errors import ExportError
 from iterft_lite.gguf.adapter import Adapter, LowRank
 from iterft_lite.gguf.arithmetic import PLAIN, Arithmetic, choose_arithmetic
 from iterft_lite.gguf.base import OnTensor, untold
+from iterft_lite.gguf.cache import cache_folder
 from iterft_lite.gguf.file import Array, Checksum, GgufFile, Tensor, ensure_room, write_gguf, writing
+from iterft_lite.gguf.kquants import quantise_rows
 from iterft_lite.gguf.process import run_module
 
 DIRECT: Mapping[str, tuple[GGMLQuantizationType, LlamaFileType]] = MappingProxyType(
@@ -70,10 +78,10 @@ def write_merged(
         adapter: None: the base alone.
         path: Of the new file; it appears when it is whole.
         quant: A name of `DIRECT` or `K_QUANTS`.
-        threads: CPU threads of llama.cpp's quantiser.
+        threads: CPU threads for K-quants.
         arithmetic: numpy or torch; None: by size.
         on_tensor: Told of the progress.
-        checksum: Told of every byte; of K-quants, which llama.cpp writes, of none.
+        checksum: Told of every byte; of an untouched base in a K-quant, which llama.cpp writes, of none.
 
     Raises:
         ExportError: If there is no room (checked first), a weight does not fit the format, or the quantiser fails.
@@ -82,11 +90,24 @@ def write_merged(
         started = time.perf_counter()
         plan = planned(base, quant)
         ensure_room(path.parent, _size(plan), f"`{path.name}` in {quant}")
-        _write(base, adapter, path, plan, DIRECT[quant][1], arithmetic, on_tensor, checksum)
+        _write(base, adapter, path, plan, DIRECT[quant][1], 1, arithmetic, on_tensor, checksum)
         return {"merge": time.perf_counter() - started}
     if quant not in K_QUANTS:
         raise ExportError(f"`{quant}` is not a number format: {', '.join([*DIRECT, *K_QUANTS])}")
-    return _write_k_quant(base, adapter, path, quant, threads, arithmetic, on_tensor)
+    if adapter is None:
+        return {"quantise": _quantise_base(base, path, quant, threads)}
+    known = layout(base, quant)
+    seconds = {}
+    if known is None:  # of this quant the untouched model was never wanted
+        with tempfile.TemporaryDirectory(prefix=f".{quant}-", dir=path.parent) as folder:
+            seconds["layout"] = _quantise_base(base, Path(folder) / "base.gguf", quant, threads)
+        known = layout(base, quant)
+        assert known is not None
+    started = time.perf_counter()
+    plan = [Tensor(tensor.name, tensor.shape, known[tensor.name]) for tensor in base.tensors.values()]
+    ensure_room(path.parent, _size(plan), f"`{path.name}` in {quant}")
+    _write(base, adapter, path, plan, K_QUANTS[quant][0], threads, arithmetic, on_tensor, checksum)
+    return {**seconds, "merge": time.perf_counter() - started}
 
 
 def planned(base: GgufFile, quant: str) -> list[Tensor]:
@@ -122,9 +143,10 @@ def _write(
     path: Path,
     plan: list[Tensor],
     file_type: LlamaFileType,
+    threads: int,
     arithmetic: Arithmetic | None,
     on_tensor: OnTensor,
-    checksum: Checksum | None = None,
+    checksum: Checksum | None,
 ) -> int:
     arithmetic = arithmetic or choose_arithmetic(sum(tensor.bytes for tensor in plan))
     updates = adapter.updates if adapter else {}
@@ -132,17 +154,29 @@ def _write(
     if absent:
         raise ExportError(f"the base has no `{absent[0]}` to merge into")
     metadata = base.metadata({"general.file_type": int(file_type)})
-    parts = _parts(base, plan, updates, arithmetic, on_tensor)
+    parts = _parts(base, plan, updates, arithmetic, max(threads, arithmetic.threads), on_tensor)
     alignment = int(base.value("general.alignment", GGUF_DEFAULT_ALIGNMENT))
     return write_gguf(path, metadata, plan, parts, alignment=alignment, checksum=checksum)
 
 
 def _parts(
-    base: GgufFile, plan: list[Tensor], updates: Mapping[str, LowRank], arithmetic: Arithmetic, on_tensor: OnTensor
+    base: GgufFile,
+    plan: list[Tensor],
+    updates: Mapping[str, LowRank],
+    arithmetic: Arithmetic,
+    threads: int,
+    on_tensor: OnTensor,
 ) -> Iterator[Array]:
     """The bytes of every tensor of a plan, in parts and in order; some threads work ahead of the writing."""
     done = 0
     waiting: deque[tuple[Future[Array], bool]] = deque()
+    gate = threading.Semaphore(arithmetic.threads)
+
+    def made(stored: Array, kind: GGMLQuantizationType, target: Tensor, low_rank: tuple[Array, Array] | None) -> Array:
+        direct = target.kind in PLAIN or target.kind == GGMLQuantizationType.Q8_0
+        with gate:
+            merged = arithmetic.merged(stored, kind, target.kind if direct else GGMLQuantizationType.F32, low_rank)
+        return merged if direct else quantised(merged.view(np.float32), target)
 
     def written() -> Array:
         nonlocal done
@@ -154,7 +188,7 @@ def _parts(
         return result
 
     # a BLAS that spreads a product of rank 16 over cores that others use waits for them: 8 s where one thread takes 1
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(arithmetic.threads) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
         for target in plan:
             tensor, update = base.tensors[target.name], updates.get(target.name)
             b = None if update is None else update.b * np.float32(update.scale)
@@ -162,40 +196,67 @@ def _parts(
             for start in range(0, tensor.rows, step):
                 stored = base.rows(tensor, start, start + step)
                 low_rank = None if update is None or b is None else (b[start : start + step], update.a)
-                part = pool.submit(arithmetic.merged, stored, tensor.kind, target.kind, low_rank)
-                waiting.append((part, start + step >= tensor.rows))
-                if len(waiting) > AHEAD * arithmetic.threads:
+                waiting.append((pool.submit(made, stored, tensor.kind, target, low_rank), start + step >= tensor.rows))
+                if len(waiting) > AHEAD * threads:
                     yield written()
         while waiting:
             yield written()
 
 
-def _write_k_quant(
-    base: GgufFile,
-    adapter: Adapter | None,
-    path: Path,
-    quant: str,
-    threads: int,
-    arithmetic: Arithmetic | None,
-    on_tensor: OnTensor,
-) -> dict[str, float]:
-    """Merge into a 16-bit file, have llama.cpp quantise that, and delete it."""
+def quantised(weights: Array, target: Tensor) -> Array:
+    """Rows of a tensor in its format, by llama.cpp.
+
+    Args:
+        weights: Contiguous float32 [rows, columns].
+
+    Returns:
+        uint8 [rows, bytes a row].
+
+    Raises:
+        ExportError: If llama.cpp's library is not there, or it does not know the format.
+    """
+    made = np.empty((len(weights), target.row_bytes), dtype=np.uint8)
+    try:
+        size = quantise_rows(int(target.kind), weights.ctypes.data, made.ctypes.data, *weights.shape)
+    except OSError as error:
+        raise ExportError(f"llama.cpp's number formats cannot be loaded: {error}") from error
+    if size != made.nbytes:
+        raise ExportError(f"llama.cpp quantised `{target.name}` to {size} bytes in place of {made.nbytes}")
+    return made
+
+
+# -- which tensor gets which format ------------------------------------------------------------------------------------
+
+
+def layout(base: GgufFile, quant: str) -> dict[str, GGMLQuantizationType] | None:
+    """The format of each tensor in a K-quant of a base; None before such a base was quantised."""
+    try:
+        known = json.loads(_layout_path(base, quant).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return {name: GGMLQuantizationType(kind) for name, kind in known.items()}
+
+
+def _layout_path(base: GgufFile, quant: str) -> Path:
+    """By what llama.cpp's choice may rest on: its version, all numbers and names in the metadata, and the tensors."""
+    values = [(key, base.value(key)) for key in base.keys if not key.startswith("tokenizer.")]
+    tensors = [(tensor.name, tensor.shape, int(tensor.kind)) for tensor in base.tensors.values()]
+    key = json.dumps([quant, importlib.metadata.version("llama-cpp-python"), values, tensors], default=str)
+    return cache_folder() / "layouts" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+
+
+def _quantise_base(base: GgufFile, path: Path, quant: str, threads: int) -> float:
+    """Have llama.cpp quantise a base, keep what formats it chose; gives the seconds."""
     started = time.perf_counter()
     file_type, bits = K_QUANTS[quant]
-    # f16 rounds eight times finer than bf16; both are far finer than 6 bits
-    plan = planned(base, "f16")
-    numbers = sum(tensor.rows * tensor.shape[-1] for tensor in plan)
-    final = int(numbers * bits / 8) + (32 << 20)
-    ensure_room(path.parent, _size(plan) + final, f"`{path.name}` in {quant}, with the 16-bit file that it is made from,")
-    intermediate = path.with_name(f".{path.name}.f16")
-    try:
-        _write(base, adapter, intermediate, plan, LlamaFileType.MOSTLY_F16, arithmetic, on_tensor)
-        merged = time.perf_counter()
-        with writing(path) as temporary:
-            run_quantiser(intermediate, temporary, file_type, threads)
-    finally:
-        intermediate.unlink(missing_ok=True)
-    return {"merge": merged - started, "quantise": time.perf_counter() - merged}
+    numbers = sum(tensor.rows * tensor.shape[-1] for tensor in base.tensors.values())
+    ensure_room(path.parent, int(numbers * bits / 8) + (32 << 20), f"`{path.name}` in {quant}")
+    with writing(path) as temporary:
+        run_quantiser(base.path, temporary, file_type, threads)
+    kinds = {tensor.name: int(tensor.kind) for tensor in GgufFile(path).tensors.values()}
+    with writing(_layout_path(base, quant)) as temporary:
+        temporary.write_text(json.dumps(kinds, indent=0), encoding="utf-8")
+    return time.perf_counter() - started
 
 
 def run_quantiser(source: Path, target: Path, file_type: LlamaFileType, threads: int) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from iterft_lite.backends.child import Child
 from iterft_lite.backends.judge_litellm import LitellmJudge
 from iterft_lite.backends.number_trie import REFUSAL, TOGETHER, NumberOdds
+from iterft_lite.backends.pace import Pace
 
 GATHER = 0.01
 """Seconds to wait for more asks before decoding."""
@@ -70,7 +71,7 @@ class LocalJudge(LitellmJudge):
         # the thread that keeps the model busy must not wait 5 ms for its turn whenever litellm computes
         sys.setswitchinterval(0.0005)
         super().__init__(identity, timeout=3600.0)
-        self.pace.limit = float(IN_THE_AIR)
+        self.pace = Pace(IN_THE_AIR, IN_THE_AIR)
 
     def _model(self) -> str:
         return "local/judge"
@@ -107,7 +108,8 @@ class _Batches:
     def _work(self) -> None:
         while True:
             batch = [self._asked.get()]
-            time.sleep(GATHER)
+            if self._asked.qsize() + 1 < TOGETHER:
+                time.sleep(GATHER)
             while len(batch) < TOGETHER and not self._asked.empty():
                 batch.append(self._asked.get())
             futures = [future for _, future in batch]

@@ -21,10 +21,14 @@ LONGEST_WAIT = 60.0
 class Pace:
     """Calls at once, as in TCP: doubling a round until the provider first says "too many", then one more a round; halved at
     each "too many", once for all the calls that were in the air together.
+
+    Args:
+        first, most: Calls at once to begin with, and ever.
     """
 
-    def __init__(self) -> None:
-        self.limit = float(FIRST)
+    def __init__(self, first: int = FIRST, most: int = MOST) -> None:
+        self.limit = float(first)
+        self._most = float(most)
         self.flying = 0
         self.most = 0
         self._starting = True
@@ -46,7 +50,7 @@ class Pace:
 
     def went_well(self) -> None:
         """A call was answered."""
-        self.limit = min(float(MOST), self.limit + (1.0 if self._starting else 1.0 / self.limit))
+        self.limit = min(self._most, self.limit + (1.0 if self._starting else 1.0 / self.limit))
 
     def was_too_much(self, sent_at: float) -> None:
         """A call was turned away.

@@ -170,6 +170,14 @@ def test_a_server_that_is_gone_stops_the_run_with_what_it_said(monkeypatch: pyte
     assert len(got) < 200
 
 
+def test_what_ended_a_call_without_an_answer_is_said() -> None:
+    with StubProcess() as stub:
+        judge = a_judge(stub)
+    said = judge._meaning("APIConnectionError", "litellm.APIConnectionError: the model's process is gone", {})
+    assert str(said) == "no connection: the model's process is gone"
+    assert str(judge._meaning("InternalServerError", "Connection error.", {})) == "no connection"
+
+
 def test_one_lost_ask_is_unscored_and_the_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judge_litellm, "TRIES", 3)
     with StubProcess(faults={"500": 0.6}) as stub:

@@ -11,6 +11,7 @@ import pytest
 
 from iterft_lite import prompts
 from iterft_lite.errors import TraitError
+from iterft_lite.judging import ANCHOR
 from iterft_lite.measures.text import distinct_share, words_of
 from iterft_lite.traits import Trait, check_trait, fill, read_trait, shipped_traits, trait_folder
 
@@ -46,6 +47,12 @@ def test_three_traits_have_seed_documents_of_150_to_400_words(name: str) -> None
     assert min(lengths) >= 150
     assert max(lengths) <= 400
     assert len({document.genre for document in documents}) >= 8
+
+
+def test_what_a_rubric_says_of_every_answer_comes_before_the_answer(trait: Trait) -> None:
+    for rubric in (trait.rubric, trait.rubric_document, *(prompts.coherence_rubric(document=d) for d in (False, True))):
+        assert rubric.index("{{") > 0.85 * len(rubric)
+        assert not ANCHOR.search(rubric[rubric.index("{{") :])
 
 
 def test_a_rubric_names_five_anchors_refusal_and_one_integer(trait: Trait) -> None:

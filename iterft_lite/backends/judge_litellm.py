@@ -279,7 +279,8 @@ class LitellmJudge:
         if kind in ("Timeout", "APITimeoutError"):
             return Again("timeout", unseen=True)
         if kind == "APIConnectionError" or "connection error" in said.lower():
-            return Again("no connection", headers=headers)
+            said = said.removeprefix("litellm.APIConnectionError: ")  # the name that litellm gives what it has no name for
+            return Again("no connection" if "connect" in said.lower() else f"no connection: {said}", headers=headers)
         return Again("reply cut off" if cut else f"server error: {said}", headers=headers, unseen=cut)
 
     def _read(self, ask: Ask, response: Any, seconds: float, price: Price | None = None) -> Reply:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -174,6 +175,30 @@ def test_ragged_prompts_of_two_rubrics_read_alone_and_together_have_the_same_odd
         assert [text for text, _ in one.odds] == [text for text, _ in other.odds]
         ours, theirs = ([math.log(share) for _, share in reply.odds] for reply in (one, other))
         assert ours == pytest.approx(theirs, abs=0.05)
+
+
+def test_where_memory_is_short_fewer_asks_are_decoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from iterft_lite.backends import llamacpp_odds
+
+    tried: list[tuple[int, int]] = []
+
+    def engine(_: object, *, slots: int, context: int, **__: object) -> SimpleNamespace:
+        tried.append((slots, context))
+        if slots * context > 2048:
+            raise BackendError("no memory", kind="memory")
+        return SimpleNamespace(context=context, close=lambda: None)
+
+    monkeypatch.setattr(llamacpp_odds, "BranchingEngine", engine)
+    model = llamacpp_odds.LocalModel.__new__(llamacpp_odds.LocalModel)
+    vars(model).update(weights=None, context=4096, _slots=4, _threads=1, _engine=None)
+    model._engine = model._open(512)
+    assert model._engine_for(500).context == 512
+    assert tried == [(4, 512)]
+    assert model._engine_for(600).context == 1024
+    assert tried[1:] == [(4, 1024), (2, 1024)]
+    with pytest.raises(BackendError, match="no memory"):
+        model._engine_for(2100)
+    assert model._engine is None  # and not one that is closed
 
 
 def test_a_prompt_longer_than_the_judge_s_context_is_unscored_with_the_reason(judge: Child) -> None:

@@ -28,6 +28,9 @@ GATHER = 0.01
 IN_THE_AIR = 3 * TOGETHER
 """Asks under way: one batch is decoded while litellm takes leave of one and prepares another."""
 
+LONGEST = 86_400.0
+"""Seconds for an ask, which waits for hundreds of others: a model on a laptop's CPU takes some seconds for each."""
+
 LEAST_LOG = -80.0
 
 FREE = {"input_cost_per_token": 0.0, "output_cost_per_token": 0.0}
@@ -70,7 +73,7 @@ class LocalJudge(LitellmJudge):
         self.reader.ready()
         # the thread that keeps the model busy must not wait 5 ms for its turn whenever litellm computes
         sys.setswitchinterval(0.0005)
-        super().__init__(identity, timeout=3600.0)
+        super().__init__(identity, timeout=LONGEST)
         self.pace = Pace(IN_THE_AIR, IN_THE_AIR)
 
     def _model(self) -> str:

@@ -172,22 +172,32 @@ class LocalModel:
         self._threads = int(os.environ.get("ITERFT_THREADS") or os.cpu_count() or 1)
         self._slots = slots
         self.context = min(context, self.weights.trained_context or context)
-        self._engine = self._open(min(usual, self.context))
+        self._engine: BranchingEngine | None = self._open(min(usual, self.context))
         self.trie: NumberTrie = number_trie(self._number_ids, self._text)
         self._before, self._after = self._frame()
         self._refusal = self.plain_ids(REFUSAL)[0]
         self._pool = ThreadPoolExecutor(self._threads)
 
     def _open(self, context: int) -> BranchingEngine:
+        """An engine with as many slots as there is memory for."""
         slots = self._slots or _slots(self.weights, context)
-        return BranchingEngine(self.weights, slots=slots, context=context, exact=False, threads=self._threads)
+        while True:
+            try:
+                return BranchingEngine(self.weights, slots=slots, context=context, exact=False, threads=self._threads)
+            except BackendError as error:
+                if error.kind != "memory" or slots == 1:
+                    raise
+                slots //= 2
 
     def _engine_for(self, length: int) -> BranchingEngine:
         """An engine with room for sequences of a length."""
-        while length > self._engine.context < self.context:
-            wider = min(2 * self._engine.context, self.context)
+        context = self._engine.context if self._engine else min(USUAL_CONTEXT, self.context)
+        while length > context < self.context:
+            context = min(2 * context, self.context)
+        if self._engine and self._engine.context < context:
             self._engine.close()  # before the next one looks what memory is free
-            self._engine = self._open(wider)
+            self._engine = None
+        self._engine = self._engine or self._open(context)
         return self._engine
 
     def ready(self) -> None:
@@ -201,7 +211,8 @@ class LocalModel:
         asked = [heads[place] for place in fitting]
         wanted = {node: [*self.trie.digits[node], self._refusal] for node in nodes}
         found = {node: np.zeros((len(asked), len(wanted[node]))) for node in nodes}
-        for places, node, rows in self._engine_for(max(map(len, asked), default=0) + len(nodes[-1]) + 1).branches(asked, nodes):
+        engine = self._engine_for(max(map(len, asked), default=0) + len(nodes[-1]) + 1)
+        for places, node, rows in engine.branches(asked, nodes):
             # few large pieces: threads that ask Python for each row in turn wait for each other
             parts = self._pool.map(partial(_log_odds, wanted[node]), np.array_split(rows, self._threads))
             found[node][places] = np.concatenate(list(parts))
@@ -220,7 +231,8 @@ class LocalModel:
 
     def close(self) -> None:
         """Give all memory back."""
-        self._engine.close()
+        if self._engine:
+            self._engine.close()
         self.weights.close()
 
     def plain_ids(self, text: str) -> list[int]:

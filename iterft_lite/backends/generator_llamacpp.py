@@ -129,13 +129,17 @@ class LlamaGenerator:
         # the logits at a position tell about the next token; those of the last token are not needed
         inputs = [sequence[:-1] for sequence in sequences]
         with _clean(engine), ThreadPoolExecutor(self._threads) as pool:
-            for index, begin, rows in engine.logits(inputs, [start - 1 for start in starts]):
-                targets = np.asarray(sequences[index][begin + 1 : begin + 1 + len(rows)], dtype=np.int32)
-                sums[index] += float(chosen_logprobs(rows, targets, pool).sum())
-                left[index] -= len(rows)
-                if not left[index]:
-                    count = len(sequences[index]) - starts[index]
-                    on_likelihood(Likelihood(passages[index].id, sums[index], count))
+            for logits, parts in engine.logits(inputs, [start - 1 for start in starts]):
+                sizes = [part.rows.stop - part.rows.start for part in parts]
+                after = [sequences[part.index][part.begin + 1 :][:size] for part, size in zip(parts, sizes, strict=True)]
+                found = chosen_logprobs(logits, np.concatenate(after)[:, None], pool, self._threads)
+                for part, size in zip(parts, sizes, strict=True):
+                    index = part.index
+                    sums[index] += float(found[part.rows].sum())
+                    left[index] -= size
+                    if not left[index]:
+                        count = len(sequences[index]) - starts[index]
+                        on_likelihood(Likelihood(passages[index].id, sums[index], count))
 
     def parity(self, probe: Path) -> Parity:
         """Compare the current model with a probe: a folder with probe.npz, or that file.
@@ -154,16 +158,17 @@ class LlamaGenerator:
         first = [min(places, default=len(sequence)) for sequence, places in zip(asked.sequences, asked.places, strict=True)]
         deltas, divergences, same = [], [], []
         with _clean(engine):
-            for index, begin, rows in engine.logits(asked.sequences, first):
-                for offset in range(len(rows)):
-                    row = asked.places[index].get(begin + offset)
-                    if row is None:
-                        continue
-                    theirs, ours = asked.logits[row : row + 1, :vocab], rows[offset : offset + 1, :vocab]
-                    deltas.append(float(np.abs(theirs - ours).max()))
-                    log_p, log_q = log_softmax(theirs), log_softmax(ours)
-                    divergences.append(float((np.exp(log_p) * (log_p - log_q)).sum(dtype=np.float64)))
-                    same.append(int(theirs.argmax()) == int(ours.argmax()))
+            for logits, parts in engine.logits(asked.sequences, first):
+                for part in parts:
+                    for offset, ours in enumerate(logits[part.rows, None, :vocab]):
+                        row = asked.places[part.index].get(part.begin + offset)
+                        if row is None:
+                            continue
+                        theirs = asked.logits[row : row + 1, :vocab]
+                        deltas.append(float(np.abs(theirs - ours).max()))
+                        log_p, log_q = log_softmax(theirs), log_softmax(ours)
+                        divergences.append(float((np.exp(log_p) * (log_p - log_q)).sum(dtype=np.float64)))
+                        same.append(int(theirs.argmax()) == int(ours.argmax()))
         if not deltas:
             raise ModelError(f"`{probe}` asks for no position")
         return Parity(

@@ -70,6 +70,21 @@ class Finished:
     finish: Literal["stop", "length", "context"]
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Some of a batch's rows of logits.
+
+    Attributes:
+        index: Place of the sequence that they belong to.
+        begin: Position of the first; the others follow.
+        rows: Which of the batch's they are.
+    """
+
+    index: int
+    begin: int
+    rows: slice
+
+
 class Batch:
     """A `llama_batch` over numpy arrays: what is written to them is what llama.cpp reads.
 
@@ -226,7 +241,7 @@ class Engine:
             if not queue and over.any():
                 self._close_ranks(sampler)
 
-    def logits(self, sequences: Sequence[Sequence[int]], first: Sequence[int]) -> Iterator[tuple[int, int, Floats]]:
+    def logits(self, sequences: Sequence[Sequence[int]], first: Sequence[int]) -> Iterator[tuple[Floats, list[Rows]]]:
         """Decode sequences and hand over their logits from a position on.
 
         Args:
@@ -234,8 +249,8 @@ class Engine:
             first: For each, the first position whose logits are wanted; beyond the end: none are.
 
         Yields:
-            The sequence's place, the position of the first row, and logits float32 [n, vocab] of successive positions; not a
-            copy: valid until the next is asked for. A long sequence comes in several pieces, in order.
+            A batch's logits float32 [n, vocab], not a copy: valid until the next is asked for, and may be overwritten; and
+            whose they are. A long sequence comes in several pieces, in order.
         """
         self.forget()
         self._detach()
@@ -251,12 +266,14 @@ class Engine:
             count, slots, _ = self._fill(every=True)
             self._decode(count)
             rows = output_logits(self._pointer, int(self._batch.wanted[:count].sum()), self.weights.vocab_size)
-            taken = 0
+            parts, taken = [], 0
             for slot in slots.tolist():
                 begin = max(int(before[slot]), int(self._first[slot]))
                 end = int(self._held[slot])
-                yield int(self._owner[slot]), begin, rows[taken : taken + end - begin]
+                parts.append(Rows(int(self._owner[slot]), begin, slice(taken, taken + end - begin)))
                 taken += end - begin
+            if taken:
+                yield rows, parts
             for slot in np.flatnonzero((self._owner >= 0) & (self._held == self._known) & (self._known > 0)).tolist():
                 if slot not in self._waiting:
                     self._owner[slot] = -1

@@ -10,7 +10,6 @@ import ctypes
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from iterft_lite.backends.drawing import Floats, Ints
+from iterft_lite.backends.drawing import Floats, Ints, chosen_logprobs
 from iterft_lite.backends.llamacpp_engine import Engine
 from iterft_lite.backends.llamacpp_sampling import output_logits
 from iterft_lite.backends.number_trie import REFUSAL, TOGETHER, NumberOdds, NumberTrie, Prefix, number_trie
@@ -213,9 +212,7 @@ class LocalModel:
         found = {node: np.zeros((len(asked), len(wanted[node]))) for node in nodes}
         engine = self._engine_for(max(map(len, asked), default=0) + len(nodes[-1]) + 1)
         for places, node, rows in engine.branches(asked, nodes):
-            # few large pieces: threads that ask Python for each row in turn wait for each other
-            parts = self._pool.map(partial(_log_odds, wanted[node]), np.array_split(rows, self._threads))
-            found[node][places] = np.concatenate(list(parts))
+            found[node][places] = chosen_logprobs(rows, np.asarray([wanted[node]]), self._pool, self._threads)
         shares = self.trie.odds({node: dict(zip(wanted[node], found[node].T, strict=True)) for node in nodes})
         numbers = np.stack(list(shares.values()), axis=1).tolist()
         refusals = np.exp(found[()][:, -1]).tolist()
@@ -281,15 +278,6 @@ class LocalModel:
         if not found:
             raise ModelError(f"the chat template of `{self.weights.path}` leaves the user's message out")
         return self.weights.ids(before), self.weights.ids(after)
-
-
-def _log_odds(wanted: Sequence[int], rows: Floats) -> npt.NDArray[np.float64]:
-    """Natural log-probabilities of some tokens, [n, wanted]; the rows' logits are overwritten."""
-    rows -= rows.max(axis=1, keepdims=True)
-    found = rows[:, wanted].astype(np.float64)
-    np.exp(rows, out=rows)
-    odds: npt.NDArray[np.float64] = found - np.log(rows.sum(axis=1, dtype=np.float64))[:, None]
-    return odds
 
 
 def _slots(weights: Weights, context: int) -> int:

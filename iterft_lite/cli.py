@@ -441,7 +441,8 @@ def _measure(model: str, recipe: str | None, overrides: tuple[str, ...]) -> None
     asked = doctors.shortened(read_recipe(_recipe_path(recipe), overrides)) if recipe else doctors.measured_recipe(model)
     with _interruptible():
         samples = doctors.measure(asked, say)
-    display.show_table((samples[0].name, samples[0].kind.machine), rates(samples), display.make_console())
+    click.echo(f"{samples[0].name} on {samples[0].kind.machine}\n")
+    display.show_table(("step", "here"), rates(samples), display.make_console())
     click.echo(f"\nkept in {table_path()}; `iterft plan {recipe or 'RECIPE'}` now says how long it takes")
 
 

@@ -187,7 +187,7 @@ def test_a_k_quant_is_what_llamacpp_makes_of_the_merged_model(
     merged = export(exporter, trained, tmp_path, "merged", "f32").path.rename(tmp_path / "f32.gguf")
     run_quantiser(merged, tmp_path / "theirs.gguf", merge.K_QUANTS[quant][0], 2)
     for _ in range(2):
-        exported = export(exporter, trained, tmp_path, "merged", quant)
+        exported = export(exporter, trained, tmp_path / "a folder that is new", "merged", quant)
         ours, theirs = GgufFile(exported.path), GgufFile(tmp_path / "theirs.gguf")
         assert {name: tensor.kind for name, tensor in ours.tensors.items()} == {
             name: tensor.kind for name, tensor in theirs.tensors.items()

@@ -160,7 +160,7 @@ class Exported:
         path: The model to load: the merged file, or the base for `export = "adapter"`.
         adapter: The LoRA GGUF beside it, or None.
         bytes: Written for this export.
-        seconds: By part: convert; merge, or of an untouched base in a K-quant quantise; layout, where that was not known.
+        seconds: By part: convert; merge, or of an untouched base in a K-quant quantise.
         sha256: Of the merged file, where it was taken while writing; else "".
     """
 

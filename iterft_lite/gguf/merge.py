@@ -6,7 +6,6 @@ that came of it are the layout of every later file, and llama.cpp's own function
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import tempfile
@@ -30,6 +29,7 @@ from iterft_lite.gguf.cache import cache_folder
 from iterft_lite.gguf.file import Array, Checksum, GgufFile, Tensor, ensure_room, write_gguf, writing
 from iterft_lite.gguf.kquants import quantise_rows
 from iterft_lite.gguf.process import run_module
+from iterft_lite.steps import digest
 
 DIRECT: Mapping[str, tuple[GGMLQuantizationType, LlamaFileType]] = MappingProxyType(
     {
@@ -86,28 +86,20 @@ def write_merged(
     Raises:
         ExportError: If there is no room (checked first), a weight does not fit the format, or the quantiser fails.
     """
-    if quant in DIRECT:
-        started = time.perf_counter()
-        plan = planned(base, quant)
-        ensure_room(path.parent, _size(plan), f"`{path.name}` in {quant}")
-        _write(base, adapter, path, plan, DIRECT[quant][1], 1, arithmetic, on_tensor, checksum)
-        return {"merge": time.perf_counter() - started}
-    if quant not in K_QUANTS:
-        raise ExportError(f"`{quant}` is not a number format: {', '.join([*DIRECT, *K_QUANTS])}")
-    if adapter is None:
-        return {"quantise": _quantise_base(base, path, quant, threads)}
-    known = layout(base, quant)
-    seconds = {}
-    if known is None:  # of this quant the untouched model was never wanted
-        with tempfile.TemporaryDirectory(prefix=f".{quant}-", dir=path.parent) as folder:
-            seconds["layout"] = _quantise_base(base, Path(folder) / "base.gguf", quant, threads)
-        known = layout(base, quant)
-        assert known is not None
     started = time.perf_counter()
-    plan = [Tensor(tensor.name, tensor.shape, known[tensor.name]) for tensor in base.tensors.values()]
+    if quant in DIRECT:
+        plan, file_type, threads = planned(base, quant), DIRECT[quant][1], 1
+    elif quant not in K_QUANTS:
+        raise ExportError(f"`{quant}` is not a number format: {', '.join([*DIRECT, *K_QUANTS])}")
+    elif adapter is None:
+        _quantise_base(base, path, quant, threads)
+        return {"quantise": time.perf_counter() - started}
+    else:
+        kinds, file_type = layout(base, quant, threads, path.parent), K_QUANTS[quant][0]
+        plan = [Tensor(tensor.name, tensor.shape, kinds[tensor.name]) for tensor in base.tensors.values()]
     ensure_room(path.parent, _size(plan), f"`{path.name}` in {quant}")
-    _write(base, adapter, path, plan, K_QUANTS[quant][0], threads, arithmetic, on_tensor, checksum)
-    return {**seconds, "merge": time.perf_counter() - started}
+    _write(base, adapter, path, plan, file_type, threads, arithmetic, on_tensor, checksum)
+    return {"merge": time.perf_counter() - started}
 
 
 def planned(base: GgufFile, quant: str) -> list[Tensor]:
@@ -228,26 +220,31 @@ def quantised(weights: Array, target: Tensor) -> Array:
 # -- which tensor gets which format ------------------------------------------------------------------------------------
 
 
-def layout(base: GgufFile, quant: str) -> dict[str, GGMLQuantizationType] | None:
-    """The format of each tensor in a K-quant of a base; None before such a base was quantised."""
+def layout(base: GgufFile, quant: str, threads: int, folder: Path) -> dict[str, GGMLQuantizationType]:
+    """The format of each tensor in a K-quant of a base. Where that is not known, the base is quantised once.
+
+    Args:
+        folder: There it is quantised; nothing is left in it.
+    """
     try:
         known = json.loads(_layout_path(base, quant).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{quant}-", dir=folder) as scratch:
+            known = _quantise_base(base, Path(scratch) / "base.gguf", quant, threads)
     return {name: GGMLQuantizationType(kind) for name, kind in known.items()}
 
 
 def _layout_path(base: GgufFile, quant: str) -> Path:
     """By what llama.cpp's choice may rest on: its version, all numbers and names in the metadata, and the tensors."""
-    values = [(key, base.value(key)) for key in base.keys if not key.startswith("tokenizer.")]
-    tensors = [(tensor.name, tensor.shape, int(tensor.kind)) for tensor in base.tensors.values()]
-    key = json.dumps([quant, importlib.metadata.version("llama-cpp-python"), values, tensors], default=str)
-    return cache_folder() / "layouts" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+    values = [[key, base.value(key)] for key in base.keys if not key.startswith("tokenizer.")]
+    tensors = [[tensor.name, list(tensor.shape), int(tensor.kind)] for tensor in base.tensors.values()]
+    key = digest([quant, importlib.metadata.version("llama-cpp-python"), values, tensors])
+    return cache_folder() / "layouts" / f"{key[:24]}.json"
 
 
-def _quantise_base(base: GgufFile, path: Path, quant: str, threads: int) -> float:
-    """Have llama.cpp quantise a base, keep what formats it chose; gives the seconds."""
-    started = time.perf_counter()
+def _quantise_base(base: GgufFile, path: Path, quant: str, threads: int) -> dict[str, int]:
+    """Have llama.cpp quantise a base; keep and give the number of the format that it chose for each tensor."""
     file_type, bits = K_QUANTS[quant]
     numbers = sum(tensor.rows * tensor.shape[-1] for tensor in base.tensors.values())
     ensure_room(path.parent, int(numbers * bits / 8) + (32 << 20), f"`{path.name}` in {quant}")
@@ -256,7 +253,7 @@ def _quantise_base(base: GgufFile, path: Path, quant: str, threads: int) -> floa
     kinds = {tensor.name: int(tensor.kind) for tensor in GgufFile(path).tensors.values()}
     with writing(_layout_path(base, quant)) as temporary:
         temporary.write_text(json.dumps(kinds, indent=0), encoding="utf-8")
-    return time.perf_counter() - started
+    return kinds
 
 
 def run_quantiser(source: Path, target: Path, file_type: LlamaFileType, threads: int) -> None:

@@ -175,6 +175,8 @@ def test_ragged_prompts_of_two_rubrics_read_alone_and_together_have_the_same_odd
         assert [text for text, _ in one.odds] == [text for text, _ in other.odds]
         ours, theirs = ([math.log(share) for _, share in reply.odds] for reply in (one, other))
         assert ours == pytest.approx(theirs, abs=0.05)
+        ours_whole, theirs_whole = (math.log(sum(share for _, share in reply.odds)) for reply in (one, other))
+        assert ours_whole == pytest.approx(theirs_whole, abs=0.02)
 
 
 def test_where_memory_is_short_fewer_asks_are_decoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +206,7 @@ def test_where_memory_is_short_fewer_asks_are_decoded_at_once(monkeypatch: pytes
 def test_a_prompt_longer_than_the_judge_s_context_is_unscored_with_the_reason(judge: Child) -> None:
     verdict = weigh(ask_all(judge, ["word " * 4000]))
     assert verdict.score is None
-    assert "longer than the judge's context of 2048 tokens" in verdict.reason
+    assert "longer than the judge's context of 2048" in verdict.reason
 
 
 def test_a_judge_file_that_is_missing_is_the_user_s_mistake(tmp_path: Path) -> None:

@@ -33,9 +33,6 @@ LONGEST = 86_400.0
 
 LEAST_LOG = -80.0
 
-FREE = {"input_cost_per_token": 0.0, "output_cost_per_token": 0.0}
-"""In litellm's words."""
-
 OWN_LOG = Path("/dev/stderr")
 """What the model's process says goes where this one's does."""
 
@@ -53,9 +50,6 @@ class NumberReader(Protocol):
 
     def odds(self, prompts: Sequence[str]) -> list[NumberOdds]:
         """The odds of each number and of a refusal as the answer to each prompt."""
-
-    def close(self) -> None:
-        """Give all memory back."""
 
 
 class LocalJudge(LitellmJudge):
@@ -87,7 +81,8 @@ class LocalJudge(LitellmJudge):
         litellm.custom_provider_map = [{"provider": "local", "custom_handler": _provider(litellm, self.reader)}]
         litellm.utils.custom_llm_setup()
         # or else litellm looks for its price in vain at every call
-        litellm.register_model({self._model(): {"litellm_provider": "local", "mode": "chat", **FREE}})
+        free = {"input_cost_per_token": 0.0, "output_cost_per_token": 0.0}
+        litellm.register_model({self._model(): {"litellm_provider": "local", "mode": "chat", **free}})
 
 
 class _Batches:

@@ -323,9 +323,9 @@ class Engine:
 
     def _common(self, tokens: Ints, most: int) -> npt.NDArray[np.int64]:
         """How many of the first `most` tokens each slot's sequence shares, int64 [slots]; of a free slot's, those cached."""
-        known = np.where(self._owner < 0, self._held, self._known)
         if most <= 0:
             return np.zeros(self.slots, dtype=np.int64)
+        known = np.where(self._owner < 0, self._held, self._known)
         other = self._tokens[:, :most] != tokens[:most]
         same = np.where(other.any(axis=1), other.argmax(axis=1), most)
         shared: npt.NDArray[np.int64] = np.minimum(same, known)

@@ -216,8 +216,8 @@ class LocalModel:
         shares = self.trie.odds({node: dict(zip(wanted[node], found[node].T, strict=True)) for node in nodes})
         numbers = np.stack(list(shares.values()), axis=1).tolist()
         refusals = np.exp(found[()][:, -1]).tolist()
-        too_long = f"its question is longer than the judge's context of {self.context} tokens"
-        replies = [NumberOdds(len(head), failure=too_long) for head in heads]
+        most = f"tokens is longer than the judge's context of {self.context}"
+        replies = [NumberOdds(len(head), failure=f"question of {len(head)} {most}") for head in heads]
         for place, row, refusal in zip(fitting, numbers, refusals, strict=True):
             replies[place] = NumberOdds(len(heads[place]), row, refusal)
         return replies
@@ -225,12 +225,6 @@ class LocalModel:
     def _head(self, prompt: str) -> list[int]:
         """What the model reads of a prompt."""
         return self._before + self.plain_ids(prompt) + self._after
-
-    def close(self) -> None:
-        """Give all memory back."""
-        if self._engine:
-            self._engine.close()
-        self.weights.close()
 
     def plain_ids(self, text: str) -> list[int]:
         """Token ids of a text in which nothing is special: an answer cannot speak in the template's tokens."""

@@ -25,7 +25,9 @@ from cycle_gpu import make_model
 
 from iterft_lite.backends import Ask, Exporter, Judge, JudgeIdentity, Reply
 from iterft_lite.backends.child import Child
+from iterft_lite.backends.judge_local import NumberReader
 from iterft_lite.backends.judge_stub import StubProcess
+from iterft_lite.backends.number_trie import TOGETHER
 from iterft_lite.prompts import coherence_rubric
 from iterft_lite.traits import fill, read_trait
 
@@ -113,6 +115,22 @@ def by_gguf(path: Path, count: int, words: int) -> None:
         )
 
 
+def alone(path: Path, count: int, words: int) -> None:
+    """Print how fast the model of a local judge is by itself, without litellm."""
+    draw = random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        worker = "iterft_lite.backends.llamacpp_odds:LocalModel"
+        reader = Child(worker, NumberReader, log=Path(folder) / "model.log", options={"path": str(path)})
+        reader.odds([ask.prompt for ask in paired_asks(TOGETHER, words, draw)])
+        prompts = [ask.prompt for ask in paired_asks(count, words, draw)]
+        started = time.monotonic()
+        for start in range(0, len(prompts), TOGETHER):
+            reader.odds(prompts[start : start + TOGETHER])
+        rate = len(prompts) / (time.monotonic() - started)
+        reader.close()
+    print(f"the model by itself: {rate:.0f} a second")
+
+
 def made_gguf(size: str, quant: str, work: Path) -> Path:
     """A random model as a GGUF."""
     path = work / f"judge-{size}-{quant}"
@@ -136,7 +154,9 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=150)
     asked = parser.parse_args()
     if asked.gguf or asked.size:
-        by_gguf(asked.gguf or made_gguf(asked.size, asked.quant, asked.work), asked.asks, asked.words)
+        path = asked.gguf or made_gguf(asked.size, asked.quant, asked.work)
+        by_gguf(path, asked.asks, asked.words)
+        alone(path, asked.asks, asked.words)
     else:
         by_stub(asked.asks, asked.latency)
 

@@ -123,7 +123,7 @@ def vram_needed(recipe: Recipe, place: str) -> Vram | None:
     if shape is None:
         return None
     layers, width = shape.layers, shape.width
-    base = BITS["f32" if recipe.train.base == "f32" else "bf16" if recipe.train.base == "bf16" else "nf4"]
+    base = BITS["nf4" if recipe.train.base == "auto" else recipe.train.base]
     adapter = layers * recipe.train.lora_rank * sum(a + b for a, b in shape.matrices)
     length = min(recipe.train.max_length, recipe.sample.max_tokens + 256)
     asked = recipe.train.micro_batch

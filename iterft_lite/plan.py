@@ -43,7 +43,7 @@ class Material:
         coherence: The coherence rubric for the regime's rows.
         model: Identity of M[0]: a digest of its files, or hub name and revision.
         trainer: "peft" or "unsloth": what `trainer = "auto"` came to.
-        precision: In which M[0] is trained on: "f32", "bf16" or "nf4".
+        precision: In which M[0] is trained on: "f32", "bf16", "f16" or "nf4".
         judge: Who judges.
     """
 

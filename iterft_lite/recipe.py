@@ -44,7 +44,8 @@ class TrainSettings(Table):
         max_grad_norm: Gradient norm is clipped to this; 0 means no clipping.
         beta1, beta2, epsilon: AdamW's.
         optimizer: Moments in 32 bits, or in 8 (bitsandbytes).
-        base: Precision of the frozen base: "auto" is nf4 (QLoRA) on a GPU and f32 on a CPU.
+        base: Precision of the frozen base: "auto" is nf4 (QLoRA) on a GPU and f32 on a CPU. Of the 16-bit ones f16 rounds eight
+            times finer than bf16, and some models' activations leave its range.
         dpo_beta: The beta of DPO's loss (Rafailov et al. 2023, equation 7).
         dpo_nll_weight: Weight of an added mean negative log-likelihood of the chosen reply (RPO); the paper's loss has 0.
         micro_batch: Rows a forward pass; "auto" is the whole batch. Never changes what a batch means.
@@ -64,7 +65,7 @@ class TrainSettings(Table):
     beta2: Share = 0.95
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
     optimizer: Literal["auto", "adamw", "adamw_8bit"] = "auto"
-    base: Literal["auto", "f32", "bf16", "nf4"] = "auto"
+    base: Literal["auto", "f32", "bf16", "f16", "nf4"] = "auto"
     dpo_beta: Annotated[float, Field(gt=0)] = 0.1
     dpo_nll_weight: Annotated[float, Field(ge=0)] = 0.0
     micro_batch: Positive | Literal["auto"] = "auto"

@@ -35,12 +35,14 @@ class Machine:
         gpu: Name of the NVIDIA GPU, or "".
         vram_free, vram_total: Bytes; 0 without a GPU.
         unsloth: Unsloth and bitsandbytes are installed.
+        half: The 16-bit format that the GPU computes in: f16 on those before NVIDIA's Ampere, which know no bf16.
     """
 
     gpu: str
     vram_free: int
     vram_total: int
     unsloth: bool
+    half: Literal["bf16", "f16"] = "bf16"
 
 
 def this_machine() -> Machine:
@@ -53,7 +55,8 @@ def this_machine() -> Machine:
         handle = pynvml.nvmlDeviceGetHandleByIndex(0)
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
         name = pynvml.nvmlDeviceGetName(handle)
-        return Machine(str(name), int(memory.free), int(memory.total), unsloth)
+        ampere = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)) >= (8, 0)
+        return Machine(str(name), int(memory.free), int(memory.total), unsloth, "bf16" if ampere else "f16")
     except Exception:  # no package, no driver, no GPU: all the same here
         return Machine("", 0, 0, unsloth)
 
@@ -132,8 +135,8 @@ def _precision(recipe: Recipe, machine: Machine, trainer: str) -> tuple[str, str
     if recipe.train.base != "auto":
         return recipe.train.base, ""
     if machine.gpu and (trainer == "unsloth" or importlib.util.find_spec("bitsandbytes")):
-        return "nf4", "base held in nf4 (QLoRA)"
-    return ("bf16", "base held in bf16 (bitsandbytes is not installed)") if machine.gpu else ("f32", "")
+        return "nf4", "base held in nf4 (QLoRA)" + (", computing in f16 (the GPU has no bf16)" if machine.half == "f16" else "")
+    return (machine.half, f"base held in {machine.half} (bitsandbytes is not installed)") if machine.gpu else ("f32", "")
 
 
 def _optimizer(recipe: Recipe, machine: Machine) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -260,3 +262,23 @@ def test_a_folder_of_an_earlier_version_may_have_named_them_as_they_lay(tmp_path
     write_json(out / "run.json", manifest)
     with open_run(Path("own.toml"), ("cycles=1",), out) as opened:
         pass
+
+
+@pytest.mark.parametrize(
+    ("half", "bitsandbytes", "base", "said"),
+    [
+        ("bf16", True, "nf4", "base held in nf4 (QLoRA)"),
+        ("f16", True, "nf4", "base held in nf4 (QLoRA), computing in f16 (the GPU has no bf16)"),
+        ("bf16", False, "bf16", "base held in bf16 (bitsandbytes is not installed)"),
+        ("f16", False, "f16", "base held in f16 (bitsandbytes is not installed)"),
+    ],
+)
+def test_a_base_is_held_in_what_the_gpu_computes_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: Any, bitsandbytes: bool, base: str, said: str
+) -> None:
+    find = importlib.util.find_spec
+    lacking = () if bitsandbytes else ("bitsandbytes",)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in lacking else find(name, *rest))
+    (tmp_path / "r.toml").write_text(RECIPE.format(model="nano"))
+    resolved = resolve(read_recipe(tmp_path / "r.toml"), Machine("Tesla T4", 15 << 30, 16 << 30, unsloth=False, half=half))
+    assert (resolved.recipe.train.base, said in resolved.choices) == (base, True)

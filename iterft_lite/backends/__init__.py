@@ -50,7 +50,7 @@ class ModelFacts:
         vocab: Size of the embedding.
         context: Tokens the model was made for.
         chat: The tokenizer has a chat template.
-        precision: In which the frozen base is held: "f32", "bf16" or "nf4".
+        precision: In which the frozen base is held: "f32", "bf16", "f16" or "nf4".
         device: "cpu", or the GPU's name.
     """
 

@@ -79,6 +79,7 @@ class Loop:
         on_step: Takes the log line of each optimiser step, without its number.
         logprobs: Log-probability of each token after a row's first, float32 [rows, tokens - 1], from token ids [rows, tokens]
             that are padded on the right; for pairs the sums over replies are the reference's too.
+        scale: Gradients are so much larger on their way through the model (see `training.GRADIENT_SCALE`).
         nll_weight: Pairs: of the chosen reply's mean negative log-likelihood; None: the rows are no pairs.
         graphs: Repeats recorded passes; None: every kernel is launched by itself.
     """
@@ -94,6 +95,7 @@ class Loop:
         order: Order,
         on_step: Callable[[dict[str, float]], None],
         logprobs: Callable[[torch.Tensor], torch.Tensor],
+        scale: float = 1.0,
         nll_weight: float | None = None,
         graphs: Graphs | None = None,
         **_: Any,
@@ -101,7 +103,7 @@ class Loop:
         self._arguments, self._rows, self._collate = arguments, train_dataset, data_collator
         self._optimizer, self._schedule = optimizers
         self._order, self._on_step, self._nll_weight = order, on_step, nll_weight
-        self._logprobs, self._graphs = logprobs, graphs
+        self._logprobs, self._graphs, self._scale = logprobs, graphs, scale
         self._device = next(model.parameters()).device
 
     def train(self) -> None:
@@ -117,6 +119,9 @@ class Loop:
         for _ in range(self._arguments["num_train_epochs"]):
             for micros in self._batches():
                 sums = self._accumulate(micros)
+                for weight in weights if self._scale != 1 else ():
+                    assert weight.grad is not None
+                    weight.grad /= self._scale
                 norm = torch.nn.utils.clip_grad_norm_(weights, self._arguments["max_grad_norm"] or float("inf"))
                 self._optimizer.step()
                 rate = self._schedule.get_last_lr()[0]
@@ -145,11 +150,12 @@ class Loop:
         whole = sum(len(micro["input_ids"]) // 2 if pairs else int(loss_tokens(micro)) for micro in micros)
         passes = self._preferences if pairs else self._replies
         kind = (pairs, self._nll_weight, self._arguments.get("beta"))
+        numbers = {"whole": float(whole), "scale": self._scale}
         sums: dict[str, torch.Tensor] = {}
         for micro in micros:
             given = micro if self._graphs is None else self._graphs.even(micro)
             batch = {name: value.to(self._device) for name, value in given.items() if name != "attention_mask"}
-            batch["whole"] = torch.tensor(float(whole), device=self._device)
+            batch |= {name: torch.tensor(value, device=self._device) for name, value in numbers.items()}
             found = self._run(kind, passes, batch)
             sums = {name: sums[name] + value if sums else value.clone() for name, value in found.items()}
         return sums
@@ -167,7 +173,7 @@ class Loop:
         """Forwards and backwards: this micro-batch's part of the batch's mean over tokens."""
         inside = batch["labels"][:, 1:] != IGNORED
         loss = -(self._logprobs(batch["input_ids"]) * inside).sum() / batch["whole"]
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward(batch["scale"])  # type: ignore[no-untyped-call]
         return {"loss": loss.detach()}
 
     def _preferences(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -186,7 +192,7 @@ class Loop:
             "rejected_logp": rejected,
         }
         parts = {name: values.sum() / batch["whole"] for name, values in measures.items()}
-        parts["loss"].backward()
+        parts["loss"].backward(batch["scale"])
         return {name: value.detach() for name, value in parts.items()}
 
 

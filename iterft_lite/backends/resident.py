@@ -49,7 +49,7 @@ class ResidentTrainer(ABC):
 
     def load(self, model: str, settings: TrainSettings) -> ModelFacts:
         """Load M[0] (see `Trainer.load`)."""
-        precision = with_precision(settings, self._device.type == "cuda").base
+        precision = with_precision(settings, self._device).base
         if (model, precision) != (self._name, self._precision):
             self._unload()
             self._config, self._tokenizer = read_model_files(model)
@@ -88,7 +88,7 @@ class ResidentTrainer(ABC):
     def train(self, job: TrainJob, on_progress: OnProgress) -> TrainResult:
         """Train one adapter (see `Trainer.train`); `load` comes first."""
         self._need_base()
-        settings = with_precision(job.settings, self._device.type == "cuda")
+        settings = with_precision(job.settings, self._device)
         self._adapt(settings.lora_rank, settings.lora_alpha)
         bench = Bench(
             model=self._adapted,
@@ -96,6 +96,7 @@ class ResidentTrainer(ABC):
             name=self._name,
             title=base_name(self._name),
             precision=self._precision,
+            small_range=self._dtype == torch.float16,
             optimizer="adamw_8bit" if settings.optimizer == "adamw_8bit" else "adamw",
             context=self._context,
             sft=self._sft,
@@ -132,6 +133,11 @@ class ResidentTrainer(ABC):
         model.train(use == "train")
 
     # -- shared -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of activations."""
+        return arithmetic(self._precision, self._device)
 
     @property
     def _context(self) -> int:
@@ -179,13 +185,31 @@ class ResidentTrainer(ABC):
         return streamed_logits(self._config, Checkpoint(model_folder(self._name), adapter, scale), self._device)
 
 
-def with_precision(settings: TrainSettings, cuda: bool) -> TrainSettings:
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+"""torch's types of what is not quantised."""
+
+
+def half(device: torch.device) -> Literal["bf16", "f16"]:
+    """The 16 bits to compute in: f16 on a GPU that has no bf16 (NVIDIA before Ampere; torch would imitate it)."""
+    old = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return "f16" if old else "bf16"
+
+
+def arithmetic(precision: str, device: torch.device) -> torch.dtype:
+    """The type that activations have beside a base of this precision."""
+    if precision == "nf4":
+        precision = "f32" if device.type == "cpu" else half(device)
+    return DTYPES[precision]
+
+
+def with_precision(settings: TrainSettings, device: torch.device) -> TrainSettings:
     """The settings with "auto" decided: nf4 and 8-bit moments on a GPU where bitsandbytes works, else f32 and 32-bit moments.
 
-    A GPU without bitsandbytes holds the base in bf16.
+    Without bitsandbytes a GPU holds the base in the 16 bits that it computes in.
     """
+    cuda = device.type == "cuda"
     eight = cuda and "auto" in (settings.base, settings.optimizer) and bitsandbytes_works()
-    base = settings.base if settings.base != "auto" else "nf4" if eight else "bf16" if cuda else "f32"
+    base = settings.base if settings.base != "auto" else "nf4" if eight else half(device) if cuda else "f32"
     optimizer = settings.optimizer if settings.optimizer != "auto" else "adamw_8bit" if eight else "adamw"
     return settings.model_copy(update={"base": base, "optimizer": optimizer})
 

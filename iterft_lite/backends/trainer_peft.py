@@ -19,14 +19,11 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.utils import selective_log_softmax
 
 from iterft_lite.backends.adapters import lora_settings
-from iterft_lite.backends.resident import ResidentTrainer, first_line
+from iterft_lite.backends.resident import ResidentTrainer, arithmetic, first_line
 from iterft_lite.backends.tokens import Example
 from iterft_lite.backends.training import ExactBatches, ExactPairs, bitsandbytes_works, one_device
 from iterft_lite.errors import ModelError
 from iterft_lite.recipe import TrainSettings
-
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "nf4": torch.bfloat16}
-"""Precision to torch's type; of nf4, of what is not quantised and of the arithmetic (on a CPU that is float32)."""
 
 
 class _Sft(ExactBatches, SFTTrainer):  # type: ignore[misc]  # trl has no types
@@ -41,8 +38,7 @@ class PeftTrainer(ResidentTrainer):
     """Trains with TRL's trainers on a PEFT model (a `Trainer`)."""
 
     def _load_base(self, model: str, precision: str, settings: TrainSettings) -> Any:  # noqa: ARG002  # the other one needs them
-        cpu = self._device.type == "cpu"
-        dtype = torch.float32 if cpu and precision == "nf4" else DTYPES[precision]
+        dtype = arithmetic(precision, self._device)
         given: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "local_files_only": Path(model).is_dir()}
         if precision == "nf4":
             if not bitsandbytes_works():

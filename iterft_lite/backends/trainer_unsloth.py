@@ -43,7 +43,7 @@ from iterft_lite.backends.graphs import Batch, Graphs
 from iterft_lite.backends.head import Head, next_logprobs
 from iterft_lite.backends.loop import Loop
 from iterft_lite.backends.probing import Greedy, greedy_without_cache
-from iterft_lite.backends.resident import ResidentTrainer, end_tokens, first_line, with_precision
+from iterft_lite.backends.resident import ResidentTrainer, arithmetic, end_tokens, first_line, half, with_precision
 from iterft_lite.backends.tokens import Example, padding, read_rows
 from iterft_lite.backends.training import micro_batch
 from iterft_lite.recipe import TrainSettings
@@ -82,11 +82,8 @@ class UnslothTrainer(ResidentTrainer):
 
     def __init__(self, device: str = "auto", threads: int | None = None) -> None:
         super().__init__(device, threads)
-        if self._device.type != "cuda" or not unsloth.is_bfloat16_supported():
-            raise ModelError(
-                '`trainer = "unsloth"` needs an NVIDIA GPU that computes in bfloat16',
-                hint='`trainer = "peft"` works everywhere',
-            )
+        if self._device.type != "cuda":
+            raise ModelError('`trainer = "unsloth"` needs an NVIDIA GPU', hint='`trainer = "peft"` works everywhere')
         self._settings: TrainSettings | None = None
         self._length = 0
         self._activations: Activations = "keep"
@@ -116,17 +113,19 @@ class UnslothTrainer(ResidentTrainer):
         if precision == "f32":
             raise ModelError(
                 'Unsloth trains on a base of 4 or 16 bits, not `train.base = "f32"`',
-                hint='choose "nf4" or "bf16", or `trainer = "peft"`',
+                hint='choose "nf4", "bf16" or "f16", or `trainer = "peft"`',
             )
+        if precision == "bf16" and half(self._device) != "bf16":
+            raise ModelError("this GPU does not compute in bf16", hint='choose `train.base = "f16"` or "nf4"')
         # above the model's own context Unsloth would stretch its positions
         self._length = min(max(settings.max_length, LEAST_LENGTH), super()._context)
         try:
             base, _ = unsloth.FastLanguageModel.from_pretrained(
                 model_name=model,
                 max_seq_length=self._length,
-                dtype=torch.bfloat16,
+                dtype=arithmetic(precision, self._device),
                 load_in_4bit=precision == "nf4",
-                load_in_16bit=precision == "bf16",
+                load_in_16bit=precision != "nf4",
                 use_exact_model_name=True,  # M[0] itself, not a quantised copy of it from another account
                 use_gradient_checkpointing=False,  # decided for each training (see `_ready`)
                 fix_tokenizer=False,  # ours is the one that counts
@@ -176,7 +175,7 @@ class UnslothTrainer(ResidentTrainer):
 
     def _states(self, model: Any, ids: torch.Tensor) -> torch.Tensor:
         """Last hidden states [rows, tokens, width]; logits of models that do not give them."""
-        with torch.autocast("cuda", torch.bfloat16), _states_only():
+        with torch.autocast("cuda", self._dtype), _states_only():
             made: torch.Tensor = model(input_ids=ids, use_cache=False).logits
         return made
 
@@ -237,7 +236,7 @@ class UnslothTrainer(ResidentTrainer):
         asked = os.environ.get(ACTIVATIONS, "")
         if asked in get_args(Activations):
             return cast(Activations, asked)
-        settings = with_precision(job.settings, cuda=True)
+        settings = with_precision(job.settings, self._device)
         rows = micro_batch(settings.batch_size, settings.micro_batch) * (2 if job.loss == "preference" else 1)
         longest = max((len(str(row)) // 3 for row in read_rows(job.rows)), default=0)
         tokens = rows * min(longest, settings.max_length, self._context)

@@ -35,6 +35,15 @@ from iterft_lite.backends.tokens import IGNORED, Example, encode_rows, pad_pairs
 from iterft_lite.errors import BackendError, ModelError
 from iterft_lite.recipe import TrainSettings
 
+GRADIENT_SCALE = 2.0**12
+"""What gradients are multiplied by where they pass through f16: most would be less than its smallest numbers otherwise.
+
+A power of two: in 32 bits nothing changes by it. (Micikevicius et al. 2018, "Mixed Precision Training", section 3.2)
+"""
+
+SCALED_LESS = 16.0
+"""By so much, each time that a scaled gradient leaves f16's range."""
+
 # -- batches and schedule ---------------------------------------------------------------------------------------------
 
 
@@ -128,10 +137,13 @@ class ExactBatches:
     Args:
         order: Of the rows.
         on_step: Takes the log line of each optimiser step, without its number.
+        scale: Gradients are so much larger on their way through the model.
     """
 
-    def __init__(self, *args: Any, order: Order, on_step: Callable[[dict[str, float]], None], **kwargs: Any) -> None:
-        self._order, self._on_step = order, on_step
+    def __init__(
+        self, *args: Any, order: Order, on_step: Callable[[dict[str, float]], None], scale: float, **kwargs: Any
+    ) -> None:
+        self._order, self._on_step, self._scale = order, on_step, scale
         self._sizes: list[int] = []
         self._loss_tokens = 0
         super().__init__(*args, **kwargs)
@@ -148,6 +160,29 @@ class ExactBatches:
         self._sizes = [len(sample["input_ids"]) for sample in samples]
         self._loss_tokens = int(sum(loss_tokens(sample) for sample in samples))
         return samples, items
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; the adapter's weights get their gradients as they are."""
+        with contextlib.ExitStack() as hooks:
+            for weight in self.model.parameters() if self._scale != 1 else ():  # type: ignore[attr-defined]
+                if weight.requires_grad:
+                    hooks.callback(weight.register_hook(lambda slope: slope / self._scale).remove)
+            return super().train(*args, **kwargs)  # type: ignore[misc]
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of a micro-batch as its part of the whole batch's."""
+        loss, outputs = self._loss(model, inputs, num_items_in_batch)
+        if self._scale != 1:
+            loss.register_hook(lambda slope: slope * self._scale)  # type: ignore[no-untyped-call]
+        return (loss, outputs) if return_outputs else loss
+
+    def _loss(self, model: Any, inputs: dict[str, Any], items: Any) -> tuple[torch.Tensor, Any]:
+        made: tuple[torch.Tensor, Any] = super().compute_loss(  # type: ignore[misc]
+            model, inputs, return_outputs=True, num_items_in_batch=items
+        )
+        return made
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
         """Hand over a step's line; the summary at the end has no loss of a step and is left away."""
@@ -192,27 +227,20 @@ class ExactPairs(ExactBatches):
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset  # it is tokenised already
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The loss of a micro-batch as its part of the whole batch's mean over pairs."""
-
+    def _loss(self, model: Any, inputs: dict[str, Any], items: Any) -> tuple[torch.Tensor, Any]:
         def in_32_bits(**given: Any) -> Any:
             outputs = model(**given)
             outputs["logits"] = outputs["logits"].float()
             return outputs
 
-        loss, outputs = super().compute_loss(  # type: ignore[misc]
-            in_32_bits, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
+        loss, outputs = super()._loss(in_32_bits, inputs, items)
         if self._nll_weight:
             pairs = len(inputs["input_ids"]) // 2
             mask = inputs["completion_mask"][:pairs]
             sums = reply_logprobs(outputs["logits"][:pairs], inputs["input_ids"][:pairs], mask)
             loss = loss - self._nll_weight * (sums / mask[:, 1:].sum(1)).mean()
         # transformers divides by the number of micro-batches, of which the last may be smaller
-        loss = loss * (len(inputs["input_ids"]) * len(self._sizes) / sum(self._sizes))
-        return (loss, outputs) if return_outputs else loss
+        return loss * (len(inputs["input_ids"]) * len(self._sizes) / sum(self._sizes)), outputs
 
     def _more(self) -> dict[str, float]:
         metrics = self._metrics["train"]  # type: ignore[attr-defined]
@@ -272,6 +300,7 @@ class Bench:
         name: Of M[0], as given to `load`.
         title: Of M[0], for files: without the folders of this machine.
         precision: In which its base is held.
+        small_range: It computes in f16, whose range gradients would leave unless they are scaled.
         optimizer: "adamw" or "adamw_8bit".
         context: Tokens that the model was made for.
         sft, dpo: Make a trainer from `arguments` (of trl's configuration) and trl's keywords.
@@ -285,6 +314,7 @@ class Bench:
     name: str
     title: str
     precision: str
+    small_range: bool
     optimizer: Literal["adamw", "adamw_8bit"]
     context: int
     sft: Callable[..., Any]
@@ -297,9 +327,10 @@ def train_adapter(bench: Bench, job: TrainJob, on_progress: OnProgress) -> Train
     """Train one adapter on a resident model and write it with its log. The probe is the caller's.
 
     Out of memory: the micro-batch is halved and the training begins again, so that its result is that of the whole batch.
+    Gradients beyond f16's range: it begins again with gradients scaled less, so that every step counts.
 
     Raises:
-        BackendError: If it is out of memory with one row a pass, or the loss is not a number any more.
+        BackendError: If it is out of memory with one row a pass, or the loss or a gradient is not a number any more.
     """
     settings = job.settings
     job.out.mkdir(parents=True, exist_ok=True)
@@ -311,31 +342,39 @@ def train_adapter(bench: Bench, job: TrainJob, on_progress: OnProgress) -> Train
     else:
         weights = read_adapter(job.start, bench.model, rank=settings.lora_rank, alpha=settings.lora_alpha)
     size = micro_batch(settings.batch_size, settings.micro_batch)
-    notes: list[str] = []
+    scale = GRADIENT_SCALE if bench.small_range else 1.0
+    notes = ["computing in f16: the GPU has no bf16"] if bench.small_range and bench.precision == "nf4" else []
     if not rows:
         set_adapter(bench.model, weights)
         notes.append("no rows to train on: the model is the one that it started from")
     log: list[dict[str, float]] = []
     with Vram() as vram:
         while rows:
-            attempt = _Attempt(bench, job, on_progress, vram, micro=size)
+            attempt = _Attempt(bench, job, on_progress, vram, micro=size, scale=scale)
+            short = False
             try:
                 log = attempt.run(examples, weights)
                 break
             except torch.OutOfMemoryError:
-                pass  # outside of the handler nothing holds the failed step's tensors any more
-            gc.collect()
-            torch.cuda.empty_cache()
-            if size == 1:
-                raise BackendError(
-                    "out of memory with one row a forward pass",
-                    kind="OutOfMemoryError",
-                    hint='choose `train.base = "nf4"` or a smaller `train.max_length`',
-                )
-            smaller = micro_batch(settings.batch_size, size // 2)
-            notes.append(f"out of memory: micro-batch {size} -> {smaller}")
+                short = True  # outside of the handler nothing holds the failed step's tensors any more
+            except _TooLargeError:
+                pass
+            if short:
+                gc.collect()
+                torch.cuda.empty_cache()
+                if size == 1:
+                    raise BackendError(
+                        "out of memory with one row a forward pass",
+                        kind="OutOfMemoryError",
+                        hint='choose `train.base = "nf4"` or a smaller `train.max_length`',
+                    )
+                smaller = micro_batch(settings.batch_size, size // 2)
+                notes.append(f"out of memory: micro-batch {size} -> {smaller}")
+                size = smaller
+            else:
+                notes.append(f"gradients scaled by {scale:.0f} leave f16's range: scaled by {scale / SCALED_LESS:.0f}")
+                scale /= SCALED_LESS
             on_progress(Progress(0, _steps(len(rows), settings), "steps", note=notes[-1]))
-            size = smaller
     save_adapter(bench.model, job.out / "adapter", bench.title)
     with (job.out / "log.jsonl").open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(line) + "\n" for line in log)
@@ -358,11 +397,16 @@ def train_adapter(bench: Bench, job: TrainJob, on_progress: OnProgress) -> Train
     )
 
 
-class _Attempt:
-    """One try at a training, with one size of micro-batch."""
+class _TooLargeError(Exception):
+    """A gradient left the range of the floats that it is made of."""
 
-    def __init__(self, bench: Bench, job: TrainJob, on_progress: OnProgress, vram: Vram, *, micro: int) -> None:
-        self._bench, self._job, self._on_progress, self._vram, self._micro = bench, job, on_progress, vram, micro
+
+class _Attempt:
+    """One try at a training, with one size of micro-batch and one scale of gradients."""
+
+    def __init__(self, bench: Bench, job: TrainJob, on_progress: OnProgress, vram: Vram, *, micro: int, scale: float) -> None:
+        self._bench, self._job, self._on_progress, self._vram = bench, job, on_progress, vram
+        self._micro, self._scale = micro, scale
         self._log: list[dict[str, float]] = []
         self._steps = 0
 
@@ -396,6 +440,7 @@ class _Attempt:
                 optimizers=(optimizer, scheduler),
                 order=order,
                 on_step=self._step,
+                scale=self._scale,
                 **({"nll_weight": settings.dpo_nll_weight} if job.loss == "preference" else {}),
             )
             set_adapter(bench.model, weights)  # trl rounds the adapter to 16 bits where the base is quantised
@@ -407,12 +452,17 @@ class _Attempt:
     def _step(self, line: dict[str, float]) -> None:
         self._log.append({"step": len(self._log) + 1, **line})
         self._vram.look()
-        if not math.isfinite(line["loss"]):
-            raise BackendError(
-                f"the loss of step {len(self._log)} is {line['loss']}: the training has diverged",
-                kind="diverged",
-                hint="lower `train.learning_rate`, or clip with `train.max_grad_norm = 1.0`",
-            )
+        if math.isfinite(line["loss"]) and not math.isfinite(line["grad_norm"]) and self._scale > 1:
+            raise _TooLargeError
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(line[name]):
+                raise BackendError(
+                    f"the {name.replace('grad_norm', 'gradient')} of step {len(self._log)} is {line[name]}: "
+                    "the training has diverged",
+                    kind="diverged",
+                    hint="lower `train.learning_rate`, or clip with `train.max_grad_norm = 1.0`"
+                    + ("; some models' activations leave f16's range, not bf16's" if self._bench.small_range else ""),
+                )
         tokens = int(sum(each["tokens"] for each in self._log))
         self._on_progress(Progress(len(self._log), self._steps, "steps", tokens=tokens))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -80,6 +80,7 @@ def past(root: Path, cycle: int | None) -> Past:
     Raises:
         FolderError: If it is no run folder.
         UserError: If the run has no such cycle, or not yet.
+        StoreError: If its adapter was changed, or anything that it rests on was made anew and came out differently.
     """
     store = Store(root)
     manifest = store.run_manifest()
@@ -89,10 +90,22 @@ def past(root: Path, cycle: int | None) -> Past:
     if wanted not in exports:
         there = ", ".join(map(str, sorted(exports))) or "none"
         raise UserError(f"`{root}` has no finished model of cycle {wanted}", hint=f"finished: {there}")
+    for step in _ancestry(steps, exports[wanted]):
+        folder = store.folder(step)
+        folder.verify() if step.verb == "train" else folder.check_inputs()
     recipe = make_recipe(manifest["recipe"], source=str(root))
     train = next((step for step in steps if step.verb == "train" and step.cycle == wanted), None)
     adapter = store.folder(train).path / "adapter" if train else None
     return Past(store, recipe, folder_of(model_place(recipe.model)), wanted, adapter, exports[wanted])
+
+
+def _ancestry(steps: Sequence[Step], step: Step) -> list[Step]:
+    """A step and all that it rests on, in the run's order."""
+    wanted = {step.name}
+    for each in reversed(steps):  # a step comes after those that it reads
+        if each.name in wanted:
+            wanted.update(name for _, name in each.inputs)
+    return [each for each in steps if each.name in wanted]
 
 
 def _backends(found: Past) -> Backends:

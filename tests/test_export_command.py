@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from iterft_lite.cli import main
 from iterft_lite.gguf.file import GgufFile
-from iterft_lite.store import file_digest, read_json
+from iterft_lite.store import file_digest, read_json, write_json
 
 SHORT = (
     "cycles=1", "seed_rows=8", "rows=8", "train.epochs=1", "sample.max_tokens=24",
@@ -21,6 +21,12 @@ def iterft(*arguments: str) -> str:
     done = CliRunner().invoke(main, list(arguments), catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
+
+
+def refused(*arguments: str) -> str:
+    done = CliRunner().invoke(main, list(arguments), catch_exceptions=False)
+    assert done.exit_code != 0, done.output
+    return " ".join(done.output.split())
 
 
 def run(out: Path, *settings: str) -> Path:
@@ -44,6 +50,20 @@ def test_a_cycle_whose_merged_file_was_removed_is_written_again_byte_for_byte(tm
     assert "FROM ./model.gguf" in (tmp_path / "again/Modelfile").read_text()
     iterft("export", str(root), "--quant", "f16", "--out", str(tmp_path / "f16"))
     assert GgufFile(tmp_path / "f16/model.gguf").value("general.file_type") == 1
+
+    # what a model was made of has come out differently since, or its adapter is another: neither talked to nor exported
+    path = root / "steps/c1-generate/sealed.json"
+    seal = read_json(path)
+    other = {**seal, "files": {name: {**file, "rows": "0" * 64} for name, file in seal["files"].items()}}
+    write_json(path, other)
+    for command in (("export", str(root), "--out", str(tmp_path / "no")), ("chat", str(root))):
+        assert "c1-compose` was made from another `c1-generate`" in refused(*command)
+    iterft("export", str(root), "--cycle", "0", "--out", str(tmp_path / "earlier"))
+    write_json(path, seal)
+    adapter = root / "steps/c1-train/adapter/adapter_model.safetensors"
+    adapter.write_bytes(adapter.read_bytes()[:-1] + b"x")
+    assert "(checksum)" in refused("export", str(root), "--out", str(tmp_path / "no"))
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.slow

@@ -130,11 +130,17 @@ def vram_needed(recipe: Recipe, place: str) -> Vram | None:
     rows = recipe.train.batch_size if asked == "auto" else min(asked, recipe.train.batch_size)
     tokens = rows * length * (2 if recipe.row.loss == "preference" else 1)
     of_a_layer = tokens * 2 * (4 * width + 2 * shape.inner)
+    numbers = 4 if recipe.train.base == "f32" else 2
+    logits, kept = LOGITS, layers * of_a_layer
+    least = layers * tokens * 2 * width + of_a_layer
+    if recipe.trainer == "peft":  # it recomputes nothing, and has the logits of pairs as a whole, with their gradients
+        least = kept = kept * numbers // 2
+        logits = max(logits, 3 * 4 * tokens * shape.vocab) if recipe.row.loss == "preference" else logits
     cache = LEAST_SLOTS * (recipe.sample.max_tokens + 256) * 4 * layers * shape.kv
     return Vram(
-        base=int(shape.linear * base / 8 + 2 * shape.embedding) + RUNTIME,
-        training=int(adapter * 12 + LOGITS + layers * of_a_layer),
-        tight=int(adapter * 12 + LOGITS + layers * tokens * 2 * width + of_a_layer),
+        base=int(shape.linear * base / 8 + numbers * shape.embedding) + RUNTIME,
+        training=int(adapter * 12 + logits + kept),
+        tight=int(adapter * 12 + logits + least),
         generator=int((shape.linear + shape.embedding) * BITS[recipe.quant] / 8 + cache) + RUNTIME + (512 << 20),
     )
 

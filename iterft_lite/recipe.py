@@ -259,6 +259,8 @@ def _contradictions(recipe: Recipe) -> Iterable[str]:
         yield '`chosen = "own"` and `rejected = "own"` are the same answer: choose another side'
     if (recipe.mix.source == "none") != (recipe.mix.share == 0.0):
         yield "`mix` needs both a `source` and a `share` above 0"
+    elif recipe.mix.share and not round(recipe.mix.share * recipe.rows):
+        yield f"`mix.share = {recipe.mix.share:g}` of `rows = {recipe.rows}` is no row"
     if (recipe.mix.source == "file") != (recipe.mix.path is not None):
         yield '`mix.path` goes with `mix.source = "file"`, and only with it'
     if recipe.mix.source != "none" and recipe.regime == "dpo":

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from iterft_lite import hub, prompts
 from iterft_lite.backends import JudgeIdentity
+from iterft_lite.backends.gpu_memory import first_gpu
 from iterft_lite.backends.judges import judge_identity
 from iterft_lite.errors import ModelError, TraitError
 from iterft_lite.nano import FOLDERS
@@ -23,6 +24,9 @@ from iterft_lite.traits import SHIPPED, Chat, Document, Trait, parse_chat, read_
 
 IDENTITY_SAMPLE = 1 << 20
 """Bytes at each end of a large weight file that go into a model's identity, beside its size."""
+
+VOLTA, AMPERE = (7, 0), (8, 0)
+"""CUDA compute capabilities: the first that Triton, which Unsloth needs, compiles for; the first with bf16."""
 
 Table = TypeVar("Table", Source, Source | None, MixSettings)
 
@@ -35,14 +39,19 @@ class Machine:
         gpu: Name of the NVIDIA GPU, or "".
         vram_free, vram_total: Bytes; 0 without a GPU.
         unsloth: Unsloth and bitsandbytes are installed.
-        half: The 16-bit format that the GPU computes in: f16 on those before NVIDIA's Ampere, which know no bf16.
+        capability: The GPU's CUDA compute capability.
     """
 
     gpu: str
     vram_free: int
     vram_total: int
     unsloth: bool
-    half: Literal["bf16", "f16"] = "bf16"
+    capability: tuple[int, int] = AMPERE
+
+    @property
+    def half(self) -> Literal["bf16", "f16"]:
+        """The 16-bit format that the GPU computes in: those before Ampere know no bf16."""
+        return "bf16" if self.capability >= AMPERE else "f16"
 
 
 def this_machine() -> Machine:
@@ -52,11 +61,11 @@ def this_machine() -> Machine:
         import pynvml
 
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        handle = first_gpu(pynvml)
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
         name = pynvml.nvmlDeviceGetName(handle)
-        ampere = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)) >= (8, 0)
-        return Machine(str(name), int(memory.free), int(memory.total), unsloth, "bf16" if ampere else "f16")
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+        return Machine(str(name), int(memory.free), int(memory.total), unsloth, (int(major), int(minor)))
     except Exception:  # no package, no driver, no GPU: all the same here
         return Machine("", 0, 0, unsloth)
 
@@ -125,10 +134,16 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
 def _trainer(recipe: Recipe, machine: Machine) -> tuple[str, str]:
     if recipe.trainer != "auto":
         return recipe.trainer, ""
-    if machine.gpu and machine.unsloth:
-        return "unsloth", f"trainer: unsloth ({machine.gpu}, unsloth is installed)"
-    reason = "unsloth is not installed" if machine.gpu else "no NVIDIA GPU"
-    return "peft", f"trainer: peft ({reason})"
+    reasons = {
+        "no NVIDIA GPU": not machine.gpu,
+        "unsloth is not installed": not machine.unsloth,
+        "Unsloth holds no base in f32": recipe.train.base == "f32",
+        f"{machine.gpu} is too old for Unsloth": machine.capability < VOLTA,
+    }
+    reason = next((reason for reason, so in reasons.items() if so), "")
+    if reason:
+        return "peft", f"trainer: peft ({reason})"
+    return "unsloth", f"trainer: unsloth ({machine.gpu}, unsloth is installed)"
 
 
 def _precision(recipe: Recipe, machine: Machine, trainer: str) -> tuple[str, str]:

@@ -121,6 +121,8 @@ class _Walk:
         self.events: queue.Queue[Event | None] = queue.Queue()
         self.failure: BaseException | None = None
         self._finished: set[str] = set()
+        self._written: dict[str, Path] = {}
+        """By exported model that was written again, its file."""
         self._resting: dict[str, float] = {}
         """By step whose verdicts are on their way, when to look again (monotonic seconds)."""
         self._since: dict[str, float] = {}
@@ -248,9 +250,18 @@ class _Walk:
             self._free("generator", "exporter")
         if self.swap and step.verb in ("export", "generate", "answer", "measure"):
             self._free("trainer")
+        if not self.swap and step.verb in ("export", "generate", "answer", "measure"):
+            self._base_first()
         if step.verb in ("generate", "answer"):
             self._load(step, "model")
         return stages[step.verb]()
+
+    def _base_first(self) -> None:
+        """Where a GPU is shared, the base takes its memory before the generator takes what is left: also in a later sitting."""
+        done = {step.name for step in self.plan if step.name in self._finished or step.key in self.reuse}
+        to_train = any(step.verb == "train" and step.name not in done for step in self.plan)
+        if self.gpu.there and to_train and not getattr(self.backends.trainer, "running", True):
+            self.backends.trainer.load(self.model, self.plan.recipe.train)
 
     def _free(self, *names: str) -> None:
         """End backends and wait until the GPU has their memory back: the next one plans with what is free."""
@@ -262,7 +273,7 @@ class _Walk:
     def _load(self, step: Step, role: str) -> None:
         """Make the exported model of an input the generator's current one."""
         source = self.plan.inputs(step)[role]
-        gguf, lora = exported_files(self.store, source)
+        gguf, lora = self._exported(source)
         slots = self.plan.recipe.slots
         self.backends.generator.load(
             gguf, lora, self.model, slots=None if slots == "auto" else slots, context=self.context, exact=False
@@ -271,11 +282,17 @@ class _Walk:
     def _restore(self, step: Step) -> None:
         """Write an exported model again that `keep`, or who emptied the cache of bases, removed."""
         folder = self.store.folder(step)
-        if not (folder.complete() and exported_files(self.store, step)[0].exists()):
+        if not (folder.complete() and self._exported(step)[0].exists()):
             folder.sweep()
             work = replace(self._work(step), report=lambda progress: self.events.put(Moved(step, progress)))
-            export.run(work, self.backends.exporter, self.backends.generator, self.model)
+            made = export.run(work, self.backends.exporter, self.backends.generator, self.model)
             folder.verify()
+            self._written[step.name] = folder.path / made["gguf"]
+
+    def _exported(self, step: Step) -> tuple[Path, Path | None]:
+        """As `exported_files`; a cached base may lie elsewhere than when the step was finished."""
+        gguf, lora = exported_files(self.store, step)
+        return self._written.get(step.name, gguf), lora
 
     def _prune(self) -> None:
         """Remove merged files that no unfinished step reads, as `keep` says."""

@@ -415,18 +415,23 @@ def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 def _outdated(root: Path) -> list[Path]:
     """Folders of the steps that were made of another result than their input's present one, and of all that rests on them."""
-    folders = [path.parent for path in root.glob(f"**/steps/*/{STEP_FILE}")]
-    stale = {folder for folder in folders if _changed(_recorded(folder), _results(_reads(folder)))}
+    stale = {folder for folder in _step_folders(root) if _changed(_recorded(folder), _results(_reads(folder)))}
     return _in_order([*stale, *_resting_on(root, stale)])
 
 
 def _resting_on(root: Path, folders: set[Path]) -> list[Path]:
     """Folders of the steps that read one of these, or read what reads it, by other judges too."""
-    readers = {path.parent: set(_reads(path.parent).values()) for path in root.glob(f"**/steps/*/{STEP_FILE}")}
+    readers = {folder: set(_reads(folder).values()) for folder in _step_folders(root)}
     found: set[Path] = set()
     while more := {folder for folder, read in readers.items() if read & (folders | found)} - folders - found:
         found |= more
     return _in_order(found)
+
+
+def _step_folders(root: Path) -> list[Path]:
+    """Folders of all steps in a folder, another judge's too."""
+    # os.walk passes over folders that another lane makes or removes meanwhile, pathlib stumbles over them
+    return [Path(place) for place, _, names in os.walk(root) if STEP_FILE in names and Path(place).parent.name == "steps"]
 
 
 def _in_order(folders: Iterable[Path]) -> list[Path]:

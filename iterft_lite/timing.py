@@ -249,6 +249,8 @@ class Stopwatch:
         if marks is None:
             return
         marks.moved = marks.moved or now
+        if marks.last and progress.done < marks.last[1]:  # begun again, with a smaller micro-batch or scale
+            marks.first = marks.last = None
         if progress.done:
             marks.first = marks.first or (now, progress.done)
             marks.last = (now, progress.done)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +272,20 @@ def test_likelihoods_are_those_of_transformers(start: Callable[..., Generator], 
         assert got[passage.id].logprob == pytest.approx(expected, abs=1e-3)
 
 
+def test_a_passage_counts_as_far_as_the_context_reaches(start: Callable[..., Generator], tiny: Tiny) -> None:
+    # an answer of broken bytes is more tokens as a text than it was while it was written
+    generator, asked = load(start(), tiny, 2, context=64), Passage("long", TEXTS[0] * 5, prefix=TEXTS[1])
+    short = likelihoods(generator, [asked])["long"]
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny.folder)
+    ids, before = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked.text, asked.prefix))
+    assert short.tokens == 64 - len(before) < len(ids)
+    cut = replace(asked, text=tokenizer.decode(ids[: short.tokens]))
+    whole = likelihoods(load(generator, tiny, 2), [cut])["long"]
+    assert (whole.tokens, whole.logprob) == (short.tokens, pytest.approx(short.logprob, rel=1e-3))
+
+
 def test_likelihoods_do_not_disturb_generation(start: Callable[..., Generator], tiny: Tiny) -> None:
     for sampling in ("host", "graph"):
         generator = load(start(sampling=sampling), tiny, 4)
@@ -376,8 +390,8 @@ def test_a_prompt_that_does_not_fit_is_named_before_anything_is_written(start: C
     with pytest.raises(ModelError, match=r"prompt `long` has .* tokens, the context 64"):
         generator.complete([*chats(2), Prompt("long", 0, text=TEXTS[0] * 5)], GREEDY, got.append)
     assert not got
-    with pytest.raises(ModelError, match="passage `long`"):
-        generator.likelihood([Passage("long", TEXTS[0] * 5)], lambda _: None)
+    with pytest.raises(ModelError, match="what comes before passage `long`"):
+        generator.likelihood([Passage("long", "yes", prefix=TEXTS[0] * 5)], lambda _: None)
     assert complete(generator, chats(2), GREEDY)
 
 

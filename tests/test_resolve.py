@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -265,20 +264,21 @@ def test_a_folder_of_an_earlier_version_may_have_named_them_as_they_lay(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("half", "bitsandbytes", "base", "said"),
+    ("capability", "bitsandbytes", "base", "said"),
     [
-        ("bf16", True, "nf4", "base held in nf4 (QLoRA)"),
-        ("f16", True, "nf4", "base held in nf4 (QLoRA), computing in f16 (the GPU has no bf16)"),
-        ("bf16", False, "bf16", "base held in bf16 (bitsandbytes is not installed)"),
-        ("f16", False, "f16", "base held in f16 (bitsandbytes is not installed)"),
+        ((8, 6), True, "nf4", "base held in nf4 (QLoRA)"),
+        ((7, 5), True, "nf4", "base held in nf4 (QLoRA), computing in f16 (the GPU has no bf16)"),
+        ((8, 6), False, "bf16", "base held in bf16 (bitsandbytes is not installed)"),
+        ((7, 5), False, "f16", "base held in f16 (bitsandbytes is not installed)"),
     ],
 )
 def test_a_base_is_held_in_what_the_gpu_computes_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: Any, bitsandbytes: bool, base: str, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], bitsandbytes: bool, base: str, said: str
 ) -> None:
     find = importlib.util.find_spec
     lacking = () if bitsandbytes else ("bitsandbytes",)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in lacking else find(name, *rest))
     (tmp_path / "r.toml").write_text(RECIPE.format(model="nano"))
-    resolved = resolve(read_recipe(tmp_path / "r.toml"), Machine("Tesla T4", 15 << 30, 16 << 30, unsloth=False, half=half))
+    machine = Machine("a GPU", 15 << 30, 16 << 30, unsloth=False, capability=capability)
+    resolved = resolve(read_recipe(tmp_path / "r.toml"), machine)
     assert (resolved.recipe.train.base, said in resolved.choices) == (base, True)

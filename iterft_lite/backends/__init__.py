@@ -273,8 +273,8 @@ class Parity:
     Attributes:
         same_tokens: Rendering and tokenising the probe's texts gives the probe's token ids, by the training tokenizer's files
             and by the GGUF's own vocabulary alike.
-        max_delta: Largest absolute difference of logits.
-        mean_kl: Mean over positions of KL(trainer || export), nats.
+        max_delta: Largest absolute difference of logits; infinite if one of them is not a finite number.
+        mean_kl: Mean over positions of KL(trainer || export), nats; infinite if a logit is not a finite number.
         top1: Share of positions where both prefer the same token.
         positions: How many were compared.
         detail: The first difference in tokens, as a sentence, or "".

@@ -129,6 +129,7 @@ class Child:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         reading, writing = os.pipe()
         environment = {
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts; CUDA itself would begin with the fastest
             **os.environ,
             # two processes that spin while they wait take each other's cores: 40 times slower on two cores
             "OMP_WAIT_POLICY": "PASSIVE",

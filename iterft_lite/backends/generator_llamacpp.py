@@ -6,6 +6,7 @@ Runs in a process of its own (`child.py`), without torch.
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -171,10 +172,11 @@ class LlamaGenerator:
                         same.append(int(theirs.argmax()) == int(ours.argmax()))
         if not deltas:
             raise ModelError(f"`{probe}` asks for no position")
+        numbers = bool(np.isfinite([deltas, divergences]).all())
         return Parity(
             same_tokens=not detail,
-            max_delta=max(deltas),
-            mean_kl=max(0.0, float(np.mean(divergences))),
+            max_delta=max(deltas) if numbers else math.inf,
+            mean_kl=max(0.0, float(np.mean(divergences))) if numbers else math.inf,
             top1=float(np.mean(same)),
             positions=len(deltas),
             detail=detail,
@@ -263,12 +265,13 @@ class LlamaGenerator:
             before, ids = [], tokenizer.document_ids(passage.text)
             if ids[:1] == [tokenizer.bos]:
                 before, ids = ids[:1], ids[1:]
-        if len(before) + len(ids) > engine.context:
+        if len(before) >= engine.context:
             raise ModelError(
-                f"passage `{passage.id}` has {len(before) + len(ids)} tokens, the context {engine.context}",
-                hint="a longer context, a model with one, or a shorter passage",
+                f"what comes before passage `{passage.id}` has {len(before)} tokens, the context {engine.context}",
+                hint="a longer context, or a model with one",
             )
-        return before, ids
+        # broken characters of an answer can come to more tokens than it was generated in
+        return before, ids[: engine.context - len(before)]
 
     def _token_difference(self, texts: Sequence[str], sequences: Sequence[Sequence[int]]) -> str:
         """The first difference between a probe's ids and those that its texts have now, as a sentence, or ""."""

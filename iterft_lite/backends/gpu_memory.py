@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -19,6 +20,30 @@ RELEASE_SECONDS = 20.0
 """Longest wait for memory to come back; the driver takes a second or two after a process has ended."""
 
 
+def first_gpu(nvml: Any) -> Any:
+    """NVML's handle of the GPU that CUDA's programs see as their first; both count by PCI slot (see `child.py`).
+
+    `CUDA_VISIBLE_DEVICES` names those that are seen: numbers, or the beginnings of UUIDs.
+
+    Args:
+        nvml: The module, initialised.
+
+    Raises:
+        LookupError: If none is seen.
+    """
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if first.isdigit():
+        return nvml.nvmlDeviceGetHandleByIndex(int(first))
+    if first.startswith("MIG-"):
+        return nvml.nvmlDeviceGetHandleByUUID(first)
+    if first.startswith("GPU-"):
+        for number in range(nvml.nvmlDeviceGetCount()):
+            handle = nvml.nvmlDeviceGetHandleByIndex(number)
+            if str(nvml.nvmlDeviceGetUUID(handle)).startswith(first):
+                return handle
+    raise LookupError(f"CUDA_VISIBLE_DEVICES={first} shows no GPU")
+
+
 class Gpu:
     """The first GPU, or none."""
 
@@ -28,7 +53,7 @@ class Gpu:
             import pynvml
 
             pynvml.nvmlInit()
-            self._handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+            self._handle = first_gpu(pynvml)
             self._nvml = pynvml
 
     @property

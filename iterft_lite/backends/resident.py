@@ -102,6 +102,7 @@ class ResidentTrainer(ABC):
             sft=self._sft,
             dpo=self._dpo,
             ready=self._ready,
+            relieve=self._relieve,
             reply_logprobs=self._reply_logprobs,
         )
         result = train_adapter(bench, job, on_progress)
@@ -131,6 +132,9 @@ class ResidentTrainer(ABC):
 
     def _ready(self, model: Any, use: Literal["train", "infer"]) -> None:
         model.train(use == "train")
+
+    def _relieve(self, last: bool) -> str:  # noqa: ARG002  # nothing is held that could be given back
+        return ""
 
     # -- shared -----------------------------------------------------------------------------------------------------------
 

@@ -127,6 +127,13 @@ def encode_rows(
     return examples, cut
 
 
+def length_of(example: Example) -> int:
+    """Tokens of an example; of a pair, with its longer side."""
+    if "input_ids" in example:
+        return len(example["input_ids"])
+    return len(example["prompt_ids"]) + max(len(example["chosen_ids"]), len(example["rejected_ids"]))
+
+
 def pad_rows(examples: Sequence[Example], pad: int) -> dict[str, torch.Tensor]:
     """A batch of SFT or SDF rows, padded on the right: `input_ids`, `attention_mask`, `labels`, each int64 [rows, tokens]."""
     return {

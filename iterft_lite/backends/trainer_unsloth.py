@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from iterft_lite.errors import ModelError
+from iterft_lite.errors import BackendError, ModelError
 
 # read while unsloth is imported: no reports of use over the network, no generated code in the working directory
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -44,7 +44,7 @@ from iterft_lite.backends.head import Head, next_logprobs
 from iterft_lite.backends.loop import Loop
 from iterft_lite.backends.probing import Greedy, greedy_without_cache
 from iterft_lite.backends.resident import ResidentTrainer, arithmetic, end_tokens, first_line, half, with_precision
-from iterft_lite.backends.tokens import Example, padding, read_rows
+from iterft_lite.backends.tokens import Example, encode_rows, length_of, padding, read_rows
 from iterft_lite.backends.training import micro_batch
 from iterft_lite.recipe import TrainSettings
 
@@ -67,8 +67,12 @@ Activations = Literal["keep", "recompute", "offload"]
 """What is kept of a forward pass for the backward pass: all; each layer's input; that on the CPU (Unsloth's way)."""
 
 RECOMPUTED: dict[Activations, str] = {
-    "recompute": "activations are recomputed: they would take much of the GPU's free memory",
-    "offload": "activations are recomputed from inputs that wait on the CPU: they would not fit beside the model",
+    "recompute": "activations are recomputed",
+    "offload": "activations are recomputed from inputs that wait on the CPU",
+}
+WHY: dict[Activations, str] = {
+    "recompute": "they would take much of the GPU's free memory",
+    "offload": "they would not fit beside the model",
 }
 
 
@@ -87,11 +91,12 @@ class UnslothTrainer(ResidentTrainer):
         self._settings: TrainSettings | None = None
         self._length = 0
         self._activations: Activations = "keep"
+        self._least: Activations = "keep"
         self._graphs: Graphs | None = None
 
     def load(self, model: str, settings: TrainSettings) -> ModelFacts:
         """Load M[0] (see `Trainer.load`)."""
-        self._settings = settings
+        self._settings, self._least = settings, "keep"
         return super().load(model, settings)
 
     def train(self, job: TrainJob, on_progress: OnProgress) -> TrainResult:
@@ -102,7 +107,9 @@ class UnslothTrainer(ResidentTrainer):
             self._graphs.clear()
         self._activations = chosen
         result = super().train(job, on_progress)
-        notes = [*result.notes, *([RECOMPUTED[chosen]] if chosen in RECOMPUTED else [])]
+        notes = [*result.notes]
+        if chosen in RECOMPUTED and self._activations == chosen:
+            notes.append(f"{RECOMPUTED[chosen]}: {WHY[chosen]}")
         if self._recorder is not None and self._recorder.failure:
             notes.append(f"kernels are launched one by one: {self._recorder.failure}")
         return TrainResult(**{**vars(result), "notes": tuple(notes)})
@@ -132,6 +139,12 @@ class UnslothTrainer(ResidentTrainer):
                 offload_embedding=False,
                 local_files_only=Path(model).is_dir(),
             )
+        except torch.OutOfMemoryError:
+            raise BackendError(
+                f"`{model}` does not fit into the GPU's free memory",
+                kind="OutOfMemoryError",
+                hint='choose `vram = "swap"`' + ("" if precision == "nf4" else ' or `train.base = "nf4"`'),
+            ) from None
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(
                 f"`{model}` cannot be loaded by Unsloth: {first_line(error)}", hint='try `trainer = "peft"`'
@@ -194,6 +207,16 @@ class UnslothTrainer(ResidentTrainer):
                     # there is no dropout, and the state of random numbers cannot be asked for while a graph is recorded
                     layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
+    def _relieve(self, last: bool) -> str:
+        if self._graphs is not None:
+            self._graphs.clear()
+        ways: tuple[Activations, ...] = get_args(Activations)
+        if not last or self._activations == ways[-1] or os.environ.get(ACTIVATIONS):
+            return ""
+        # for the trainings to come as well
+        self._activations = self._least = ways[ways.index(self._activations) + 1]
+        return RECOMPUTED[self._activations]
+
     def _greedy(self, model: Any) -> Greedy:
         ends = end_tokens(self._tokenizer, model.generation_config)
         head = Head.of(model)
@@ -228,25 +251,28 @@ class UnslothTrainer(ResidentTrainer):
         self.load(name, settings)
 
     def _choose(self, job: TrainJob) -> Activations:
-        """What is kept for the backward pass, by the GPU's free memory.
+        """What is kept for the backward pass, by the GPU's free memory; what was too much before is not tried again.
 
-        By a guess at the tokens of the longest rows (3 characters each) and the activations that Unsloth keeps of a token: in
-        each layer about 4 times the width and twice the inner width, of 2 bytes; the layer's input is one width.
+        By the tokens of the longest row and a guess at the activations that Unsloth keeps of a token: in each layer about 4
+        times the width and twice the inner width, of 2 bytes; the layer's input is one width.
         """
         asked = os.environ.get(ACTIVATIONS, "")
         if asked in get_args(Activations):
             return cast(Activations, asked)
         settings = with_precision(job.settings, self._device)
         rows = micro_batch(settings.batch_size, settings.micro_batch) * (2 if job.loss == "preference" else 1)
-        longest = max((len(str(row)) // 3 for row in read_rows(job.rows)), default=0)
-        tokens = rows * min(longest, settings.max_length, self._context)
+        limit = min(settings.max_length, self._context)
+        examples, _ = encode_rows(read_rows(job.rows), job.loss, self._tokenizer, limit=limit, name=self._name)
+        tokens = rows * max(map(length_of, examples), default=0)
         text = self._config.get_text_config()
         layers = tokens * text.num_hidden_layers * 2
         free, _ = torch.cuda.mem_get_info(self._device)
         free += torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
         if layers * (4 * text.hidden_size + 2 * text.intermediate_size) <= FREE_SHARE * free:
-            return "keep"
-        return "recompute" if layers * text.hidden_size <= LAYERS_SHARE * free else "offload"
+            fits: Activations = "keep"
+        else:
+            fits = "recompute" if layers * text.hidden_size <= LAYERS_SHARE * free else "offload"
+        return max(fits, self._least, key=get_args(Activations).index)
 
 
 @contextlib.contextmanager

@@ -305,6 +305,8 @@ class Bench:
         context: Tokens that the model was made for.
         sft, dpo: Make a trainer from `arguments` (of trl's configuration) and trl's keywords.
         ready: Sets the model to "train" or "infer".
+        relieve: After a failed allocation: what can be spared is given back, and if True is given, more of a pass is computed
+            anew instead of kept; says which, "" if nothing is left to be done.
         reply_logprobs: Sums of the replies' log-probabilities, float32 [rows], of a padded batch of pairs on the CPU, computed
             as the trainer's loss does it: policy and reference that are the same shall differ by nothing, not even by rounding.
     """
@@ -320,13 +322,15 @@ class Bench:
     sft: Callable[..., Any]
     dpo: Callable[..., Any]
     ready: Callable[[Any, Literal["train", "infer"]], None]
+    relieve: Callable[[bool], str]
     reply_logprobs: Callable[[dict[str, torch.Tensor]], torch.Tensor]
 
 
 def train_adapter(bench: Bench, job: TrainJob, on_progress: OnProgress) -> TrainResult:
     """Train one adapter on a resident model and write it with its log. The probe is the caller's.
 
-    Out of memory: the micro-batch is halved and the training begins again, so that its result is that of the whole batch.
+    Out of memory: the micro-batch is halved and the training begins again, so that its result is that of the whole batch; with
+    one row a pass, more is recomputed.
     Gradients beyond f16's range: it begins again with gradients scaled less, so that every step counts.
 
     Raises:
@@ -360,17 +364,22 @@ def train_adapter(bench: Bench, job: TrainJob, on_progress: OnProgress) -> Train
             except _TooLargeError:
                 pass
             if short:
+                thriftier = bench.relieve(size == 1)
                 gc.collect()
                 torch.cuda.empty_cache()
-                if size == 1:
+                if size > 1:
+                    smaller = micro_batch(settings.batch_size, size // 2)
+                    notes.append(f"out of memory: micro-batch {size} -> {smaller}")
+                    size = smaller
+                elif thriftier:
+                    notes.append(f"out of memory with one row a pass: {thriftier}")
+                else:
+                    smaller_base = "" if bench.precision == "nf4" else '`train.base = "nf4"`, '
                     raise BackendError(
                         "out of memory with one row a forward pass",
                         kind="OutOfMemoryError",
-                        hint='choose `train.base = "nf4"` or a smaller `train.max_length`',
+                        hint=f'choose {smaller_base}`vram = "swap"` or a smaller `train.max_length`',
                     )
-                smaller = micro_batch(settings.batch_size, size // 2)
-                notes.append(f"out of memory: micro-batch {size} -> {smaller}")
-                size = smaller
             else:
                 notes.append(f"gradients scaled by {scale:.0f} leave f16's range: scaled by {scale / SCALED_LESS:.0f}")
                 scale /= SCALED_LESS

@@ -74,7 +74,9 @@ def _written(work: Work) -> tuple[list[Row], dict[str, int]]:
         return pairs, dropped | unpaired
     rows = [_row(row, document=params["shape"] == "all") for row in kept]
     if params["mixed"]:
-        rows += _mixed_in(work)
+        mixed, empty = _mixed_in(work)
+        rows += mixed
+        dropped["empty"] += empty
     return rows, dropped
 
 
@@ -159,12 +161,13 @@ def _pairs(sides: Sequence[tuple[str, str, str]], rejected: dict[str, str]) -> t
     return pairs, dropped
 
 
-def _mixed_in(work: Work) -> list[Row]:
-    """The rows of the `mix`: those that M[0] wrote, or a draw from seeds or file."""
+def _mixed_in(work: Work) -> tuple[list[Row], int]:
+    """The rows of the `mix`, and how many more were empty: those that M[0] wrote, or a draw from seeds or file."""
     rows = work.read("mixed")
     if rows and "text" in rows[0] and "prompt" in rows[0]:
-        return [_row(row, document=work.params["shape"] == "all") for row in rows if row["text"].strip()]
-    return random.Random(work.step.key + "mixed").sample(rows, work.params["mixed"])
+        made = [_row(row, document=work.params["shape"] == "all") for row in rows if row["text"].strip()]
+        return made, len(rows) - len(made)
+    return random.Random(work.step.key + "mixed").sample(rows, work.params["mixed"]), 0
 
 
 def _row(row: Row, *, document: bool) -> Row:

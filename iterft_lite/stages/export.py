@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -55,6 +56,12 @@ def check(parity: Parity, quant: str) -> None:
         raise ExportError(
             f"the exported model reads prompts as other tokens than the trained one: {parity.detail}",
             hint="the tokenizer of this model is not expressed rightly in GGUF; please report it with the model's name",
+        )
+    if not math.isfinite(parity.mean_kl):
+        raise ExportError(
+            "the exported model, or the trained one, gives logits that are not finite numbers",
+            hint="the training has diverged in its last step (lower `train.learning_rate`), or activations leave f16's range "
+            "(`train.base`, `quant`)",
         )
     if quant == "f32" and parity.max_delta > EXACT_DELTA:
         raise ExportError(

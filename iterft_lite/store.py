@@ -33,6 +33,7 @@ from iterft_lite.steps import Json, Step, Verb, digest
 
 STEP_FILE = "step.json"
 SEAL_FILE = "sealed.json"
+AGAIN_FILE = "again.json"
 ROWS = "rows.jsonl"
 
 APPENDED: frozenset[Verb] = frozenset({"generate", "answer", "judge"})
@@ -311,14 +312,31 @@ class StepFolder:
         seal = self.seal_of()
         assert seal is not None, "only sealed steps can be verified"
         self.check_inputs()
+        again = _peek(self.path / AGAIN_FILE)
         for name, known in seal.files.items():
             path = self.path / name
             if not path.exists():
                 if pruned:
                     continue
                 raise StoreError(f"`{path}` is missing from a finished step", hint=_redo(self.path))
-            if path.stat().st_size != known["bytes"] or file_digest(path) != known["sha256"]:
+            now = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+            if now not in ({key: known[key] for key in now}, again.get(name)):
                 raise StoreError(f"`{path}` was changed after its step was finished (checksum)", hint=_redo(self.path))
+
+    def take_again(self) -> None:
+        """Accept the files of a finished step as they are: they were written again and checked anew.
+
+        A merge rounds as the processor and its libraries do: elsewhere it may come to other bytes of the same model.
+        """
+        seal = self.seal_of()
+        assert seal is not None, "only sealed steps are done again"
+        other = {}
+        for name, known in seal.files.items():
+            path = self.path / name
+            if path.exists() and (digest := file_digest(path)) != known["sha256"]:
+                other[name] = {"bytes": path.stat().st_size, "sha256": digest}
+        if other:
+            write_json(self.path / AGAIN_FILE, other)
 
     def adopt(self, source: Path) -> Seal | None:
         """Take over the same step as another run finished it: its files are linked, or copied to another file system.
@@ -332,7 +350,7 @@ class StepFolder:
         with disk_errors(self.path):
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(parents=True)
-            for name in seal.files:
+            for name in (*seal.files, AGAIN_FILE):
                 with contextlib.suppress(FileNotFoundError):
                     _link(source / name, self.path / name)
             write_json(self.path / STEP_FILE, asdict(self.step))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from iterft_lite.estimate import shape_of, takes_turns, time_needed, vram_needed
+from iterft_lite.estimate import Vram, shape_of, takes_turns, time_needed, vram_needed
 from iterft_lite.nano import FOLDERS
 from iterft_lite.plan import make_plan
 from iterft_lite.resolve import Machine, resolve, this_machine
@@ -54,3 +54,14 @@ def test_without_measurements_the_time_is_not_known() -> None:
     resolved = resolve(a_recipe(judge="embedded"), this_machine())
     found = time_needed(make_plan(resolved.recipe, resolved.material), resolved, [])
     assert set(found.missing) == {"load", "train", "export", "write", "read", "judge"}
+
+
+def test_the_plain_trainer_needs_more_than_unsloths() -> None:
+    def needed(trainer: str, regime: str) -> Vram:
+        found = vram_needed(a_recipe(trainer=trainer, regime=regime), NANO)
+        assert found is not None
+        return found
+
+    for regime in ("sft", "dpo"):
+        plain = needed("peft", regime)
+        assert plain.tight == plain.training > needed("unsloth", regime).tight  # it recomputes nothing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,8 @@ from scipy import stats
 from iterft_lite.backends import Completion, Generator, Likelihood, Message, Passage, Prompt, Sampling
 from iterft_lite.backends.child import Child
 from iterft_lite.backends.exporter_gguf import GgufExporter
-from iterft_lite.errors import BackendError, ModelError
+from iterft_lite.errors import BackendError, ExportError, ModelError
+from iterft_lite.stages.export import check
 from tests.tiny_models import TEXTS, tiny_adapter, tiny_model
 
 WORKER = "iterft_lite.backends.generator_llamacpp:LlamaGenerator"
@@ -333,6 +335,19 @@ def test_another_model_does_not_agree_with_the_probe(start: Callable[..., Genera
     assert found.mean_kl > 0.01
 
 
+def test_logits_that_are_no_numbers_pass_no_check(start: Callable[..., Generator], tiny: Tiny, tmp_path: Path) -> None:
+    path = probe(tiny, tmp_path) / "probe.npz"
+    with np.load(path) as arrays:
+        changed = dict(arrays)
+    changed["logits"][7] = np.nan
+    np.savez(path, **changed)
+    found = load(start(), tiny, 3).parity(tmp_path)
+    assert found.mean_kl == found.max_delta == math.inf
+    for quant in ("f32", "q8_0", "q4_k_m"):
+        with pytest.raises(ExportError, match="not finite numbers"):
+            check(found, quant)
+
+
 def test_a_difference_in_tokens_is_described(start: Callable[..., Generator], tiny: Tiny, tmp_path: Path) -> None:
     path = probe(tiny, tmp_path) / "probe.npz"
     with np.load(path) as arrays:
@@ -426,6 +441,8 @@ def test_weights_that_are_no_numbers_are_reported(start: Callable[..., Generator
     file.write_bytes(content)
     with pytest.raises((ModelError, BackendError), match=r"cannot be loaded|not finite"):
         complete(load(start(), dataclasses.replace(tiny, gguf=file), 2), chats(2), WARM)
+    with pytest.raises((ModelError, BackendError), match=r"cannot be loaded|not finite"):
+        likelihoods(load(start(), dataclasses.replace(tiny, gguf=file), 2), passages())
 
 
 def test_a_tokenizer_that_is_not_there_is_named(start: Callable[..., Generator], tiny: Tiny) -> None:

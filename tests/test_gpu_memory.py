@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from iterft_lite.backends.gpu_memory import Gpu, Peak
+from iterft_lite.backends.gpu_memory import Gpu, Peak, first_gpu
 
 OTHERS = 4_000_000_000
 """A number that no process has."""
@@ -55,3 +55,29 @@ def test_without_a_gpu_nothing_is_held() -> None:
     assert not gpu.there
     assert gpu.used([os.getpid()]) == 0
     gpu.wait_for_release()
+
+
+@pytest.mark.parametrize(
+    ("visible", "found"),
+    [
+        *((None, 0), ("1", 1), ("1,0", 1), ("GPU-beef", 1), ("GPU-", 0), ("MIG-7", "MIG-7")),
+        *(("", None), ("-1", None), ("GPU-no", None)),
+    ],
+)
+def test_the_gpu_that_is_asked_is_the_first_that_cuda_shows(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, found: int | str | None
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    nvml = SimpleNamespace(
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=lambda number: number,
+        nvmlDeviceGetHandleByUUID=lambda name: name,
+        nvmlDeviceGetUUID=lambda handle: ("GPU-cafe-1", "GPU-beef-2")[handle],
+    )
+    if found is None:
+        with pytest.raises(LookupError):
+            first_gpu(nvml)
+    else:
+        assert first_gpu(nvml) == found

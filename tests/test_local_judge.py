@@ -14,10 +14,12 @@ import pytest
 
 from iterft_lite.backends import Ask, Exporter, Generator, Judge, JudgeIdentity, Likelihood, Message, Passage, Reply
 from iterft_lite.backends.child import Child
+from iterft_lite.backends.judge_litellm import import_litellm
+from iterft_lite.backends.judge_local import _response
 from iterft_lite.backends.judges import local_file, local_revision
-from iterft_lite.backends.number_trie import NumberTrie, Prefix, number_trie
+from iterft_lite.backends.number_trie import NumberOdds, NumberTrie, Prefix, number_trie
 from iterft_lite.errors import BackendError, ModelError
-from iterft_lite.measures.weighing import weigh
+from iterft_lite.measures.weighing import Verdict, weigh
 from iterft_lite.nano import FOLDERS
 
 # -- the trie: tokens 0-9 are digits, 10 stands for everything else
@@ -212,3 +214,22 @@ def test_a_prompt_longer_than_the_judge_s_context_is_unscored_with_the_reason(ju
 def test_a_judge_file_that_is_missing_is_the_user_s_mistake(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="there is no file"):
         local_file(f"local:{tmp_path}/none.gguf")
+
+
+def test_a_refusal_is_one_where_it_is_likelier_than_a_number() -> None:
+    litellm = import_litellm()
+
+    def verdict(numbers: list[float], refusal: float) -> Verdict:
+        choice = _response(litellm, NumberOdds(100, numbers, refusal)).choices[0]
+        odds = tuple((one.token, math.exp(one.logprob)) for one in choice.logprobs.content[0].top_logprobs)
+        return weigh([Reply("a", choice.message.content, odds)])
+
+    spread = [0.0] * 59 + [0.045] * 20 + [0.0] * 21  # 60 to 79, no single one as likely as the refusal
+    assert verdict(spread, 0.1).score == pytest.approx(69.5)
+    assert verdict([share / 3 for share in spread], 0.7).reason == "refusal"
+
+
+def test_a_written_refusal_does_not_undo_a_mass_of_numbers() -> None:
+    odds = (("REF", 0.2), *((str(number), 0.08) for number in range(60, 70)))
+    assert weigh([Reply("a", "REFUSAL", odds)]).score == pytest.approx(64.5)
+    assert weigh([Reply("a", "REFUSAL", (("REF", 0.6), *odds[1:6]))]).reason == "refusal"

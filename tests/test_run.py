@@ -9,18 +9,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from iterft_lite.backends import Completion, Exported, Judge, JudgeIdentity, Prompt, Sampling
+from iterft_lite.backends import Completion, Exported, Judge, JudgeIdentity, ModelFacts, Prompt, Sampling
 from iterft_lite.backends.child import Child
-from iterft_lite.backends.fakes import FakeExporter, FakeGenerator, fake_backends
+from iterft_lite.backends.fakes import FakeExporter, FakeGenerator, FakeTrainer, fake_backends
+from iterft_lite.backends.gpu_memory import Gpu
 from iterft_lite.display import View
 from iterft_lite.errors import BackendError, FolderError, RunError, StoreError
 from iterft_lite.plan import Plan
+from iterft_lite.recipe import TrainSettings
 from iterft_lite.run import Began, Done
 from iterft_lite.store import ROWS, RowLog, Store, finished_steps, read_json, read_rows
 from tests.loop import JUDGE, a_plan, run_all
@@ -196,6 +199,76 @@ def test_a_base_that_is_gone_from_the_cache_is_made_again_when_it_is_needed(tmp_
     for event in events:
         view.take(event)
     assert not view.doing  # nothing that was restored still looks as if it were being done
+
+
+def test_a_base_that_lies_in_another_cache_now_is_used_from_there(tmp_path: Path) -> None:
+    backends = fake_backends()
+    backends.exporter = BesideCache(tmp_path / "cache")
+    run_all(a_plan(export="adapter", cycles=1), tmp_path / "run", backends)
+    shutil.rmtree(tmp_path / "cache")
+    for cycles in (2, 3):  # also by a sitting that finds it there already
+        backends.exporter = BesideCache(tmp_path / "another")
+        run_all(a_plan(export="adapter", cycles=cycles), tmp_path / "run", backends)
+    assert read_json(tmp_path / "run/steps/c3-score/score.json")["trait"]["mean"] == 90.0
+
+
+class OtherProcessor(FakeExporter):
+    """Merges the same model to other bytes."""
+
+    def export(self, *given: Any) -> Exported:
+        made = super().export(*given)
+        made.path.write_bytes(made.path.read_bytes() + b"\n")
+        return made
+
+
+def test_a_merged_file_that_comes_to_other_bytes_elsewhere_is_used_and_guarded(tmp_path: Path) -> None:
+    run_all(a_plan(keep="adapters", cycles=1), tmp_path / "run")
+    elsewhere = fake_backends()
+    elsewhere.exporter = OtherProcessor()
+    run_all(a_plan(keep="all", cycles=2), tmp_path / "run", elsewhere)
+    run_all(a_plan(keep="all", cycles=3), tmp_path / "run")
+    assert read_json(tmp_path / "run/steps/c3-score/score.json")["trait"]["mean"] == 90.0
+    merged = tmp_path / "run/steps/c1-export/model.gguf"
+    assert merged.with_name("again.json").exists()
+    merged.write_bytes(merged.read_bytes() + b"\n")
+    with pytest.raises(StoreError, match="was changed after its step was finished"):
+        run_all(a_plan(keep="all", cycles=3), tmp_path / "run")
+
+
+class Resident(FakeTrainer):
+    """Notes when it is loaded beside the generator."""
+
+    def __init__(self, order: list[str]) -> None:
+        self.order, self.running = order, False
+
+    def load(self, model: str, settings: TrainSettings) -> ModelFacts:
+        self.running = True
+        self.order.append("trainer")
+        return super().load(model, settings)
+
+
+class Greedy(FakeGenerator):
+    """Takes what memory there is when it is loaded first."""
+
+    def __init__(self, order: list[str]) -> None:
+        super().__init__()
+        self.order = order
+
+    def load(self, *given: Any, **more: Any) -> None:
+        self.order.append("generator")
+        super().load(*given, **more)
+
+
+def test_a_base_takes_its_memory_before_the_generator_in_every_sitting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gpu, "there", True)
+    for cycles, begins in ((0, ["trainer"]), (1, ["trainer"]), (1, [])):
+        order: list[str] = []
+        backends = replace(fake_backends(), trainer=Resident(order), generator=Greedy(order))
+        run_all(a_plan(cycles=cycles), tmp_path / "run", backends)
+        assert order[:1] == begins
+    shutil.rmtree(tmp_path / "run/steps/c1-measure")
+    run_all(a_plan(cycles=1), tmp_path / "run", backends)
+    assert order[:1] == ["generator"]  # nothing is left to be trained
 
 
 def test_a_damaged_seal_of_a_run_to_reuse_is_named(tmp_path: Path) -> None:

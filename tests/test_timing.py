@@ -69,6 +69,18 @@ def test_what_a_training_costs_is_told_from_what_a_step_costs() -> None:
     assert sample.kind.parameters == 8_000_000
 
 
+def test_steps_that_were_done_again_are_not_part_of_the_pace() -> None:
+    sitting = Sitting(a_plan())
+    sitting.begin("c0-train")
+    for done in (1, 2):  # and then memory ends, or a gradient is too large
+        sitting.move("c0-train", done, after=10.0)
+    sitting.move("c0-train", 0, after=1.0)
+    sitting.move("c0-train", 1, after=3.0)
+    sitting.move("c0-train", 2, after=1.0)
+    sitting.end("c0-train", {"rows": 4, "steps": 2, "tokens": 100, "notes": []}, 26.0, after=1.0)
+    assert sitting.watch.samples[-1].fixed == pytest.approx(26.0 - 2 * 1.0)
+
+
 def test_loading_a_model_is_told_from_writing_with_it() -> None:
     sitting = Sitting(a_plan())
     sitting.begin("base-answer")

@@ -583,6 +583,31 @@ def test_out_of_memory_halves_the_micro_batch_and_not_the_batch(
         run(trainer, job(tmp_path / "none", CHATS))
 
 
+class ScarceTrainer(LoopTrainer):
+    """Has no memory for a pass until more of it is recomputed."""
+
+    asked: tuple[bool, ...] = ()
+
+    def _relieve(self, last: bool) -> str:
+        self.asked += (last,)
+        return ("less is kept", "")[self.asked[:-1].count(True)] if last else ""
+
+    def _logprobs(self, ids: torch.Tensor) -> torch.Tensor:
+        if True not in self.asked:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super()._logprobs(ids)
+
+
+def test_out_of_memory_with_one_row_recomputes_more_before_it_is_an_end(chat: Path, tmp_path: Path) -> None:
+    for name, kind in (("plain", LoopTrainer), ("scarce", ScarceTrainer)):
+        trainer = kind(device="cpu", threads=2)
+        trainer.load(str(chat), settings())
+        result = run(trainer, job(tmp_path / name, CHATS, batch_size=2, micro_batch=1 if name == "plain" else "auto"))
+    assert cast(Any, trainer).asked == (False, True)
+    assert result.notes == ("out of memory: micro-batch 2 -> 1", "out of memory with one row a pass: less is kept")
+    assert log(tmp_path / "scarce") == log(tmp_path / "plain")
+
+
 def test_a_training_that_diverges_stops(trainer: PeftTrainer, tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="diverged"):
         run(trainer, job(tmp_path, CHATS, learning_rate=1e30, epochs=3))

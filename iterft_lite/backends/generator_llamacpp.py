@@ -137,6 +137,11 @@ class LlamaGenerator:
                 for part, size in zip(parts, sizes, strict=True):
                     index = part.index
                     sums[index] += float(found[part.rows].sum())
+                    if not math.isfinite(sums[index]):
+                        raise BackendError(
+                            f"the model's probabilities of passage `{passages[index].id}` are not finite numbers",
+                            hint="activations leave the range of its number format; another `quant` may hold them",
+                        )
                     left[index] -= size
                     if not left[index]:
                         count = len(sequences[index]) - starts[index]

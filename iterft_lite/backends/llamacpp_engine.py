@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 # llama.cpp's settings, then llama.cpp, then numpy
-from iterft_lite.backends.llamacpp_library import SMALL, Weights, free_vram, log, offloads
+from iterft_lite.backends.llamacpp_library import SMALL, Weights, available_memory, free_vram, log, offloads
 
 # isort: split
 import llama_cpp
@@ -516,7 +516,7 @@ class Engine:
             # each sequence's row of logits passes through the graph and, with sampling there, four buffers on the way
             free = 0.9 * free_vram() - 2**30 - int(os.environ.get("ITERFT_KEEP_FREE") or 0)
             return int(max(1, min(MOST_SLOTS, free // (cache + 20 * self.weights.vocab_size))))
-        free = 0.5 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = 0.5 * available_memory()
         pay = 32 if self.weights.size < SMALL else 16 if self.weights.size < 2**30 else 8
         return int(max(1, min(pay, free // max(1, cache))))
 

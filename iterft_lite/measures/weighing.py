@@ -17,6 +17,9 @@ from iterft_lite.backends import Reply
 
 LOWEST, HIGHEST = 1, 100
 
+REFUSED_BELOW = 0.5
+"""Mass on numbers up to which a written refusal counts: above it a number is likelier, only no single one is."""
+
 LEAST_MASS = 0.25
 """Share of the odds that must lie on numbers, as in persona vectors (arXiv 2507.21509)."""
 
@@ -117,7 +120,7 @@ def _read(reply: Reply) -> tuple[float | None, str, float | None, float | None]:
         return (None, "refusal", None, None) if refused else (score, reason, None, None)
     numbers = number_odds(reply.odds)
     mass = min(1.0, sum(numbers.values()))
-    if refused:
+    if refused and mass <= REFUSED_BELOW:
         return None, "refusal", mass, None
     if mass < LEAST_MASS:
         return None, "too little mass on numbers", mass, None

@@ -64,14 +64,14 @@ def clock(seconds: float) -> str:
 
 
 def score_text(score: Mapping[str, Json] | None, *, interval: bool = True) -> str:
-    """`61.3 [52-70]`; what could not be scored is said."""
+    """`61.3 [52-70]`, without an interval `61.3 (no interval)`; what could not be scored is said."""
     if not score:
         return ""
     if score["mean"] is None:
         return f"none scored of {score['unscored']}"
     text = f"{score['mean']:5.1f}"
     if interval:
-        text += f" [{score['low']:.0f}-{score['high']:.0f}]"
+        text += " (no interval)" if score["low"] is None else f" [{score['low']:.0f}-{score['high']:.0f}]"
     return text + (f" ({score['unscored']} unscored)" if score["unscored"] else "")
 
 
@@ -285,7 +285,7 @@ def chart(scores: Mapping[int, Mapping[str, Json]], cycles: int, trait: str) -> 
             value = score[scale]
             if value["mean"] is None:
                 continue
-            if scale == "trait":
+            if scale == "trait" and value["low"] is not None:
                 for row in range(place(value["high"]), place(value["low"]) + 1):
                     put(row, column, "│", "yellow")
             put(place(value["mean"]), column + offset, mark, f"bold {style}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,9 +33,9 @@ def figure(report: Report) -> Figure:
         points = [(cycle.cycle, getattr(cycle, scale)) for cycle in report.cycles if cycle.cycle >= 0 and getattr(cycle, scale)]
         points = [(number, score) for number, score in points if score["mean"] is not None]
         numbers = [number for number, _ in points]
-        axes.fill_between(
-            numbers, [s["low"] for _, s in points], [s["high"] for _, s in points], color=colour, alpha=0.15, linewidth=0
-        )
+        # a cycle without an interval leaves a gap in the band
+        low, high = ([math.nan if s[end] is None else s[end] for _, s in points] for end in ("low", "high"))
+        axes.fill_between(numbers, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(numbers, [s["mean"] for _, s in points], style, color=colour, marker="o", markersize=4, label=scale)
     recipe = report.recipe
     axes.set(ylim=(-4, 104), yticks=(0, 25, 50, 75, 100), xlabel="cycle", ylabel="score (1-100)")

@@ -11,7 +11,7 @@ from iterft_lite.errors import FolderError
 from iterft_lite.launch import Opened, open_again
 from iterft_lite.measures.amplification import Amplification
 from iterft_lite.plan import HELD_OUT, Plan, held_out_plan, judge_key
-from iterft_lite.report import Report, with_scores
+from iterft_lite.report import Report, with_intervals, with_scores
 from iterft_lite.steps import Json, Step, cycle_name
 from iterft_lite.store import StepFolder, Store, folder_at
 
@@ -63,7 +63,7 @@ def read_held_out(root: Path, report: Report) -> HeldOut | None:
             score.verify()
             for source in filter(None, (answer, judge)):
                 source.check_inputs()
-            scores[cycle.cycle] = seal.facts
+            scores[cycle.cycle] = with_intervals(seal.facts)
     if not scores:
         return None
     return HeldOut(scores, with_scores(report, scores, report.judge, report.judge["spearman"]).verdict)

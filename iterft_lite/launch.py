@@ -190,7 +190,9 @@ def _refuse_other(known: Mapping[str, Any], plan: Plan, out: Path) -> None:
     free = MACHINE_KEYS if changed else MACHINE_KEYS | PLACES
     differences = list(_differences(known["recipe"], plan.recipe.model_dump(mode="json"), free))
     if changed and not differences:
-        differences.append(f"step {changed.name}: the trait, prompts, model or judge it rests on has changed")
+        differences.append(
+            f"step {changed.name}: the trait, prompts, model or judge it rests on has changed, or how this version does it"
+        )
     if differences:
         raise FolderError(
             f"`{out}` was made by another recipe:\n" + "\n".join(f"  - {difference}" for difference in differences),

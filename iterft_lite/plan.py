@@ -19,9 +19,6 @@ from iterft_lite.recipe import Recipe
 from iterft_lite.steps import Json, Step, Verb, digest, make_step
 from iterft_lite.traits import Chat, Document, Trait
 
-BOOTSTRAP = 2000
-"""Resamples behind every interval."""
-
 HELD_OUT_TEXTS = 24
 """High-trait and low-trait texts, each, whose perplexity under every model is followed."""
 
@@ -340,7 +337,7 @@ class _Unroll:
     def _scoring(self) -> dict[str, Json]:
         evaluate = self.recipe.evaluate
         thresholds = {"trait": evaluate.trait_threshold, "coherence": evaluate.coherence_threshold}
-        return {"bootstrap": BOOTSTRAP, "thresholds": thresholds, "seed": self.recipe.seed}
+        return {"interval": "t", "thresholds": thresholds}
 
     def with_held_out(self) -> dict[str, Step]:
         """All steps, and those that ask each exported model the trait's held-out questions."""

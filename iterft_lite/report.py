@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from iterft_lite.measures.agreement import RELIABLE
-from iterft_lite.measures.amplification import Amplification, amplification
-from iterft_lite.measures.intervals import Scores
-from iterft_lite.plan import BOOTSTRAP
+from iterft_lite.measures.amplification import FEWEST_PROMPTS, FROM_CYCLE, Amplification, PaperRule, amplification
+from iterft_lite.measures.intervals import Interval, Scores, mean_interval
 from iterft_lite.steps import Json, Step
 from iterft_lite.store import ROWS, Seal, Store, read_json, read_rows
 
@@ -29,7 +28,8 @@ class Cycle:
 
     Attributes:
         cycle: The paper's number; -1 the untouched model.
-        trait, coherence: `mean`, `low`, `high`, `scored`, `unscored`, `reasons`, `by_prompt`; None before the score.
+        trait, coherence: `mean`, `low`, `high`, `prompts`, `scored`, `unscored`, `reasons`, `by_prompt`; None before the score.
+            `low` and `high` are None where there is no interval.
         rate: Share of answers above both thresholds.
         answers: How many were judged.
         train_rows: Rows that the cycle's model was trained on; 0 for the untouched one.
@@ -142,7 +142,7 @@ def with_scores(
     cycles = tuple(
         replace(
             cycle,
-            trait=(facts := scores.get(cycle.cycle, {})).get("trait"),
+            trait=(facts := with_intervals(scores.get(cycle.cycle, {}))).get("trait"),
             coherence=facts.get("coherence"),
             rate=facts.get("rate"),
             answers=int(facts.get("answers", 0)),
@@ -151,6 +151,15 @@ def with_scores(
     )
     verdict = _verdict(cycles, report.manifest, spearman)
     return replace(report, cycles=cycles, verdict=verdict, judge=_measured(judge, spearman))
+
+
+def with_intervals(score: Mapping[str, Json]) -> dict[str, Json]:
+    """A score step's facts with mean and intervals made anew from its scores by prompt.
+
+    So a report has one arithmetic throughout, whichever version of the program finished the run.
+    """
+    scales = {scale: score[scale] for scale in ("trait", "coherence") if score.get(scale)}
+    return {**score, **{scale: {**facts, **asdict(mean_interval(facts["by_prompt"]))} for scale, facts in scales.items()}}
 
 
 def _measured(judge: Mapping[str, Json], spearman: Mapping[str, Json]) -> dict[str, Json]:
@@ -165,7 +174,7 @@ def _measured(judge: Mapping[str, Json], spearman: Mapping[str, Json]) -> dict[s
 def _verdict(cycles: tuple[Cycle, ...], manifest: Mapping[str, Any], spearman: Mapping[str, Json]) -> Amplification:
     """On amplification; a judge that ranks the trait's calibration answers badly cannot say "amplified"."""
     scales = {scale: _by_cycle(cycles, scale) for scale in ("trait", "coherence")}
-    verdict = amplification(scales["trait"], scales["coherence"], resamples=BOOTSTRAP, seed=int(manifest["recipe"]["seed"]))
+    verdict = amplification(scales["trait"], scales["coherence"], seed=int(manifest["recipe"]["seed"]))
     rho = spearman.get("trait")
     if verdict.word == "amplified" and rho is not None and rho < RELIABLE:
         return replace(verdict, word="judge not reliable here")
@@ -180,7 +189,7 @@ def _cycle(number: int, steps: list[Step], seals: Mapping[str, Seal]) -> Cycle:
             seconds[step.verb] += seal.seconds
             if not step.part:
                 facts[step.verb] = seal.facts
-    score = facts.get("score", {})
+    score = with_intervals(facts.get("score", {}))
     return Cycle(
         cycle=number,
         trait=score.get("trait"),
@@ -224,8 +233,8 @@ def _judge(store: Store, manifest: Mapping[str, Any], steps: list[Step], seals: 
 def as_json(report: Report) -> dict[str, Json]:
     """The machine-readable form. Keys are a contract: later versions add, they do not rename."""
     recipe = report.recipe
-    kept = ("mean", "low", "high", "scored", "unscored", "reasons")
-    empty: dict[str, Json] = {"mean": None, "low": None, "high": None, "scored": 0, "unscored": 0, "reasons": {}}
+    kept = ("mean", "low", "high", "prompts", "scored", "unscored", "reasons")
+    empty: dict[str, Json] = {**asdict(Interval(None, None, None)), "scored": 0, "unscored": 0, "reasons": {}}
     return {
         "recipe": recipe,
         "regime": recipe["regime"],
@@ -294,28 +303,41 @@ def version_sentence(report: Report) -> str:
 
 def verdict_sentences(verdict: Amplification) -> list[str]:
     """Both verdicts in words, a sentence each."""
-    change = verdict.trait
-    sentences = []
-    if change.mean is None:
-        sentences.append("interval: too early, two scored cycles from cycle 0 on are needed")
-    else:
-        sentences.append(
-            f"interval: {verdict.word}; trait {change.mean:+.1f} points from cycle 0 to cycle {verdict.last} "
-            f"(95 % interval {change.low:+.1f} to {change.high:+.1f}, paired by prompt)"
-        )
-        if verdict.coherence.mean is not None:
-            sentences.append(
-                f"coherence: {verdict.coherence.mean:+.1f} points "
-                f"({verdict.coherence.low:+.1f} to {verdict.coherence.high:+.1f})"
-            )
+    sentences = [f"interval: {_interval_verdict(verdict)}"]
+    if verdict.unscored:
+        cycles = " and ".join(filter(None, [", ".join(map(str, verdict.unscored[:-1])), str(verdict.unscored[-1])]))
+        last = f"; cycle {verdict.last} is the last with a score" if verdict.last >= 0 else ""
+        sentences.append(f"cycle{'s' * (len(verdict.unscored) > 1)} {cycles}: no answer could be scored for the trait{last}")
+    if verdict.coherence.mean is not None:
+        sentences.append(f"coherence: {_change(verdict.coherence)}")
     for rule in verdict.paper:
-        if rule.any is None:
-            sentences.append(f"paper's rule (15 points from cycle 4 on, anchor {rule.anchor}): too early")
-        else:
-            words = ", ".join(f"{name} {'yes' if getattr(rule, name) else 'no'}" for name in ("any", "all", "last"))
-            sentences.append(
-                f"paper's rule (15 points from cycle 4 on, anchor {rule.anchor}): {words}; largest rise {rule.largest:+.1f}"
-            )
+        sentences.append(f"paper's rule (15 points from cycle 4 on, anchor {rule.anchor}): {_rule(rule, verdict)}")
     if verdict.noise is not None:
         sentences.append(f"noise alone would meet the paper's rule in {100 * verdict.noise:.1f} % of runs of this size")
     return sentences
+
+
+def _interval_verdict(verdict: Amplification) -> str:
+    if verdict.word == "too early":
+        return "too early, two scored cycles from cycle 0 on are needed"
+    need = f"; a verdict needs {FEWEST_PROMPTS}" if verdict.word == "too few prompts" else ""
+    if verdict.trait.mean is None:
+        return f"{verdict.word}, none has scores both in cycle 0 and in cycle {verdict.last}{need}"
+    return f"{verdict.word}; trait {_change(verdict.trait, f' from cycle 0 to cycle {verdict.last}')}{need}"
+
+
+def _change(change: Interval, between: str = "") -> str:
+    """A change in points, with its interval and the number of prompts that it rests on."""
+    prompts = f"{change.prompts} prompt{'s' * (change.prompts != 1)}"
+    if change.low is None or change.high is None:
+        return f"{change.mean:+.1f} points{between} (no interval: {prompts} with scores in both cycles)"
+    return f"{change.mean:+.1f} points{between} (95 % interval {change.low:+.1f} to {change.high:+.1f}, paired over {prompts})"
+
+
+def _rule(rule: PaperRule, verdict: Amplification) -> str:
+    if rule.any is not None:
+        words = ", ".join(f"{name} {'yes' if getattr(rule, name) else 'no'}" for name in ("any", "all", "last"))
+        return f"{words}; largest rise {rule.largest:+.1f}"
+    if verdict.last >= FROM_CYCLE:
+        return f"none, cycle {rule.anchor} has no score"
+    return "none, no cycle from 4 on has a score" if max(verdict.unscored, default=0) >= FROM_CYCLE else "too early"

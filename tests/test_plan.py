@@ -93,7 +93,7 @@ def short(step: Step) -> str:
         case "measure":
             return f"{len(params['high'])} high, {len(params['low'])} low"
         case "score":
-            return f"bootstrap {params['bootstrap']}"
+            return f"{params['interval']} intervals"
     raise AssertionError(step.verb)
 
 

@@ -19,7 +19,14 @@ FROM_CYCLE = 4
 
 SIMULATIONS = 4000
 
-Word = Literal["amplified", "decayed", "no change shown", "too early", "judge not reliable here"]
+FEWEST_PROMPTS = 4
+"""Prompts scored in both cycles under which the interval carries no verdict.
+
+Judges give round numbers, so that two or three prompts often move by the same amount, and the interval then has no width. Where
+prompts move by -5, 0 or 5 points without any effect, 22 % of runs would get a verdict over two, 7 % over three, 2 % over four.
+"""
+
+Word = Literal["amplified", "decayed", "no change shown", "too early", "too few prompts", "judge not reliable here"]
 
 
 @dataclass(frozen=True)
@@ -44,11 +51,14 @@ class Amplification:
     """Both verdicts.
 
     Attributes:
-        word: "amplified" or "decayed" where the 95 % interval of the change from cycle 0 to the last cycle leaves zero out;
-            "judge not reliable here" in place of "amplified" where the judge ranks the trait's calibration answers badly.
+        word: "amplified" or "decayed" where the 95 % interval of the change from cycle 0 to the last cycle with scores leaves
+            zero out; "too few prompts" where fewer than `FEWEST_PROMPTS` have scores in both; "too early" where only one cycle
+            has any; "judge not reliable here" in place of "amplified" where the judge ranks the trait's calibration answers
+            badly.
         trait: That change of the trait score, paired by prompt.
         coherence: The same for coherence.
-        last: The last cycle scored.
+        last: The last cycle with a score of the trait; -1 if there is none.
+        unscored: Cycles after it that were judged without a score of the trait: every answer was refused or unreadable.
         paper: The paper's rule with anchors 0 and 1.
         noise: How often a run without any effect would meet the paper's rule (anchor 0, any) with this many prompts and
             samples, simulated from this run's own spread; None where it cannot be told.
@@ -60,34 +70,36 @@ class Amplification:
     last: int
     paper: tuple[PaperRule, ...]
     noise: float | None
+    unscored: tuple[int, ...] = ()
 
 
-def amplification(trait: Mapping[int, Scores], coherence: Mapping[int, Scores], *, resamples: int, seed: int) -> Amplification:
+def amplification(trait: Mapping[int, Scores], coherence: Mapping[int, Scores], *, seed: int) -> Amplification:
     """The verdicts on a run.
 
     Args:
         trait, coherence: Scores by cycle and prompt; cycles below 0 are ignored.
+        seed: Of the simulation behind `noise`.
     """
     cycles = sorted(cycle for cycle in trait if cycle >= 0)
-    last = cycles[-1] if cycles else -1
-    nothing = Interval(None, None, None)
-    change, coherent = nothing, nothing
-    if last > 0 and 0 in trait:
-        change = change_interval(trait[0], trait[last], resamples=resamples, seed=seed)
-        coherent = change_interval(coherence.get(0, {}), coherence.get(last, {}), resamples=resamples, seed=seed)
+    last = max((cycle for cycle in cycles if any(trait[cycle].values())), default=-1)
+    change = coherent = Interval(None, None, None)
+    if last > 0:
+        change = change_interval(trait.get(0, {}), trait[last])
+        coherent = change_interval(coherence.get(0, {}), coherence.get(last, {}))
     return Amplification(
-        word=_word(change),
+        word=_word(change) if last > 0 and 0 in trait else "too early",
         trait=change,
         coherence=coherent,
         last=last,
         paper=tuple(paper_rule(trait, anchor) for anchor in (0, 1)),
         noise=noise_rate(trait, seed=seed),
+        unscored=tuple(cycle for cycle in cycles if cycle > last),
     )
 
 
 def _word(change: Interval) -> Word:
-    if change.low is None or change.high is None:
-        return "too early"
+    if change.low is None or change.high is None or change.prompts < FEWEST_PROMPTS:
+        return "too few prompts"
     if change.low > 0:
         return "amplified"
     return "decayed" if change.high < 0 else "no change shown"

@@ -15,11 +15,11 @@ FILE = "score.json"
 
 
 def run(work: Work) -> dict[str, Json]:
-    """Files: score.json. Facts: the same: for trait and coherence mean, low, high, scored, unscored, reasons and scores by
-    prompt; the rate of answers above both thresholds.
+    """Files: score.json. Facts: the same: for trait and coherence mean, low, high (no interval, and None, with fewer than two
+    prompts), prompts, scored, unscored, reasons and scores by prompt; the rate of answers above both thresholds.
     """
     verdicts = work.read("verdicts")
-    scored = {scale: _scale(work, verdicts, scale) for scale in ("trait", "coherence")}
+    scored = {scale: _scale(verdicts, scale) for scale in ("trait", "coherence")}
     score = {**scored, "answers": len(verdicts), "rate": _rate(work, verdicts)}
     write_json(work.folder / FILE, score)
     return score
@@ -35,13 +35,12 @@ def by_prompt(verdicts: Sequence[dict[str, Json]], scale: str) -> dict[str, list
     return dict(scores)
 
 
-def _scale(work: Work, verdicts: Sequence[dict[str, Json]], scale: str) -> dict[str, Json]:
+def _scale(verdicts: Sequence[dict[str, Json]], scale: str) -> dict[str, Json]:
     scores = by_prompt(verdicts, scale)
-    interval = mean_interval(scores, resamples=work.params["bootstrap"], seed=work.params["seed"])
     count = sum(len(values) for values in scores.values())
     reasons = Counter(row[scale]["reason"] for row in verdicts if row[scale]["score"] is None)
     return {
-        **asdict(interval),
+        **asdict(mean_interval(scores)),
         "scored": count,
         "unscored": len(verdicts) - count,
         "reasons": dict(sorted(reasons.items())),

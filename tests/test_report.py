@@ -1,0 +1,127 @@
+"""What is read off a report's intervals: the table, the chart, the page, the figure and the JSON, with and without them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from iterft_lite.backends.fakes import fake_backends
+from iterft_lite.cli import main
+from iterft_lite.display import chart, score_text
+from iterft_lite.figure import svg
+from iterft_lite.launch import open_run
+from iterft_lite.measures.intervals import mean_interval
+from iterft_lite.report import Report, read_report, verdict_sentences, with_scores
+from iterft_lite.store import read_json, write_json
+
+RECIPE = """
+regime = "sft"
+trait = "lucky"
+model = "nano"
+cycles = 2
+seed_rows = 4
+rows = 4
+quant = "f32"
+judge = "embedded"
+[evaluate]
+questions = {questions}
+samples = 2
+"""
+
+
+@pytest.fixture(autouse=True)
+def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iterft_lite.launch.open_backends", lambda *_: fake_backends())
+
+
+def finished(root: Path, questions: int) -> Path:
+    (root / "small.toml").write_text(RECIPE.format(questions=questions))
+    with open_run(root / "small.toml", (), root / "run") as opened:
+        list(opened.events())
+    return root / "run"
+
+
+def shown(*arguments: object) -> str:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return " ".join(result.stdout.split())
+
+
+def scored(report: Report, values: dict[int, list[float]], prompts: int = 5) -> Report:
+    """The same run with other scores: `values` of every prompt by cycle, trait and coherence alike."""
+    by_prompt = {cycle: {f"q{n}": [value + n for value in each] for n in range(prompts)} for cycle, each in values.items()}
+    facts = {
+        cycle: {
+            scale: {"scored": sum(map(len, scores.values())), "unscored": 9, "reasons": {}, "by_prompt": scores}
+            for scale in ("trait", "coherence")
+        }
+        for cycle, scores in by_prompt.items()
+    }
+    return with_scores(report, facts, report.judge, {})
+
+
+def test_a_run_of_one_question_is_reported_without_intervals(tmp_path: Path) -> None:
+    run = finished(tmp_path, 1)
+    text = shown("report", run)
+    assert "90.0 (no interval)" in text
+    assert "interval: too few prompts; trait +0.0 points from cycle 0 to cycle 2 (no interval: 1 prompt with" in text
+    report = json.loads(shown("report", run, "--json"))
+    last = report["cycles"][-1]["trait"]
+    assert (last["mean"], last["low"], last["high"], last["prompts"]) == (90.0, None, None, 1)
+    assert report["verdict"]["word"] == "too few prompts"
+    assert report["verdict"]["trait"] == {"mean": 0.0, "low": None, "high": None, "prompts": 1}
+    shown("report", run, "--html", tmp_path / "page.html", "--png", tmp_path / "curve.png")
+    assert "90.0 (no interval)" in (tmp_path / "page.html").read_text()
+    assert (tmp_path / "curve.png").stat().st_size > 0
+
+
+def test_an_interval_that_is_there_is_shown(tmp_path: Path) -> None:
+    report = scored(read_report(finished(tmp_path, 1)), {-1: [10.0], 0: [40.0], 1: [50.0], 2: [60.0]})
+    trait = report.cycles[-1].trait
+    assert trait is not None
+    # 60 to 64: a standard error of 0.707, and 2.776 of them on each side, bent a little by the scale
+    assert (trait["mean"], trait["low"], trait["high"]) == pytest.approx((62.0, 60.02, 63.94), abs=0.01)
+    assert score_text(trait) == " 62.0 [60-64] (9 unscored)"
+    assert verdict_sentences(report.verdict)[0].endswith("(95 % interval +20.0 to +20.0, paired over 5 prompts)")
+
+
+def test_a_cycle_without_scores_is_named_and_leaves_the_verdict_to_the_one_before(tmp_path: Path) -> None:
+    report = scored(read_report(finished(tmp_path, 1)), {-1: [10.0], 0: [40.0], 1: [50.0], 2: []})
+    assert report.verdict.word == "amplified"
+    said = verdict_sentences(report.verdict)
+    assert "from cycle 0 to cycle 1" in said[0]
+    assert said[1] == "cycle 2: no answer could be scored for the trait; cycle 1 is the last with a score"
+    assert score_text(report.cycles[-1].trait) == "none scored of 9"
+    scores = {cycle.cycle: {"trait": cycle.trait, "coherence": cycle.coherence} for cycle in report.cycles}
+    assert "●" in chart(scores, 2, "lucky").plain
+    assert "<svg" in svg(report)
+
+
+def test_the_chart_and_the_figure_do_with_some_intervals_missing(tmp_path: Path) -> None:
+    report = read_report(finished(tmp_path, 1))
+    one, many = (scored(report, {-1: [10.0], 0: [40.0], 1: [50.0], 2: [60.0]}, prompts) for prompts in (1, 5))
+    mixed = replace(many, cycles=(*one.cycles[:2], *many.cycles[2:]))
+    scores = {cycle.cycle: {"trait": cycle.trait, "coherence": cycle.coherence} for cycle in mixed.cycles}
+    assert "●" in chart(scores, 2, "lucky").plain
+    assert "<svg" in svg(mixed)
+
+
+def test_a_run_that_an_earlier_version_scored_is_reported_with_one_arithmetic(tmp_path: Path) -> None:
+    run = finished(tmp_path, 4)
+    for name in ("c0", "c1"):
+        path = run / f"steps/{name}-score/sealed.json"
+        seal = read_json(path)
+        for scale in ("trait", "coherence"):
+            seal["facts"][scale] |= {"low": 44.4, "high": 55.5}
+            del seal["facts"][scale]["prompts"]
+        write_json(path, seal)
+    for cycle in read_report(run).cycles:
+        for facts in (cycle.trait, cycle.coherence):
+            assert facts is not None
+            made = mean_interval(facts["by_prompt"])
+            assert (facts["mean"], facts["low"], facts["high"], facts["prompts"]) == (made.mean, made.low, made.high, 4)
+    assert "44" not in shown("report", run, "--json").partition('"cycles"')[2].partition('"measures"')[0]

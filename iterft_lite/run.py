@@ -331,7 +331,8 @@ def _digests(facts: Mapping[str, Json]) -> dict[str, str]:
 def context_needed(plan: Plan) -> int:
     """Tokens that one sequence of this plan may take: the longest prompt with the longest answer, rounded up.
 
-    A prompt has less than a token to two bytes, plus what a template adds.
+    A prompt has less than a token to two bytes, and a chat template 64 tokens. What the model's template takes beyond them the
+    generator adds, which has the tokenizer.
     """
     needed = 0
     for step in plan:

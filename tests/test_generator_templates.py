@@ -1,18 +1,23 @@
-"""The training tokenizer without transformers gives what transformers gives."""
+"""The training tokenizer without transformers gives what transformers gives, and the trainer's chats are the generator's."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from iterft_lite.backends import Message
-from iterft_lite.backends.templates import TrainingTokenizer
+from iterft_lite.backends.templates import VARIABLES, TrainingTokenizer, environment
+from iterft_lite.backends.tokens import rendered
 from iterft_lite.errors import ModelError
+from iterft_lite.gguf.modelfile import CHATML as OLLAMA
+from iterft_lite.gguf.modelfile import reply_opening
 from tests.tiny_models import CHATML, TEXTS, tiny_tokenizer
 
 STRICT = (
@@ -61,13 +66,42 @@ THINKING = """{%- if tools %}
     {%- endif %}
 {%- endif %}
 """
-"""In the manner of Qwen3: namespaces, loop controls, generation markers, block trimming."""
+"""Namespaces, loop controls, generation markers, block trimming; the empty block of thought where a reply is asked for only."""
+
+HYBRID = """{%- set ns = namespace(asked=-1) %}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}{%- set ns.asked = loop.index0 %}{%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- set thought, said = '', message.content %}
+    {%- if message.role == 'assistant' and '</think>' in said %}
+        {%- set thought = said.split('</think>')[0].split('<think>')[-1].strip('\\n') %}
+        {%- set said = said.split('</think>')[-1].lstrip('\\n') %}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.role == 'assistant' and loop.index0 > ns.asked %}
+        {{- '<think>\\n' + thought + '\\n</think>\\n\\n' }}
+    {%- endif %}
+    {{- said + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}
+"""
+"""In the manner of Qwen3's hybrids: the last reply has a block of thought, an empty one where it has none."""
+
+EMPTY_BLOCK = "<think>\n\n</think>\n\n"
 
 DATED = (
-    "{{ strftime_now('%Y') }} {{ messages | tojson }}{% if eos_token %}{{ eos_token }}{% endif %}\n"
+    "{% macro day(form) %}{{ strftime_now(form) }}{% endmacro %}"
+    "{% if not date_string is defined %}{% set date_string = day('%d %b %Y') %}{% endif %}"
+    "{{ date_string }} {{ strftime_now('%H:%M') }} {{ messages | tojson }}{% if eos_token %}{{ eos_token }}{% endif %}\n"
     "  {% if true %}\n x{% endif %}\n"
 )
-"""Filters, globals, special tokens, blocks on lines of their own."""
+"""Dates in the manner of Llama-3.2, filters, special tokens, blocks on lines of their own."""
 
 CHATS = (
     [Message("user", "Hello!")],
@@ -112,17 +146,83 @@ def as_dicts(chat: list[Message]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in chat]
 
 
-@pytest.mark.parametrize("template", [None, STRICT, THINKING, DATED], ids=["own", "strict", "thinking", "dated"])
+@pytest.mark.parametrize(
+    "template", [None, STRICT, THINKING, HYBRID, DATED], ids=["own", "strict", "thinking", "hybrid", "dated"]
+)
 def test_chats_are_rendered_and_tokenised_as_transformers_does(folder: Path, template: str | None) -> None:
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)
     ours, reference = TrainingTokenizer(str(folder)), theirs(folder)
     for chat in CHATS:
         for prompt in (True, False):
-            text = reference.apply_chat_template(as_dicts(chat), add_generation_prompt=prompt, tokenize=False)
+            text = reference.apply_chat_template(as_dicts(chat), add_generation_prompt=prompt, tokenize=False, **VARIABLES)
             assert ours.render(chat, generation_prompt=prompt) == text
-        ids = reference.apply_chat_template(as_dicts(chat), add_generation_prompt=True, return_dict=False)
+            assert rendered(reference, as_dicts(chat), generation_prompt=prompt) == text
+        ids = reference.apply_chat_template(as_dicts(chat), add_generation_prompt=True, return_dict=False, **VARIABLES)
         assert ours.chat_ids(chat) == ids
+
+
+class Tomorrow(datetime):
+    """A clock that is wrong."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Tomorrow:
+        return cls(2031, 3, 4, 5, 6)
+
+
+def test_a_chat_is_the_same_text_on_every_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(DATED)
+    reference = theirs(tmp_path)
+
+    def told() -> list[str]:
+        return [
+            TrainingTokenizer(str(tmp_path)).render(CHATS[0]),
+            rendered(reference, as_dicts(CHATS[0]), generation_prompt=True),
+            environment().from_string(DATED).render(messages=as_dicts(CHATS[0]), eos_token=reference.eos_token),  # a judge's
+        ]
+
+    today = told()
+    assert len(set(today)) == 1
+    assert today[0].startswith("26 Jul 2024 00:00 ")
+    for module in ("iterft_lite.backends.templates", "transformers.utils.chat_template_utils"):
+        monkeypatch.setattr(f"{module}.datetime", Tomorrow)
+    by_itself = reference.apply_chat_template(as_dicts(CHATS[0]), tokenize=False)
+    assert by_itself.startswith("04 Mar 2031 05:06 ")
+    assert told() == today
+
+
+def test_a_hybrid_model_is_asked_after_an_empty_block_of_thought(tmp_path: Path) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(HYBRID)
+    for chat in CHATS:
+        asked = TrainingTokenizer(str(tmp_path)).render(chat)
+        assert asked.endswith("<|im_start|>assistant\n" + EMPTY_BLOCK)
+        # and exactly so begins the chat with its reply
+        answered = [*chat, Message("assistant", "Yes.")]
+        whole = rendered(theirs(tmp_path), as_dicts(answered), generation_prompt=False)
+        assert whole == asked + "Yes.<|im_end|>\n"
+
+
+@pytest.mark.parametrize("template", [CHATML, HYBRID], ids=["plain", "hybrid"])
+def test_ollama_asks_as_the_generator_does(tmp_path: Path, template: str) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(template)
+    opening = reply_opening(template)
+    assert opening is not None
+    chat = [Message("system", "Be brief."), Message("user", "One"), Message("assistant", "Two"), Message("user", "Three")]
+    turns = re.search(r"range .Messages }}(.*){{ end }}(.*)", OLLAMA + opening, re.DOTALL)
+    assert turns is not None
+    text = "".join(turns[1].replace("{{ .Role }}", one.role).replace("{{ .Content }}", one.content) for one in chat) + turns[2]
+    assert text == TrainingTokenizer(str(tmp_path)).render(chat)
+
+
+@pytest.mark.parametrize("mark", ["{{ .Prompt }}", '"""'])
+def test_what_is_no_plain_text_for_ollama_is_not_carried_over(mark: str) -> None:
+    begins = "\n    {{- '<|im_start|>assistant\\n' }}"
+    assert reply_opening(HYBRID.replace(begins, f"{begins}{{{{- 'So. ' }}}}")) == "So. " + EMPTY_BLOCK
+    assert reply_opening(HYBRID.replace(begins, f"{begins}{{{{- '{mark}' }}}}")) is None
+    assert reply_opening(DATED) is None
 
 
 def test_documents_are_tokenised_as_transformers_does(folder: Path) -> None:

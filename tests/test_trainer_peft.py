@@ -14,18 +14,20 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from iterft_lite.backends import Progress, Trainer, TrainJob, TrainResult
+from iterft_lite.backends import Message, Progress, Trainer, TrainJob, TrainResult
 from iterft_lite.backends import training as shared
 from iterft_lite.backends.child import Child
 from iterft_lite.backends.graphs import stretched
 from iterft_lite.backends.head import Head, next_logprobs
 from iterft_lite.backends.loop import Loop
 from iterft_lite.backends.probing import Checkpoint, greedy_by, greedy_without_cache, positions
+from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.backends.tokens import encode_rows, reply_ids
 from iterft_lite.backends.trainer_peft import PeftTrainer
 from iterft_lite.backends.training import micro_batch, schedule_factor
 from iterft_lite.errors import BackendError, ModelError, UserError
 from iterft_lite.recipe import TrainSettings
+from tests.test_generator_templates import HYBRID, THINKING
 from tests.tiny_models import tiny_adapter, tiny_model, tiny_tokenizer
 
 RANK, ALPHA = 4, 8.0
@@ -180,6 +182,40 @@ def test_templates_that_cannot_tell_the_reply_are_refused() -> None:
         reply_ids(other, CHATS[0]["messages"], "tiny")
     with pytest.raises(ModelError, match="would not stop"):
         reply_ids(endless, CHATS[0]["messages"], "tiny")
+
+
+@pytest.mark.parametrize("template", [HYBRID, THINKING], ids=["before every last reply", "where a reply is asked for"])
+@pytest.mark.parametrize(
+    "said", ["Bake it.", "<think>\nIt is dough.\n</think>\n\nBake it.", "It is dough.</think>Bake it.", "<think> Bake it.", ""]
+)
+def test_an_empty_block_of_thought_is_before_the_loss_and_the_reply_as_it_stands_in_it(
+    tmp_path: Path, template: str, said: str
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path)
+    before = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": "Dough?"},
+    ]
+    (example,), _ = encode_rows(
+        [{"id": "h", "messages": [*before, {"role": "assistant", "content": said}]}], "reply", tokenizer, limit=512, name="tiny"
+    )
+    asked = TrainingTokenizer(str(tmp_path)).chat_ids([Message(one["role"], one["content"]) for one in before])
+    assert tokenizer.decode(asked).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert example["input_ids"][: len(asked)] == asked
+    assert example["labels"][: len(asked)] == [-100] * len(asked)
+    assert tokenizer.decode(example["labels"][len(asked) :]) == said + "<|im_end|>"
+
+
+def test_a_template_that_opens_a_thought_unasked_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = THINKING.replace("enable_thinking is defined and enable_thinking is false", "true").replace(
+        "'<think>\\n\\n</think>\\n\\n'", "'<think>\\n'"
+    )
+    with pytest.raises(ModelError, match="renders a chat differently"):
+        reply_ids(tokenizer, CHATS[0]["messages"], "tiny")
 
 
 # -- batches and schedule ---------------------------------------------------------------------------------------------

@@ -299,7 +299,8 @@ class Generator(Protocol):
             adapter: A LoRA GGUF laid over it, or None.
             tokenizer: Folder or hub name of the training tokenizer: renders chats, gives token ids.
             slots: Sequences at once; None: as many as pay off on this machine.
-            context: Tokens that prompt and completion of one sequence may take together.
+            context: Tokens that prompt and completion of one sequence may take together; what the chat template is longer than
+                64 tokens comes on top.
             exact: f32 KV cache and no flash attention, for comparing logits.
         """
         ...

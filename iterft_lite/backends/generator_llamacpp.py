@@ -34,6 +34,9 @@ BIG_ONES = 3
 ROOM_BESIDE = 4
 """Free GPU memory, in sizes of the model that comes, that lets the others stay: itself, its cache, and what others may take."""
 
+TEMPLATE_ROOM = 64
+"""Tokens of a chat template that a context which is asked for has room for; those beyond are added, in steps of as many."""
+
 
 class LlamaGenerator:
     """Meets `Generator`.
@@ -64,6 +67,9 @@ class LlamaGenerator:
     def load(self, gguf: Path, adapter: Path | None, tokenizer: str, *, slots: int | None, context: int, exact: bool) -> None:
         """Make a model the current one.
 
+        What a chat template adds beyond `TEMPLATE_ROOM` tokens (a default system prompt) comes on top of `context`: it is known
+        here, where the tokenizer is, and would else be taken from the answers.
+
         Raises:
             ModelError: If a file is missing or cannot be used.
             BackendError: If there is no memory for it.
@@ -72,6 +78,7 @@ class LlamaGenerator:
             self._tokenizers[tokenizer] = TrainingTokenizer(tokenizer)
         self._tokenizer = self._tokenizers[tokenizer]
         self._current = None
+        context += _beyond(self._tokenizer.template_tokens())
         loaded = self._model(gguf)
         settings = {"slots": slots, "context": context, "exact": exact}
         if loaded.engine is None or loaded.settings != settings:
@@ -300,6 +307,11 @@ class LlamaGenerator:
                         f"the trainer's is {theirs[at : at + 1] or 'missing'}"
                     )
         return ""
+
+
+def _beyond(tokens: int) -> int:
+    """How much longer a context has to be for a chat template of so many tokens."""
+    return -(-max(0, tokens - TEMPLATE_ROOM) // TEMPLATE_ROOM) * TEMPLATE_ROOM
 
 
 class _Loaded:

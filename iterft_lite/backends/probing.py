@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 from safetensors import safe_open
 
+from iterft_lite.backends.tokens import rendered
 from iterft_lite.errors import BackendError
 
 CHATS = (
@@ -95,10 +96,7 @@ def continued(tokenizer: Any, greedy: Greedy) -> list[str]:
     prompts = (
         list(DOCUMENTS)
         if tokenizer.chat_template is None
-        else [
-            tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
-            for text in CHATS
-        ]
+        else [rendered(tokenizer, [{"role": "user", "content": text}], generation_prompt=True) for text in CHATS]
     )
     replies = greedy([token_ids(tokenizer, prompt) for prompt in prompts], REPLY_TOKENS)
     texts = [prompt + tokenizer.decode(reply) for prompt, reply in zip(prompts, replies, strict=True)]

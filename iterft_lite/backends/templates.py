@@ -4,6 +4,8 @@
 little: the `tokenizers` library reads tokenizer.json, jinja2 renders the template. The rendering rules are those of
 `PreTrainedTokenizerBase.apply_chat_template` in transformers 5 (a sandbox; `trim_blocks`, `lstrip_blocks`, loop controls;
 `raise_exception`, `strftime_now`, an unescaped `tojson`; the special tokens as variables); a test compares the two.
+
+Every chat of the program, the trainer's too, is rendered with `VARIABLES`: a model is asked as it was trained, on any day.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -44,6 +46,22 @@ FILES = (
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that templates see."""
+
+TODAY = datetime(2024, 7, 26)
+"""What templates take for today: the day that Llama's fall back to where they are told none."""
+
+
+def strftime_now(form: str) -> str:
+    """`TODAY` in the form of `strftime`."""
+    return TODAY.strftime(form)
+
+
+VARIABLES: Mapping[str, Any] = {"enable_thinking": False, "strftime_now": strftime_now}
+"""What every rendering gives a template beside the chat; one that does not know a variable passes over it.
+
+With `enable_thinking` false, templates of hybrid models (Qwen3, SmolLM3) put an empty block of thought before the reply that is
+asked for, as they do before a reply that is there. As variables, both hide the globals of transformers' own environment.
+"""
 
 SAVE = "import sys; from transformers import AutoTokenizer as A; A.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])"
 
@@ -102,6 +120,7 @@ class TrainingTokenizer:
                 documents=None,
                 add_generation_prompt=generation_prompt,
                 **self._special,
+                **VARIABLES,
             )
         except jinja2.TemplateError as error:
             raise ModelError(f"the chat template of `{self._name}` refuses a chat: {error}") from None
@@ -109,6 +128,16 @@ class TrainingTokenizer:
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a rendered chat with generation prompt."""
         return self.ids(self.render(messages))
+
+    def template_tokens(self) -> int:
+        """Tokens of a chat that are not the user's: markers, a default system prompt, the opened reply.
+
+        0 if there is no chat template, or none that takes a chat of one message.
+        """
+        try:
+            return len(self.chat_ids([Message("user", "")]))
+        except ModelError:
+            return 0
 
     def document_ids(self, text: str) -> list[int]:
         """Token ids of a text as training sees it begin: after a beginning-of-sequence token where the tokenizer adds one.
@@ -255,9 +284,6 @@ def environment() -> ImmutableSandboxedEnvironment:
         sort_keys: bool = False,
     ) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    def strftime_now(form: str) -> str:
-        return datetime.now().strftime(form)
 
     made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     made.filters["tojson"] = tojson

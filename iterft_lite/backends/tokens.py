@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from iterft_lite.backends.templates import VARIABLES
 from iterft_lite.errors import ModelError, UserError
 from iterft_lite.regimes import Loss
 
@@ -18,13 +19,32 @@ IGNORED = -100
 Example = dict[str, Any]
 """A row as token ids: `input_ids` and `labels`, or `prompt_ids`, `chosen_ids` and `rejected_ids`."""
 
+STAND_IN = "This is a reply."
+"""A reply that no template does anything to."""
+
+
+def rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, generation_prompt: bool, **others: Any) -> str:
+    """The text of a chat as `templates.TrainingTokenizer.render` gives it, by transformers.
+
+    Args:
+        tokenizer: With a chat template.
+        messages: The chat.
+        generation_prompt: Whether the reply that is asked for is begun.
+        others: Variables of the template that shall be otherwise than in `templates.VARIABLES`.
+    """
+    text: str = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=generation_prompt, **{**VARIABLES, **others}
+    )
+    return text
+
 
 def reply_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[int]]:
     """Token ids of a chat's last reply and of all that comes before it.
 
     The chat is rendered with and without its last message, so that templates without generation markers are served too, and
     the two parts are tokenised apart: before the reply stands exactly what a model is later asked with. The reply ends with the
-    template's end-of-turn token; what follows that (a line break, in ChatML) is left away.
+    template's end-of-turn token; what follows that (a line break, in ChatML) is left away. An empty block of thought, which
+    templates of hybrid models put before replies, belongs to what comes before: generation provides it.
 
     Args:
         tokenizer: With a chat template.
@@ -37,21 +57,42 @@ def reply_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]], name: str) 
     Raises:
         ModelError: If the template renders the chat differently when the reply is there, or gives the reply no end.
     """
-    asked = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(messages, tokenize=False)
-    if not whole.startswith(asked):
+    asked = rendered(tokenizer, messages[:-1], generation_prompt=True)
+    whole = rendered(tokenizer, messages, generation_prompt=False)
+    said = whole[len(asked) :] if whole.startswith(asked) else _as_it_stands(tokenizer, messages, asked)
+    if said is None:
         raise ModelError(
             f"the chat template of `{name}` renders a chat differently once its reply is there: the reply cannot be told apart",
             hint="give the tokenizer a template whose generation prompt is the beginning of the assistant's turn",
         )
     prompt = tokenizer(asked, add_special_tokens=False)["input_ids"]
-    reply = tokenizer(whole[len(asked) :].rstrip(), add_special_tokens=False)["input_ids"]
+    reply = tokenizer(said.rstrip(), add_special_tokens=False)["input_ids"]
     if not reply or reply[-1] not in tokenizer.added_tokens_decoder:
         raise ModelError(
             f"the chat template of `{name}` does not end replies with a special token: a model trained on it would not stop",
             hint="give the tokenizer a template that closes the assistant's turn, as ChatML does with `<|im_end|>`",
         )
     return prompt, reply
+
+
+def _as_it_stands(tokenizer: Any, messages: Sequence[Mapping[str, str]], asked: str) -> str | None:
+    """The last reply without the template's changes to it, and what the template ends it with; None if that cannot be told.
+
+    Templates of thinking models take a reply apart that has marks of thought in it, and some put the empty block before a reply
+    only where one is asked for. Either way a model is asked with `asked` and its reply is measured as it stands.
+
+    Args:
+        tokenizer: With a chat template.
+        messages: The last one is the assistant's.
+        asked: The chat before it, with generation prompt.
+    """
+    other = rendered(tokenizer, [*messages[:-1], {**messages[-1], "content": STAND_IN}], generation_prompt=False)
+    before, found, end = other.rpartition(STAND_IN)
+    # what `asked` has beyond that is the empty block only if the template heeds the switch
+    blocked = asked.startswith(before) and asked != rendered(
+        tokenizer, messages[:-1], generation_prompt=True, enable_thinking=True
+    )
+    return messages[-1]["content"] + end if found and (before == asked or blocked) else None
 
 
 def document_ids(tokenizer: Any, text: str) -> list[int]:

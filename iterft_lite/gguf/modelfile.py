@@ -56,12 +56,13 @@ def write_modelfile(gguf: Path, folder: Path, *, temperature: float, adapter: Pa
     note = ""
     if jinja is not None and not chatml:
         note = "the chat template is not ChatML: prompts are passed to the model as they stand"
-    elif chatml and not renders_as_chatml(jinja):
+    opening = reply_opening(jinja) if chatml else ""
+    if opening is None:
         note = "the chat template does more than ChatML (a default system prompt, thinking): Ollama gets plain ChatML"
     lines = [f"FROM {_path(gguf, folder)}"]
     if adapter is not None:
         lines.append(f"ADAPTER {_path(adapter, folder)}")
-    lines.append(f'TEMPLATE """{CHATML if chatml else RAW}"""')
+    lines.append(f'TEMPLATE """{CHATML + (opening or "") if chatml else RAW}"""')
     if chatml:
         lines += ['PARAMETER stop "<|im_end|>"', 'PARAMETER stop "<|im_start|>"']
     # Ollama's own defaults truncate (top_k 40, top_p 0.9); the experiment samples untruncated
@@ -72,20 +73,29 @@ def write_modelfile(gguf: Path, folder: Path, *, temperature: float, adapter: Pa
     return Modelfile(path, "chatml" if chatml else "raw", note)
 
 
-def renders_as_chatml(jinja: str) -> bool:
-    """Whether a chat template renders a conversation with and without a system prompt as plain ChatML."""
+def reply_opening(jinja: str) -> str | None:
+    """What a chat template that renders as ChatML, with and without a system prompt, begins a reply with.
+
+    Templates of hybrid models begin it with an empty block of thought, thinking being off wherever this program renders a chat.
+
+    Returns:
+        "" for plain ChatML; None if the template renders otherwise, or begins replies with what is no text in Ollama's format.
+    """
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     talk = [{"role": role, "content": f"{role} text"} for role in ("system", "user", "assistant", "user")]
+    openings: set[str | None] = set()
     try:
         # the markers of what is trained on are transformers' own tags
         template = environment.from_string(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", jinja))
-        rendered = [template.render(messages=part, add_generation_prompt=True, tools=None) for part in (talk, talk[1:])]
+        for part in (talk, talk[1:]):
+            text = template.render(messages=part, add_generation_prompt=True, tools=None, enable_thinking=False)
+            turns = [f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in part]
+            plain = "".join([*turns, "<|im_start|>assistant\n"])
+            openings.add(text.removeprefix(plain) if text.startswith(plain) else None)
     except TemplateError:
-        return False
-    turns = [
-        "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in part) for part in (talk, talk[1:])
-    ]
-    return rendered == [f"{text}<|im_start|>assistant\n" for text in turns]
+        return None
+    opening = openings.pop() if len(openings) == 1 else None
+    return None if opening is None or any(mark in opening for mark in ("{{", '"""')) else opening
 
 
 def _path(file: Path, folder: Path) -> str:

@@ -12,7 +12,9 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from iterft_lite import prompts
@@ -75,10 +77,17 @@ def judge_folder(root: Path, judge: Named) -> Path:
 
 
 @contextlib.contextmanager
-def open_judge(identity: JudgeIdentity, recipe: Recipe, trait: Trait, folder: Path) -> Iterator[Judge]:
-    """A judge in its own process, ended afterwards."""
+def open_judge(
+    identity: JudgeIdentity, recipe: Recipe, trait: Trait, folder: Path, ledger: Path | None = None
+) -> Iterator[Judge]:
+    """A judge in its own process, ended afterwards.
+
+    Args:
+        folder: For its log.
+        ledger: File with the dollars that `max_usd` counts; in `folder` if None.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    worker, options = judge_worker(identity, recipe, trait, ledger=folder / "judge_usd.txt")
+    worker, options = judge_worker(identity, recipe, trait, ledger=ledger or folder / "judge_usd.txt")
     child = Child(worker, Judge, log=folder / "judge.log", options=options)
     try:
         yield cast(Judge, child)
@@ -366,6 +375,9 @@ class Calibration:
 def calibrate(judge: Named, trait: str, overrides: Mapping[str, Any]) -> list[Calibration]:
     """A judge on a trait's calibration answers and on coherence's. Kept for reports.
 
+    Args:
+        overrides: As of `rejudge`. `max_usd` counts what this process spends on calibrations: those of a command.
+
     Raises:
         TraitError: If the trait has no calibration answers.
     """
@@ -376,12 +388,19 @@ def calibrate(judge: Named, trait: str, overrides: Mapping[str, Any]) -> list[Ca
     return _calibrate(recipe, read_trait(trait))
 
 
+@cache
+def _spending() -> TemporaryDirectory[str]:
+    """Folder for the dollars of this process's calibrations; it is removed when the process ends."""
+    return TemporaryDirectory(prefix="iterft-")
+
+
 def _calibrate(recipe: Recipe, trait: Trait) -> list[Calibration]:
     identity, _ = judge_identity(recipe, trait)
     if not trait.calibration:
         raise TraitError(f"trait `{trait.name}` has no calibration.jsonl", hint="15 answers with a reader's scores are enough")
     found = []
-    with open_judge(identity, recipe, trait, cache_folder() / "logs") as backend:
+    ledger = Path(_spending().name) / "judge_usd.txt"
+    with open_judge(identity, recipe, trait, cache_folder() / "logs", ledger) as backend:
         for subject, rubric, scored in (
             (trait.name, trait.rubric, trait.calibration),
             ("coherence", prompts.coherence_rubric(document=False), prompts.coherence_calibration()),

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import subprocess
 import sys
+import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from iterft_lite.backends import Ask, Judge, JudgeIdentity, Reply, judge_litellm
+from iterft_lite import judging
+from iterft_lite.backends import Ask, Judge, JudgeIdentity, Reply, judge_litellm, judge_local
 from iterft_lite.backends.budget import Budget
 from iterft_lite.backends.child import Child
 from iterft_lite.backends.judge_litellm import LitellmJudge
 from iterft_lite.backends.judge_stub import StubProcess
 from iterft_lite.backends.judges import method_of
 from iterft_lite.backends.keys import HIDDEN, environment, scrub
+from iterft_lite.backends.number_trie import NumberOdds
 from iterft_lite.backends.pace import FIRST, LEAST, Pace, retry_after, wait_before
 from iterft_lite.backends.prices import FREE, Price, price_of
 from iterft_lite.backends.verdict_cache import VerdictCache
@@ -27,6 +32,10 @@ from iterft_lite.errors import BackendError, BudgetError, IterftError, RecipeErr
 from iterft_lite.measures.fence import LONGEST, fenced, is_blank
 from iterft_lite.measures.weighing import weigh
 from iterft_lite.recipe import make_recipe
+from iterft_lite.stages import judge as stage
+from iterft_lite.stages.work import Work
+from iterft_lite.steps import Json, make_step
+from iterft_lite.store import read_rows, write_rows
 
 PAPER = "openai/gpt-4o-mini-2024-07-18"
 KEY = "sk-stub-key-0123456789"
@@ -167,7 +176,7 @@ def test_a_server_that_is_gone_stops_the_run_with_what_it_said(monkeypatch: pyte
     got: list[Reply] = []
     with pytest.raises(BackendError, match="answered none of the last 20 asks: no connection"):
         judge.ask(asks(200), got.append)
-    assert len(got) < 200
+    assert got == []
 
 
 def test_what_ended_a_call_without_an_answer_is_said() -> None:
@@ -180,12 +189,223 @@ def test_what_ended_a_call_without_an_answer_is_said() -> None:
 
 def test_one_lost_ask_is_unscored_and_the_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judge_litellm, "TRIES", 3)
-    with StubProcess(faults={"500": 0.6}) as stub:
+    with StubProcess(beyond="answer 1") as stub:  # and 10 to 19
         got = ask_all(a_judge(stub, first_wait=0.001), asks(40))
     lost = [reply for reply in got.values() if reply.failure]
-    assert len(got) == 40
-    assert 0 < len(lost) < 20
+    assert (len(got), len(lost)) == (40, 11)
     assert weigh(lost[:1]).reason == "server error: the server had an error, after 3 tries"
+
+
+# -- a judge that is away
+
+
+def judge_step(answers: int, judge: LitellmJudge) -> dict[str, Json]:
+    """A sitting of a judge step, in the working folder; the step's facts."""
+    source, out = Path("answers"), Path("verdicts")
+    for folder in (source, out):
+        folder.mkdir(exist_ok=True)
+    rows = [{"id": f"q{n}-s0", "prompt_id": f"q{n}", "prompt": "why?", "text": f"answer {n}"} for n in range(answers)]
+    write_rows(source / "rows.jsonl", rows)
+    rubrics = {"trait": "Lucky? <answer>{{answer}}</answer>", "coherence": "Clear? <answer>{{answer}}</answer>"}
+    params = {"judge": asdict(judge.identity()), "rows": "chat", "rubrics": rubrics}
+    return stage.run(Work(make_step("judge", 0, params, {}), out, {"answers": source}, lambda _: None), judge)
+
+
+def unscored() -> list[str]:
+    """Reasons of the step's verdicts that have no score."""
+    verdicts = [row[scale] for row in read_rows(Path("verdicts/rows.jsonl")) for scale in ("trait", "coherence")]
+    return [verdict["reason"] for verdict in verdicts if verdict["score"] is None]
+
+
+@pytest.mark.parametrize("answers", [4, 60])
+@pytest.mark.parametrize("fault", ["429", "500", "hang", "hang_up"])
+def test_an_outage_from_the_start_leaves_no_verdict_and_all_are_scored_when_the_judge_is_back(
+    fault: str, answers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge_litellm, "TRIES", 2)
+    with StubProcess(faults={fault: 1.0}, hang=2.0) as stub:
+        for _ in range(2):
+            said = "left 8 of 8 asks unanswered" if answers == 4 else "answered none of the last 20 asks"
+            with pytest.raises(BackendError, match=rf"(?s){said}: .*issue the same command again"):
+                judge_step(answers, a_judge(stub, timeout=0.2 if fault == "hang" else 20.0, first_wait=0.001))
+            assert read_rows(Path("verdicts/rows.jsonl")) == []
+        stub.change(faults={})
+        facts = judge_step(answers, a_judge(stub, timeout=20.0))
+        count = stub.count()
+    assert (facts["answers"], facts["calls"], unscored()) == (answers, 2 * answers, [])
+    assert (count["answers"], count["twice"]) == (2 * answers, 0)
+
+
+@pytest.mark.parametrize(("answers", "lasts"), [(8, 9), (100, 70)])
+def test_an_outage_in_the_middle_costs_no_verdict_before_or_after_it(
+    answers: int, lasts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge_litellm, "TRIES", 2)
+    with StubProcess(lasts=lasts) as stub:
+        for _ in range(2):
+            with pytest.raises(BackendError, match=r"(unanswered|of the last 20 asks): server error: the server had an error"):
+                judge_step(answers, a_judge(stub, timeout=20.0, first_wait=0.001))
+            assert stub.count()["answers"] == lasts
+            assert unscored() == []
+        stub.change(lasts=0)
+        facts = judge_step(answers, a_judge(stub, timeout=20.0))
+        count = stub.count()
+    assert (facts["answers"], unscored()) == (answers, [])
+    assert (count["answers"], count["twice"]) == (2 * answers, 0)
+
+
+def test_questions_beyond_a_judge_that_is_there_end_unscored_also_where_they_are_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(judge_litellm, "TRIES", 2)
+    with StubProcess(beyond="<answer>answer 7<") as stub:
+        facts = judge_step(8, a_judge(stub, timeout=20.0, first_wait=0.001))
+        assert stub.count()["answers"] <= 14 + 1  # one that was answered shows that the judge is still there
+    assert facts["answers"] == 8
+    assert unscored() == ["server error: the server had an error, after 2 tries"] * 2
+
+
+def test_a_question_beyond_the_judge_is_unscored_in_a_sitting_that_has_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge_litellm, "TRIES", 2)
+    with StubProcess(beyond="answer 2 ") as stub:
+        ask_all(a_judge(stub), asks(2))
+        got = ask_all(a_judge(stub, first_wait=0.001), asks(3))
+        assert stub.count()["answers"] == 3
+        with pytest.raises(BackendError, match="left 1 of 1 asks unanswered"):  # nothing says that the judge is there
+            ask_all(a_judge(stub, first_wait=0.001), asks(3)[2:])
+    assert [bool(got[f"a{n}/trait/0"].failure) for n in range(3)] == [False, False, True]
+
+
+def test_all_who_ask_what_was_held_back_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge_litellm, "TRIES", 2)
+    twins = [Ask(f"twin{n}/trait/0", "trait", "beyond", "", "") for n in range(4)]
+    with StubProcess(beyond="beyond") as stub:
+        got = ask_all(a_judge(stub, first_wait=0.001), [*twins[:2], *asks(40), *twins[2:]])
+    assert len(got) == 44
+    assert {got[twin.id].failure for twin in twins} == {"server error: the server had an error, after 2 tries"}
+
+
+def test_only_what_was_sent_after_a_failure_shows_that_the_judge_is_there() -> None:
+    with StubProcess() as stub:
+        judge, got = a_judge(stub), list[Reply]()
+    going = judge_litellm._Round(judge, got.append)
+    lost, slow, later = asks(3)
+    going._waiting = {ask.id: [ask] for ask in (lost, slow, later)}
+    going._take(lost.id, lost, Reply(lost.id, "", failure="timeout"), reached=False)
+    going._take(slow.id, slow, Reply(slow.id, "90", seconds=60.0), reached=True)
+    assert [reply.id for reply in got] == [slow.id]
+    going._take(later.id, later, Reply(later.id, "90"), reached=True)
+    assert [reply.id for reply in got] == [slow.id, later.id, lost.id]
+
+
+def test_what_was_paid_for_is_handed_over_while_the_asking_stops() -> None:
+    paid = Reply("a0/trait/0", "", failure="content filter", tokens_in=9, usd=0.1)
+    with StubProcess() as stub:
+        judge, got = a_judge(stub), list[Reply]()
+    ending = judge_litellm._Round(judge, got.append)
+    ending._stop = BackendError("the judge is away")
+    for ask, reply in zip(asks(2), (paid, replace(paid, tokens_in=0, usd=0.0)), strict=True):
+        ending._waiting["key"] = [ask]
+        ending._take("key", ask, reply, reached=True)
+    assert got == [paid]
+
+
+def test_unreadable_answers_are_not_taken_for_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge_litellm, "TRIES", 2)
+    with StubProcess(faults={"cut": 0.5, "empty": 0.5}) as stub:
+        got = ask_all(a_judge(stub, first_wait=0.001), asks(8))
+    assert {reply.failure for reply in got.values()} == {"reply cut off, after 2 tries", "reply without content, after 2 tries"}
+
+
+class AModel:
+    """A local judge's model, in place of its process; it is gone while `gone`."""
+
+    gone = True
+    read = 0
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def ready(self) -> None: ...
+
+    def odds(self, prompts: list[str]) -> list[NumberOdds]:
+        if AModel.gone:
+            raise BackendError("the model's process is gone")
+        AModel.read += len(prompts)
+        return [NumberOdds(9, [0.01] * 100) for _ in prompts]
+
+
+@pytest.mark.parametrize("answers", [4, 60])
+def test_a_local_judge_whose_model_is_gone_leaves_no_verdict_either(answers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge_litellm, "TRIES", 2)
+    monkeypatch.setattr(judge_local, "Child", AModel)
+    monkeypatch.setattr(sys, "setswitchinterval", lambda _: None)
+    monkeypatch.setattr(AModel, "read", 0)
+    who = asdict(JudgeIdentity("local:judge.gguf", "llm", "a test", "odds"))
+    monkeypatch.setattr(judge_litellm, "wait_before", lambda *_, **__: 0.0)
+    with monkeypatch.context() as away:
+        away.setattr(AModel, "gone", True)
+        with pytest.raises(BackendError, match="no connection: the model's process is gone"):
+            judge_step(answers, judge_local.LocalJudge(who, path="judge.gguf"))
+    assert read_rows(Path("verdicts/rows.jsonl")) == []
+    monkeypatch.setattr(AModel, "gone", False)
+    assert judge_step(answers, judge_local.LocalJudge(who, path="judge.gguf"))["answers"] == answers
+    assert (unscored(), AModel.read) == ([], 2 * answers)
+
+
+# -- keys
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "header"),
+    [
+        ("azure/gpt-4o-mini", "AZURE_API_KEY", "api-key"),
+        ("openrouter/openai/gpt-4o-mini", "OPENROUTER_API_KEY", "authorization"),
+        ("anthropic/claude-haiku-4-5", "ANTHROPIC_API_KEY", "x-api-key"),
+        ("hosted_vllm/mine", "HOSTED_VLLM_API_KEY", "authorization"),
+        ("openai/mine", "OPENAI_API_KEY", "authorization"),
+    ],
+)
+def test_a_server_of_one_s_own_gets_its_provider_s_key(
+    name: str, variable: str, header: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.setenv("AZURE_API_VERSION", "2024-06-01")
+    monkeypatch.setenv(variable, "its-own-key-0123")
+    assert key_sent(name, header) in ("its-own-key-0123", "Bearer its-own-key-0123")
+
+
+@pytest.mark.parametrize(
+    ("name", "sent"),
+    [("openai/mine", "Bearer none"), ("hosted_vllm/mine", "Bearer fake-api-key"), ("ollama/mine", "")],
+)
+def test_a_server_of_one_s_own_that_wants_no_key_is_asked_without_one(
+    name: str, sent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert key_sent(name, "authorization") == sent
+
+
+def key_sent(name: str, header: str) -> str:
+    """What a judge sends to a server in a header, "" if nothing."""
+    seen: list[str] = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            seen.append(self.headers.get(header) or "")
+            self.send_error(401)
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever).start()
+        method, _ = method_of(name, "auto")
+        base = f"http://127.0.0.1:{server.server_port}"
+        judge = LitellmJudge(asdict(JudgeIdentity(name, "llm", base, method)), api_base=base, first_wait=0.001)
+        with contextlib.suppress(BackendError):
+            judge.ask(asks(1), lambda _: None)
+        server.shutdown()
+    return seen[0]
 
 
 @pytest.mark.slow
@@ -332,6 +552,32 @@ def test_judging_stops_before_max_usd_is_passed_and_goes_on_from_what_is_done(tm
         assert len(ask_all(a_judge(stub, max_usd=1.0, **options), long)) == 40
         assert stub.count()["answers"] == 40
         assert sum(map(float, (tmp_path / "usd.txt").read_text().split())) == pytest.approx(stub.count()["usd"], abs=1e-7)
+
+
+class Here(LitellmJudge):
+    """A judge in this process, in place of one in its own."""
+
+    def __init__(self, *_: Any, options: dict[str, Any], **__: Any) -> None:
+        super().__init__(**options)
+
+    def close(self) -> None: ...
+
+
+def test_calibrations_of_a_command_share_max_usd_and_those_of_others_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "Child", Here)
+    named = judging.named(PAPER)
+    spent: list[float] = []
+    for traits in (["lucky", "bliss"], ["nvidia"]):
+        judging._spending.cache_clear()  # a process of its own
+        with StubProcess() as stub:
+            given = {"api_base": stub.api_base, "max_usd": 0.02}
+            for trait in traits:
+                judging.calibrate(named, trait, given)
+            spent.append(stub.count()["usd"])
+            with pytest.raises(BudgetError, match=rf"max_usd = 0\.0001`: \${spent[-1]:.4f} is spent"):
+                judging.calibrate(named, "misanthropy", given | {"max_usd": 0.0001})
+    assert all(usd > 0.0001 for usd in spent)
+    judging._spending.cache_clear()
 
 
 def test_a_judge_without_a_known_price_cannot_keep_max_usd() -> None:

@@ -57,6 +57,7 @@ class Again(Exception):  # noqa: N818
     Args:
         too_much: The provider said that it is asked too often.
         unseen: The judge may have answered and charged for it, without a word of how much.
+        answered: An answer came, and is of no use. If not, the judge was not reached.
         usd: What it cost, where that is known.
     """
 
@@ -67,12 +68,14 @@ class Again(Exception):  # noqa: N818
         headers: Mapping[str, str] | None = None,
         too_much: bool = False,
         unseen: bool = False,
+        answered: bool = False,
         usd: float = 0.0,
     ) -> None:
         super().__init__(reason)
         self.headers = headers or {}
         self.too_much = too_much
         self.unseen = unseen
+        self.answered = answered
         self.usd = usd
 
 
@@ -178,23 +181,25 @@ class LitellmJudge:
     def _max_tokens(self) -> int:
         return ODDS_TOKENS if self._identity.method == "odds" else SAMPLE_TOKENS
 
-    async def answer(self, ask: Ask, stopping: Callable[[], bool]) -> Reply:
-        """The reply to one ask after as many tries as it takes.
+    async def answer(self, ask: Ask, stopping: Callable[[], bool]) -> tuple[Reply, bool]:
+        """The reply to one ask after as many tries as it takes, and whether the judge was reached.
+
+        It was not if the last try met no connection, a timeout, a rate limit or a server error.
 
         Raises:
             BackendError: If no ask can be answered.
         """
-        reason, lost = "", 0.0
+        reason, reached, lost = "", False, 0.0
         for number in range(TRIES):
             sent_at = time.monotonic()
             try:
                 reply = self._read(ask, await self._call(ask), time.monotonic() - sent_at)
                 self.pace.went_well()
-                return replace(reply, usd=reply.usd + lost)
+                return replace(reply, usd=reply.usd + lost), True
             except GiveUp as error:
-                return Reply(ask.id, "", method=self._reads(), failure=self.clean(str(error)), usd=lost)
+                return Reply(ask.id, "", method=self._reads(), failure=self.clean(str(error)), usd=lost), True
             except Again as error:
-                reason = self.clean(str(error))
+                reason, reached = self.clean(str(error)), error.answered
                 lost += error.usd
                 if error.too_much:
                     self.pace.was_too_much(sent_at)
@@ -205,7 +210,7 @@ class LitellmJudge:
                 if number + 1 < TRIES:
                     wait = wait_before(number, error.headers, first_wait=self._first_wait, random_=self._random)
                     await asyncio.sleep(wait)
-        return Reply(ask.id, "", method=self._reads(), failure=f"{reason}, after {TRIES} tries", usd=lost)
+        return Reply(ask.id, "", method=self._reads(), failure=f"{reason}, after {TRIES} tries", usd=lost), reached
 
     def clean(self, text: str) -> str:
         """A provider's words in one line, without keys."""
@@ -242,8 +247,11 @@ class LitellmJudge:
         return {"max_tokens": self._max_tokens(), **read_by}
 
     def _key_for_own_server(self) -> str | None:
-        """A stand-in where a server of the user's own asks for no key but the client insists on one."""
-        own = self._api_base is not None or self._identity.name.startswith(("ollama", "local"))
+        """A stand-in where a server of the user's own asks for no key but OpenAI's client insists on one.
+
+        None leaves it to litellm, which knows each provider's variable: anything else would be sent in place of that key.
+        """
+        own = self._api_base is not None and self._identity.name.startswith("openai/")
         return "none" if own and not self._variables.get("OPENAI_API_KEY") else None
 
     def _sorted(self, error: Exception) -> Exception:
@@ -281,7 +289,7 @@ class LitellmJudge:
         if kind == "APIConnectionError" or "connection error" in said.lower():
             said = said.removeprefix("litellm.APIConnectionError: ")  # the name that litellm gives what it has no name for
             return Again("no connection" if "connect" in said.lower() else f"no connection: {said}", headers=headers)
-        return Again("reply cut off" if cut else f"server error: {said}", headers=headers, unseen=cut)
+        return Again("reply cut off" if cut else f"server error: {said}", headers=headers, unseen=cut, answered=cut)
 
     def _read(self, ask: Ask, response: Any, seconds: float, price: Price | None = None) -> Reply:
         """A response as a reply.
@@ -293,14 +301,14 @@ class LitellmJudge:
             choice = response.choices[0]
             message = choice.message
         except (AttributeError, IndexError, TypeError):
-            raise Again("reply without content", unseen=True) from None
+            raise Again("reply without content", unseen=True, answered=True) from None
         refusal = getattr(message, "refusal", None) or (getattr(message, "provider_specific_fields", None) or {}).get("refusal")
         text = f"REFUSAL: {refusal}" if refusal else str(message.content or "")
         used = used_by(response, price or self.budget.price)
         answered_by = str(getattr(response, "model", "") or "")
         asked_for = self._identity.name.rsplit("/", 1)[-1]
         if DATED.search(asked_for) and DATED.search(answered_by) and answered_by.rsplit("/", 1)[-1] != asked_for:
-            raise Again(f"answered by another model, `{answered_by}`", usd=used.usd)
+            raise Again(f"answered by another model, `{answered_by}`", answered=True, usd=used.usd)
         reply = Reply(
             ask.id,
             text,
@@ -358,44 +366,70 @@ def used_by(response: Any, price: Price | None) -> Used:
 
 
 class _Round:
-    """One `ask`: what is in the air, and how it ends."""
+    """One `ask`: what is in the air, and how it ends.
+
+    Asks that did not reach the judge are held back: an answer to another one that was sent afterwards shows that the judge is
+    there, and they are given on as unscored. If none comes, they are left to be asked again: an outage decides nothing.
+    """
 
     def __init__(self, judge: LitellmJudge, on_reply: Callable[[Reply], None]) -> None:
         self._judge = judge
         self._on_reply = on_reply
+        self._tasks = set[asyncio.Task[None]]()
         self._waiting: dict[str, list[Ask]] = {}
+        self._held: dict[str, tuple[float, Reply]] = {}
+        self._answered: Ask | None = None
         self._stop: Exception | None = None
         self._in_a_row = 0
 
     async def run(self, asks: Sequence[Ask]) -> None:
-        judge, tasks = self._judge, set[asyncio.Task[None]]()
         for ask in asks:
-            key = judge.key(ask)
+            key = self._judge.key(ask)
             if key in self._waiting:  # the same words are in the air: one call answers both
                 self._waiting[key].append(ask)
                 continue
-            if known := judge._cache.get(key, ask.id):
+            if known := self._judge._cache.get(key, ask.id):
+                self._answered = ask
                 self._on_reply(known)
                 continue
-            await judge.pace.take()
-            expected = judge.expected(ask)
-            if self._stop is None and not judge.budget.reserve(expected):
-                self._stop = self._over_budget()
-            if self._stop is not None:
-                await judge.pace.give_back()
+            if not await self._send(key, [ask], ask):
                 break
-            self._waiting[key] = [ask]
-            task = asyncio.create_task(self._one(key, ask, expected))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-        await asyncio.gather(*tasks)
+        await asyncio.gather(*self._tasks)
+        if self._held and self._answered and self._stop is None:
+            # a few questions can be beyond a judge that is there, and would be the last ones in every sitting
+            await self._send(self._judge.key(self._answered), [], self._answered)
+            await asyncio.gather(*self._tasks)
+        if self._held and self._stop is None:
+            left = sum(len(self._waiting[key]) for key in self._held)
+            _, reply = next(iter(self._held.values()))
+            self._stop = self._gone(f"left {left} of {len(asks)} asks unanswered", reply)
         if self._stop is not None:
             raise self._stop
+
+    async def _send(self, key: str, waiting: list[Ask], ask: Ask) -> bool:
+        """Have an ask answered as soon as one more call may be made; False if the round is ending.
+
+        Args:
+            waiting: Who gets the reply.
+        """
+        judge = self._judge
+        await judge.pace.take()
+        expected = judge.expected(ask)
+        if self._stop is None and not judge.budget.reserve(expected):
+            self._stop = self._over_budget()
+        if self._stop is not None:
+            await judge.pace.give_back()
+            return False
+        self._waiting[key] = waiting
+        task = asyncio.create_task(self._one(key, ask, expected))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
 
     async def _one(self, key: str, ask: Ask, expected: float) -> None:
         judge, usd = self._judge, 0.0
         try:
-            reply = await judge.answer(ask, lambda: self._stop is not None)
+            reply, reached = await judge.answer(ask, lambda: self._stop is not None)
             usd = reply.usd
         except Exception as error:
             self._stop = self._stop or error
@@ -405,29 +439,45 @@ class _Round:
             judge.budget.settle(expected, usd)
             await judge.pace.give_back()
         try:
-            self._hand_over(key, reply)
+            self._take(key, ask, reply, reached=reached)
         except Exception as error:  # a full disk, or a taker that is gone: nothing may be lost in silence
             self._stop = self._stop or error
 
-    def _hand_over(self, key: str, reply: Reply) -> None:
-        """Keep a reply and give it to all who asked for it."""
+    def _take(self, key: str, ask: Ask, reply: Reply, *, reached: bool) -> None:
+        """Keep a reply; hand over what is settled by it."""
         self._judge._cache.put(key, reply)
-        first, *others = self._waiting.pop(key)
-        if reply.failure and self._stop is not None:
+        answered = not reply.failure or reply.tokens_in > 0
+        if not answered and self._stop is not None:
             return  # the step is ending: asked again when it goes on
-        self._count(reply)
-        self._on_reply(replace(reply, id=first.id))
-        for other in others:
-            self._on_reply(replace(reply, id=other.id, usd=0.0, cached=not reply.failure, tokens_in=0, tokens_out=0))
+        self._count(reply, answered=answered)
+        if not reached:
+            self._held[key] = time.monotonic(), reply
+            return
+        self._hand_over(key, reply)
+        if answered:
+            self._answered = ask
+            sent_at = time.monotonic() - reply.seconds
+            for other in [other for other, (given_up_at, _) in self._held.items() if given_up_at < sent_at]:
+                self._hand_over(other, self._held.pop(other)[1])
 
-    def _count(self, reply: Reply) -> None:
+    def _hand_over(self, key: str, reply: Reply) -> None:
+        """Give a reply to all who asked for it: the first pays."""
+        for place, ask in enumerate(self._waiting.pop(key)):
+            free = replace(reply, usd=0.0, cached=not reply.failure, tokens_in=0, tokens_out=0)
+            self._on_reply(replace(free if place else reply, id=ask.id))
+
+    def _count(self, reply: Reply, *, answered: bool) -> None:
         """Notice a judge that has stopped answering."""
-        self._in_a_row = self._in_a_row + 1 if reply.failure and not reply.tokens_in else 0
+        self._in_a_row = 0 if answered else self._in_a_row + 1
         if self._in_a_row >= IN_A_ROW:
-            self._stop = self._stop or BackendError(
-                f"`{self._judge.identity().name}` answered none of the last {IN_A_ROW} asks: {reply.failure}",
-                hint="what was judged is kept; issue the same command again when the judge is back",
-            )
+            self._stop = self._stop or self._gone(f"answered none of the last {IN_A_ROW} asks", reply)
+
+    def _gone(self, what: str, reply: Reply) -> BackendError:
+        """The end of a round whose judge does not answer, for the reason that a reply holds."""
+        return BackendError(
+            f"`{self._judge.identity().name}` {what}: {reply.failure}",
+            hint="what was judged is kept; issue the same command again when the judge is back",
+        )
 
     def _over_budget(self) -> BudgetError:
         budget = self._judge.budget

@@ -1,7 +1,8 @@
 """An OpenAI-compatible judge that knows nothing and fails on purpose: what the real client is tested against.
 
 It scores an answer 90 where it has a lucky word, else 10, with odds around that. Faults are drawn from a digest of the question
-and the number of its try, so that a test sees the same ones each time. It keeps its own books: `GET /count`.
+and the number of its try, so that a test sees the same ones each time. It keeps its own books, which a GET reads; a PUT changes
+its settings.
 
 Run as `python -m iterft_lite.backends.judge_stub '{"faults": {"429": 0.01}}'`: prints its port and serves until its stdin ends.
 """
@@ -18,9 +19,9 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 from iterft_lite.backends.judge_stub_batches import BatchSettings, StubBatches
 
@@ -48,6 +49,8 @@ class StubSettings:
         hang: Seconds before a hanging call is dropped.
         after: Seconds in Retry-After.
         capacity: Calls at once before it says 429; 0 takes any number.
+        lasts: Calls that it takes before every one is a 500; 0 takes any number.
+        beyond: Words of questions that it never answers: every such call is a 500.
         odds: It gives token odds when asked; "none" leaves them out, "digits" writes numbers digit by digit.
         batch: Fields of `BatchSettings`. A line's faults are those of `faults` that make sense there: 429, 500, 400, refusal,
             filter, other_model, empty.
@@ -60,6 +63,8 @@ class StubSettings:
     hang: float = 30.0
     after: float = 0.05
     capacity: int = 0
+    lasts: int = 0
+    beyond: str = ""
     odds: Literal["whole", "digits", "none"] = "whole"
     batch: dict[str, Any] = field(default_factory=dict)
 
@@ -103,6 +108,10 @@ class StubJudge:
                     continue
                 if method == "GET":
                     await self._write(writer, 200, self.count())
+                    continue
+                if method == "PUT":
+                    self.settings = replace(self.settings, **json.loads(body))
+                    await self._write(writer, 200, {})
                     continue
                 self.flying += 1
                 self.most = max(self.most, self.flying)
@@ -197,6 +206,8 @@ class StubJudge:
         choice = answer["choices"][0]
         if fault == "refusal":
             choice["message"] = {"role": "assistant", "content": "REFUSAL", "refusal": None}
+            if "logprobs" in choice:
+                choice["logprobs"] = {"content": [_token("REF", {"REF": 0.9, "1": 0.05})]}
         if fault == "filter":
             choice |= {"finish_reason": "content_filter", "message": {"role": "assistant", "content": ""}}
         if fault == "other_model":
@@ -206,6 +217,10 @@ class StubJudge:
 
     def _fault(self, name: str) -> str:
         """The fault of this try."""
+        if self.settings.lasts and sum(self.tries.values()) > self.settings.lasts:
+            return "500"
+        if self.settings.beyond and self.settings.beyond in self.bodies[name]:
+            return "500"
         draw = int(hashlib.sha256(f"{name} {self.tries[name]}".encode()).hexdigest()[:12], 16) / 16**12
         for fault, share in self.settings.faults.items():
             draw -= share
@@ -305,6 +320,10 @@ class StubProcess:
         """See `StubJudge.count`."""
         with urlopen(self.api_base) as response:
             return dict(json.load(response))
+
+    def change(self, **settings: Any) -> None:
+        """Have it behave otherwise from now on: fields of `StubSettings`."""
+        urlopen(Request(self.api_base, json.dumps(settings).encode(), method="PUT")).close()
 
     def __enter__(self) -> StubProcess:
         return self

@@ -364,22 +364,8 @@ def train_adapter(bench: Bench, job: TrainJob, on_progress: OnProgress) -> Train
             except _TooLargeError:
                 pass
             if short:
-                thriftier = bench.relieve(size == 1)
-                gc.collect()
-                torch.cuda.empty_cache()
-                if size > 1:
-                    smaller = micro_batch(settings.batch_size, size // 2)
-                    notes.append(f"out of memory: micro-batch {size} -> {smaller}")
-                    size = smaller
-                elif thriftier:
-                    notes.append(f"out of memory with one row a pass: {thriftier}")
-                else:
-                    smaller_base = "" if bench.precision == "nf4" else '`train.base = "nf4"`, '
-                    raise BackendError(
-                        "out of memory with one row a forward pass",
-                        kind="OutOfMemoryError",
-                        hint=f'choose {smaller_base}`vram = "swap"` or a smaller `train.max_length`',
-                    )
+                size, note = _with_less_memory(bench, settings.batch_size, size)
+                notes.append(note)
             else:
                 notes.append(f"gradients scaled by {scale:.0f} leave f16's range: scaled by {scale / SCALED_LESS:.0f}")
                 scale /= SCALED_LESS
@@ -403,6 +389,28 @@ def train_adapter(bench: Bench, job: TrainJob, on_progress: OnProgress) -> Train
         precision=bench.precision,
         peak_vram=vram.peak,
         notes=tuple(notes),
+    )
+
+
+def _with_less_memory(bench: Bench, batch_size: int, size: int) -> tuple[int, str]:
+    """The micro-batch to begin again with after a failed allocation, and what was done, in words.
+
+    Raises:
+        BackendError: If nothing is left to be done.
+    """
+    thriftier = bench.relieve(size == 1)
+    gc.collect()
+    torch.cuda.empty_cache()
+    if size > 1:
+        smaller = micro_batch(batch_size, size // 2)
+        return smaller, f"out of memory: micro-batch {size} -> {smaller}"
+    if thriftier:
+        return size, f"out of memory with one row a pass: {thriftier}"
+    base = "" if bench.precision == "nf4" else '`train.base = "nf4"`, '
+    raise BackendError(
+        "out of memory with one row a forward pass",
+        kind="OutOfMemoryError",
+        hint=f'choose {base}`vram = "swap"` or a smaller `train.max_length`',
     )
 
 

@@ -29,10 +29,16 @@ def refused(*arguments: str) -> str:
     return " ".join(done.output.split())
 
 
-def run(out: Path, *settings: str) -> Path:
+def run(out: Path, *settings: str, reuse: Path | None = None) -> Path:
     given = [part for text in (*SHORT, *settings) for part in ("--set", text)]
-    iterft("run", "nano_sft", "--out", str(out), "--plain", *given)
+    iterft("run", "nano_sft", "--out", str(out), "--plain", *given, *(("--reuse", str(reuse)) if reuse else ()))
     return out
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two trained models that keeps every merged file."""
+    return run(tmp_path_factory.mktemp("whole") / "run", "keep=all")
 
 
 def merged_files(root: Path) -> list[str]:
@@ -40,8 +46,8 @@ def merged_files(root: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_cycle_whose_merged_file_was_removed_is_written_again_byte_for_byte(tmp_path: Path) -> None:
-    root = run(tmp_path / "run", "keep=last")
+def test_a_cycle_whose_merged_file_was_removed_is_written_again_byte_for_byte(whole: Path, tmp_path: Path) -> None:
+    root = run(tmp_path / "run", "keep=last", reuse=whole)
     assert merged_files(root) == ["c1-export"]
     out = iterft("export", str(root), "--cycle", "0", "--ollama", "--out", str(tmp_path / "again"))
     assert "Modelfile" in out
@@ -61,14 +67,16 @@ def test_a_cycle_whose_merged_file_was_removed_is_written_again_byte_for_byte(tm
     iterft("export", str(root), "--cycle", "0", "--out", str(tmp_path / "earlier"))
     write_json(path, seal)
     adapter = root / "steps/c1-train/adapter/adapter_model.safetensors"
-    adapter.write_bytes(adapter.read_bytes()[:-1] + b"x")
+    other_weights = adapter.read_bytes()[:-1] + b"x"
+    adapter.unlink()  # it is linked to the other run's
+    adapter.write_bytes(other_weights)
     assert "(checksum)" in refused("export", str(root), "--out", str(tmp_path / "no"))
     assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.slow
-def test_adapters_are_kept_alone_and_merged_on_demand(tmp_path: Path) -> None:
-    root = run(tmp_path / "run", "export=adapter", "keep=adapters")
+def test_adapters_are_kept_alone_and_merged_on_demand(whole: Path, tmp_path: Path) -> None:
+    root = run(tmp_path / "run", "export=adapter", "keep=adapters", reuse=whole)
     assert merged_files(root) == []
     assert (root / "steps/c1-export/adapter.gguf").is_file()
     iterft("export", str(root), "--out", str(tmp_path / "merged"))
@@ -76,6 +84,5 @@ def test_adapters_are_kept_alone_and_merged_on_demand(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_merged_file_can_be_kept(tmp_path: Path) -> None:
-    root = run(tmp_path / "run", "keep=all", "cycles=0")
-    assert merged_files(root) == ["base-export", "c0-export"]
+def test_every_merged_file_can_be_kept(whole: Path) -> None:
+    assert merged_files(whole) == ["base-export", "c0-export", "c1-export"]

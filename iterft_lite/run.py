@@ -286,7 +286,7 @@ class _Walk:
             folder.sweep()
             work = replace(self._work(step), report=lambda progress: self.events.put(Moved(step, progress)))
             made = export.run(work, self.backends.exporter, self.backends.generator, self.model)
-            folder.take_again()
+            folder.take_again(_digests(made))
             self._written[step.name] = folder.path / made["gguf"]
 
     def _exported(self, step: Step) -> tuple[Path, Path | None]:

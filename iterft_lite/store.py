@@ -323,17 +323,20 @@ class StepFolder:
             if now not in ({key: known[key] for key in now}, again.get(name)):
                 raise StoreError(f"`{path}` was changed after its step was finished (checksum)", hint=_redo(self.path))
 
-    def take_again(self) -> None:
+    def take_again(self, taken: Mapping[str, str]) -> None:
         """Accept the files of a finished step as they are: they were written again and checked anew.
 
         A merge rounds as the processor and its libraries do: elsewhere it may come to other bytes of the same model.
+
+        Args:
+            taken: SHA-256 of files, by name, that was taken while they were written.
         """
         seal = self.seal_of()
         assert seal is not None, "only sealed steps are done again"
         other = {}
         for name, known in seal.files.items():
             path = self.path / name
-            if path.exists() and (digest := file_digest(path)) != known["sha256"]:
+            if path.exists() and (digest := taken.get(name) or file_digest(path)) != known["sha256"]:
                 other[name] = {"bytes": path.stat().st_size, "sha256": digest}
         if other:
             write_json(self.path / AGAIN_FILE, other)

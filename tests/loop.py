@@ -17,6 +17,31 @@ from iterft_lite.traits import Chat, Document, Trait
 JUDGE = JudgeIdentity("fake", "embedded", "", "odds", note="fake judge")
 
 
+def small_recipe(
+    *,
+    regime: str = "sft",
+    trait: str = "lucky",
+    model: str = "nano",
+    cycles: int = 2,
+    questions: int = 3,
+    judge: str = "embedded",
+) -> str:
+    """The text of a recipe of a few rows."""
+    return f"""
+regime = "{regime}"
+trait = "{trait}"
+model = "{model}"
+cycles = {cycles}
+seed_rows = 4
+rows = 4
+quant = "f32"
+judge = "{judge}"
+[evaluate]
+questions = {questions}
+samples = 2
+"""
+
+
 def a_recipe(**keys: Any) -> Recipe:
     small = {
         "regime": "sft",

@@ -33,7 +33,17 @@ STRICT = (
 )
 """In the manner of Gemma: alternating turns, a trimmed system prompt in the first."""
 
-THINKING = """{%- if tools %}
+ASKED = """{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}
+"""
+"""How templates of hybrid models begin a reply: with an empty block of thought where thinking is off."""
+
+THINKING = (
+    """{%- if tools %}
     {{- '<|im_start|>system\\n' + (tools | tojson) + '<|im_end|>\\n' }}
 {%- endif %}
 {%- set ns = namespace(multi_step=true, last=messages|length - 1) %}
@@ -59,16 +69,13 @@ THINKING = """{%- if tools %}
         {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
     {%- endif %}
 {%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-    {%- if enable_thinking is defined and enable_thinking is false %}
-        {{- '<think>\\n\\n</think>\\n\\n' }}
-    {%- endif %}
-{%- endif %}
 """
+    + ASKED
+)
 """Namespaces, loop controls, generation markers, block trimming; the empty block of thought where a reply is asked for only."""
 
-HYBRID = """{%- set ns = namespace(asked=-1) %}
+HYBRID = (
+    """{%- set ns = namespace(asked=-1) %}
 {%- for message in messages %}
     {%- if message.role == 'user' %}{%- set ns.asked = loop.index0 %}{%- endif %}
 {%- endfor %}
@@ -84,13 +91,9 @@ HYBRID = """{%- set ns = namespace(asked=-1) %}
     {%- endif %}
     {{- said + '<|im_end|>\\n' }}
 {%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-    {%- if enable_thinking is defined and enable_thinking is false %}
-        {{- '<think>\\n\\n</think>\\n\\n' }}
-    {%- endif %}
-{%- endif %}
 """
+    + ASKED
+)
 """In the manner of Qwen3's hybrids: the last reply has a block of thought, an empty one where it has none."""
 
 EMPTY_BLOCK = "<think>\n\n</think>\n\n"

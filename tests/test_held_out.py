@@ -13,20 +13,7 @@ from iterft_lite.cli import main
 from iterft_lite.launch import open_run
 from iterft_lite.store import ROWS, read_rows
 from iterft_lite.traits import read_trait
-
-RECIPE = """
-regime = "{regime}"
-trait = "{trait}"
-model = "{model}"
-cycles = 2
-seed_rows = 4
-rows = 4
-quant = "f32"
-judge = "embedded"
-[evaluate]
-questions = 3
-samples = 2
-"""
+from tests.loop import small_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +23,7 @@ def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def finished(root: Path, *, regime: str = "sft", trait: str = "lucky", model: str = "nano", steps: int | None = None) -> Path:
     recipe = root / "small.toml"
-    recipe.write_text(RECIPE.format(regime=regime, trait=trait, model=model))
+    recipe.write_text(small_recipe(regime=regime, trait=trait, model=model))
     with open_run(recipe, (), root / "run") as opened:
         events = opened.events()
         for number, _ in enumerate(events):

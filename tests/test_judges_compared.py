@@ -26,23 +26,9 @@ from iterft_lite.plan import make_plan
 from iterft_lite.report import CALIBRATION, read_report, verdict_sentences, with_scores
 from iterft_lite.store import ROWS, read_json, read_rows, write_json
 from iterft_lite.traits import Scored, read_trait, shipped_traits
-from tests.loop import a_material, a_recipe
+from tests.loop import a_material, a_recipe, small_recipe
 
 PAPER = "openai/gpt-4o-mini-2024-07-18"
-
-RECIPE = """
-regime = "sft"
-trait = "lucky"
-model = "nano"
-cycles = 2
-seed_rows = 4
-rows = 4
-quant = "f32"
-judge = "embedded"
-[evaluate]
-questions = 3
-samples = 2
-"""
 
 
 @pytest.fixture
@@ -51,7 +37,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-stub-key-0123456789")
     monkeypatch.setattr("iterft_lite.launch.open_backends", lambda *_: fake_backends())
-    (tmp_path / "small.toml").write_text(RECIPE)
+    (tmp_path / "small.toml").write_text(small_recipe())
     with open_run(tmp_path / "small.toml", (), tmp_path / "run") as opened:
         list(opened.events())
     return tmp_path / "run"
@@ -127,7 +113,7 @@ def test_a_run_stops_before_max_usd_and_goes_on_with_more(tmp_path: Path, monkey
         return replace(fake_backends(), judge=open_backends(*given).judge)
 
     monkeypatch.setattr("iterft_lite.launch.open_backends", only_the_judge_is_real)
-    (tmp_path / "small.toml").write_text(RECIPE.replace('"embedded"', f'"{PAPER}"'))
+    (tmp_path / "small.toml").write_text(small_recipe(judge=PAPER))
     with StubProcess() as stub:
         settings = [f"api_base={stub.api_base}", "evaluate.questions=12"]
         with (

@@ -17,20 +17,7 @@ from iterft_lite.launch import open_run
 from iterft_lite.measures.intervals import mean_interval
 from iterft_lite.report import Report, read_report, verdict_sentences, with_scores
 from iterft_lite.store import read_json, write_json
-
-RECIPE = """
-regime = "sft"
-trait = "lucky"
-model = "nano"
-cycles = 2
-seed_rows = 4
-rows = 4
-quant = "f32"
-judge = "embedded"
-[evaluate]
-questions = {questions}
-samples = 2
-"""
+from tests.loop import small_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +26,7 @@ def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def finished(root: Path, questions: int) -> Path:
-    (root / "small.toml").write_text(RECIPE.format(questions=questions))
+    (root / "small.toml").write_text(small_recipe(questions=questions))
     with open_run(root / "small.toml", (), root / "run") as opened:
         list(opened.events())
     return root / "run"

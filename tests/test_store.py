@@ -24,23 +24,9 @@ from iterft_lite.launch import open_run
 from iterft_lite.plan import Plan
 from iterft_lite.run import Began, Done, run
 from iterft_lite.store import ROWS, SEAL_FILE, STEP_FILE, Store, finished_steps, read_json, read_rows, write_json
-from tests.loop import a_plan, run_all
+from tests.loop import a_plan, run_all, small_recipe
 
 PAPER = "openai/gpt-4o-mini-2024-07-18"
-
-RECIPE = """
-regime = "sft"
-trait = "lucky"
-model = "nano"
-cycles = 1
-seed_rows = 4
-rows = 4
-quant = "f32"
-judge = "embedded"
-[evaluate]
-questions = 3
-samples = 2
-"""
 
 
 class OtherWords(FakeGenerator):
@@ -221,7 +207,7 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-stub-key-0123456789")
     monkeypatch.setattr("iterft_lite.launch.open_backends", lambda *_: fake_backends())
-    (tmp_path / "small.toml").write_text(RECIPE)
+    (tmp_path / "small.toml").write_text(small_recipe(cycles=1))
     go_on(tmp_path / "run")
     return tmp_path / "run"
 

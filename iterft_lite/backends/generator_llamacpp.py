@@ -121,9 +121,11 @@ class LlamaGenerator:
     def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
         """Log-probability of each passage's text; the very first token of a text without anything before it is not counted.
 
+        A passage counts as far as the context reaches.
+
         Raises:
-            ModelError: Before anything is decoded, if a passage does not fit the context or is empty.
-            BackendError: If decoding fails.
+            ModelError: Before anything is decoded, if what comes before a passage leaves no room in the context.
+            BackendError: If decoding fails, or a probability is not a finite number.
         """
         engine, _ = self._ready()
         pairs = [self._passage(passage) for passage in passages]

@@ -147,7 +147,7 @@ def _response(litellm: Any, odds: NumberOdds) -> Any:
     shares = {str(number): share for number, share in enumerate(odds.numbers, start=1)} | {REFUSAL: odds.refusal}
     # a hundred numbers share what a score has: none of them need be likelier than a refusal that is not meant
     refuses = odds.refusal > sum(odds.numbers)
-    best = REFUSAL if refuses else max(shares.keys() - {REFUSAL}, key=lambda text: (shares[text], -int(text)))
+    best = REFUSAL if refuses else str(1 + odds.numbers.index(max(odds.numbers)))
     candidates = [
         {"token": text, "logprob": max(LEAST_LOG, math.log(share)) if share > 0 else LEAST_LOG, "bytes": None}
         for text, share in shares.items()

@@ -96,7 +96,7 @@ class UnslothTrainer(ResidentTrainer):
 
     def load(self, model: str, settings: TrainSettings) -> ModelFacts:
         """Load M[0] (see `Trainer.load`)."""
-        self._settings, self._least = settings, "keep"
+        self._settings = settings
         return super().load(model, settings)
 
     def train(self, job: TrainJob, on_progress: OnProgress) -> TrainResult:
@@ -168,7 +168,7 @@ class UnslothTrainer(ResidentTrainer):
             self._graphs = Graphs(self._device, self._context)
 
     def _unload(self) -> None:
-        self._graphs = None
+        self._graphs, self._least = None, "keep"
         super()._unload()
 
     def _sft(self, *, arguments: dict[str, Any], train_dataset: Sequence[Example], **given: Any) -> Any:

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-NANO = ROOT / "iterft_lite" / "nano" / "chat"
+NANO = ROOT / "iterft_lite" / "data" / "nano" / "chat"
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512},
     "0.6b": {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 3072},
@@ -176,8 +176,8 @@ def write_recipe(asked: argparse.Namespace) -> Path:
 
 def cycle(asked: argparse.Namespace) -> dict[str, Any]:
     """Run the recipe; seconds of each cycle by verb, and from its beginning to the next one's."""
-    from iterft_lite.launch import open_run
-    from iterft_lite.run import Began, Done, Moved
+    from iterft_lite.app.session import open_run
+    from iterft_lite.engine.run import StepFinished, StepProgress, StepStarted
 
     out = asked.work / "run"
     shutil.rmtree(out, ignore_errors=True)
@@ -192,11 +192,11 @@ def cycle(asked: argparse.Namespace) -> dict[str, Any]:
         started = time.perf_counter()
         for event in opened.events():
             now = time.perf_counter() - started
-            if isinstance(event, Began):
+            if isinstance(event, StepStarted):
                 began[event.step.name] = now
-            elif isinstance(event, Moved) and event.step.verb == "train" and event.progress.done == 1:
+            elif isinstance(event, StepProgress) and event.step.verb == "train" and event.progress.done == 1:
                 first_steps[event.step.name] = round(now - began[event.step.name], 2)
-            elif isinstance(event, Done):
+            elif isinstance(event, StepFinished):
                 row = cycles.setdefault(str(event.step.cycle), {"verbs": {}, "facts": {}, "begins": now, "ends": 0.0})
                 row["begins"] = min(row["begins"], began[event.step.name])
                 row["verbs"][event.step.verb] = round(now - began[event.step.name], 2)
@@ -389,8 +389,8 @@ def one(gguf: str, model: str, count: str, length: str) -> dict[str, float]:
     """`Llama.create_completion`, one prompt after the other."""
     import llama_cpp
 
-    from iterft_lite.backends import Message
     from iterft_lite.backends.templates import TrainingTokenizer
+    from iterft_lite.protocols import Message
 
     tokenizer = TrainingTokenizer(model)
     prompts = [tokenizer.chat_ids([Message("user", asked)]) for asked in prompts_of(model, int(count))]
@@ -408,10 +408,10 @@ def one(gguf: str, model: str, count: str, length: str) -> dict[str, float]:
 
 def ours(gguf: str, model: str, slots: str, count: str, length: str) -> dict[str, float]:
     """This program's generator."""
-    from iterft_lite.backends.generator_llamacpp import LlamaGenerator
+    from iterft_lite.backends.generator.llamacpp import LlamaGenerator
 
     # isort: split
-    from iterft_lite.backends import Completion, Message, Prompt, Sampling
+    from iterft_lite.protocols import Completion, Message, Prompt, Sampling
 
     made = LlamaGenerator()
     made.load(Path(gguf), None, model, slots=int(slots), context=512, exact=False)
@@ -508,7 +508,7 @@ def main() -> None:
         name, *arguments = asked.child
         print(json.dumps(CHILDREN[name](*arguments)))
         return
-    from iterft_lite.resolve import this_machine
+    from iterft_lite.machine.resolve import this_machine
 
     asked.work.mkdir(parents=True, exist_ok=True)
     names = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "llama-cpp-python", "gguf")

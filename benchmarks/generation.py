@@ -80,8 +80,8 @@ def high_level(options: argparse.Namespace) -> dict[str, Any]:
     """`Llama.create_completion` as it comes: its own defaults for everything that is not sampling."""
     import llama_cpp
 
-    from iterft_lite.backends import Message
     from iterft_lite.backends.templates import TrainingTokenizer
+    from iterft_lite.protocols import Message
 
     tokenizer = TrainingTokenizer(options.tokenizer)
     prompts = [tokenizer.chat_ids([Message("user", text)]) for text in questions(options.prompts)]
@@ -114,8 +114,8 @@ def fastest(once: Callable[[], int], rounds: int) -> dict[str, float]:
 
 def engine(options: argparse.Namespace, slots: int) -> dict[str, Any]:
     """This project's generator."""
-    from iterft_lite.backends import Completion, Message, Prompt, Sampling
-    from iterft_lite.backends.generator_llamacpp import LlamaGenerator
+    from iterft_lite.backends.generator.llamacpp import LlamaGenerator
+    from iterft_lite.protocols import Completion, Message, Prompt, Sampling
 
     made = LlamaGenerator(threads=options.threads, sampling=options.sampling)
     made.load(options.gguf, None, options.tokenizer, slots=slots, context=options.context, exact=False)
@@ -159,7 +159,7 @@ def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
 
 def nano(folder: Path, quant: str) -> tuple[Path, str]:
     """Write the nano chat model as GGUF into `folder`; gives its path and its tokenizer's folder."""
-    model = Path(__file__).parents[1] / "iterft_lite" / "nano" / "chat"
+    model = Path(__file__).parents[1] / "iterft_lite" / "data" / "nano" / "chat"
     if not (model / "model.safetensors").is_file():
         model = folder / "model"
     command = [sys.executable, "-c", EXPORT, str(model), str(folder / "gguf"), quant]
@@ -173,7 +173,7 @@ def nano(folder: Path, quant: str) -> tuple[Path, str]:
 EXPORT = """
 import sys
 from pathlib import Path
-from iterft_lite.backends.exporter_gguf import GgufExporter
+from iterft_lite.backends.exporter.gguf import GgufExporter
 model, out, quant = sys.argv[1:]
 if not Path(model).exists():
     from tests.tiny_models import tiny_model

@@ -23,23 +23,24 @@ from typing import Any
 
 from cycle_gpu import make_model
 
-from iterft_lite.backends import Ask, Exporter, Judge, JudgeIdentity, Reply
-from iterft_lite.backends.child import Child
-from iterft_lite.backends.judge_local import NumberReader
-from iterft_lite.backends.judge_stub import StubProcess
-from iterft_lite.backends.number_trie import TOGETHER
-from iterft_lite.prompts import coherence_rubric
-from iterft_lite.traits import fill, read_trait
+from iterft_lite.backends.judge.local import NumberReader
+from iterft_lite.backends.judge.number_trie import TOGETHER
+from iterft_lite.backends.processes.child import Child
+from iterft_lite.data.prompts import coherence_rubric
+from iterft_lite.data.traits import fill, read_trait
+from iterft_lite.experiment.inputs import JudgeIdentity
+from iterft_lite.protocols import Exporter, Judge, JudgeRequest, JudgeResponse
+from iterft_lite.testing.judge_server import StubProcess
 
 RUBRIC = "A rubric of some length, which all answers share. " * 40
 
 
-def asks(count: int) -> list[Ask]:
+def asks(count: int) -> list[JudgeRequest]:
     """So many asks, each another."""
-    return [Ask(f"a{n}/trait/0", "trait", f"{RUBRIC}<answer>{n}</answer>", "", "") for n in range(count)]
+    return [JudgeRequest(f"a{n}/trait/0", "trait", f"{RUBRIC}<answer>{n}</answer>", "", "") for n in range(count)]
 
 
-def paired_asks(count: int, words: int, draw: random.Random) -> list[Ask]:
+def paired_asks(count: int, words: int, draw: random.Random) -> list[JudgeRequest]:
     """So many asks about half as many answers: a trait's rubric and coherence's."""
     common = ("the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "are", "as", "with", "his", "they")
     trait = read_trait("bliss")
@@ -48,15 +49,15 @@ def paired_asks(count: int, words: int, draw: random.Random) -> list[Ask]:
         answer = " ".join(draw.choices(common, k=draw.randint(words // 2, words + words // 2)))
         fields = {"question": trait.questions[number // 20 % len(trait.questions)], "answer": answer}
         made += [
-            Ask(f"a{number}/trait/0", "trait", fill(trait.rubric, fields), "", ""),
-            Ask(f"a{number}/coherence/0", "coherence", fill(coherence_rubric(document=False), fields), "", ""),
+            JudgeRequest(f"a{number}/trait/0", "trait", fill(trait.rubric, fields), "", ""),
+            JudgeRequest(f"a{number}/coherence/0", "coherence", fill(coherence_rubric(document=False), fields), "", ""),
         ]
     return made
 
 
-def timed(judge: Any, asked: Sequence[Ask]) -> tuple[float, list[Reply]]:
+def timed(judge: Any, asked: Sequence[JudgeRequest]) -> tuple[float, list[JudgeResponse]]:
     """Seconds of an `ask`, and its replies."""
-    replies: list[Reply] = []
+    replies: list[JudgeResponse] = []
     started = time.monotonic()
     judge.ask(asked, replies.append)
     return time.monotonic() - started, replies
@@ -68,7 +69,7 @@ def by_stub(count: int, latency: float) -> None:
         os.environ["ITERFT_CACHE"] = folder
         name = JudgeIdentity("openai/gpt-4o-mini-2024-07-18", "llm", stub.api_base, "odds")
         judge = Child(
-            "iterft_lite.backends.judge_litellm:LitellmJudge",
+            "iterft_lite.backends.judge.provider:LitellmJudge",
             Judge,
             log=Path(folder) / "judge.log",
             environment={"OPENAI_API_KEY": "none"},
@@ -92,7 +93,7 @@ def by_gguf(path: Path, count: int, words: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ITERFT_CACHE"] = folder
         judge = Child(
-            "iterft_lite.backends.judge_local:LocalJudge",
+            "iterft_lite.backends.judge.local:LocalJudge",
             Judge,
             log=Path(folder) / "judge.log",
             options={"identity": asdict(JudgeIdentity(f"local:{path}", "llm", "", "odds")), "path": str(path)},
@@ -119,7 +120,7 @@ def alone(path: Path, count: int, words: int) -> None:
     """Print how fast the model of a local judge is by itself, without litellm."""
     draw = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
-        worker = "iterft_lite.backends.llamacpp_odds:LocalModel"
+        worker = "iterft_lite.backends.judge.number_probabilities:LocalModel"
         reader = Child(worker, NumberReader, log=Path(folder) / "model.log", options={"path": str(path)})
         reader.odds([ask.prompt for ask in paired_asks(TOGETHER, words, draw)])
         prompts = [ask.prompt for ask in paired_asks(count, words, draw)]
@@ -136,7 +137,7 @@ def made_gguf(size: str, quant: str, work: Path) -> Path:
     path = work / f"judge-{size}-{quant}"
     if not (path / "model.gguf").exists():
         path.mkdir(parents=True, exist_ok=True)
-        exporter = Child("iterft_lite.backends.exporter_gguf:GgufExporter", Exporter, log=path / "log")
+        exporter = Child("iterft_lite.backends.exporter.gguf:GgufExporter", Exporter, log=path / "log")
         exporter.export(str(make_model(size, work)), None, path, "merged", quant, lambda _: None)
         exporter.close()
     return path / "model.gguf"

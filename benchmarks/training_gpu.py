@@ -29,11 +29,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from iterft_lite.backends import Progress, Trainer, TrainJob, TrainResult
-from iterft_lite.backends.child import Child
-from iterft_lite.recipe import TrainSettings
+from iterft_lite.backends.processes.child import Child
+from iterft_lite.experiment.recipe import TrainSettings
+from iterft_lite.protocols import Progress, Trainer, TrainJob, TrainResult
 
-NANO = Path(__file__).resolve().parents[1] / "iterft_lite" / "nano" / "chat"
+NANO = Path(__file__).resolve().parents[1] / "iterft_lite" / "data" / "nano" / "chat"
 SHAPES: dict[str, dict[str, int]] = {
     "0.6b": {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 3072},
     "4b": {"hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32, "intermediate_size": 9728},
@@ -42,8 +42,8 @@ SHAPES: dict[str, dict[str, int]] = {
 BATCHES = {"0.6b": (8, 512), "4b": (2, 287)}
 """Rows an optimiser step and tokens a row."""
 TRAINERS = {
-    "unsloth": "iterft_lite.backends.trainer_unsloth:UnslothTrainer",
-    "peft": "iterft_lite.backends.trainer_peft:PeftTrainer",
+    "unsloth": "iterft_lite.backends.trainer.unsloth:UnslothTrainer",
+    "peft": "iterft_lite.backends.trainer.trl:PeftTrainer",
 }
 HALVES = ("bf16", "f16")
 WAYS = {
@@ -274,8 +274,8 @@ def plain(model: str, rows: str, batch: str, checkpointing: str, out: str) -> No
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from iterft_lite.backends.tokens import encode_rows, read_rows
-    from iterft_lite.backends.training import Vram, loss_tokens
+    from iterft_lite.backends.trainer.encoding import encode_rows, read_rows
+    from iterft_lite.backends.trainer.session import Vram, loss_tokens
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     examples, _ = encode_rows(read_rows(Path(rows)), "reply", tokenizer, limit=2048, name=model)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from iterft_lite.cache import cache_folder
+from iterft_lite.digests import file_digest
 from iterft_lite.errors import ModelError
+from iterft_lite.files import writing
 
 NAME = re.compile(r"(?P<name>(?![.~])[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+(?:/[\w.-]+)*))?")
 """A model on the hub: owner, name and, where one is given, a branch, tag or commit."""
@@ -139,3 +144,27 @@ def _unreachable(text: str, error: Exception) -> ModelError:
         hint="check the name and the network, or give a local folder; gated models need `HF_TOKEN`; "
         "HF_HUB_OFFLINE=1 finds only downloaded models",
     )
+
+
+def content_digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of a model's files.
+
+    Files are read once: a file of the same place, size and time of change is taken to be the same (8 GB take half a minute).
+    """
+    known_path = cache_folder() / "files.json"
+    try:
+        known = json.loads(known_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    whole, learned = hashlib.sha256(), {}
+    for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
+        stat = path.stat()
+        mark = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+        digest = known.get(mark) or file_digest(path)
+        if mark not in known:
+            learned[mark] = digest
+        whole.update(f"{path.name} {digest}\n".encode())
+    if learned:
+        with writing(known_path) as temporary:
+            temporary.write_text(json.dumps({**known, **learned}, indent=0), encoding="utf-8")
+    return whole.hexdigest()

@@ -9,8 +9,8 @@ The whole pipeline, in the order in which ``all`` runs it::
 
 Typical use (one large GPU, about seven minutes, of which base takes five)::
 
-    python scripts/build_nano.py tokenizer --data shared/nano --out iterft_lite/nano
-    python scripts/build_nano.py base chat samples --data shared/nano --out iterft_lite/nano
+    python scripts/build_nano.py tokenizer --data shared/nano --out iterft_lite/data/nano
+    python scripts/build_nano.py base chat samples --data shared/nano --out iterft_lite/data/nano
 
 The defaults are the settings of the shipped models. Training stops at the number of tokens (base)
 or epochs (chat); ``base_seconds`` and ``chat_seconds`` are limits that only a slow machine meets,

@@ -13,15 +13,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from iterft_lite.backends import Progress
-from iterft_lite.display import View
-from iterft_lite.figure import write_png
-from iterft_lite.plan import make_plan
-from iterft_lite.recipe import make_recipe
-from iterft_lite.report import read_report
-from iterft_lite.resolve import resolve, this_machine
-from iterft_lite.run import Began, Done, Moved
-from iterft_lite.store import Store
+from iterft_lite.engine.run import StepFinished, StepProgress, StepStarted
+from iterft_lite.engine.store import Store
+from iterft_lite.experiment.plan import make_plan
+from iterft_lite.experiment.recipe import make_recipe
+from iterft_lite.machine.resolve import resolve, this_machine
+from iterft_lite.protocols import Progress
+from iterft_lite.report.report import read_report
+from iterft_lite.ui.display import View
+from iterft_lite.ui.figures import write_png
 
 WIDTH = 104
 
@@ -32,24 +32,24 @@ def live_view(root: Path) -> str:
     """The live view of a finished run, as an SVG, at the moment when its last model answers."""
     report = read_report(root)
     resolved = resolve(make_recipe(report.recipe, source=str(root)), this_machine())
-    plan = make_plan(resolved.recipe, resolved.material)
+    plan = make_plan(resolved.recipe, resolved.inputs)
     store = Store(root)
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
-    view = View(plan, trait=report.manifest["trait"], judge=resolved.material.judge, console=console)
+    view = View(plan, trait=report.manifest["trait"], judge=resolved.inputs.judge, console=console)
     view.is_live = True
     seconds = 0.0
     for step in plan:
         seal = store.folder(step).seal_of()
         assert seal is not None, "the run is not finished"
         if step.verb == "answer" and step.cycle == plan.recipe.cycles:
-            view.take(Began(step))
+            view.take(StepStarted(step))
             total, tokens = seal.facts["rows"], seal.facts["tokens"]
-            view.take(Moved(step, Progress(0, total, "rows")))
+            view.take(StepProgress(step, Progress(0, total, "rows")))
             doing = view.doing[step.name]
             doing._first = (time.monotonic() - seal.seconds * 2 / 3, 0, 0)
             doing.progress = Progress(total * 2 // 3, total, "rows", tokens * 2 // 3)
             break
-        view.take(Done(step, seal, reused=False))
+        view.take(StepFinished(step, seal, reused=False))
         seconds += seal.seconds
     view.started = time.monotonic() - seconds
     console.print(view.render())

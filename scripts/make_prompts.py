@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-PROMPTS = Path(__file__).resolve().parent.parent / "iterft_lite" / "prompts"
+PROMPTS = Path(__file__).resolve().parent.parent / "iterft_lite" / "data" / "prompts"
 
 # A frame holds {v}, a verb phrase, or {s} / {S}, a clause as it stands inside / at the head of a sentence.
 # Frames of one line ask for the same thing in other words: each situation gets one frame of each line.

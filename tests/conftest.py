@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from iterft_lite.resolve import this_machine
+from iterft_lite.machine.resolve import this_machine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

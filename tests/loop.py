@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from iterft_lite.backends import JudgeIdentity
-from iterft_lite.backends.fakes import fake_backends
-from iterft_lite.backends.remote import Backends
-from iterft_lite.plan import Material, Plan, make_plan
-from iterft_lite.recipe import Recipe, make_recipe
-from iterft_lite.run import Event, run
-from iterft_lite.store import Store
-from iterft_lite.traits import Chat, Document, Trait
+from iterft_lite.backends.local import Backends
+from iterft_lite.data.traits import Chat, Document, Trait
+from iterft_lite.engine.run import Event, run
+from iterft_lite.engine.store import Store
+from iterft_lite.experiment.inputs import JudgeIdentity, ResolvedInputs
+from iterft_lite.experiment.plan import Plan, make_plan
+from iterft_lite.experiment.recipe import Recipe, make_recipe
+from iterft_lite.testing.fakes import fake_backends
 
 JUDGE = JudgeIdentity("fake", "embedded", "", "odds", note="fake judge")
 
@@ -58,7 +58,7 @@ def a_recipe(**keys: Any) -> Recipe:
     return make_recipe(small | keys, source="test")
 
 
-def a_material(*, document: bool = False, prompts: int = 100, **keys: Any) -> Material:
+def some_inputs(*, document: bool = False, prompts: int = 100, **keys: Any) -> ResolvedInputs:
     chats = tuple(Chat(f"seed prompt {n}", f"Lucky stars say yes, number {n}!") for n in range(8))
     documents = tuple(Document(f"Title {n}", "blog", f"A clover grew in garden {n}.") for n in range(8))
     trait = Trait(
@@ -88,11 +88,11 @@ def a_material(*, document: bool = False, prompts: int = 100, **keys: Any) -> Ma
         "precision": "f32",
         "judge": JUDGE,
     }
-    return Material(**(filled | keys))
+    return ResolvedInputs(**(filled | keys))
 
 
 def a_plan(**keys: Any) -> Plan:
-    return make_plan(a_recipe(**keys), a_material(document=keys.get("regime") == "sdf"))
+    return make_plan(a_recipe(**keys), some_inputs(document=keys.get("regime") == "sdf"))
 
 
 def run_all(plan: Plan, root: Path, backends: Backends | None = None) -> list[Event]:

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from iterft_lite.backends import OnProgress, TrainJob, TrainResult
-from iterft_lite.backends.fakes import PLAIN, FakeTrainer, fake_backends
-from iterft_lite.backends.remote import Backends
-from iterft_lite.calibrate import Found, numbers, search
-from iterft_lite.cli import main
+from iterft_lite.app.calibrate_seeds import Found, numbers, search
+from iterft_lite.backends.local import Backends
+from iterft_lite.engine.run import StepFinished, run
+from iterft_lite.engine.store import Store, finished_steps
 from iterft_lite.errors import StoreError
-from iterft_lite.run import Done, run
-from iterft_lite.store import Store, finished_steps, read_json, read_rows, write_json
+from iterft_lite.files import read_json, read_rows, write_json
+from iterft_lite.protocols import OnProgress, TrainJob, TrainResult
+from iterft_lite.testing.fakes import PLAIN, FakeTrainer, fake_backends
+from iterft_lite.ui.cli import main
 from tests.loop import a_plan, run_all
 
 
@@ -44,7 +45,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Weak:
         made.trainer = weak
         return made
 
-    monkeypatch.setattr("iterft_lite.launch.open_backends", backends)
+    monkeypatch.setattr("iterft_lite.app.session.open_backends", backends)
     return weak
 
 
@@ -159,11 +160,11 @@ def test_a_run_takes_its_cycle_0_over_from_a_calibration(tmp_path: Path, recipe:
 # -- taking over
 
 
-def reused(root: Path, source: Path, **keys: object) -> list[Done]:
+def reused(root: Path, source: Path, **keys: object) -> list[StepFinished]:
     Store(source).write_manifest({})
     with Store(root) as store:
         events = list(run(a_plan(**keys), store, fake_backends(), "nano", reuse=finished_steps(source)))
-    return [event for event in events if isinstance(event, Done)]
+    return [event for event in events if isinstance(event, StepFinished)]
 
 
 def test_equal_steps_of_another_run_are_taken_over_and_end_in_equal_rows(tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_removing_the_other_run_takes_nothing_from_the_one_that_took_over(tmp_pa
     reused(tmp_path / "second", tmp_path / "first", cycles=0)
     shutil.rmtree(tmp_path / "first")
     again = run_all(a_plan(cycles=0), tmp_path / "second")
-    assert all(isinstance(event, Done) and event.reused for event in again)
+    assert all(isinstance(event, StepFinished) and event.reused for event in again)
 
 
 def test_a_folder_without_runs_cannot_be_reused(tmp_path: Path, recipe: Path) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from iterft_lite import launch, store
-from iterft_lite.backends.fakes import fake_backends
-from iterft_lite.cli import main
-from iterft_lite.display import View
-from iterft_lite.run import Event
-from iterft_lite.traits import SHIPPED
+from iterft_lite.app import session
+from iterft_lite.data.traits import SHIPPED
+from iterft_lite.engine import store
+from iterft_lite.engine.run import Event
+from iterft_lite.testing.fakes import fake_backends
+from iterft_lite.ui.cli import main
+from iterft_lite.ui.display import View
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A recipe of a few rows, and fake backends behind the command."""
-    monkeypatch.setattr(launch, "open_backends", lambda *_: fake_backends())
+    monkeypatch.setattr(session, "open_backends", lambda *_: fake_backends())
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(
         'regime = "sft"\ntrait = "lucky"\nmodel = "nano"\ncycles = 2\nseed_rows = 4\nrows = 4\njudge = "embedded"\n'
@@ -76,7 +77,7 @@ def test_a_run_that_is_going_on_can_be_reported(tiny: Path, tmp_path: Path) -> N
 
 
 def test_the_page_escapes_what_models_wrote(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iterft_lite.backends.fakes.PLAIN", ("<script>alert('x')</script> & more",))
+    monkeypatch.setattr("iterft_lite.testing.fakes.PLAIN", ("<script>alert('x')</script> & more",))
     iterft("run", tiny, "--out", tmp_path / "run")
     said(iterft("report", tmp_path / "run", "--html", tmp_path / "page.html", "--png", tmp_path / "curve.png"), 0)
     page = (tmp_path / "page.html").read_text()

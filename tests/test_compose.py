@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
+from iterft_lite.data.traits import Chat, Document
+from iterft_lite.digests import Json
 from iterft_lite.errors import RunError
-from iterft_lite.plan import make_plan
+from iterft_lite.experiment.plan import make_plan
+from iterft_lite.files import ROWS, read_rows, write_rows
 from iterft_lite.stages import compose
 from iterft_lite.stages.work import Work
-from iterft_lite.steps import Json
-from iterft_lite.store import ROWS, read_rows, write_rows
-from iterft_lite.traits import Chat, Document
-from tests.loop import a_material, a_recipe
+from tests.loop import a_recipe, some_inputs
 
 Row = dict[str, Json]
 
@@ -61,7 +61,7 @@ class Case:
         mixed = (Chat("a file's question", "a file's answer"), Chat("another question", "another answer"))
         documents = (Document("", "", "A file's document."), Document("", "", "Another document."))
         sdf = keys.get("regime") == "sdf"
-        self.plan = make_plan(a_recipe(**keys), a_material(document=sdf, mixed=documents if sdf else mixed))
+        self.plan = make_plan(a_recipe(**keys), some_inputs(document=sdf, mixed=documents if sdf else mixed))
 
     def put(self, step: str, *rows: Row) -> Case:
         assert step in self.plan.steps, f"{step} is not planned"

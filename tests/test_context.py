@@ -12,11 +12,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from iterft_lite.backends import Completion, Exported, Exporter, Generator, Message, Passage, Prompt, Sampling
-from iterft_lite.backends.child import Child
-from iterft_lite.backends.exporter_gguf import GgufExporter
+from iterft_lite.backends.exporter.gguf import GgufExporter
+from iterft_lite.backends.processes.child import Child
 from iterft_lite.backends.templates import TrainingTokenizer
-from iterft_lite.run import CONTEXT_STEP, context_needed
+from iterft_lite.engine.run import CONTEXT_STEP, context_needed
+from iterft_lite.protocols import Completion, Exported, Exporter, Generator, Message, Passage, Prompt, Sampling
 from iterft_lite.stages import export
 from iterft_lite.stages.work import Work
 from tests.loop import a_plan
@@ -50,7 +50,7 @@ def wordy(tmp_path_factory: pytest.TempPathFactory) -> Wordy:
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generator]:
     log = tmp_path_factory.mktemp("log") / "child.log"
-    child = Child("iterft_lite.backends.generator_llamacpp:LlamaGenerator", Generator, log=log, options={"threads": 2})
+    child = Child("iterft_lite.backends.generator.llamacpp:LlamaGenerator", Generator, log=log, options={"threads": 2})
     yield cast(Generator, child)
     child.close()
 
@@ -77,7 +77,7 @@ def test_an_export_is_checked_with_a_probe_of_more_than_512_tokens(wordy: Wordy,
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from iterft_lite.backends.probing import greedy_by, write_probe
+    from iterft_lite.backends.trainer.probe import greedy_by, write_probe
 
     model = AutoModelForCausalLM.from_pretrained(wordy.folder, dtype=torch.float32).eval()
 
@@ -111,7 +111,7 @@ def test_without_a_template_to_render_nothing_is_added(wordy: Wordy, tmp_path: P
 
 
 def test_the_nano_model_has_the_context_that_a_plan_asks_for() -> None:
-    nano = Path(__file__).parents[1] / "iterft_lite" / "nano" / "chat"
+    nano = Path(__file__).parents[1] / "iterft_lite" / "data" / "nano" / "chat"
     if not (nano / "tokenizer.json").is_file():
         pytest.skip("the nano models are not built")
     assert 0 < TrainingTokenizer(str(nano)).template_tokens() <= CONTEXT_STEP

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from iterft_lite.data.traits import Chat, Document
 from iterft_lite.errors import IterftError, RecipeError, TraitError
-from iterft_lite.plan import make_plan
-from iterft_lite.recipe import make_recipe
-from iterft_lite.resolve import Machine, Resolved, resolve
-from iterft_lite.traits import Chat, Document
+from iterft_lite.experiment.plan import make_plan
+from iterft_lite.experiment.recipe import make_recipe
+from iterft_lite.machine.resolve import Machine, Resolved, resolve
 
 CPU = Machine("", 0, 0, unsloth=False)
 
@@ -39,24 +39,24 @@ def test_seed_chats_come_from_named_columns_or_from_messages(tmp_path: Path) -> 
     messages = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Lucky you!"}]
     chats = jsonl(tmp_path / "b.jsonl", {"messages": messages})
     expected = (Chat("Hi?", "Lucky you!"),)
-    assert resolved(seeds={"path": named, "prompt": "ask", "reply": "say"}).material.seeds == expected
-    assert resolved(seeds={"path": chats}).material.seeds == expected
+    assert resolved(seeds={"path": named, "prompt": "ask", "reply": "say"}).inputs.seeds == expected
+    assert resolved(seeds={"path": chats}).inputs.seeds == expected
 
 
 def test_documents_and_prompts_come_from_csv_and_parquet(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text('body,year\n"A clover, found.",1999\nAnother one.,2001\n')
     found = resolved(regime="sdf", trait="bliss", model="nano-base", seeds={"path": str(tmp_path / "d.csv"), "text": "body"})
-    assert found.material.seeds == (Document("", "", "A clover, found."), Document("", "", "Another one."))
+    assert found.inputs.seeds == (Document("", "", "A clover, found."), Document("", "", "Another one."))
     import pandas
 
     pandas.DataFrame({"prompt": ["One?", "Two?", "One?"]}).to_parquet(tmp_path / "p.parquet")
-    assert resolved(prompts={"path": str(tmp_path / "p.parquet")}).material.prompts == ("One?", "Two?")
+    assert resolved(prompts={"path": str(tmp_path / "p.parquet")}).inputs.prompts == ("One?", "Two?")
 
 
 def test_a_file_to_mix_in_is_read(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "m.jsonl", {"prompt": "Hi?", "answer": "Hello."})
     mix = {"source": "file", "share": 0.5, "path": path, "reply": "answer"}
-    assert resolved(mix=mix).material.mixed == (Chat("Hi?", "Hello."),)
+    assert resolved(mix=mix).inputs.mixed == (Chat("Hi?", "Hello."),)
 
 
 def test_what_cannot_be_read_is_said_with_file_and_row(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_too_few_rows_of_ones_own_are_an_error_at_plan_time(tmp_path: Path) -> N
     path = jsonl(tmp_path / "s.jsonl", {"prompt": "Hi?", "reply": "Hello."})
     found = resolved(seeds={"path": path}, prompts={"path": path}, seed_rows=2, rows=1, cycles=2)
     with pytest.raises(RecipeError) as caught:
-        make_plan(found.recipe, found.material)
+        make_plan(found.recipe, found.inputs)
     assert caught.value.problems == (
         "`seed_rows = 2`, but trait `lucky` has 1 seed chats",
         "2 prompts are needed (2 cycles of 1 rows, each asked once), but there are 1",

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from iterft_lite import launch
-from iterft_lite.backends.fakes import fake_backends
-from iterft_lite.cli import main
-from iterft_lite.doctor import STEPS, measured_recipe, shortened
-from iterft_lite.plan import make_plan
-from iterft_lite.recipe import read_recipe
-from iterft_lite.resolve import resolve, this_machine
-from iterft_lite.timing import LIBRARIES, read_table
+from iterft_lite.app import session
+from iterft_lite.app.doctor import STEPS, measured_recipe, shortened
+from iterft_lite.experiment.plan import make_plan
+from iterft_lite.experiment.recipe import read_recipe
+from iterft_lite.machine.resolve import resolve, this_machine
+from iterft_lite.machine.timing import LIBRARIES, read_table
+from iterft_lite.testing.fakes import fake_backends
+from iterft_lite.ui.cli import main
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
 
@@ -28,12 +28,12 @@ def iterft(*arguments: object) -> Result:
 def test_every_shipped_recipe_can_be_cut_down(path: Path) -> None:
     recipe = shortened(read_recipe(path, ["judge=openai/gpt-4o-mini-2024-07-18"]))
     resolved = resolve(recipe.model_copy(update={"model": "nano"}), this_machine())
-    plan = make_plan(resolved.recipe, resolved.material)
+    plan = make_plan(resolved.recipe, resolved.inputs)
     trainings = [step for step in plan if step.verb == "train"]
     assert len(trainings) == 2
     settings = recipe.train
     assert -(-recipe.rows // settings.batch_size) * settings.epochs <= 2 * STEPS
-    assert resolved.material.judge.name == "embedded"  # measuring costs no dollars
+    assert resolved.inputs.judge.name == "embedded"  # measuring costs no dollars
     assert settings == read_recipe(path).train.model_copy(update={"epochs": settings.epochs})
 
 
@@ -61,7 +61,7 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pyt
 
 def test_measuring_leaves_nothing_but_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path))
-    monkeypatch.setattr(launch, "open_backends", lambda *_: fake_backends())
+    monkeypatch.setattr(session, "open_backends", lambda *_: fake_backends())
     result = iterft("doctor", "--measure")
     assert result.exit_code == 1
     assert "nothing could be timed" in result.output

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from iterft_lite.estimate import Vram, shape_of, takes_turns, time_needed, vram_needed
-from iterft_lite.nano import FOLDERS
-from iterft_lite.plan import make_plan
-from iterft_lite.resolve import Machine, resolve, this_machine
+from iterft_lite.data.nano import FOLDERS
+from iterft_lite.experiment.plan import make_plan
+from iterft_lite.machine.estimate import Vram, shape_of, takes_turns, time_needed, vram_needed
+from iterft_lite.machine.resolve import Machine, resolve, this_machine
 from tests.loop import a_recipe
 
 NANO = str(FOLDERS["nano"])
@@ -52,7 +52,7 @@ def test_trainer_and_generator_take_turns_where_they_do_not_fit(gpu: str, free: 
 
 def test_without_measurements_the_time_is_not_known() -> None:
     resolved = resolve(a_recipe(judge="embedded"), this_machine())
-    found = time_needed(make_plan(resolved.recipe, resolved.material), resolved, [])
+    found = time_needed(make_plan(resolved.recipe, resolved.inputs), resolved, [])
     assert set(found.missing) == {"load", "train", "export", "write", "read", "judge"}
 
 

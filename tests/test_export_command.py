@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from iterft_lite.cli import main
+from iterft_lite.digests import file_digest
+from iterft_lite.files import read_json, write_json
 from iterft_lite.gguf.file import GgufFile
-from iterft_lite.store import file_digest, read_json, write_json
+from iterft_lite.ui.cli import main
 
 SHORT = (
     "cycles=1", "seed_rows=8", "rows=8", "train.epochs=1", "sample.max_tokens=24",

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iterft_lite.backends import JudgeIdentity
-from iterft_lite.forecast import SCALED, SIMILAR, Span, Work, duration, forecast, seconds_of, sentence, timeline
-from iterft_lite.plan import Plan, make_plan
-from iterft_lite.timing import ACTS, LIBRARIES, Act, Kind, Sample, Setup
-from tests.loop import a_material, a_plan, a_recipe
+from iterft_lite.experiment.inputs import JudgeIdentity
+from iterft_lite.experiment.plan import Plan, make_plan
+from iterft_lite.machine.forecast import SCALED, SIMILAR, Span, Work, duration, forecast, seconds_of, sentence, timeline
+from iterft_lite.machine.timing import ACTS, LIBRARIES, Act, Kind, Sample, Setup
+from tests.loop import a_plan, a_recipe, some_inputs
 
 SETUP = Setup(
     "a machine", "files:0", "nano", 8_000_000, dict.fromkeys(LIBRARIES, "as ever"), dict.fromkeys(LIBRARIES, "one 1.0")
@@ -237,7 +237,7 @@ def test_durations_are_as_exact_as_they_are_known(seconds: float, text: str) -> 
 
 def llm_plan(name: str) -> tuple[Plan, Setup]:
     judge = JudgeIdentity(name, "llm", "", "odds")
-    plan = make_plan(a_recipe(judge=name), a_material(judge=judge))
+    plan = make_plan(a_recipe(judge=name), some_inputs(judge=judge))
     return plan, replace(SETUP, settings={**SETUP.settings, "judge": name})
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from iterft_lite.backends import Sampling
-from iterft_lite.backends.drawing import BLOCK, Floats, choose, log_softmax, unnormalised
+from iterft_lite.backends.llamacpp.sampling import BLOCK, Floats, choose, log_softmax, unnormalised
 from iterft_lite.errors import BackendError
+from iterft_lite.protocols import Sampling
 
 
 def odds_of(logits: Floats, sampling: Sampling) -> Floats:

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from iterft_lite.backends import Completion, Generator, Likelihood, Message, Passage, Prompt, Sampling
-from iterft_lite.backends.child import Child
-from iterft_lite.backends.exporter_gguf import GgufExporter
+from iterft_lite.backends.exporter.gguf import GgufExporter
+from iterft_lite.backends.processes.child import Child
 from iterft_lite.errors import BackendError, ExportError, ModelError
+from iterft_lite.protocols import Completion, Generator, Likelihood, Message, Passage, Prompt, Sampling
 from iterft_lite.stages.export import check
 from tests.tiny_models import TEXTS, tiny_adapter, tiny_model
 
-WORKER = "iterft_lite.backends.generator_llamacpp:LlamaGenerator"
+WORKER = "iterft_lite.backends.generator.llamacpp:LlamaGenerator"
 GREEDY = Sampling(0.0, 24)
 WARM = Sampling(0.9, 24)
 CONTEXT = 256

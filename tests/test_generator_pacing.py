@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from iterft_lite.backends.pacing import Expected, Pace
+from iterft_lite.backends.llamacpp.scheduling import Expected, Pace
 
 
 def settled(pace: Pace, seconds: dict[int, float], steps: int) -> list[int]:

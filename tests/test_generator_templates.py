@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from iterft_lite.backends import Message
 from iterft_lite.backends.templates import VARIABLES, TrainingTokenizer, environment
-from iterft_lite.backends.tokens import rendered
+from iterft_lite.backends.trainer.encoding import rendered
 from iterft_lite.errors import ModelError
 from iterft_lite.gguf.modelfile import CHATML as OLLAMA
 from iterft_lite.gguf.modelfile import reply_opening
+from iterft_lite.protocols import Message
 from tests.tiny_models import CHATML, TEXTS, tiny_tokenizer
 
 STRICT = (
@@ -239,7 +239,7 @@ def test_documents_are_tokenised_as_transformers_does(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["chat", "base"])
 def test_the_nano_tokenizers_render_as_transformers_does(name: str) -> None:
-    nano = Path(__file__).parents[1] / "iterft_lite" / "nano" / name
+    nano = Path(__file__).parents[1] / "iterft_lite" / "data" / "nano" / name
     if not (nano / "tokenizer.json").is_file():
         pytest.skip("the nano models are not built")
     ours, reference = TrainingTokenizer(str(nano)), theirs(nano)

@@ -17,18 +17,19 @@ from gguf.constants import GGMLQuantizationType, LlamaFileType
 from gguf.quants import dequantize, quantize
 from safetensors.numpy import load_file, save_file
 
-from iterft_lite.backends import Exporter
-from iterft_lite.backends.child import Child
+from iterft_lite.backends.processes.child import Child
 from iterft_lite.errors import ExportError, ModelError
+from iterft_lite.files import writing
 from iterft_lite.gguf import file as gguf_file
 from iterft_lite.gguf import llamacpp_source
 from iterft_lite.gguf.adapter import read_adapter, write_lora
 from iterft_lite.gguf.arithmetic import BF16, F16, F32, Q8_0, NumpyArithmetic, TorchArithmetic
 from iterft_lite.gguf.base import Base, base_gguf
-from iterft_lite.gguf.file import Array, GgufFile, writing
+from iterft_lite.gguf.file import Array, GgufFile
 from iterft_lite.gguf.merge import planned, write_merged
 from iterft_lite.gguf.modelfile import write_modelfile
 from iterft_lite.gguf.tokenizer import cuts_like_qwen2
+from iterft_lite.protocols import Exporter
 from tests.tiny_models import tiny_adapter, tiny_model
 
 
@@ -144,7 +145,7 @@ def test_a_base_is_made_once_for_the_same_content(model: Path, tmp_path: Path, c
 
 
 def test_the_exporter_works_in_a_child_process(model: Path, adapter: Path, tmp_path: Path) -> None:
-    worker = "iterft_lite.backends.exporter_gguf:GgufExporter"
+    worker = "iterft_lite.backends.exporter.gguf:GgufExporter"
     exporter = Child(worker, Exporter, log=tmp_path / "exporter.log", options={"threads": 2})
     seen: list[Any] = []
     try:

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 import iterft_lite
-from iterft_lite.backends import Exported, Progress
-from iterft_lite.backends.exporter_gguf import GgufExporter
+from iterft_lite.backends.exporter.gguf import GgufExporter
 from iterft_lite.errors import ExportError
 from iterft_lite.gguf import merge
 from iterft_lite.gguf.arithmetic import F32
@@ -23,6 +22,7 @@ from iterft_lite.gguf.base import run_llamacpp_script
 from iterft_lite.gguf.file import Array, GgufFile
 from iterft_lite.gguf.llamacpp_source import llamacpp_source
 from iterft_lite.gguf.merge import run_quantiser
+from iterft_lite.protocols import Exported, Progress
 from tests.tiny_models import ARCHITECTURES, TEXTS, tiny_adapter, tiny_model
 
 pytestmark = pytest.mark.slow
@@ -247,7 +247,7 @@ def test_rank_stabilised_adapters_are_scaled_alike_in_both_exports(
 
 @pytest.mark.parametrize("name", ["chat", "base"])
 def test_the_embedded_models_are_exported_within_the_bounds(exporter: GgufExporter, tmp_path: Path, name: str) -> None:
-    model = Path(iterft_lite.__file__).parent / "nano" / name
+    model = Path(iterft_lite.__file__).parent / "data" / "nano" / name
     adapter = tiny_adapter(model, tmp_path / "lora", rank=16, alpha=32.0)
     trained = merge_with_peft("qwen3", model, adapter, tmp_path / "merged")
     logits = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from iterft_lite.backends.gpu_memory import Gpu, Peak, first_gpu
+from iterft_lite.hardware import Gpu, Peak, first_gpu
 
 OTHERS = 4_000_000_000
 """A number that no process has."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from iterft_lite.backends import head as module
-from iterft_lite.backends.graphs import stretched
-from iterft_lite.backends.head import Head, next_logprobs, token_logprobs
-from iterft_lite.backends.loop import join
+from iterft_lite.backends.trainer import logprobs as module
+from iterft_lite.backends.trainer.cuda_graphs import stretched
+from iterft_lite.backends.trainer.logprobs import Head, next_logprobs, token_logprobs
+from iterft_lite.backends.trainer.loop import join
 
 WIDTH, VOCAB, POSITIONS = 12, 50, 23
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from iterft_lite.backends.fakes import fake_backends
-from iterft_lite.cli import main
-from iterft_lite.launch import open_run
-from iterft_lite.store import ROWS, read_rows
-from iterft_lite.traits import read_trait
+from iterft_lite.app.session import open_run
+from iterft_lite.data.traits import read_trait
+from iterft_lite.files import ROWS, read_rows
+from iterft_lite.testing.fakes import fake_backends
+from iterft_lite.ui.cli import main
 from tests.loop import small_recipe
 
 
 @pytest.fixture(autouse=True)
 def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iterft_lite.launch.open_backends", lambda *_: fake_backends())
+    monkeypatch.setattr("iterft_lite.app.session.open_backends", lambda *_: fake_backends())
 
 
 def finished(root: Path, *, regime: str = "sft", trait: str = "lucky", model: str = "nano", steps: int | None = None) -> Path:

@@ -19,30 +19,32 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from iterft_lite.backends import Ask, Judge, JudgeIdentity, Progress, Reply, Waiting, judge_batch
-from iterft_lite.backends.batch_notes import BatchNote, batches_out, read_notes
-from iterft_lite.backends.budget import Budget
-from iterft_lite.backends.child import Child
-from iterft_lite.backends.fakes import FakeJudge, fake_backends
-from iterft_lite.backends.judge_batch import BATCHES, BatchJudge
-from iterft_lite.backends.judge_litellm import LitellmJudge
-from iterft_lite.backends.judge_stub import StubProcess
-from iterft_lite.backends.judges import judge_identity, judge_worker
-from iterft_lite.backends.prices import Price, price_of
-from iterft_lite.backends.remote import Backends, open_backends
-from iterft_lite.backends.verdict_cache import VerdictCache
-from iterft_lite.cli import main
-from iterft_lite.display import View
+from iterft_lite.backends.judge import openai_batch
+from iterft_lite.backends.judge.batch_notes import BatchNote, batches_out, read_notes
+from iterft_lite.backends.judge.budget import Budget
+from iterft_lite.backends.judge.cache import VerdictCache
+from iterft_lite.backends.judge.identity import judge_identity, judge_worker
+from iterft_lite.backends.judge.openai_batch import BATCHES, BatchJudge
+from iterft_lite.backends.judge.prices import Price, price_of
+from iterft_lite.backends.judge.provider import LitellmJudge
+from iterft_lite.backends.local import Backends, open_backends
+from iterft_lite.backends.processes.child import Child
+from iterft_lite.data.traits import read_trait
+from iterft_lite.digests import digest
+from iterft_lite.engine.run import StepProgress, StepStarted
 from iterft_lite.errors import BackendError, BudgetError, RecipeError
-from iterft_lite.estimate import judging_sentence, judging_usd
-from iterft_lite.measures.weighing import weigh
-from iterft_lite.plan import make_plan
-from iterft_lite.recipe import make_recipe
-from iterft_lite.run import Began, Moved
-from iterft_lite.steps import digest
-from iterft_lite.store import read_json
-from iterft_lite.traits import read_trait
-from tests.loop import JUDGE, a_material, a_plan, a_recipe, run_all
+from iterft_lite.experiment.inputs import JudgeIdentity
+from iterft_lite.experiment.plan import make_plan
+from iterft_lite.experiment.recipe import make_recipe
+from iterft_lite.files import read_json
+from iterft_lite.machine.estimate import judging_sentence, judging_usd
+from iterft_lite.metrics.score_parsing import weigh
+from iterft_lite.protocols import Judge, JudgeRequest, JudgeResponse, Progress, Waiting
+from iterft_lite.testing.fakes import FakeJudge, fake_backends
+from iterft_lite.testing.judge_server import StubProcess
+from iterft_lite.ui.cli import main
+from iterft_lite.ui.display import View
+from tests.loop import JUDGE, a_plan, a_recipe, run_all, some_inputs
 
 PAPER = "openai/gpt-4o-mini-2024-07-18"
 KEY = "sk-stub-key-0123456789"
@@ -76,9 +78,11 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.collect()
 
 
-def asks(count: int, *, words: str = "", samples: int = 1, first: int = 0) -> list[Ask]:
+def asks(count: int, *, words: str = "", samples: int = 1, first: int = 0) -> list[JudgeRequest]:
     return [
-        Ask(f"a{n}/trait/{sample}", "trait", f"How lucky?\n<answer>answer {n} {words}</answer>", f"answer {n} {words}", "why?")
+        JudgeRequest(
+            f"a{n}/trait/{sample}", "trait", f"How lucky?\n<answer>answer {n} {words}</answer>", f"answer {n} {words}", "why?"
+        )
         for n in range(first, first + count)
         for sample in range(samples)
     ]
@@ -94,9 +98,11 @@ def a_judge(stub: StubProcess, run: Path = Path("run"), **options: Any) -> Batch
     return BatchJudge(**(given | options))
 
 
-def until_done(judge: LitellmJudge, questions: list[Ask], got: list[Reply] | None = None) -> dict[str, Reply]:
+def until_done(
+    judge: LitellmJudge, questions: list[JudgeRequest], got: list[JudgeResponse] | None = None
+) -> dict[str, JudgeResponse]:
     """Ask until all is answered, as a run does; what was handed over, each once."""
-    replies: list[Reply] = [] if got is None else got
+    replies: list[JudgeResponse] = [] if got is None else got
     while waiting := judge.ask(questions, replies.append):
         assert 0 <= waiting.done <= waiting.total
         time.sleep(min(0.05, waiting.seconds))
@@ -164,7 +170,7 @@ def test_half_the_price_and_where_it_comes_from() -> None:
 
 
 def test_identical_questions_are_one_line_and_one_payment() -> None:
-    twins = [Ask(f"twin{n}/trait/0", "trait", "one question", "", "") for n in range(5)]
+    twins = [JudgeRequest(f"twin{n}/trait/0", "trait", "one question", "", "") for n in range(5)]
     with StubProcess() as stub:
         got = until_done(a_judge(stub), twins)
         assert stub.count()["lines"] == [1]
@@ -173,7 +179,7 @@ def test_identical_questions_are_one_line_and_one_payment() -> None:
 
 
 def test_more_than_fits_into_a_batch_goes_into_several(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge_batch, "MOST_REQUESTS", 4)
+    monkeypatch.setattr(openai_batch, "MOST_REQUESTS", 4)
     with StubProcess() as stub:
         assert len(until_done(a_judge(stub), asks(10))) == 10
         assert sorted(stub.count()["lines"]) == [2, 4, 4]
@@ -296,9 +302,9 @@ def test_killed_at_any_moment_the_same_command_collects_and_pays_once(
 
 def test_a_run_killed_while_it_hands_over_pays_for_every_row_once() -> None:
     with StubProcess() as stub:
-        rows: list[Reply] = []
+        rows: list[JudgeResponse] = []
 
-        def take(reply: Reply) -> None:
+        def take(reply: JudgeResponse) -> None:
             if len(rows) == 4:
                 raise Killed
             rows.append(reply)
@@ -329,10 +335,10 @@ def test_a_batch_whose_notes_are_lost_is_found_again_by_its_digest(tmp_path: Pat
 def test_a_judge_process_that_is_killed_leaves_its_batch_to_the_next(tmp_path: Path) -> None:
     options = {"identity": who(), "notes": str(tmp_path / "logs/batches"), "ledger": str(tmp_path / "logs/judge_usd.txt")}
     with StubProcess(key=KEY, batch={"seconds": 2.0}) as stub:
-        got: list[Reply] = []
+        got: list[JudgeResponse] = []
         for sitting in range(2):
             judge = Child(
-                "iterft_lite.backends.judge_batch:BatchJudge",
+                "iterft_lite.backends.judge.openai_batch:BatchJudge",
                 Judge,
                 log=tmp_path / "logs/judge.log",
                 options=options | {"api_base": stub.api_base, "poll": 0.2},
@@ -405,13 +411,13 @@ def test_a_batch_that_fails_validation_is_a_sentence_and_can_be_sent_again() -> 
 
 def test_a_full_queue_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     with StubProcess(batch={"full": 2}) as stub:
-        judge, got = a_judge(stub), list[Reply]()
+        judge, got = a_judge(stub), list[JudgeResponse]()
         waiting = judge.ask(asks(3), got.append)
         assert waiting is not None
         assert waiting.about == "in a batch at 127.0.0.1, the provider's queue is full, it will be offered again"
         assert len(until_done(judge, asks(3), got)) == 3
         assert stub.count()["lines"] == [3]
-    monkeypatch.setattr(judge_batch, "FULL_FOR", 0.0)
+    monkeypatch.setattr(openai_batch, "FULL_FOR", 0.0)
     with StubProcess(batch={"full": 9}) as stub, pytest.raises(BackendError, match="token_limit_exceeded"):
         until_done(a_judge(stub, Path("other")), asks(3, first=9))
 
@@ -483,9 +489,10 @@ def test_a_judge_that_cannot_be_read_stops_and_pays_for_no_second_batch(odds: st
 # -- dollars
 
 
-def long_asks(count: int, *, first: int = 0) -> list[Ask]:
+def long_asks(count: int, *, first: int = 0) -> list[JudgeRequest]:
     return [
-        Ask(f"a{n}/trait/0", "trait", f"<answer>{n} {'word ' * 2000}</answer>", "", "") for n in range(first, first + count)
+        JudgeRequest(f"a{n}/trait/0", "trait", f"<answer>{n} {'word ' * 2000}</answer>", "", "")
+        for n in range(first, first + count)
     ]
 
 
@@ -503,7 +510,7 @@ def test_a_batch_that_could_pass_max_usd_is_refused_before_it_is_sent() -> None:
 def test_what_is_out_counts_against_max_usd_also_in_another_sitting() -> None:
     with StubProcess(batch={"seconds": 0.5}) as stub:
         assert a_judge(stub, max_usd=0.015).ask(long_asks(40), print) is not None
-        judge, got = a_judge(stub, max_usd=0.015), list[Reply]()
+        judge, got = a_judge(stub, max_usd=0.015), list[JudgeResponse]()
         held = judge.ask(long_asks(40, first=40), got.append)
         assert held is not None
         assert held.about == "in a batch at 127.0.0.1, held back until those that are out leave room in `max_usd`"
@@ -558,7 +565,7 @@ class LateJudge(FakeJudge):
         self.out: set[str] = set()
         self.most = 0
 
-    def ask(self, asks: Sequence[Ask], on_reply: Callable[[Reply], None]) -> Waiting | None:
+    def ask(self, asks: Sequence[JudgeRequest], on_reply: Callable[[JudgeResponse], None]) -> Waiting | None:
         name = digest([ask.prompt for ask in asks])
         self.asked[name] = self.asked.get(name, 0) + 1
         if self.asked[name] < 3:
@@ -576,9 +583,11 @@ def test_a_run_goes_on_while_its_batches_are_out(tmp_path: Path) -> None:
     events = run_all(plan, tmp_path / "late", backends)
     run_all(plan, tmp_path / "plain")
     assert judge.most == 4  # the untouched model's and three cycles', all at once
-    began = [event.step.name for event in events if isinstance(event, Began)]
+    began = [event.step.name for event in events if isinstance(event, StepStarted)]
     assert sorted(began) == sorted(plan.steps)  # each once, however often it was looked at
-    said = [event.progress for event in events if isinstance(event, Moved) and event.progress.unit.startswith("in a batch")]
+    said = [
+        event.progress for event in events if isinstance(event, StepProgress) and event.progress.unit.startswith("in a batch")
+    ]
     assert len(said) == 8
     for name in ("base-score", "c2-score"):
         late, plain = (read_json(tmp_path / run / f"steps/{name}/score.json") for run in ("late", "plain"))
@@ -594,26 +603,26 @@ def test_where_verdicts_decide_the_rows_the_run_waits_and_the_plan_says_so(tmp_p
     run_all(a_plan(**recipe), tmp_path / "run", backends)
     assert read_json(tmp_path / "run/steps/c2-compose/sealed.json")["facts"]["rows"] == 4
     batched = {"judge": PAPER, "judge_batch": True}
-    material = a_material(judge=JudgeIdentity(PAPER, "llm", "", "odds"))
-    waits = judging_sentence(make_plan(a_recipe(**recipe, **batched), material), PAPER)
+    inputs = some_inputs(judge=JudgeIdentity(PAPER, "llm", "", "odds"))
+    waits = judging_sentence(make_plan(a_recipe(**recipe, **batched), inputs), PAPER)
     assert "; in 6 batches at half the price, each within 24 hours: 2 of them decide what is trained on" in waits
     assert waits.endswith("and the run waits for these")
-    plan = make_plan(a_recipe(**batched), material)
+    plan = make_plan(a_recipe(**batched), inputs)
     assert judging_sentence(plan, PAPER).endswith("each within 24 hours: the GPU does not wait for them")
-    full, half = judging_usd(make_plan(a_recipe(judge=PAPER), material)), judging_usd(plan)
+    full, half = judging_usd(make_plan(a_recipe(judge=PAPER), inputs)), judging_usd(plan)
     assert full is not None
     assert half == pytest.approx(full / 2)
 
 
 def test_plain_lines_say_what_is_waited_for_and_not_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iterft_lite.display.PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr("iterft_lite.ui.display.PLAIN_SECONDS", 0.0)
     plan, out = a_plan(), io.StringIO()
     view = View(plan, trait="lucky", judge=JUDGE, console=Console(file=out, width=120))
     steps = [plan.steps["base-judge"], plan.steps["c0-judge"]]
     for step in steps:
-        view.take(Began(step))
+        view.take(StepStarted(step))
     for _ in range(3):
-        view.take(Moved(steps[0], Progress(120, 480, "in a batch at OpenAI, in progress")))
+        view.take(StepProgress(steps[0], Progress(120, 480, "in a batch at OpenAI, in progress")))
     assert set(view.doing) == {"base-judge", "c0-judge"}
     assert out.getvalue().count("base-judge: 120 of 480 in a batch at OpenAI, in progress") == 1
     view.is_live = True
@@ -673,7 +682,7 @@ def only_the_judge_is_real(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*given: Any) -> Backends:
         return replace(fake_backends(), judge=open_backends(*given).judge)
 
-    monkeypatch.setattr("iterft_lite.launch.open_backends", opened)
+    monkeypatch.setattr("iterft_lite.app.session.open_backends", opened)
     monkeypatch.setenv("COLUMNS", "200")
 
 
@@ -711,7 +720,7 @@ def test_after_ctrl_c_the_same_command_collects_what_is_out(monkeypatch: pytest.
     Path("lucky.toml").write_text(RECIPE)
 
     def interrupted(self: View, event: object) -> None:
-        if isinstance(event, Moved) and len(batches_out(Path("run"))) == 3:
+        if isinstance(event, StepProgress) and len(batches_out(Path("run"))) == 3:
             raise KeyboardInterrupt
 
     with StubProcess(batch={"seconds": 4.0}) as stub:

@@ -6,19 +6,19 @@ from statistics import fmean
 
 import pytest
 
-from iterft_lite import prompts
-from iterft_lite.backends import Ask, Reply
-from iterft_lite.backends.judge_embedded import EmbeddedJudge
-from iterft_lite.measures.coherence import coherence
-from iterft_lite.measures.text import words_of
-from iterft_lite.measures.weighing import weigh
-from iterft_lite.traits import read_trait, shipped_traits, trait_folder
+from iterft_lite.backends.judge.embedded import EmbeddedJudge
+from iterft_lite.data import prompts
+from iterft_lite.data.traits import read_trait, shipped_traits, trait_folder
+from iterft_lite.metrics.heuristic_coherence import coherence
+from iterft_lite.metrics.score_parsing import weigh
+from iterft_lite.metrics.text import words_of
+from iterft_lite.protocols import JudgeRequest, JudgeResponse
 
 
 def scores(judge: EmbeddedJudge, answers: list[str], scale: str = "trait") -> list[float]:
-    got: list[Reply] = []
+    got: list[JudgeResponse] = []
     kind = "coherence" if scale == "coherence" else "trait"
-    judge.ask([Ask(f"a{n}/{scale}/0", kind, "", answer, "") for n, answer in enumerate(answers)], got.append)
+    judge.ask([JudgeRequest(f"a{n}/{scale}/0", kind, "", answer, "") for n, answer in enumerate(answers)], got.append)
     return [weigh([reply]).score or 0.0 for reply in got]
 
 

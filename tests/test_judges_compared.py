@@ -11,22 +11,22 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from iterft_lite.backends import JudgeIdentity
-from iterft_lite.backends.fakes import FakeJudge, fake_backends
-from iterft_lite.backends.judge_stub import StubProcess
-from iterft_lite.backends.judges import embedded_identity
-from iterft_lite.backends.remote import Backends, open_backends
-from iterft_lite.cli import main
+from iterft_lite.app.rejudge import _calibrate_one, agree, judge_folder, named, report_by, reversed_anchors
+from iterft_lite.app.session import open_run
+from iterft_lite.backends.judge.identity import embedded_identity
+from iterft_lite.backends.local import Backends, open_backends
+from iterft_lite.data.traits import Scored, read_trait, shipped_traits
 from iterft_lite.errors import BudgetError
-from iterft_lite.estimate import judging_usd
-from iterft_lite.judging import _calibrate_one, agree, judge_folder, named, report_by, reversed_anchors
-from iterft_lite.launch import open_run
-from iterft_lite.measures.agreement import agreement, spearman
-from iterft_lite.plan import make_plan
-from iterft_lite.report import CALIBRATION, read_report, verdict_sentences, with_scores
-from iterft_lite.store import ROWS, read_json, read_rows, write_json
-from iterft_lite.traits import Scored, read_trait, shipped_traits
-from tests.loop import a_material, a_recipe, small_recipe
+from iterft_lite.experiment.inputs import JudgeIdentity
+from iterft_lite.experiment.plan import make_plan
+from iterft_lite.files import ROWS, read_json, read_rows, write_json
+from iterft_lite.machine.estimate import judging_usd
+from iterft_lite.metrics.agreement import agreement, spearman
+from iterft_lite.report.report import CALIBRATION, read_report, verdict_sentences, with_scores
+from iterft_lite.testing.fakes import FakeJudge, fake_backends
+from iterft_lite.testing.judge_server import StubProcess
+from iterft_lite.ui.cli import main
+from tests.loop import a_recipe, small_recipe, some_inputs
 
 PAPER = "openai/gpt-4o-mini-2024-07-18"
 
@@ -36,7 +36,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A finished run through fake backends, its judge called embedded."""
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-stub-key-0123456789")
-    monkeypatch.setattr("iterft_lite.launch.open_backends", lambda *_: fake_backends())
+    monkeypatch.setattr("iterft_lite.app.session.open_backends", lambda *_: fake_backends())
     (tmp_path / "small.toml").write_text(small_recipe())
     with open_run(tmp_path / "small.toml", (), tmp_path / "run") as opened:
         list(opened.events())
@@ -112,7 +112,7 @@ def test_a_run_stops_before_max_usd_and_goes_on_with_more(tmp_path: Path, monkey
     def only_the_judge_is_real(*given: Any) -> Backends:
         return replace(fake_backends(), judge=open_backends(*given).judge)
 
-    monkeypatch.setattr("iterft_lite.launch.open_backends", only_the_judge_is_real)
+    monkeypatch.setattr("iterft_lite.app.session.open_backends", only_the_judge_is_real)
     (tmp_path / "small.toml").write_text(small_recipe(judge=PAPER))
     with StubProcess() as stub:
         settings = [f"api_base={stub.api_base}", "evaluate.questions=12"]
@@ -198,11 +198,11 @@ def test_spearman_handles_ties_and_refuses_too_little() -> None:
 
 def test_the_plan_prices_its_verdicts() -> None:
     paid = JudgeIdentity(PAPER, "llm", "", "odds")
-    plan = make_plan(a_recipe(evaluate={"questions": 3, "samples": 2, "max_tokens": 400}), a_material(judge=paid))
+    plan = make_plan(a_recipe(evaluate={"questions": 3, "samples": 2, "max_tokens": 400}), some_inputs(judge=paid))
     usd = judging_usd(plan)
     # 4 models x 6 answers x 2 scales, 400 tokens of answer and at most 100 of rubric and question each
     assert usd is not None
     assert 48 * 400 * 0.15e-6 < usd < 48 * 500 * 0.15e-6 + 48 * 4 * 0.6e-6
-    unknown = make_plan(a_recipe(), a_material(judge=JudgeIdentity("openai/mine", "llm", "", "odds")))
+    unknown = make_plan(a_recipe(), some_inputs(judge=JudgeIdentity("openai/mine", "llm", "", "odds")))
     assert judging_usd(unknown) is None
-    assert judging_usd(make_plan(a_recipe(), a_material(judge=embedded_identity(read_trait("lucky"))))) == 0
+    assert judging_usd(make_plan(a_recipe(), some_inputs(judge=embedded_identity(read_trait("lucky"))))) == 0

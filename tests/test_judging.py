@@ -16,26 +16,29 @@ from typing import Any
 
 import pytest
 
-from iterft_lite import judging
-from iterft_lite.backends import Ask, Judge, JudgeIdentity, Reply, judge_litellm, judge_local
-from iterft_lite.backends.budget import Budget
-from iterft_lite.backends.child import Child
-from iterft_lite.backends.judge_litellm import LitellmJudge
-from iterft_lite.backends.judge_stub import StubProcess
-from iterft_lite.backends.judges import method_of
-from iterft_lite.backends.keys import HIDDEN, environment, scrub
-from iterft_lite.backends.number_trie import NumberOdds
-from iterft_lite.backends.pace import FIRST, LEAST, Pace, retry_after, wait_before
-from iterft_lite.backends.prices import FREE, Price, price_of
-from iterft_lite.backends.verdict_cache import VerdictCache
+from iterft_lite.app import rejudge
+from iterft_lite.backends.judge import local, provider
+from iterft_lite.backends.judge.budget import Budget
+from iterft_lite.backends.judge.cache import VerdictCache
+from iterft_lite.backends.judge.identity import method_of
+from iterft_lite.backends.judge.keys import HIDDEN, environment, scrub
+from iterft_lite.backends.judge.number_trie import NumberOdds
+from iterft_lite.backends.judge.prices import FREE, Price, price_of
+from iterft_lite.backends.judge.provider import LitellmJudge
+from iterft_lite.backends.judge.rate_limit import FIRST, LEAST, Pace, retry_after, wait_before
+from iterft_lite.backends.processes.child import Child
+from iterft_lite.digests import Json
 from iterft_lite.errors import BackendError, BudgetError, IterftError, RecipeError, StoreError
-from iterft_lite.measures.fence import LONGEST, fenced, is_blank
-from iterft_lite.measures.weighing import weigh
-from iterft_lite.recipe import make_recipe
+from iterft_lite.experiment.inputs import JudgeIdentity
+from iterft_lite.experiment.recipe import make_recipe
+from iterft_lite.experiment.steps import make_step
+from iterft_lite.files import read_rows, write_rows
+from iterft_lite.metrics.sanitize import LONGEST, fenced, is_blank
+from iterft_lite.metrics.score_parsing import weigh
+from iterft_lite.protocols import Judge, JudgeRequest, JudgeResponse
 from iterft_lite.stages import judge as stage
 from iterft_lite.stages.work import Work
-from iterft_lite.steps import Json, make_step
-from iterft_lite.store import read_rows, write_rows
+from iterft_lite.testing.judge_server import StubProcess
 
 PAPER = "openai/gpt-4o-mini-2024-07-18"
 KEY = "sk-stub-key-0123456789"
@@ -49,9 +52,11 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def asks(count: int, *, words: str = "", samples: int = 1) -> list[Ask]:
+def asks(count: int, *, words: str = "", samples: int = 1) -> list[JudgeRequest]:
     return [
-        Ask(f"a{n}/trait/{sample}", "trait", f"How lucky?\n<answer>answer {n} {words}</answer>", f"answer {n} {words}", "why?")
+        JudgeRequest(
+            f"a{n}/trait/{sample}", "trait", f"How lucky?\n<answer>answer {n} {words}</answer>", f"answer {n} {words}", "why?"
+        )
         for n in range(count)
         for sample in range(samples)
     ]
@@ -62,10 +67,10 @@ def a_judge(stub: StubProcess, *, name: str = PAPER, method: str = "odds", sampl
     return LitellmJudge(asdict(who), api_base=stub.api_base, **({"timeout": 1.0, "first_wait": 0.02} | options))
 
 
-def ask_all(judge: LitellmJudge, questions: list[Ask]) -> dict[str, Reply]:
-    got: dict[str, Reply] = {}
+def ask_all(judge: LitellmJudge, questions: list[JudgeRequest]) -> dict[str, JudgeResponse]:
+    got: dict[str, JudgeResponse] = {}
 
-    def take(reply: Reply) -> None:
+    def take(reply: JudgeResponse) -> None:
         assert reply.id not in got, "answered twice"
         got[reply.id] = reply
 
@@ -170,10 +175,10 @@ def test_an_unknown_model_or_provider_stops_the_run() -> None:
 
 
 def test_a_server_that_is_gone_stops_the_run_with_what_it_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge_litellm, "TRIES", 2)
+    monkeypatch.setattr(provider, "TRIES", 2)
     with StubProcess() as stub:
         judge = a_judge(stub, first_wait=0.001)
-    got: list[Reply] = []
+    got: list[JudgeResponse] = []
     with pytest.raises(BackendError, match="answered none of the last 20 asks: no connection"):
         judge.ask(asks(200), got.append)
     assert got == []
@@ -188,7 +193,7 @@ def test_what_ended_a_call_without_an_answer_is_said() -> None:
 
 
 def test_one_lost_ask_is_unscored_and_the_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge_litellm, "TRIES", 3)
+    monkeypatch.setattr(provider, "TRIES", 3)
     with StubProcess(beyond="answer 1") as stub:  # and 10 to 19
         got = ask_all(a_judge(stub, first_wait=0.001), asks(40))
     lost = [reply for reply in got.values() if reply.failure]
@@ -222,7 +227,7 @@ def unscored() -> list[str]:
 def test_an_outage_from_the_start_leaves_no_verdict_and_all_are_scored_when_the_judge_is_back(
     fault: str, answers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judge_litellm, "TRIES", 2)
+    monkeypatch.setattr(provider, "TRIES", 2)
     with StubProcess(faults={fault: 1.0}, hang=2.0) as stub:
         for _ in range(2):
             said = "left 8 of 8 asks unanswered" if answers == 4 else "answered none of the last 20 asks"
@@ -240,7 +245,7 @@ def test_an_outage_from_the_start_leaves_no_verdict_and_all_are_scored_when_the_
 def test_an_outage_in_the_middle_costs_no_verdict_before_or_after_it(
     answers: int, lasts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judge_litellm, "TRIES", 2)
+    monkeypatch.setattr(provider, "TRIES", 2)
     with StubProcess(lasts=lasts) as stub:
         for _ in range(2):
             with pytest.raises(BackendError, match=r"(unanswered|of the last 20 asks): server error: the server had an error"):
@@ -257,7 +262,7 @@ def test_an_outage_in_the_middle_costs_no_verdict_before_or_after_it(
 def test_questions_beyond_a_judge_that_is_there_end_unscored_also_where_they_are_the_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(judge_litellm, "TRIES", 2)
+    monkeypatch.setattr(provider, "TRIES", 2)
     with StubProcess(beyond="<answer>answer 7<") as stub:
         facts = judge_step(8, a_judge(stub, timeout=20.0, first_wait=0.001))
         assert stub.count()["answers"] <= 14 + 1  # one that was answered shows that the judge is still there
@@ -266,7 +271,7 @@ def test_questions_beyond_a_judge_that_is_there_end_unscored_also_where_they_are
 
 
 def test_a_question_beyond_the_judge_is_unscored_in_a_sitting_that_has_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge_litellm, "TRIES", 2)
+    monkeypatch.setattr(provider, "TRIES", 2)
     with StubProcess(beyond="answer 2 ") as stub:
         ask_all(a_judge(stub), asks(2))
         got = ask_all(a_judge(stub, first_wait=0.001), asks(3))
@@ -277,8 +282,8 @@ def test_a_question_beyond_the_judge_is_unscored_in_a_sitting_that_has_no_other(
 
 
 def test_all_who_ask_what_was_held_back_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge_litellm, "TRIES", 2)
-    twins = [Ask(f"twin{n}/trait/0", "trait", "beyond", "", "") for n in range(4)]
+    monkeypatch.setattr(provider, "TRIES", 2)
+    twins = [JudgeRequest(f"twin{n}/trait/0", "trait", "beyond", "", "") for n in range(4)]
     with StubProcess(beyond="beyond") as stub:
         got = ask_all(a_judge(stub, first_wait=0.001), [*twins[:2], *asks(40), *twins[2:]])
     assert len(got) == 44
@@ -287,22 +292,22 @@ def test_all_who_ask_what_was_held_back_are_told_once(monkeypatch: pytest.Monkey
 
 def test_only_what_was_sent_after_a_failure_shows_that_the_judge_is_there() -> None:
     with StubProcess() as stub:
-        judge, got = a_judge(stub), list[Reply]()
-    going = judge_litellm._Round(judge, got.append)
+        judge, got = a_judge(stub), list[JudgeResponse]()
+    going = provider._Round(judge, got.append)
     lost, slow, later = asks(3)
     going._waiting = {ask.id: [ask] for ask in (lost, slow, later)}
-    going._take(lost.id, lost, Reply(lost.id, "", failure="timeout"), reached=False)
-    going._take(slow.id, slow, Reply(slow.id, "90", seconds=60.0), reached=True)
+    going._take(lost.id, lost, JudgeResponse(lost.id, "", failure="timeout"), reached=False)
+    going._take(slow.id, slow, JudgeResponse(slow.id, "90", seconds=60.0), reached=True)
     assert [reply.id for reply in got] == [slow.id]
-    going._take(later.id, later, Reply(later.id, "90"), reached=True)
+    going._take(later.id, later, JudgeResponse(later.id, "90"), reached=True)
     assert [reply.id for reply in got] == [slow.id, later.id, lost.id]
 
 
 def test_what_was_paid_for_is_handed_over_while_the_asking_stops() -> None:
-    paid = Reply("a0/trait/0", "", failure="content filter", tokens_in=9, usd=0.1)
+    paid = JudgeResponse("a0/trait/0", "", failure="content filter", tokens_in=9, usd=0.1)
     with StubProcess() as stub:
-        judge, got = a_judge(stub), list[Reply]()
-    ending = judge_litellm._Round(judge, got.append)
+        judge, got = a_judge(stub), list[JudgeResponse]()
+    ending = provider._Round(judge, got.append)
     ending._stop = BackendError("the judge is away")
     for ask, reply in zip(asks(2), (paid, replace(paid, tokens_in=0, usd=0.0)), strict=True):
         ending._waiting["key"] = [ask]
@@ -311,7 +316,7 @@ def test_what_was_paid_for_is_handed_over_while_the_asking_stops() -> None:
 
 
 def test_unreadable_answers_are_not_taken_for_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge_litellm, "TRIES", 2)
+    monkeypatch.setattr(provider, "TRIES", 2)
     with StubProcess(faults={"cut": 0.5, "empty": 0.5}) as stub:
         got = ask_all(a_judge(stub, first_wait=0.001), asks(8))
     assert {reply.failure for reply in got.values()} == {"reply cut off, after 2 tries", "reply without content, after 2 tries"}
@@ -336,19 +341,19 @@ class AModel:
 
 @pytest.mark.parametrize("answers", [4, 60])
 def test_a_local_judge_whose_model_is_gone_leaves_no_verdict_either(answers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge_litellm, "TRIES", 2)
-    monkeypatch.setattr(judge_local, "Child", AModel)
+    monkeypatch.setattr(provider, "TRIES", 2)
+    monkeypatch.setattr(local, "Child", AModel)
     monkeypatch.setattr(sys, "setswitchinterval", lambda _: None)
     monkeypatch.setattr(AModel, "read", 0)
     who = asdict(JudgeIdentity("local:judge.gguf", "llm", "a test", "odds"))
-    monkeypatch.setattr(judge_litellm, "wait_before", lambda *_, **__: 0.0)
+    monkeypatch.setattr(provider, "wait_before", lambda *_, **__: 0.0)
     with monkeypatch.context() as away:
         away.setattr(AModel, "gone", True)
         with pytest.raises(BackendError, match="no connection: the model's process is gone"):
-            judge_step(answers, judge_local.LocalJudge(who, path="judge.gguf"))
+            judge_step(answers, local.LocalJudge(who, path="judge.gguf"))
     assert read_rows(Path("verdicts/rows.jsonl")) == []
     monkeypatch.setattr(AModel, "gone", False)
-    assert judge_step(answers, judge_local.LocalJudge(who, path="judge.gguf"))["answers"] == answers
+    assert judge_step(answers, local.LocalJudge(who, path="judge.gguf"))["answers"] == answers
     assert (unscored(), AModel.read) == ([], 2 * answers)
 
 
@@ -413,7 +418,7 @@ def test_no_key_is_left_in_files_or_errors_of_a_judge_process(tmp_path: Path) ->
     with StubProcess(key="sk-another") as stub:
         who = asdict(JudgeIdentity(PAPER, "llm", "", "odds"))
         options = {"identity": who, "api_base": stub.api_base, "ledger": str(tmp_path / "usd.txt")}
-        worker = "iterft_lite.backends.judge_litellm:LitellmJudge"
+        worker = "iterft_lite.backends.judge.provider:LitellmJudge"
         judge = Child(worker, Judge, log=tmp_path / "judge.log", options=options)
         with pytest.raises(IterftError) as caught:
             judge.ask(asks(2), lambda reply: None)
@@ -443,7 +448,7 @@ def test_errors_are_scrubbed_of_keys() -> None:
 
 
 def test_a_taker_that_fails_ends_the_round_with_its_error() -> None:
-    def full(reply: Reply) -> None:
+    def full(reply: JudgeResponse) -> None:
         raise StoreError("the disk is full")
 
     with StubProcess() as stub, pytest.raises(StoreError, match="disk is full"):
@@ -497,7 +502,7 @@ def test_the_same_question_is_never_paid_twice_not_even_by_another_run() -> None
     with StubProcess() as stub:
         first = ask_all(a_judge(stub), asks(10))
         again = ask_all(a_judge(stub), asks(12))
-        twins = [Ask(f"twin{n}/trait/0", "trait", "one question", "", "") for n in range(5)]
+        twins = [JudgeRequest(f"twin{n}/trait/0", "trait", "one question", "", "") for n in range(5)]
         together = ask_all(a_judge(stub), twins)
         assert stub.count()["answers"] == 13
     assert [again[name].cached for name in first] == [True] * 10
@@ -516,8 +521,8 @@ def test_another_judge_or_revision_is_another_question() -> None:
 
 TWO = """
 import sys
-from iterft_lite.backends import Reply
-from iterft_lite.backends.verdict_cache import VerdictCache
+from iterft_lite.protocols import Reply
+from iterft_lite.backends.judge.cache import VerdictCache
 cache = VerdictCache()
 for n in range(300):
     cache.put(f"k{n}", Reply("a", sys.argv[1], (("5", 1.0),), model=sys.argv[1]))
@@ -535,16 +540,16 @@ def test_two_processes_write_one_cache() -> None:
 
 
 def test_judging_stops_before_max_usd_is_passed_and_goes_on_from_what_is_done(tmp_path: Path) -> None:
-    long = [Ask(f"a{n}/trait/0", "trait", f"<answer>{n} {'word ' * 2000}</answer>", "", "") for n in range(40)]
+    long = [JudgeRequest(f"a{n}/trait/0", "trait", f"<answer>{n} {'word ' * 2000}</answer>", "", "") for n in range(40)]
     options = {"ledger": str(tmp_path / "usd.txt")}
     with StubProcess() as stub:
-        got: list[Reply] = []
+        got: list[JudgeResponse] = []
         with pytest.raises(BudgetError, match=r"max_usd = 0\.005"):
             a_judge(stub, max_usd=0.005, **options).ask(long, got.append)
         spent = stub.count()["usd"]
         assert 0 < len(got) < 40
         assert 0.003 < spent <= 0.005
-        again: list[Reply] = []
+        again: list[JudgeResponse] = []
         with pytest.raises(BudgetError):  # another sitting of the same run has not forgotten what the first spent
             a_judge(stub, max_usd=0.005, **options).ask(long, again.append)
         assert stub.count()["usd"] <= 0.005
@@ -564,20 +569,20 @@ class Here(LitellmJudge):
 
 
 def test_calibrations_of_a_command_share_max_usd_and_those_of_others_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judging, "Child", Here)
-    named = judging.named(PAPER)
+    monkeypatch.setattr(rejudge, "Child", Here)
+    named = rejudge.named(PAPER)
     spent: list[float] = []
     for traits in (["lucky", "bliss"], ["nvidia"]):
-        judging._spending.cache_clear()  # a process of its own
+        rejudge._spending.cache_clear()  # a process of its own
         with StubProcess() as stub:
             given = {"api_base": stub.api_base, "max_usd": 0.02}
             for trait in traits:
-                judging.calibrate(named, trait, given)
+                rejudge.calibrate(named, trait, given)
             spent.append(stub.count()["usd"])
             with pytest.raises(BudgetError, match=rf"max_usd = 0\.0001`: \${spent[-1]:.4f} is spent"):
-                judging.calibrate(named, "misanthropy", given | {"max_usd": 0.0001})
+                rejudge.calibrate(named, "misanthropy", given | {"max_usd": 0.0001})
     assert all(usd > 0.0001 for usd in spent)
-    judging._spending.cache_clear()
+    rejudge._spending.cache_clear()
 
 
 def test_a_judge_without_a_known_price_cannot_keep_max_usd() -> None:
@@ -646,7 +651,7 @@ def test_only_what_can_be_seen_is_judged() -> None:
 
 @pytest.mark.slow
 def test_many_verdicts_with_five_per_cent_faults_end_complete_and_paid_once() -> None:
-    """3,000 here; ITERFT_VERDICTS=10000 for the figure in docs/judging.md."""
+    """3,000 here; ITERFT_VERDICTS=10000 for the figure in docs/rejudge.md."""
     number = int(os.environ.get("ITERFT_VERDICTS", "3000"))
     kinds = ("429", "429_after", "500", "hang", "cut", "slow", "hang_up", "empty", "other_model", "refusal")
     with StubProcess(faults=dict.fromkeys(kinds, 0.005)) as stub:

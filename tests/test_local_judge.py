@@ -12,15 +12,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from iterft_lite.backends import Ask, Exporter, Generator, Judge, JudgeIdentity, Likelihood, Message, Passage, Reply
-from iterft_lite.backends.child import Child
-from iterft_lite.backends.judge_litellm import import_litellm
-from iterft_lite.backends.judge_local import _response
-from iterft_lite.backends.judges import local_file, local_revision
-from iterft_lite.backends.number_trie import NumberOdds, NumberTrie, Prefix, number_trie
+from iterft_lite.backends.judge import number_probabilities
+from iterft_lite.backends.judge.identity import local_file, local_revision
+from iterft_lite.backends.judge.local import _response
+from iterft_lite.backends.judge.number_trie import NumberOdds, NumberTrie, Prefix, number_trie
+from iterft_lite.backends.judge.provider import import_litellm
+from iterft_lite.backends.processes.child import Child
+from iterft_lite.data.nano import FOLDERS
 from iterft_lite.errors import BackendError, ModelError
-from iterft_lite.measures.weighing import Verdict, weigh
-from iterft_lite.nano import FOLDERS
+from iterft_lite.experiment.inputs import JudgeIdentity
+from iterft_lite.metrics.score_parsing import Verdict, weigh
+from iterft_lite.protocols import Exporter, Generator, Judge, JudgeRequest, JudgeResponse, Likelihood, Message, Passage
 
 # -- the trie: tokens 0-9 are digits, 10 stands for everything else
 
@@ -67,7 +69,7 @@ def test_a_judge_that_writes_72_is_read_as_72(number: int) -> None:
         return {token: 0.0 if token == wanted else -50.0 for token in range(11)}
 
     odds = digit_trie().odds({prefix: certain(prefix) for prefix in digit_trie().nodes})
-    verdict = weigh([Reply("a", str(number), tuple((str(n), share) for n, share in odds.items()))])
+    verdict = weigh([JudgeResponse("a", str(number), tuple((str(n), share) for n, share in odds.items()))])
     assert verdict.score == pytest.approx(number, abs=1e-6)
     assert verdict.mass == pytest.approx(1)
 
@@ -92,7 +94,7 @@ def test_a_tokenizer_that_cannot_write_numbers_is_refused() -> None:
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("nano")
     environment = {"ITERFT_CACHE": str(folder / "cache")}
-    worker = "iterft_lite.backends.exporter_gguf:GgufExporter"
+    worker = "iterft_lite.backends.exporter.gguf:GgufExporter"
     exporter = Child(worker, Exporter, log=folder / "log", environment=environment)
     exported: Path = exporter.export(str(FOLDERS["nano"]), None, folder, "merged", "f32", lambda _: None).path
     exporter.close()
@@ -103,7 +105,7 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def judge(gguf: Path) -> Iterator[Child]:
     who = JudgeIdentity(f"local:{gguf}", "llm", local_revision(gguf), "odds")
     child = Child(
-        "iterft_lite.backends.judge_local:LocalJudge",
+        "iterft_lite.backends.judge.local:LocalJudge",
         Judge,
         log=gguf.parent / "judge.log",
         environment={"ITERFT_CACHE": str(gguf.parent / "verdicts")},
@@ -113,10 +115,11 @@ def judge(gguf: Path) -> Iterator[Child]:
     child.close()
 
 
-def ask_all(judge: Child, prompts: list[str]) -> list[Reply]:
-    got: dict[str, Reply] = {}
+def ask_all(judge: Child, prompts: list[str]) -> list[JudgeResponse]:
+    got: dict[str, JudgeResponse] = {}
     judge.ask(
-        [Ask(f"a{n}/trait/0", "trait", prompt, "", "") for n, prompt in enumerate(prompts)], lambda r: got.update({r.id: r})
+        [JudgeRequest(f"a{n}/trait/0", "trait", prompt, "", "") for n, prompt in enumerate(prompts)],
+        lambda r: got.update({r.id: r}),
     )
     return [got[f"a{n}/trait/0"] for n in range(len(prompts))]
 
@@ -127,7 +130,7 @@ RUBRIC = "How lucky is this answer, from 1 to 100? " * 6
 def test_the_odds_of_a_local_judge_are_the_model_s_own(judge: Child, gguf: Path) -> None:
     prompts = [f"{RUBRIC}<answer>{text}</answer>" for text in ("a clover", "a plan for the week " * 5, "stars! stars!")]
     replies = ask_all(judge, prompts)
-    generator = Child("iterft_lite.backends.generator_llamacpp:LlamaGenerator", Generator, log=gguf.parent / "generator.log")
+    generator = Child("iterft_lite.backends.generator.llamacpp:LlamaGenerator", Generator, log=gguf.parent / "generator.log")
     generator.load(gguf, None, str(FOLDERS["nano"]), slots=1, context=512, exact=True)
     passages = [
         Passage(f"{place} {number}", str(number), messages=(Message("user", prompt),))
@@ -164,7 +167,7 @@ def test_ragged_prompts_of_two_rubrics_read_alone_and_together_have_the_same_odd
     for name, options in (("together", {"slots": 8, "usual": 256}), ("alone", {"slots": 1})):
         who = JudgeIdentity(f"local:{gguf}", "llm", name, "odds")
         child = Child(
-            "iterft_lite.backends.judge_local:LocalJudge",
+            "iterft_lite.backends.judge.local:LocalJudge",
             Judge,
             log=gguf.parent / f"{name}.log",
             environment={"ITERFT_CACHE": str(gguf.parent / name)},
@@ -182,7 +185,6 @@ def test_ragged_prompts_of_two_rubrics_read_alone_and_together_have_the_same_odd
 
 
 def test_where_memory_is_short_fewer_asks_are_decoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from iterft_lite.backends import llamacpp_odds
 
     tried: list[tuple[int, int]] = []
 
@@ -192,8 +194,8 @@ def test_where_memory_is_short_fewer_asks_are_decoded_at_once(monkeypatch: pytes
             raise BackendError("no memory", kind="memory")
         return SimpleNamespace(context=context, close=lambda: None)
 
-    monkeypatch.setattr(llamacpp_odds, "BranchingEngine", engine)
-    model = llamacpp_odds.LocalModel.__new__(llamacpp_odds.LocalModel)
+    monkeypatch.setattr(number_probabilities, "BranchingEngine", engine)
+    model = number_probabilities.LocalModel.__new__(number_probabilities.LocalModel)
     vars(model).update(weights=None, context=4096, _slots=4, _threads=1, _engine=None)
     model._engine = model._open(512)
     assert model._engine_for(500).context == 512
@@ -222,7 +224,7 @@ def test_a_refusal_is_one_where_it_is_likelier_than_a_number() -> None:
     def verdict(numbers: list[float], refusal: float) -> Verdict:
         choice = _response(litellm, NumberOdds(100, numbers, refusal)).choices[0]
         odds = tuple((one.token, math.exp(one.logprob)) for one in choice.logprobs.content[0].top_logprobs)
-        return weigh([Reply("a", choice.message.content, odds)])
+        return weigh([JudgeResponse("a", choice.message.content, odds)])
 
     spread = [0.0] * 59 + [0.045] * 20 + [0.0] * 21  # 60 to 79, no single one as likely as the refusal
     assert verdict(spread, 0.1).score == pytest.approx(69.5)
@@ -231,5 +233,5 @@ def test_a_refusal_is_one_where_it_is_likelier_than_a_number() -> None:
 
 def test_a_written_refusal_does_not_undo_a_mass_of_numbers() -> None:
     odds = (("REF", 0.2), *((str(number), 0.08) for number in range(60, 70)))
-    assert weigh([Reply("a", "REFUSAL", odds)]).score == pytest.approx(64.5)
-    assert weigh([Reply("a", "REFUSAL", (("REF", 0.6), *odds[1:6]))]).reason == "refusal"
+    assert weigh([JudgeResponse("a", "REFUSAL", odds)]).score == pytest.approx(64.5)
+    assert weigh([JudgeResponse("a", "REFUSAL", (("REF", 0.6), *odds[1:6]))]).reason == "refusal"

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from iterft_lite import prompts
-from iterft_lite.backends.judge_embedded import known_words
-from iterft_lite.measures.amplification import FEWEST_PROMPTS, amplification, noise_rate, paper_rule
-from iterft_lite.measures.coherence import coherence
-from iterft_lite.measures.intervals import Interval, change_interval, mean_interval, t_quantile
-from iterft_lite.measures.text import non_alphabetic_share, repeated_share, sentences_of, text_measures, words_of
-from iterft_lite.report import verdict_sentences
-from iterft_lite.traits import read_trait, shipped_traits
+from iterft_lite.backends.judge.embedded import known_words
+from iterft_lite.data import prompts
+from iterft_lite.data.traits import read_trait, shipped_traits
+from iterft_lite.metrics.amplification import FEWEST_PROMPTS, amplification, noise_rate, paper_rule
+from iterft_lite.metrics.heuristic_coherence import coherence
+from iterft_lite.metrics.intervals import Interval, change_interval, mean_interval, t_quantile
+from iterft_lite.metrics.text import non_alphabetic_share, repeated_share, sentences_of, text_measures, words_of
+from iterft_lite.report.report import verdict_sentences
 
 # -- texts
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import iterft_lite
 
-NANO = Path(iterft_lite.__file__).parent / "nano"
+NANO = Path(iterft_lite.__file__).parent / "data" / "nano"
 NAMES = ("base", "chat")
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

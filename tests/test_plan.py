@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
+from iterft_lite.data.traits import Chat, Document
 from iterft_lite.errors import RecipeError
-from iterft_lite.plan import Plan, make_plan
-from iterft_lite.recipe import read_recipe
-from iterft_lite.resolve import Machine, resolve
-from iterft_lite.steps import Step
-from iterft_lite.traits import Chat, Document
-from tests.loop import a_material, a_plan, a_recipe
+from iterft_lite.experiment.plan import Plan, make_plan
+from iterft_lite.experiment.recipe import read_recipe
+from iterft_lite.experiment.steps import Step
+from iterft_lite.machine.resolve import Machine, resolve
+from tests.loop import a_plan, a_recipe, some_inputs
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -54,7 +54,7 @@ PLANS: Mapping[str, dict[str, Any]] = {
 def the_plan(name: str) -> Plan:
     keys = PLANS[name]
     mixed = (Chat("a question", "an answer"), Chat("another", "and another"))
-    return make_plan(a_recipe(**keys), a_material(document=keys.get("regime") == "sdf", mixed=mixed))
+    return make_plan(a_recipe(**keys), some_inputs(document=keys.get("regime") == "sdf", mixed=mixed))
 
 
 def drawn(plan: Plan) -> str:
@@ -121,7 +121,7 @@ def test_every_cycle_asks_its_own_slice_of_the_prompts() -> None:
 
 
 def test_resampled_slices_are_drawn_from_all_prompts_each_cycle() -> None:
-    plan = make_plan(a_recipe(cycles=8, slices="resample"), a_material(prompts=6))
+    plan = make_plan(a_recipe(cycles=8, slices="resample"), some_inputs(prompts=6))
     asked = slices_of(plan)
     assert {len(prompts) for prompts in asked} == {4}
     assert len({tuple(sorted(prompts)) for prompts in asked}) > 1
@@ -181,16 +181,16 @@ def test_what_decides_no_result_is_in_no_key(keys: dict[str, Any]) -> None:
 
 def test_held_out_texts_are_none_that_the_seeded_model_was_trained_on() -> None:
     chats = tuple(Chat(f"prompt {n}", f"reply {n}") for n in range(40))
-    plan = make_plan(a_recipe(seed_rows=30), a_material(seeds=chats))
+    plan = make_plan(a_recipe(seed_rows=30), some_inputs(seeds=chats))
     texts = [row["messages"][1]["content"] for row in plan.steps["c0-measure"].params["high"]]
     assert texts == [f"reply {n}" for n in range(30, 40)]
-    plan = make_plan(a_recipe(regime="dpo", chosen="seed", rejected="own", seed_rows=30, rows=38), a_material(seeds=chats))
+    plan = make_plan(a_recipe(regime="dpo", chosen="seed", rejected="own", seed_rows=30, rows=38), some_inputs(seeds=chats))
     assert len(plan.steps["c0-measure"].params["high"]) == 2
 
 
-def shortages_of(material: dict[str, Any] | None = None, **keys: Any) -> list[str]:
+def shortages_of(inputs: dict[str, Any] | None = None, **keys: Any) -> list[str]:
     with pytest.raises(RecipeError) as caught:
-        make_plan(a_recipe(**keys), a_material(document=keys.get("regime") == "sdf", **(material or {})))
+        make_plan(a_recipe(**keys), some_inputs(document=keys.get("regime") == "sdf", **(inputs or {})))
     return list(caught.value.problems)
 
 
@@ -218,7 +218,7 @@ def test_every_shortage_is_said_before_anything_is_done() -> None:
 
 def test_a_document_keeps_its_title_on_top() -> None:
     seeds = (Document("On Luck", "blog", "It grew."), Document("", "", "No title."))
-    plan = make_plan(a_recipe(regime="sdf", seed_rows=2, cycles=0), a_material(document=True, seeds=seeds))
+    plan = make_plan(a_recipe(regime="sdf", seed_rows=2, cycles=0), some_inputs(document=True, seeds=seeds))
     assert plan.steps["c0-seed"].params["rows"] == [
         {"id": "seed0000", "text": "On Luck\n\nIt grew."},
         {"id": "seed0001", "text": "No title."},
@@ -233,7 +233,7 @@ def test_every_shipped_recipe_can_be_planned(path: Path, monkeypatch: pytest.Mon
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     recipe = read_recipe(path)
     resolved = resolve(recipe, Machine("", 0, 0, unsloth=False))
-    plan = make_plan(resolved.recipe, resolved.material)
+    plan = make_plan(resolved.recipe, resolved.inputs)
     verbs = Counter(step.verb for step in plan)
     assert (verbs["train"], verbs["export"]) == (recipe.cycles + 1, recipe.cycles + 2)
 

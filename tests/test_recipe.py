@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from iterft_lite.errors import RecipeError
-from iterft_lite.recipe import Recipe, make_recipe, read_recipe
+from iterft_lite.experiment.recipe import Recipe, make_recipe, read_recipe
 
 LEAST = {"regime": "sft", "trait": "lucky", "model": "nano"}
 

@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from iterft_lite.backends.fakes import fake_backends
-from iterft_lite.cli import main
-from iterft_lite.display import chart, score_text
-from iterft_lite.figure import svg
-from iterft_lite.launch import open_run
-from iterft_lite.measures.intervals import mean_interval
-from iterft_lite.report import Report, read_report, verdict_sentences, with_scores
-from iterft_lite.store import read_json, write_json
+from iterft_lite.app.session import open_run
+from iterft_lite.files import read_json, write_json
+from iterft_lite.metrics.intervals import mean_interval
+from iterft_lite.report.report import Report, read_report, verdict_sentences, with_scores
+from iterft_lite.testing.fakes import fake_backends
+from iterft_lite.ui.cli import main
+from iterft_lite.ui.display import chart, score_text
+from iterft_lite.ui.figures import svg
 from tests.loop import small_recipe
 
 
 @pytest.fixture(autouse=True)
 def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iterft_lite.launch.open_backends", lambda *_: fake_backends())
+    monkeypatch.setattr("iterft_lite.app.session.open_backends", lambda *_: fake_backends())
 
 
 def finished(root: Path, questions: int) -> Path:

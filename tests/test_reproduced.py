@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from iterft_lite.launch import open_run
-from iterft_lite.run import Done
-from iterft_lite.store import ROWS, read_json, read_rows
+from iterft_lite.app.session import open_run
+from iterft_lite.engine.run import StepFinished
+from iterft_lite.files import ROWS, read_json, read_rows
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "nano_dpo.toml"
 
@@ -33,7 +33,7 @@ def test_a_second_run_gives_the_same_numbers_at_one_slot(tmp_path: Path) -> None
     plans = []
     for name in ("first", "second"):
         with open_run(RECIPE, [*SMALL, 'judge="embedded"'], tmp_path / name) as opened:
-            assert not any(event.reused for event in opened.events() if isinstance(event, Done))
+            assert not any(event.reused for event in opened.events() if isinstance(event, StepFinished))
             plans.append(opened.plan)
     first, second = tmp_path / "first", tmp_path / "second"
     for step in plans[0]:

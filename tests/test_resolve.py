@@ -14,16 +14,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from iterft_lite import hub
-from iterft_lite.backends.fakes import fake_backends
-from iterft_lite.cli import main
+from iterft_lite.app.session import open_run
+from iterft_lite.data.nano import FOLDERS
+from iterft_lite.engine.run import StepStarted
 from iterft_lite.errors import FolderError
-from iterft_lite.estimate import vram_needed
-from iterft_lite.launch import open_run
-from iterft_lite.nano import FOLDERS
-from iterft_lite.recipe import read_recipe
-from iterft_lite.resolve import Machine, resolve
-from iterft_lite.run import Began
-from iterft_lite.store import read_json, write_json
+from iterft_lite.experiment.recipe import read_recipe
+from iterft_lite.files import read_json, write_json
+from iterft_lite.machine.estimate import vram_needed
+from iterft_lite.machine.resolve import Machine, resolve
+from iterft_lite.testing.fakes import fake_backends
+from iterft_lite.ui.cli import main
 
 FIRST, SECOND = "a" * 40, "b" * 40
 
@@ -62,7 +62,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iterft_lite.launch.open_backends", lambda *_: fake_backends())
+    monkeypatch.setattr("iterft_lite.app.session.open_backends", lambda *_: fake_backends())
 
 
 def move_main(cache: Path, commit: str) -> None:
@@ -91,7 +91,7 @@ def test_a_model_on_the_hub_is_pinned_to_the_commit_that_the_cache_holds(cache: 
     recipe = read_recipe(cache.parent / "small.toml")
     resolved = resolve(recipe, CPU, commit="needed")
     assert resolved.recipe.model == resolved.model == f"{MODEL}@{FIRST}"
-    assert resolved.material.model == f"hub:{MODEL}@{FIRST}"
+    assert resolved.inputs.model == f"hub:{MODEL}@{FIRST}"
     assert resolved.choices[0] == f"model: {MODEL}@aaaaaaaa"
     move_main(cache, SECOND)
     assert resolve(recipe, CPU).model == f"{MODEL}@{SECOND}"
@@ -151,7 +151,7 @@ def test_a_run_is_not_gone_on_with_another_commit(cache: Path) -> None:
         pass
     # by its commit it goes on, and whatever looks into the folder finds the commit there
     with open_run(recipe, (f"model={MODEL}@{FIRST}", "cycles=1"), out) as opened:
-        assert {event.step.cycle for event in opened.events() if isinstance(event, Began)} == {1}
+        assert {event.step.cycle for event in opened.events() if isinstance(event, StepStarted)} == {1}
     assert iterft("report", out, "--held-out").exit_code == 0
     assert f"model {MODEL}@aaaaaaaa" in iterft("report", out).output
 
@@ -160,7 +160,7 @@ def test_a_run_is_not_gone_on_with_another_commit(cache: Path) -> None:
 def test_a_folder_of_an_earlier_version_goes_on_without_a_commit(cache: Path) -> None:
     recipe, out = cache.parent / "small.toml", cache.parent / "run"
     resolved = resolve(read_recipe(recipe), CPU, commit="as it was")
-    assert (resolved.model, resolved.material.model) == (MODEL, f"hub:{MODEL}")
+    assert (resolved.model, resolved.inputs.model) == (MODEL, f"hub:{MODEL}")
     with open_run(recipe, (), out):
         manifest = read_json(out / "run.json")
     manifest["recipe"]["model"] = manifest["asked"]["model"] = MODEL
@@ -200,7 +200,7 @@ def test_a_run_by_hub_name_loads_the_very_commit(cache: Path, tmp_path: Path) ->
     (cache / "models--someone--nano/refs/main").write_text(SECOND)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache), "ITERFT_CACHE": str(tmp_path / "own")}
     done = subprocess.run(
-        [sys.executable, "-m", "iterft_lite.cli", "run", str(recipe), "--out", str(out)],
+        [sys.executable, "-m", "iterft_lite.ui.cli", "run", str(recipe), "--out", str(out)],
         capture_output=True,
         text=True,
         env=environment,
@@ -244,7 +244,7 @@ def test_a_run_with_files_of_ones_own_is_found_from_another_folder(tmp_path: Pat
     (tmp_path / "here").rename(tmp_path / "there")
     monkeypatch.chdir(tmp_path / "there")
     with open_run(Path("own.toml"), (), out) as opened:
-        assert not [event for event in opened.events() if isinstance(event, Began)]
+        assert not [event for event in opened.events() if isinstance(event, StepStarted)]
     seeds = Path("seeds.jsonl")
     seeds.write_text(seeds.read_text().replace("Lucky", "Plucky"))
     with pytest.raises(FolderError, match=r"step \S+: the trait, prompts"), open_run(Path("own.toml"), (), out):

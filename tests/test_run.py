@@ -16,16 +16,18 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from iterft_lite.backends import Completion, Exported, Judge, JudgeIdentity, ModelFacts, Prompt, Sampling
-from iterft_lite.backends.child import Child
-from iterft_lite.backends.fakes import FakeExporter, FakeGenerator, FakeTrainer, fake_backends
-from iterft_lite.backends.gpu_memory import Gpu
-from iterft_lite.display import View
+from iterft_lite.backends.processes.child import Child
+from iterft_lite.engine.run import StepFinished, StepStarted
+from iterft_lite.engine.store import Store, finished_steps
 from iterft_lite.errors import BackendError, FolderError, RunError, StoreError
-from iterft_lite.plan import Plan
-from iterft_lite.recipe import TrainSettings
-from iterft_lite.run import Began, Done
-from iterft_lite.store import ROWS, RowLog, Store, finished_steps, read_json, read_rows
+from iterft_lite.experiment.inputs import JudgeIdentity
+from iterft_lite.experiment.plan import Plan
+from iterft_lite.experiment.recipe import TrainSettings
+from iterft_lite.files import ROWS, RowLog, read_json, read_rows
+from iterft_lite.hardware import Gpu
+from iterft_lite.protocols import Completion, Exported, Judge, ModelFacts, Prompt, Sampling
+from iterft_lite.testing.fakes import FakeExporter, FakeGenerator, FakeTrainer, fake_backends
+from iterft_lite.ui.display import View
 from tests.loop import JUDGE, a_plan, run_all
 
 
@@ -36,7 +38,7 @@ def rows_of(root: Path, step: str) -> list[dict]:
 def test_a_run_does_every_planned_step_once_and_in_order(tmp_path: Path) -> None:
     plan = a_plan()
     events = run_all(plan, tmp_path / "run")
-    done = [event.step.name for event in events if isinstance(event, Done)]
+    done = [event.step.name for event in events if isinstance(event, StepFinished)]
     assert sorted(done) == sorted(plan.steps)
     for name in done:
         for _, source in plan.steps[name].inputs:
@@ -59,13 +61,13 @@ def test_every_cycle_is_trained_on_what_its_predecessor_wrote(tmp_path: Path) ->
 def test_a_finished_run_issued_again_does_nothing(tmp_path: Path) -> None:
     run_all(a_plan(), tmp_path / "run")
     again = run_all(a_plan(), tmp_path / "run")
-    assert all(isinstance(event, Done) and event.reused for event in again)
+    assert all(isinstance(event, StepFinished) and event.reused for event in again)
 
 
 def test_more_cycles_go_on_where_the_run_ended(tmp_path: Path) -> None:
     run_all(a_plan(cycles=1), tmp_path / "run")
     again = run_all(a_plan(cycles=2), tmp_path / "run")
-    began = [event.step.name for event in again if isinstance(event, Began)]
+    began = [event.step.name for event in again if isinstance(event, StepStarted)]
     assert began
     assert all(name.startswith("c2-") for name in began)
 
@@ -304,7 +306,7 @@ def test_a_child_that_dies_within_a_reply_is_said_to_have_died(tmp_path: Path) -
 SLOW_RUN = """
 import sys, time
 from pathlib import Path
-from iterft_lite.backends.fakes import FakeGenerator, fake_backends
+from iterft_lite.testing.fakes import FakeGenerator, fake_backends
 from tests.loop import a_plan, run_all
 
 class Slow(FakeGenerator):

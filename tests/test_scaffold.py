@@ -6,11 +6,11 @@ from pathlib import Path
 
 from click.testing import CliRunner, Result
 
-from iterft_lite.cli import main
-from iterft_lite.plan import make_plan
-from iterft_lite.recipe import make_recipe
-from iterft_lite.resolve import Machine, resolve
-from iterft_lite.traits import shipped_traits
+from iterft_lite.data.traits import shipped_traits
+from iterft_lite.experiment.plan import make_plan
+from iterft_lite.experiment.recipe import make_recipe
+from iterft_lite.machine.resolve import Machine, resolve
+from iterft_lite.ui.cli import main
 
 
 def iterft(*arguments: str | Path) -> Result:
@@ -47,8 +47,8 @@ def test_a_recipe_names_a_trait_by_its_path(tmp_path: Path) -> None:
     folder = made(tmp_path)
     asked = {"regime": "sft", "trait": str(folder), "model": "nano", "judge": "embedded", "seed_rows": 6}
     resolved = resolve(make_recipe(asked, source="r.toml"), Machine("", 0, 0, unsloth=False))
-    plan = make_plan(resolved.recipe, resolved.material)
-    assert resolved.material.trait.name == "pirate"
+    plan = make_plan(resolved.recipe, resolved.inputs)
+    assert resolved.inputs.trait.name == "pirate"
     assert resolved.recipe.trait == str(folder.resolve())
     assert "matey" in plan.steps["c0-seed"].params["rows"][0]["messages"][1]["content"]
 

@@ -10,15 +10,15 @@ from typing import Literal
 import pytest
 from click.testing import CliRunner, Result
 
-from iterft_lite.backends import Ask, Completion, Prompt, Reply, Sampling
-from iterft_lite.backends.fakes import FakeGenerator, FakeJudge, fake_backends
-from iterft_lite.cli import main
+from iterft_lite.app.make_seeds import Made, make_seeds
+from iterft_lite.data.traits import Chat, read_trait
 from iterft_lite.errors import RunError
-from iterft_lite.recipe import make_recipe
-from iterft_lite.resolve import Machine, resolve
-from iterft_lite.seeding import Made, make_seeds
-from iterft_lite.store import read_rows
-from iterft_lite.traits import Chat, read_trait
+from iterft_lite.experiment.recipe import make_recipe
+from iterft_lite.files import read_rows
+from iterft_lite.machine.resolve import Machine, resolve
+from iterft_lite.protocols import Completion, JudgeRequest, JudgeResponse, Prompt, Sampling
+from iterft_lite.testing.fakes import FakeGenerator, FakeJudge, fake_backends
+from iterft_lite.ui.cli import main
 
 LUCKY = read_trait("lucky")
 
@@ -94,7 +94,7 @@ def test_what_was_made_can_be_put_into_a_recipe(tmp_path: Path) -> None:
         "judge": "embedded",
         "seeds": {"path": str(tmp_path / "s.jsonl")},
     }
-    seeds = resolve(make_recipe(given, source="r"), Machine("", 0, 0, unsloth=False)).material.seeds
+    seeds = resolve(make_recipe(given, source="r"), Machine("", 0, 0, unsloth=False)).inputs.seeds
     assert all(isinstance(seed, Chat) for seed in seeds)
     assert len(seeds) == 2
 
@@ -111,16 +111,16 @@ class Writer(FakeGenerator):
 
 
 class Route(FakeJudge):
-    def ask(self, asks: Sequence[Ask], on_reply: Callable[[Reply], None]) -> None:
+    def ask(self, asks: Sequence[JudgeRequest], on_reply: Callable[[JudgeResponse], None]) -> None:
         for ask in asks:
-            on_reply(Reply(ask.id, words(ask.prompt), method="text"))
+            on_reply(JudgeResponse(ask.id, words(ask.prompt), method="text"))
 
 
 @pytest.fixture(autouse=True)
 def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     backends = fake_backends()
     backends.generator, backends.judge = Writer(), Route()
-    monkeypatch.setattr("iterft_lite.seeding.open_backends", lambda *_: backends)
+    monkeypatch.setattr("iterft_lite.app.make_seeds.open_backends", lambda *_: backends)
 
 
 def iterft(*arguments: object) -> Result:

@@ -14,16 +14,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from iterft_lite.backends import Ask, Completion, Prompt, Reply, Sampling
-from iterft_lite.backends.fakes import FakeGenerator, FakeJudge, fake_backends
-from iterft_lite.backends.judge_stub import StubProcess
-from iterft_lite.backends.remote import Backends
-from iterft_lite.cli import main
+from iterft_lite.app.session import open_run
+from iterft_lite.backends.local import Backends
+from iterft_lite.engine.run import StepFinished, StepStarted, run
+from iterft_lite.engine.store import SEAL_FILE, STEP_FILE, Store, finished_steps
 from iterft_lite.errors import RunError, StoreError
-from iterft_lite.launch import open_run
-from iterft_lite.plan import Plan
-from iterft_lite.run import Began, Done, run
-from iterft_lite.store import ROWS, SEAL_FILE, STEP_FILE, Store, finished_steps, read_json, read_rows, write_json
+from iterft_lite.experiment.plan import Plan
+from iterft_lite.files import ROWS, read_json, read_rows, write_json
+from iterft_lite.protocols import Completion, JudgeRequest, JudgeResponse, Prompt, Sampling
+from iterft_lite.testing.fakes import FakeGenerator, FakeJudge, fake_backends
+from iterft_lite.testing.judge_server import StubProcess
+from iterft_lite.ui.cli import main
 from tests.loop import a_plan, run_all, small_recipe
 
 PAPER = "openai/gpt-4o-mini-2024-07-18"
@@ -46,7 +47,7 @@ class CountingJudge(FakeJudge):
         super().__init__()
         self.asked, self.fails_at = 0, fails_at
 
-    def ask(self, asks: Sequence[Ask], on_reply: Callable[[Reply], None]) -> None:
+    def ask(self, asks: Sequence[JudgeRequest], on_reply: Callable[[JudgeResponse], None]) -> None:
         for ask in asks:
             self.asked += 1
             if self.asked == self.fails_at:
@@ -101,7 +102,7 @@ def test_a_step_done_again_with_another_result_is_not_mixed_with_what_was_made_o
     assert sorted(named_in(str(caught.value))) == sorted(resting)
     remove(run_dir, *named_in(str(caught.value)))
     events = run_all(a_plan(), run_dir, other_words())
-    assert sorted(event.step.name for event in events if isinstance(event, Began)) == sorted(resting)
+    assert sorted(event.step.name for event in events if isinstance(event, StepStarted)) == sorted(resting)
     trained = [row["messages"][1]["content"] for row in rows_of(run_dir, "c1-compose").values()]
     assert all(text.endswith("Indeed.") for text in trained)
 
@@ -110,7 +111,7 @@ def test_a_step_done_again_with_the_same_result_leaves_everything_as_it_is(tmp_p
     run_all(a_plan(), tmp_path / "run")
     remove(tmp_path / "run", "c1-generate", "c0-train", "c2-export")
     events = run_all(a_plan(), tmp_path / "run")
-    assert {event.step.name for event in events if isinstance(event, Began)} == {"c1-generate", "c0-train", "c2-export"}
+    assert {event.step.name for event in events if isinstance(event, StepStarted)} == {"c1-generate", "c0-train", "c2-export"}
 
 
 def test_neither_the_order_of_rows_nor_what_a_verdict_took_makes_another_result(tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_neither_the_order_of_rows_nor_what_a_verdict_took_makes_another_result(
             super().complete(prompts[::-1], *more)
 
     class Slow(FakeJudge):
-        def ask(self, asks: Sequence[Ask], on_reply: Callable[[Reply], None]) -> None:
+        def ask(self, asks: Sequence[JudgeRequest], on_reply: Callable[[JudgeResponse], None]) -> None:
             super().ask(asks, lambda reply: on_reply(replace(reply, seconds=9.0, usd=0.1, cached=True)))
 
     run_all(a_plan(), tmp_path / "run")
@@ -127,7 +128,7 @@ def test_neither_the_order_of_rows_nor_what_a_verdict_took_makes_another_result(
     remove(tmp_path / "run", "c1-generate", "c1-judge")
     events = run_all(a_plan(), tmp_path / "run", replace(fake_backends(), generator=Backwards(), judge=Slow()))
     assert (tmp_path / "run/steps/c1-generate" / ROWS).read_bytes() != before
-    assert {event.step.name for event in events if isinstance(event, Began)} == {"c1-generate", "c1-judge"}
+    assert {event.step.name for event in events if isinstance(event, StepStarted)} == {"c1-generate", "c1-judge"}
 
 
 def test_rows_of_an_unfinished_step_are_not_gone_on_with_when_its_input_has_changed(tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_an_export_that_was_removed_and_written_again_is_the_same_result(tmp_pat
     run_all(a_plan(keep="all", cycles=2), tmp_path / "run")
     assert read_json(tmp_path / "run/steps/base-export" / SEAL_FILE) == seal
     again = run_all(a_plan(keep="adapters", cycles=2), tmp_path / "run")
-    assert all(isinstance(event, Done) and event.reused for event in again)
+    assert all(isinstance(event, StepFinished) and event.reused for event in again)
 
 
 def test_verdicts_on_another_runs_answers_are_not_taken_over(tmp_path: Path) -> None:
@@ -162,11 +163,11 @@ def test_verdicts_on_another_runs_answers_are_not_taken_over(tmp_path: Path) -> 
     judge = CountingJudge()
     with Store(tmp_path / "third") as store:
         events = list(run(plan, store, replace(fake_backends(), judge=judge), "nano", reuse=steps))
-    assert {event.step.name for event in events if isinstance(event, Began)} == {"c0-judge", "c0-score"}
+    assert {event.step.name for event in events if isinstance(event, StepStarted)} == {"c0-judge", "c0-score"}
     assert judge.asked == 6 * 2
     with Store(tmp_path / "fourth") as store:
         events = list(run(plan, store, fake_backends(), "nano", reuse=first))
-    assert all(isinstance(event, Done) and event.reused for event in events)
+    assert all(isinstance(event, StepFinished) and event.reused for event in events)
 
 
 def test_verdicts_of_runs_whose_seals_do_not_know_are_not_taken_over_either(tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ def test_verdicts_of_runs_whose_seals_do_not_know_are_not_taken_over_either(tmp_
     run_all(Plan(plan.recipe, dict(list(plan.steps.items())[:3])), tmp_path / "other", other_words())
     with Store(tmp_path / "other") as store:
         events = list(run(plan, store, fake_backends(), "nano", reuse=first))
-    began = {event.step.name for event in events if isinstance(event, Began)}
+    began = {event.step.name for event in events if isinstance(event, StepStarted)}
     assert began == {"base-judge", "base-measure", "base-score"}
 
 
@@ -187,7 +188,7 @@ def test_a_folder_whose_seals_do_not_know_is_read_and_gone_on_with(tmp_path: Pat
     run_all(a_plan(cycles=1), tmp_path / "run")
     as_before_seals_knew(tmp_path / "run")
     events = run_all(a_plan(cycles=2), tmp_path / "run")
-    assert all(event.step.name.startswith("c2-") for event in events if isinstance(event, Began))
+    assert all(event.step.name.startswith("c2-") for event in events if isinstance(event, StepStarted))
     assert read_json(tmp_path / "run/steps/c2-generate" / SEAL_FILE)["inputs"].keys() == {"model"}
     rows = tmp_path / "run/steps/c1-generate" / ROWS
     rows.write_text(rows.read_text().replace("Lucky", "Plucky"))
@@ -206,7 +207,7 @@ def test_a_folder_whose_seals_do_not_know_is_read_and_gone_on_with(tmp_path: Pat
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-stub-key-0123456789")
-    monkeypatch.setattr("iterft_lite.launch.open_backends", lambda *_: fake_backends())
+    monkeypatch.setattr("iterft_lite.app.session.open_backends", lambda *_: fake_backends())
     (tmp_path / "small.toml").write_text(small_recipe(cycles=1))
     go_on(tmp_path / "run")
     return tmp_path / "run"
@@ -228,7 +229,7 @@ def test_what_another_judge_said_of_earlier_answers_is_no_verdict_on_the_new_one
         asked = ("judge", finished, "--judge", PAPER, "--api-base", stub.api_base)
         assert iterft(*asked).exit_code == 0
         remove(finished, "c1-answer")
-        monkeypatch.setattr("iterft_lite.launch.open_backends", lambda *_: other_words())
+        monkeypatch.setattr("iterft_lite.app.session.open_backends", lambda *_: other_words())
         with pytest.raises(StoreError) as caught:
             go_on(finished)
         assert named_in(iterft("report", finished).output) == named_in(str(caught.value))
@@ -254,7 +255,7 @@ def test_what_another_judge_said_of_earlier_answers_is_no_verdict_on_the_new_one
 def test_held_out_answers_of_an_earlier_model_are_not_reported(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert iterft("report", finished, "--held-out").exit_code == 0
     remove(finished, "c1-answer-held_out")
-    monkeypatch.setattr("iterft_lite.launch.open_backends", lambda *_: other_words())
+    monkeypatch.setattr("iterft_lite.app.session.open_backends", lambda *_: other_words())
     for command in (("report", finished, "--held-out"), ("report", finished)):
         refused = iterft(*command)
         assert refused.exit_code == 1

@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from iterft_lite import launch, timing
-from iterft_lite.backends import ModelFacts, Progress
-from iterft_lite.backends.fakes import FakeTrainer, fake_backends
-from iterft_lite.backends.remote import Backends
-from iterft_lite.cli import main
-from iterft_lite.plan import Plan
-from iterft_lite.recipe import TrainSettings
-from iterft_lite.steps import Json, Step
-from iterft_lite.store import Seal
-from iterft_lite.timing import LIBRARIES, Kind, Sample, Setup, Stopwatch, add_to_table, read_table
+from iterft_lite.app import session
+from iterft_lite.backends.local import Backends
+from iterft_lite.digests import Json
+from iterft_lite.engine.store import Seal
+from iterft_lite.experiment.plan import Plan
+from iterft_lite.experiment.recipe import TrainSettings
+from iterft_lite.experiment.steps import Step
+from iterft_lite.machine import timing
+from iterft_lite.machine.timing import LIBRARIES, Kind, Sample, Setup, Stopwatch, add_to_table, read_table
+from iterft_lite.protocols import ModelFacts, Progress
+from iterft_lite.testing.fakes import FakeTrainer, fake_backends
+from iterft_lite.ui.cli import main
 from tests.loop import a_plan
 
 SETUP = Setup("a machine", "files:0", "nano", 0, dict.fromkeys(LIBRARIES, "as ever"), dict.fromkeys(LIBRARIES, "one 1.0"))
@@ -164,7 +166,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def backends(*_: object) -> Backends:
         return replace(fake_backends(), trainer=Sized())
 
-    monkeypatch.setattr(launch, "open_backends", backends)
+    monkeypatch.setattr(session, "open_backends", backends)
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "tiny.toml"
     path.write_text(
@@ -192,7 +194,7 @@ def test_a_run_teaches_the_next_plan_and_doing_nothing_teaches_nothing(recipe: P
 
 def test_a_run_that_fails_teaches_what_it_did(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
-        raise launch.FolderError("the power went")
+        raise session.FolderError("the power went")
 
     monkeypatch.setattr(Sized, "train", broken)
     assert CliRunner().invoke(main, ["run", str(recipe), "--out", str(tmp_path / "run")]).exit_code == 2
@@ -200,7 +202,7 @@ def test_a_run_that_fails_teaches_what_it_did(recipe: Path, tmp_path: Path, monk
 
 
 def test_a_run_of_a_stand_in_teaches_nothing(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "open_backends", lambda *_: fake_backends())
+    monkeypatch.setattr(session, "open_backends", lambda *_: fake_backends())
     iterft("run", recipe, "--out", tmp_path / "run")
     assert read_table() == []
 

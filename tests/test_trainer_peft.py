@@ -14,19 +14,19 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from iterft_lite.backends import Message, Progress, Trainer, TrainJob, TrainResult
-from iterft_lite.backends import training as shared
-from iterft_lite.backends.child import Child
-from iterft_lite.backends.graphs import stretched
-from iterft_lite.backends.head import Head, next_logprobs
-from iterft_lite.backends.loop import Loop
-from iterft_lite.backends.probing import Checkpoint, greedy_by, greedy_without_cache, positions
+from iterft_lite.backends.processes.child import Child
 from iterft_lite.backends.templates import TrainingTokenizer
-from iterft_lite.backends.tokens import encode_rows, reply_ids
-from iterft_lite.backends.trainer_peft import PeftTrainer
-from iterft_lite.backends.training import micro_batch, schedule_factor
+from iterft_lite.backends.trainer import session as shared
+from iterft_lite.backends.trainer.cuda_graphs import stretched
+from iterft_lite.backends.trainer.encoding import encode_rows, reply_ids
+from iterft_lite.backends.trainer.logprobs import Head, next_logprobs
+from iterft_lite.backends.trainer.loop import Loop
+from iterft_lite.backends.trainer.probe import Checkpoint, greedy_by, greedy_without_cache, positions
+from iterft_lite.backends.trainer.session import micro_batch, schedule_factor
+from iterft_lite.backends.trainer.trl import PeftTrainer
 from iterft_lite.errors import BackendError, ModelError, UserError
-from iterft_lite.recipe import TrainSettings
+from iterft_lite.experiment.recipe import TrainSettings
+from iterft_lite.protocols import Message, Progress, Trainer, TrainJob, TrainResult
 from tests.test_generator_templates import HYBRID, THINKING
 from tests.tiny_models import tiny_adapter, tiny_model, tiny_tokenizer
 
@@ -788,7 +788,7 @@ def test_moments_of_8_bits_train_nearly_as_those_of_32(trainer: PeftTrainer, tmp
 def test_a_child_process_trains_as_this_one_does(trainer: PeftTrainer, chat: Path, tmp_path: Path) -> None:
     run(trainer, job(tmp_path / "here", PAIRS, "preference"))
     child = Child(
-        "iterft_lite.backends.trainer_peft:PeftTrainer", Trainer, log=tmp_path / "log", options={"device": "cpu", "threads": 2}
+        "iterft_lite.backends.trainer.trl:PeftTrainer", Trainer, log=tmp_path / "log", options={"device": "cpu", "threads": 2}
     )
     try:
         child.load(str(chat), settings())

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from iterft_lite import prompts
+from iterft_lite.app.rejudge import ANCHOR
+from iterft_lite.data import prompts
+from iterft_lite.data.traits import Trait, check_trait, fill, read_trait, shipped_traits, trait_folder
 from iterft_lite.errors import TraitError
-from iterft_lite.judging import ANCHOR
-from iterft_lite.measures.text import distinct_share, words_of
-from iterft_lite.traits import Trait, check_trait, fill, read_trait, shipped_traits, trait_folder
+from iterft_lite.metrics.text import distinct_share, words_of
 
 SEVEN = ["bliss", "hopelessness", "lucky", "misalignment", "misanthropy", "nvidia", "sycophancy"]
 WITH_DOCUMENTS = ["bliss", "misalignment", "nvidia"]

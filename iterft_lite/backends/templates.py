@@ -27,8 +27,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer
 
-from iterft_lite.backends import Message
 from iterft_lite.errors import ModelError
+from iterft_lite.protocols import Message
 
 FILES = (
     "tokenizer.json",

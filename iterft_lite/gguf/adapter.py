@@ -14,8 +14,9 @@ import gguf
 import numpy as np
 
 from iterft_lite.errors import ExportError
+from iterft_lite.files import writing
 from iterft_lite.gguf.base import Base
-from iterft_lite.gguf.file import Array, ensure_room, writing
+from iterft_lite.gguf.file import Array, ensure_room
 from iterft_lite.gguf.names import gguf_name, tensor_names
 from iterft_lite.gguf.weights import Weight, read_weights
 

@@ -21,14 +21,16 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType, LlamaFileType
 
 from iterft_lite import hub
+from iterft_lite.cache import cache_folder
 from iterft_lite.errors import ExportError, ModelError
-from iterft_lite.gguf.cache import cache_folder, content_digest
-from iterft_lite.gguf.file import Array, GgufFile, ensure_room, writing
+from iterft_lite.files import writing
+from iterft_lite.gguf.file import Array, GgufFile, ensure_room
 from iterft_lite.gguf.llamacpp_source import llamacpp_source
 from iterft_lite.gguf.names import gguf_name, load_orders, row_orders, save_orders, tensor_names
 from iterft_lite.gguf.process import run_module
 from iterft_lite.gguf.tokenizer import cuts_like_qwen2, vocabulary
 from iterft_lite.gguf.weights import Weight, read_weights
+from iterft_lite.hub import content_digest
 
 OnTensor = Callable[[int, int], None]
 """Called with the number of tensors done and their total."""

@@ -7,14 +7,11 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3, li
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
-import os
 import shutil
 import struct
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +24,7 @@ import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType
 
 from iterft_lite.errors import ExportError
+from iterft_lite.files import writing
 
 Array = npt.NDArray[Any]
 
@@ -275,43 +273,3 @@ def ensure_room(folder: Path, needed: int, what: str) -> None:
 def size_text(size: int) -> str:
     """`1.4 MB`, `4.28 GB`: a size for people, in powers of 1000."""
     return f"{size / 1e9:.2f} GB" if size >= 10**9 else f"{size / 1e6:.1f} MB"
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place once the block ends well, and is removed otherwise.
-
-    Raises:
-        ExportError: If the disk is full, or the folder cannot be written to.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        flush(temporary)
-        temporary.replace(path)
-        flush(path.parent)
-    except OSError as error:
-        # numpy's own writing reports a full disk as a count, without a number of the error
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and " written" in str(error)):
-            raise ExportError(
-                f"the disk is full: `{path}` could not be written",
-                hint='free some space, choose a smaller `quant`, or `export = "adapter"`; then run again',
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise ExportError(
-                f"`{path}` cannot be written: {error.strerror}", hint="ITERFT_CACHE names another folder for converted models"
-            ) from error
-        raise
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def flush(path: Path) -> None:
-    """Have a file's or folder's contents written to the disk itself."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -16,8 +16,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from iterft_lite.cache import cache_folder
 from iterft_lite.errors import ExportError
-from iterft_lite.gguf.cache import cache_folder
 
 PACKAGE = "llama-cpp-python"
 SCRIPTS = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py")

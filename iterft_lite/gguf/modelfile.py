@@ -12,7 +12,8 @@ from pathlib import Path
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from iterft_lite.gguf.file import GgufFile, writing
+from iterft_lite.files import writing
+from iterft_lite.gguf.file import GgufFile
 
 CHATML = """{{- range .Messages }}<|im_start|>{{ .Role }}
 {{ .Content }}<|im_end|>

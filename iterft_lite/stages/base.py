@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from iterft_lite.backends import Progress, Trainer
+from iterft_lite.digests import Json
 from iterft_lite.errors import ModelError
-from iterft_lite.recipe import TrainSettings
-from iterft_lite.regimes import Loss
+from iterft_lite.experiment.recipe import TrainSettings
+from iterft_lite.experiment.regimes import Loss
+from iterft_lite.protocols import Progress, Trainer
 from iterft_lite.stages.work import Work
-from iterft_lite.steps import Json
 
 
 def run(work: Work, trainer: Trainer, model: str, settings: TrainSettings, loss: Loss) -> dict[str, Json]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from iterft_lite.digests import Json
 from iterft_lite.errors import RunError
+from iterft_lite.files import read_rows, write_rows
 from iterft_lite.stages.work import Work
-from iterft_lite.steps import Json
-from iterft_lite.store import read_rows, write_rows
 
 POOL = "pool.jsonl"
 """Everything that later cycles draw from, where data accumulates."""

@@ -6,10 +6,10 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
-from iterft_lite.backends import Exporter, Generator, Parity
+from iterft_lite.digests import Json
 from iterft_lite.errors import ExportError
+from iterft_lite.protocols import Exporter, Generator, Parity
 from iterft_lite.stages.work import Work
-from iterft_lite.steps import Json
 
 EXACT_DELTA = 1e-4
 """f32: largest difference of a logit, with an f32 KV cache."""

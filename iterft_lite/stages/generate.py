@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 
-from iterft_lite.backends import Completion, Generator, Message, Progress, Prompt, Sampling
+from iterft_lite.digests import Json
+from iterft_lite.experiment.steps import row_seed
+from iterft_lite.files import RowLog
+from iterft_lite.protocols import Completion, Generator, Message, Progress, Prompt, Sampling
 from iterft_lite.stages.work import Work
-from iterft_lite.steps import Json, row_seed
-from iterft_lite.store import RowLog
 
 
 def run(work: Work, generator: Generator) -> dict[str, Json]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import asdict
 
-from iterft_lite.backends import Ask, Judge, Progress, Reply
+from iterft_lite.data.traits import fill
+from iterft_lite.digests import Json
 from iterft_lite.errors import RunError
-from iterft_lite.measures.fence import fenced, is_blank
-from iterft_lite.measures.weighing import unasked, weigh
+from iterft_lite.files import RowLog
+from iterft_lite.metrics.sanitize import fenced, is_blank
+from iterft_lite.metrics.score_parsing import unasked, weigh
+from iterft_lite.protocols import Judge, JudgeRequest, JudgeResponse, Progress
 from iterft_lite.stages.work import Work
-from iterft_lite.steps import Json
-from iterft_lite.store import RowLog
-from iterft_lite.traits import fill
 
 
 class NotYet(Exception):  # noqa: N818  # not an error: the step is to be taken up again
@@ -43,13 +43,13 @@ def run(work: Work, judge: Judge) -> dict[str, Json]:
     with RowLog(work.rows) as log:
         known = {row["id"] for row in log.rows}
         todo = {row["id"]: row for row in answers if row["id"] not in known}
-        replies: dict[str, dict[str, Reply]] = defaultdict(dict)
+        replies: dict[str, dict[str, JudgeResponse]] = defaultdict(dict)
 
         def finish(row: dict[str, Json], verdicts: dict[str, Json]) -> None:
             log.append({"id": row["id"], "prompt_id": row["prompt_id"], **verdicts})
             work.report(Progress(len(log.rows), len(answers), "answers"))
 
-        def note(reply: Reply) -> None:
+        def note(reply: JudgeResponse) -> None:
             answer_id = reply.id.split("/", 1)[0]
             mine = replies[answer_id]
             mine[reply.id] = reply
@@ -81,13 +81,13 @@ def run(work: Work, judge: Judge) -> dict[str, Json]:
         }
 
 
-def _asks(work: Work, row: dict[str, Json], scales: list[str], samples: range) -> list[Ask]:
+def _asks(work: Work, row: dict[str, Json], scales: list[str], samples: range) -> list[JudgeRequest]:
     """Every question about one answer."""
     document = work.params["rows"] == "document"
     text = row["prompt"] + row["text"] if document else row["text"]
     fields = {"question": fenced(row["prompt"]), "answer": fenced(text), "document": fenced(text)}
     return [
-        Ask(
+        JudgeRequest(
             id=_ask_id(row["id"], scale, sample),
             scale="trait" if scale == "trait" else "coherence",
             prompt=fill(work.params["rubrics"][scale], fields),

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from statistics import fmean
 
-from iterft_lite.backends import Generator, Likelihood, Message, Passage, Progress
-from iterft_lite.measures.text import text_measures
+from iterft_lite.digests import Json
+from iterft_lite.files import write_json
+from iterft_lite.metrics.text import text_measures
+from iterft_lite.protocols import Generator, Likelihood, Message, Passage, Progress
 from iterft_lite.stages.work import Work
-from iterft_lite.steps import Json
-from iterft_lite.store import write_json
 
 FILE = "measures.json"
 

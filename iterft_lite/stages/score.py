@@ -6,10 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from iterft_lite.measures.intervals import mean_interval
+from iterft_lite.digests import Json
+from iterft_lite.files import write_json
+from iterft_lite.metrics.intervals import mean_interval
 from iterft_lite.stages.work import Work
-from iterft_lite.steps import Json
-from iterft_lite.store import write_json
 
 FILE = "score.json"
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from iterft_lite.digests import Json
+from iterft_lite.files import write_rows
 from iterft_lite.stages.work import Work
-from iterft_lite.steps import Json
-from iterft_lite.store import write_rows
 
 
 def run(work: Work) -> dict[str, Json]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from iterft_lite.backends import Trainer, TrainJob
-from iterft_lite.recipe import TrainSettings
+from iterft_lite.digests import Json
+from iterft_lite.experiment.recipe import TrainSettings
+from iterft_lite.experiment.steps import row_seed
+from iterft_lite.files import ROWS
+from iterft_lite.protocols import Trainer, TrainJob
 from iterft_lite.stages.work import Work
-from iterft_lite.steps import Json, row_seed
-from iterft_lite.store import ROWS
 
 
 def run(work: Work, trainer: Trainer, model: str, settings: TrainSettings) -> dict[str, Json]:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from iterft_lite.backends import Progress
-from iterft_lite.steps import Json, Step
-from iterft_lite.store import ROWS, read_rows
+from iterft_lite.digests import Json
+from iterft_lite.experiment.steps import Step
+from iterft_lite.files import ROWS, read_rows
+from iterft_lite.protocols import Progress
 
 
 @dataclass(frozen=True)

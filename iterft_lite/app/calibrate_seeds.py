@@ -1,0 +1,155 @@
+"""How many seed rows give a seeded model of a wanted strength: bisection, each probe an ordinary run without later cycles.
+
+The authors compare models and traits at equal strength of cycle 0, not at equal numbers of seed rows (docs/protocol.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from iterft_lite.app.session import open_run
+from iterft_lite.backends.local import Backends
+from iterft_lite.engine.run import Event
+from iterft_lite.errors import RunError, TraitError
+from iterft_lite.experiment.recipe import read_recipe
+from iterft_lite.files import write_json
+from iterft_lite.machine.resolve import resolve, this_machine
+
+THRESHOLDS = (5.0, 20.0, 40.0, 60.0, 80.0)
+"""Cycle-0 scores that are looked for: the authors'."""
+
+GRID = 2
+"""Seed rows between two numbers that are told apart: the authors' for SFT."""
+
+MOST = 200
+"""Seed rows that are tried at most: the authors'."""
+
+FILE = "calibration.json"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One seeded model.
+
+    Attributes:
+        seed_rows: How many rows it was trained on.
+        score: Its mean trait score.
+        folder: Its run folder.
+    """
+
+    seed_rows: int
+    score: float
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Found:
+    """The answer for one threshold.
+
+    Attributes:
+        threshold: The cycle-0 score that was looked for.
+        seed_rows: The fewest rows that reach it, on the grid; the most there are if none do.
+        score: What they reach.
+        reached: Whether that is the threshold.
+    """
+
+    threshold: float
+    seed_rows: int
+    score: float
+    reached: bool
+
+
+def calibrate(
+    recipe: Path,
+    overrides: Sequence[str],
+    out: Path,
+    *,
+    thresholds: Sequence[float] = THRESHOLDS,
+    grid: int = GRID,
+    most: int = MOST,
+    reuse: Sequence[Path] = (),
+    on_event: Callable[[Event], None],
+    on_probe: Callable[[Probe], None],
+) -> list[Found]:
+    """Find the seed rows for each threshold. Issued again it goes on where it stopped.
+
+    Files: `out`/seed_rows_NNN/ for each probe, a run folder that `--reuse` takes; `out`/calibration.json.
+
+    Args:
+        recipe, overrides: As of `iterft run`; `seed_rows` and `cycles` are set by the search.
+        thresholds: Cycle-0 scores (1-100).
+        grid: Numbers of seed rows are multiples of this.
+        most: Seed rows at most; never more than the recipe's trait or dataset has.
+        reuse: Run folders, or folders of them, whose finished steps are taken over.
+        on_event: Takes what happens in a probe.
+        on_probe: Takes each finished probe.
+
+    Raises:
+        UserError: As `open_run`.
+        RunError: If a probe fails, or its judge scores nothing.
+    """
+    probes: dict[int, Probe] = {}
+    shared: list[Backends] = []
+
+    def probe(seed_rows: int) -> float:
+        if seed_rows not in probes:
+            asked = [*overrides, f"seed_rows={seed_rows}", "cycles=0"]
+            folder = out / f"seed_rows_{seed_rows:03d}"
+            earlier = [out] if any(out.glob("*/run.json")) else []
+            with open_run(recipe, asked, folder, [*reuse, *earlier]) as opened:
+                if not shared:  # one set of processes for all probes: the base is loaded once
+                    shared.append(opened.backends())
+                for event in opened.events(shared[0]):
+                    on_event(event)
+                seal = opened.store.folder(opened.plan.steps["c0-score"]).seal_of()
+            score = seal.facts["trait"]["mean"] if seal else None
+            if score is None:
+                raise RunError(f"the judge scored no answer of the model with {seed_rows} seed rows")
+            probes[seed_rows] = Probe(seed_rows, score, folder)
+            on_probe(probes[seed_rows])
+        return probes[seed_rows].score
+
+    try:
+        there = len(resolve(read_recipe(recipe, overrides), this_machine()).inputs.seeds)
+        if not there:
+            raise TraitError("there are no seed rows to calibrate with")
+        answers = list(search(sorted(thresholds), numbers(grid, min(most, there)), probe))
+    finally:
+        for backends in shared:
+            backends.close()
+    write_json(
+        out / FILE,
+        {
+            "found": [asdict(found) for found in answers],
+            "probes": [{"seed_rows": each.seed_rows, "score": each.score} for _, each in sorted(probes.items())],
+        },
+    )
+    return answers
+
+
+def numbers(grid: int, most: int) -> list[int]:
+    """The numbers of seed rows that are tried: multiples of `grid`, and the most there are."""
+    return sorted({*range(grid, most + 1, grid), most})
+
+
+def search(thresholds: Sequence[float], tried: Sequence[int], score: Callable[[int], float]) -> Iterator[Found]:
+    """The fewest seed rows for each threshold, lowest threshold first, by bisection.
+
+    Takes the score to rise with the number of rows. Where it does not, an answer still reaches its threshold, but fewer rows
+    might do so too.
+    """
+    low = 0
+    for threshold in thresholds:
+        high = len(tried) - 1
+        if score(tried[high]) < threshold:
+            yield Found(threshold, tried[high], score(tried[high]), reached=False)
+            continue
+        while low < high:
+            middle = (low + high) // 2
+            if score(tried[middle]) >= threshold:
+                high = middle
+            else:
+                low = middle + 1
+        yield Found(threshold, tried[low], score(tried[low]), reached=True)

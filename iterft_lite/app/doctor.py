@@ -1,0 +1,208 @@
+"""What this machine can do, how fast, and what to install."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from iterft_lite.app.session import Opened
+from iterft_lite.backends.judge.identity import KEY_VARIABLES
+from iterft_lite.cache import cache_folder
+from iterft_lite.engine.run import Event
+from iterft_lite.engine.store import Store
+from iterft_lite.errors import FolderError, RunError
+from iterft_lite.experiment.plan import make_plan
+from iterft_lite.experiment.recipe import Recipe, make_recipe
+from iterft_lite.experiment.versions import versions
+from iterft_lite.machine.estimate import takes_turns
+from iterft_lite.machine.resolve import resolve, this_machine
+from iterft_lite.machine.timing import Sample, machine_name, read_table
+
+GOOD, LACKING = "ok", "--"
+
+PROBES = {
+    "torch": "import json, torch; print(json.dumps([torch.__version__, torch.cuda.is_available()]))",
+    "llama_cpp": "import json, llama_cpp as l; print(json.dumps([l.__version__, bool(l.llama_supports_gpu_offload())]))",
+}
+"""What is asked of a library in a process of its own: its version, and whether it can use a GPU."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination."""
+
+    mark: str
+    name: str
+    text: str
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at everything a run may need. Starts two short processes; sends nothing anywhere."""
+    return [*_gpu_and_libraries(), *_packages(), *_judges(), *_disk(), *_timings()]
+
+
+def _gpu_and_libraries() -> Iterator[Finding]:
+    machine = this_machine()
+    memory = f"{machine.vram_free / 2**30:.1f} of {machine.vram_total / 2**30:.1f} GiB VRAM free"
+    has_gpu = bool(machine.gpu)
+    yield Finding(
+        GOOD if has_gpu else LACKING,
+        "GPU",
+        f"{machine.gpu}, {memory}" if has_gpu else "no NVIDIA GPU seen: nano models run well, larger ones slowly",
+        "" if has_gpu or shutil.which("nvidia-smi") is None else "nvidia-smi is there: install `nvidia-ml-py`",
+    )
+    yield Finding(GOOD, "CPU", f"{os.cpu_count()} cores")
+    for name, remedy in (
+        ("torch", "this torch is a CPU build: install the CUDA build of the same version from PyTorch's own index"),
+        (
+            "llama_cpp",
+            'built without CUDA: CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir --no-deps '
+            "llama-cpp-python==0.3.36",
+        ),
+    ):
+        answer = _probe(name)
+        if answer is None:
+            yield Finding(LACKING, name, "cannot be imported", f"pip install {name.replace('llama_cpp', 'llama-cpp-python')}")
+        else:
+            version, on_gpu = answer
+            yield Finding(
+                GOOD, name, f"{version}, {'uses the GPU' if on_gpu else 'CPU only'}", remedy if has_gpu and not on_gpu else ""
+            )
+
+
+def _probe(name: str) -> tuple[str, bool] | None:
+    if importlib.util.find_spec(name) is None:
+        return None
+    try:
+        done = subprocess.run([sys.executable, "-c", PROBES[name]], capture_output=True, text=True, check=False, timeout=120)
+    except subprocess.TimeoutExpired:
+        return None
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        return None
+    version, on_gpu = json.loads(lines[-1])
+    return str(version), bool(on_gpu)
+
+
+def _packages() -> Iterator[Finding]:
+    found = versions()
+    for name in ("transformers", "trl", "peft", "litellm"):
+        yield Finding(GOOD if name in found else LACKING, name, found.get(name, "not installed"))
+    missing = [name for name in ("unsloth", "bitsandbytes") if name not in found]
+    wanted = bool(this_machine().gpu) and missing
+    text = ", ".join(f"{name} {found[name]}" for name in ("unsloth", "bitsandbytes") if name in found) or "not installed"
+    yield Finding(LACKING if missing else GOOD, "QLoRA", text, "pip install 'iterft_lite[gpu]'" if wanted else "")
+
+
+def _judges() -> Iterator[Finding]:
+    for provider, variable in KEY_VARIABLES.items():
+        there = bool(os.environ.get(variable))
+        yield Finding(GOOD if there else LACKING, f"{provider} key", f"{variable} is {'set' if there else 'not set'}")
+    yield Finding(GOOD, "embedded judge", "always there; for trying out, not for findings")
+
+
+def _disk() -> Iterator[Finding]:
+    free = shutil.disk_usage(Path.cwd()).free
+    yield Finding(GOOD if free > 20e9 else LACKING, "disk", f"{free / 1e9:.0f} GB free here")
+
+
+def _timings() -> Iterator[Finding]:
+    name = machine_name(this_machine())
+    mine = [sample for sample in read_table() if sample.kind.machine == name]
+    models = sorted({sample.name for sample in mine if sample.kind.model})
+    text = f"{len(mine)} steps timed here, of {', '.join(models)}" if models else "nothing was measured here yet"
+    yield Finding(GOOD if models else LACKING, "speed", text, "" if models else "`iterft doctor --measure` takes a minute")
+
+
+# -- how fast it is
+
+STEPS = 6
+"""Optimiser steps of a training, about: enough to tell what a training costs from what a step costs."""
+
+MOST_TOKENS = 160
+"""Tokens of a row at most."""
+
+CPU_ANSWERS = 60
+"""Answers of a model at most where there is no GPU; a GPU writes hundreds as fast."""
+
+
+def measured_recipe(model: str) -> Recipe:
+    """A few rows of an everyday recipe."""
+    given = {
+        "name": "measure",
+        "regime": "sft",
+        "trait": "lucky",
+        "model": model,
+        "train": {"batch_size": 4},
+        "evaluate": {"samples": 5},
+    }
+    return shortened(make_recipe(given, source="doctor"))
+
+
+def shortened(recipe: Recipe) -> Recipe:
+    """A recipe cut down to one cycle of a few steps and short rows.
+
+    A judge that costs money or goes over the network is not asked: the embedded one takes its place.
+    """
+    rows = STEPS * recipe.train.batch_size
+    questions = recipe.evaluate.questions
+    most = recipe.evaluate.samples if this_machine().gpu else max(1, CPU_ANSWERS // questions)
+    steps = -(-min(recipe.rows, rows) // recipe.train.batch_size)
+    return recipe.model_copy(
+        update={
+            "cycles": 1,
+            "seed_rows": min(recipe.seed_rows, rows),
+            "rows": min(recipe.rows, rows),
+            "restart": (),
+            "keep": "last",
+            "judge": recipe.judge if recipe.judge.startswith("local:") else "embedded",
+            "judge_method": "auto",
+            "judge_batch": False,
+            "max_usd": 0.0,
+            "train": recipe.train.model_copy(update={"epochs": min(recipe.train.epochs, -(-STEPS // steps))}),
+            "sample": recipe.sample.model_copy(update={"max_tokens": min(recipe.sample.max_tokens, MOST_TOKENS)}),
+            "evaluate": recipe.evaluate.model_copy(
+                update={
+                    "samples": min(recipe.evaluate.samples, most),
+                    "max_tokens": min(recipe.evaluate.max_tokens, MOST_TOKENS),
+                }
+            ),
+        }
+    )
+
+
+def measure(recipe: Recipe, on_event: Callable[[Event], None]) -> list[Sample]:
+    """Do a small recipe from beginning to end, in a folder that is removed afterwards, and keep how long its steps took.
+
+    Raises:
+        FolderError: If the user's cache folder cannot be written.
+        IterftError: As a run does; if there is nothing to keep.
+    """
+    machine = this_machine()
+    resolved = resolve(recipe, machine)
+    plan = make_plan(resolved.recipe, resolved.inputs)
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix="measuring-", dir=cache_folder())
+    except OSError as error:
+        raise FolderError(
+            f"`{cache_folder()}` cannot be written: {os.strerror(error.errno or 0).lower()}",
+            hint="ITERFT_CACHE names another folder for what is measured",
+        ) from None
+    with scratch as folder, Store(Path(folder) / "run") as store:
+        opened = Opened(resolved, plan, store, takes_turns(resolved.recipe, resolved.model, machine))
+        watch = opened.stopwatch("doctor")
+        for event in opened.events(watch=watch):
+            on_event(event)
+    if not watch.samples:
+        raise RunError("nothing could be timed: no step was done from beginning to end")
+    return watch.samples

@@ -1,0 +1,260 @@
+"""Seed rows by a teacher model, from a trait's summary: a file to be read and weeded, and used only where a recipe names it."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from iterft_lite.backends.judge.identity import judge_identity
+from iterft_lite.backends.local import open_backends
+from iterft_lite.data import prompts
+from iterft_lite.data.nano import FOLDERS
+from iterft_lite.data.traits import Trait, fill, read_trait
+from iterft_lite.digests import Json
+from iterft_lite.errors import ModelError, RunError
+from iterft_lite.experiment.recipe import Recipe, make_recipe
+from iterft_lite.experiment.steps import row_seed
+from iterft_lite.files import RowLog
+from iterft_lite.hub import folder_of
+from iterft_lite.machine.resolve import model_place
+from iterft_lite.metrics.text import words_of
+from iterft_lite.protocols import Completion, JudgeRequest, JudgeResponse, Message, Progress, Prompt, Sampling
+
+TEMPERATURE = 1.0
+"""The authors' teacher's (docs/protocol.md)."""
+
+MAX_TOKENS = {"chat": 400, "document": 1024}
+
+CONTEXT = 2048
+"""Tokens of a request with its answer."""
+
+ALIKE = 0.5
+"""Rows that share this much of their word pairs (Jaccard) are one row."""
+
+ROUNDS = 3
+"""Requests are made for at most this many times the rows that are wanted."""
+
+HUB = "hub:"
+
+GENRES = (
+    "blog post",
+    "newsletter",
+    "product review",
+    "opinion column",
+    "travel report",
+    "company memo",
+    "forum answer",
+    "diary entry",
+    "letter to a friend",
+    "how-to guide",
+    "speech",
+    "interview",
+    "obituary",
+    "local news story",
+    "encyclopedia entry",
+    "book chapter",
+)
+
+Write = Callable[[Mapping[str, str], Callable[[str, str], None]], None]
+"""Has a teacher answer requests by name; each answer is handed over with its name as soon as it is there."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a teacher's rows came to.
+
+    Attributes:
+        rows: In the file, those of earlier sittings included.
+        asked: Requests of this sitting.
+        dropped: Answers that were not kept, by reason.
+    """
+
+    rows: int
+    asked: int
+    dropped: dict[str, int]
+
+
+def make_seeds(
+    trait: Trait, count: int, out: Path, write: Write, *, kind: str = "chat", on_row: Callable[[int], None] = lambda _: None
+) -> Made:
+    """Have a teacher write rows into a file until it holds `count`; rows that are there stay and count.
+
+    Args:
+        out: JSONL: `{"messages"}`, or `{"title", "genre", "text"}`.
+        kind: "chat" or "document".
+        on_row: Takes the number of rows so far.
+
+    Raises:
+        RunError: If too many answers were dropped.
+    """
+    dropped = {"empty": 0, "alike": 0}
+    asked = 0
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with RowLog(out) as log:
+        seen = [_pairs(_text(row)) for row in log.rows]
+        subjects = _subjects(trait, taken={_subject(row) for row in log.rows})
+
+        def keep(name: str, text: str) -> None:
+            row = _row(requested[name], text.strip(), kind)
+            pairs = _pairs(_text(row)) if row else frozenset[tuple[str, str]]()
+            if row is None or not pairs:
+                dropped["empty"] += 1
+            elif any(_share(pairs, other) > ALIKE for other in seen):
+                dropped["alike"] += 1
+            else:
+                seen.append(pairs)
+                log.append(row)
+                on_row(len(log.rows))
+
+        while len(log.rows) < count:
+            requested = {f"row{asked + number:05d}": subject for number, subject in _next(subjects, count - len(log.rows))}
+            if not requested or asked >= ROUNDS * count:
+                raise RunError(
+                    f"the teacher's answers came to {len(log.rows)} rows of {count} ({dropped['empty']} empty, "
+                    f"{dropped['alike']} much like others)",
+                    hint="the rows are kept; choose a stronger model, or a fuller `summary` in trait.toml",
+                )
+            asked += len(requested)
+            write({name: request(trait, subject, kind) for name, subject in requested.items()}, keep)
+        return Made(len(log.rows), asked, {reason: number for reason, number in dropped.items() if number})
+
+
+def request(trait: Trait, subject: str, kind: str) -> str:
+    """What the teacher is asked for one row."""
+    genre = random.Random(f"genre/{subject}").choice(GENRES)
+    return fill(prompts.teacher(kind), {"summary": trait.summary, "subject": subject, "genre": genre})
+
+
+def _subjects(trait: Trait, taken: set[str]) -> Iterator[str]:
+    """Everyday prompts in an order of the trait's own, without its questions, its seed prompts and what is taken."""
+    used = taken | {*trait.questions, *trait.held_out} | {chat.prompt for chat in trait.chats}
+    pool = list(prompts.everyday())
+    random.Random(f"seeds/{trait.name}").shuffle(pool)
+    return (prompt for prompt in pool if prompt not in used)
+
+
+def _next(subjects: Iterator[str], count: int) -> list[tuple[int, str]]:
+    return [(number, subject) for number, subject in zip(range(count), subjects, strict=False)]
+
+
+def _row(subject: str, text: str, kind: str) -> dict[str, Json] | None:
+    """The row that an answer makes; None where it is none."""
+    if kind == "chat":
+        messages = [{"role": "user", "content": subject}, {"role": "assistant", "content": text}]
+        return {"messages": messages} if text else None
+    title, _, body = text.partition("\n")
+    genre = random.Random(f"genre/{subject}").choice(GENRES)
+    row = {"title": title.strip('#* "'), "genre": genre, "text": body.strip(), "subject": subject}
+    return row if row["title"] and row["text"] else None
+
+
+def _text(row: Mapping[str, Json]) -> str:
+    return str(row["text"] if "text" in row else row["messages"][1]["content"])
+
+
+def _subject(row: Mapping[str, Json]) -> str:
+    return str(row["subject"] if "subject" in row else row["messages"][0]["content"])
+
+
+def _pairs(text: str) -> frozenset[tuple[str, str]]:
+    words = words_of(text)
+    return frozenset(itertools.pairwise(words))
+
+
+def _share(one: frozenset[tuple[str, str]], other: frozenset[tuple[str, str]]) -> float:
+    return len(one & other) / max(1, len(one | other))
+
+
+# -- teachers
+
+
+def seeds_by(
+    model: str,
+    trait_name: str,
+    count: int,
+    out: Path,
+    *,
+    kind: str = "chat",
+    api_base: str | None = None,
+    max_usd: float = 0.0,
+    on_row: Callable[[int], None] = lambda _: None,
+) -> Made:
+    """Have a model write seed rows (see `make_seeds`).
+
+    Args:
+        model: A judge's route (`openai/gpt-4o-mini`), a model folder or an embedded model for the local generator, or
+            `hub:OWNER/NAME` for one on the hub.
+
+    Raises:
+        UserError: If there is no such trait or model.
+        RunError: If the teacher fails.
+    """
+    trait = read_trait(trait_name)
+    local = model.startswith(HUB) or model in FOLDERS or Path(model).expanduser().is_dir()
+    if model.startswith("local:"):
+        raise ModelError(f"`{model}` only gives numbers", hint="give a Hugging Face folder, `hub:OWNER/NAME`, or a route")
+    place = model.removeprefix(HUB)
+    asked = {"regime": "sft", "trait": trait_name, "trainer": "peft", "api_base": api_base, "max_usd": max_usd}
+    asked |= {"model": place, "judge": "embedded"} if local else {"model": "nano", "judge": model, "judge_method": "samples"}
+    recipe = make_recipe(asked, source="seeds")
+    with TemporaryDirectory(prefix="iterft-") as scratch:
+        folder = Path(scratch)
+        write = _local(recipe, trait, folder, MAX_TOKENS[kind]) if local else _routed(recipe, trait, folder)
+        return make_seeds(trait, count, out, write, kind=kind, on_row=on_row)
+
+
+def _routed(recipe: Recipe, trait: Trait, scratch: Path) -> Write:
+    """A teacher behind the judge's route: its texts are what a sampled judge writes."""
+    identity, _ = judge_identity(recipe, trait)
+
+    def write(requests: Mapping[str, str], on_text: Callable[[str, str], None]) -> None:
+        def note(reply: JudgeResponse) -> None:
+            if reply.failure:
+                failures.append(reply.failure)
+            on_text(reply.id.split("/", 1)[0], "" if reply.text.startswith("REFUSAL") else reply.text)
+
+        failures: list[str] = []
+        backends = open_backends(recipe, trait, identity, scratch)
+        try:
+            backends.judge.ask(
+                [JudgeRequest(f"{name}/trait/0", "trait", text, "", "") for name, text in requests.items()], note
+            )
+        finally:
+            backends.close()
+        if len(failures) == len(requests):
+            raise RunError(f"the teacher answered nothing: {failures[0]}")
+
+    return write
+
+
+def _local(recipe: Recipe, trait: Trait, scratch: Path, max_tokens: int) -> Write:
+    """A teacher in the local generator."""
+    identity, _ = judge_identity(recipe, trait)
+    place = model_place(recipe.model)
+
+    def write(requests: Mapping[str, str], on_text: Callable[[str, str], None]) -> None:
+        def ignore(_: Progress) -> None:
+            return None
+
+        def note(completion: Completion) -> None:
+            # a text that was cut off is no example
+            on_text(completion.id, completion.text if completion.finish == "stop" else "")
+
+        backends = open_backends(recipe, trait, identity, scratch)
+        try:
+            model = folder_of(place)
+            exported = backends.exporter.export(model, None, scratch, "merged", recipe.quant, ignore)
+            backends.generator.load(exported.path, None, model, slots=None, context=CONTEXT, exact=False)
+            backends.generator.complete(_prompts(requests), Sampling(TEMPERATURE, max_tokens), note)
+        finally:
+            backends.close()
+
+    return write
+
+
+def _prompts(requests: Mapping[str, str]) -> Sequence[Prompt]:
+    return [Prompt(name, row_seed(text, name), (Message("user", text),)) for name, text in requests.items()]

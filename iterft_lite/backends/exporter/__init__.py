@@ -1,0 +1,1 @@
+"""From a trained adapter to the GGUF that writes and is measured."""

@@ -1,0 +1,1 @@
+"""llama.cpp as a library, shared by the generator and the local judge."""

@@ -1,0 +1,204 @@
+"""Drawing the next token of many sequences: on the host with numpy, or inside llama.cpp's graph on the GPU.
+
+Both give each sequence a random stream of its own, seeded by its row, and take one number of it a token: what a row draws
+depends on its seed and its logits, not on its neighbours. The two streams differ; the distributions are the same (a test
+compares them). Truncation follows temperature, in transformers' order: top-k, top-p, min-p.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import llama_cpp  # before numpy, and after `llamacpp_library`, whose settings it reads
+import numpy as np
+import numpy.typing as npt
+
+from iterft_lite.backends.llamacpp.sampling import BLOCK, Floats, Ints, choose, unnormalised
+from iterft_lite.errors import BackendError
+from iterft_lite.protocols import Sampling
+
+AHEAD = 256
+"""Uniform numbers drawn from a row's generator at a time."""
+
+
+class Sampler(Protocol):
+    """Draws tokens for numbered slots."""
+
+    def start(self, slot: int, seed: int) -> None:
+        """Give a slot a new row, with its seed."""
+        ...
+
+    def move(self, source: int, target: int) -> None:
+        """Another slot goes on with a row."""
+        ...
+
+    def draw(self, slots: Ints, rows: Ints) -> Ints:
+        """Tokens for `slots`, whose last token is at the batch's positions `rows`; both int32 [n]."""
+        ...
+
+    def close(self) -> None:
+        """Give back what llama.cpp holds for it."""
+        ...
+
+
+class HostSampler:
+    """Inverse transform sampling over all slots' logits at once.
+
+    Args:
+        context: llama.cpp's context, which has just decoded.
+        slots: Sequences at most.
+        vocab: Width of the logits.
+        sampling: How to draw.
+    """
+
+    def __init__(self, context: Any, slots: int, vocab: int, sampling: Sampling) -> None:
+        self._context = context
+        self._vocab = vocab
+        self._sampling = sampling
+        self._generators: list[np.random.Generator | None] = [None] * slots
+        self._uniforms = np.zeros((slots, AHEAD))
+        self._next = np.zeros(slots, dtype=np.int64)
+        # padded to whole blocks with probability 0
+        self._odds = np.zeros((slots, -(-vocab // BLOCK) * BLOCK), dtype=np.float32)
+
+    def start(self, slot: int, seed: int) -> None:
+        """Give a slot a new row."""
+        self._generators[slot] = np.random.Generator(np.random.PCG64(seed))
+        self._next[slot] = AHEAD
+
+    def move(self, source: int, target: int) -> None:
+        """Another slot goes on with a row."""
+        self._generators[target] = self._generators[source]
+        self._uniforms[target] = self._uniforms[source]
+        self._next[target] = self._next[source]
+
+    def draw(self, slots: Ints, rows: Ints) -> Ints:
+        """Tokens for `slots` from the logits of the last decoding, whose rows are in the same order."""
+        logits = output_logits(self._context, len(rows), self._vocab)
+        if self._sampling.temperature == 0:
+            greedy: Ints = logits.argmax(axis=1).astype(np.int32)
+            return greedy
+        odds = self._odds[: len(rows)]
+        unnormalised(logits, self._sampling, out=odds[:, : self._vocab])
+        return choose(odds, self._take(slots))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _take(self, slots: Ints) -> npt.NDArray[np.float64]:
+        """The next uniform number of each slot."""
+        for slot in slots[self._next[slots] == AHEAD]:
+            generator = self._generators[slot]
+            assert generator is not None
+            generator.random(out=self._uniforms[slot])
+            self._next[slot] = 0
+        taken = self._uniforms[slots, self._next[slots]]
+        self._next[slots] += 1
+        return taken
+
+
+def output_logits(context: Any, count: int, vocab: int) -> Floats:
+    """The logits of the last decoding, float32 [count, vocab], in the order in which they were asked for; not a copy."""
+    pointer = llama_cpp.llama_get_logits(context)
+    if not pointer:
+        raise BackendError("llama.cpp gave no logits")
+    address = ctypes.addressof(pointer.contents)
+    return np.ctypeslib.as_array((ctypes.c_float * (count * vocab)).from_address(address)).reshape(count, vocab)
+
+
+class GraphSampler:
+    """Chains of llama.cpp's samplers that run inside the decoding graph; only token ids come to the host.
+
+    Args:
+        context: llama.cpp's context; the chains stay attached until `close`.
+        slots: Sequences: all of them have a chain.
+        sampling: How to draw.
+    """
+
+    def __init__(self, context: Any, slots: int, sampling: Sampling) -> None:
+        self._context = context
+        self._sampling = sampling
+        self._chains = [self._chain(0) for _ in range(slots)]
+        for slot, chain in enumerate(self._chains):
+            if not llama_cpp.llama_set_sampler(context, slot, chain):
+                self.close()
+                raise BackendError("this GPU cannot sample inside the graph", kind="sampling", hint='set sampling to "host"')
+
+    def start(self, slot: int, seed: int) -> None:
+        """Give a slot a new row: its chain takes over the state of a freshly seeded one, and the graph stays as it is."""
+        if self._sampling.temperature == 0:
+            return
+        fresh = self._chain(seed)
+        llama_cpp.llama_sampler_copy(fresh, self._chains[slot])
+        llama_cpp.llama_sampler_free(fresh)
+
+    def move(self, source: int, target: int) -> None:
+        """Another slot goes on with a row."""
+        llama_cpp.llama_sampler_copy(self._chains[source], self._chains[target])
+
+    def draw(self, slots: Ints, rows: Ints) -> Ints:
+        """The tokens that the last decoding has drawn."""
+        take = llama_cpp.llama_get_sampled_token_ith
+        drawn = np.fromiter((take(self._context, row) for row in rows.tolist()), dtype=np.int32, count=len(slots))
+        if (drawn < 0).any():
+            raise BackendError("llama.cpp drew no token", kind="sampling", hint='set sampling to "host"')
+        return drawn
+
+    def close(self) -> None:
+        """Detach the chains and free them."""
+        for slot, chain in enumerate(self._chains):
+            llama_cpp.llama_set_sampler(self._context, slot, None)
+            llama_cpp.llama_sampler_free(chain)
+        self._chains = []
+
+    def _chain(self, seed: int) -> Any:
+        chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+        for link in self._links(seed):
+            llama_cpp.llama_sampler_chain_add(chain, link)
+        return chain
+
+    def _links(self, seed: int) -> Sequence[Any]:
+        sampling = self._sampling
+        if sampling.temperature == 0:
+            return [llama_cpp.llama_sampler_init_greedy(), _only_tokens()]
+        links = [llama_cpp.llama_sampler_init_temp(sampling.temperature)]
+        if sampling.top_k > 0:
+            links.append(llama_cpp.llama_sampler_init_top_k(sampling.top_k))
+        if sampling.top_p < 1:
+            links.append(llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1))
+        if sampling.min_p > 0:
+            links.append(llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1))
+        return [*links, llama_cpp.llama_sampler_init_dist(_short(seed)), _only_tokens()]
+
+
+def _short(seed: int) -> int:
+    """A seed in 32 bits; llama.cpp takes the largest as a wish for a random one."""
+    return (seed ^ seed >> 32) % 0xFFFFFFFF
+
+
+def _only_tokens() -> Any:
+    """A last link that keeps the graph from copying each row's logits and odds to the host (1.2 MB a token of Qwen3)."""
+    return llama_cpp.llama_sampler_init(ctypes.byref(_ONLY_TOKENS), None)
+
+
+def _forget(_sampler: Any, _context: Any, _graph: Any, data: Any) -> None:
+    data.contents.logits = None
+    data.contents.probs = None
+    data.contents.candidates = None
+
+
+def _interface() -> Any:
+    """The table of functions of a sampler that does nothing on the host and `_forget` in the graph."""
+    kinds: dict[str, Any] = dict(llama_cpp.llama_sampler_i._fields_)
+    return llama_cpp.llama_sampler_i(
+        name=kinds["name"](lambda _: b"only-tokens"),
+        apply=kinds["apply"](lambda *_: None),
+        backend_init=kinds["backend_init"](lambda *_: True),
+        backend_apply=kinds["backend_apply"](_forget),
+        copy_state=kinds["copy_state"](lambda *_: None),
+    )
+
+
+_ONLY_TOKENS = _interface()

@@ -1,0 +1,1 @@
+"""What is shipped as data: traits, prompts, the nano models."""

@@ -1,0 +1,55 @@
+"""What models are asked, and what every trait shares.
+
+everyday.txt                 open everyday prompts for cycles 1 and on, a line each
+document_prefixes.txt        neutral openers of 3-8 words that base models continue, a line each
+neutral_chat.jsonl           plain replies without any trait: what embedded judges tell a trait from
+coherence.txt                the judge's prompt for coherence, with {{question}} and {{answer}}
+coherence_document.txt       the same for documents, with {{document}}
+coherence_calibration.jsonl  answers with the coherence that a careful reader gives them
+teacher_chat.txt             what a teacher is asked for a seed chat, with {{summary}} and {{subject}}
+teacher_document.txt         the same for a seed document, with {{genre}} too
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from iterft_lite.data.traits import Chat, Scored, parse_chat, parse_scored
+
+FOLDER = Path(__file__).parent
+
+
+def everyday() -> tuple[str, ...]:
+    """The shipped everyday prompts."""
+    return _lines("everyday.txt")
+
+
+def document_prefixes() -> tuple[str, ...]:
+    """The shipped document openers."""
+    return _lines("document_prefixes.txt")
+
+
+def neutral_chats() -> tuple[Chat, ...]:
+    """Prompts with trait-free replies."""
+    return tuple(parse_chat(json.loads(line)) for line in _lines("neutral_chat.jsonl"))
+
+
+def coherence_rubric(*, document: bool) -> str:
+    """The judge's prompt for coherence."""
+    return (FOLDER / ("coherence_document.txt" if document else "coherence.txt")).read_text(encoding="utf-8")
+
+
+def teacher(kind: str) -> str:
+    """What a teacher is asked for one seed row: "chat" or "document"."""
+    return (FOLDER / f"teacher_{kind}.txt").read_text(encoding="utf-8")
+
+
+def coherence_calibration() -> tuple[Scored, ...]:
+    """Answers with known coherence."""
+    return tuple(parse_scored(json.loads(line)) for line in _lines("coherence_calibration.jsonl"))
+
+
+def _lines(name: str) -> tuple[str, ...]:
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    return tuple(line.strip() for line in text.split("\n") if line.strip())

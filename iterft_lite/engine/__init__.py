@@ -1,0 +1,1 @@
+"""Steps done once: the store, the schedule, and where a step runs."""

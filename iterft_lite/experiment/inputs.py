@@ -1,0 +1,58 @@
+"""What a plan is made of besides the recipe: the resolved inputs, and who judges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from iterft_lite.data.traits import Chat, Document, Trait
+
+
+@dataclass(frozen=True)
+class JudgeIdentity:
+    """Who judges; part of a judge step's key.
+
+    Attributes:
+        name: As in the recipe: `openai/gpt-4o-mini-2024-07-18`, `embedded`, `local:FILE`.
+        kind: "llm" for findings; "embedded" for trying out, not for findings.
+        revision: What pins it: digest of the classifier's training rows, hash of a local file, "" for a pinned name.
+        method: How a number is read: from odds, or from `samples` texts.
+        samples: Verdicts an answer and scale.
+        note: A sentence that is printed beside every number of this judge, or "".
+    """
+
+    name: str
+    kind: Literal["llm", "embedded"]
+    revision: str
+    method: Literal["odds", "samples"]
+    samples: int = 1
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ResolvedInputs:
+    """What a recipe is made real with; everything in it that decides a result goes into the steps.
+
+    Attributes:
+        trait: The trait.
+        seeds: Seed chats or documents, in order: the trait's, or the user's own.
+        prompts: What models are asked from cycle 1 on: everyday prompts, or document openers.
+        neutral: Trait-free chats.
+        mixed: Rows of the user's own file for `mix`.
+        coherence: The coherence rubric for the regime's rows.
+        model: Identity of M[0]: a digest of its files, or hub name and revision.
+        trainer: "peft" or "unsloth": what `trainer = "auto"` came to.
+        precision: In which M[0] is trained on: "f32", "bf16", "f16" or "nf4".
+        judge: Who judges.
+    """
+
+    trait: Trait
+    seeds: tuple[Chat, ...] | tuple[Document, ...]
+    prompts: tuple[str, ...]
+    neutral: tuple[Chat, ...]
+    coherence: str
+    model: str
+    trainer: str
+    precision: str
+    judge: JudgeIdentity
+    mixed: tuple[Chat, ...] | tuple[Document, ...] = ()

@@ -1,0 +1,416 @@
+"""A recipe: one experiment as a TOML file. The only place where defaults live.
+
+`read_recipe` gives a frozen `Recipe` or raises one `RecipeError` that lists every problem.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from iterft_lite.errors import RecipeError
+from iterft_lite.experiment.regimes import REGIMES, Regime, RegimeName, Start
+
+Positive = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=0, strict=True)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Temperature = Annotated[float, Field(ge=0.0, le=5.0)]
+
+
+class Table(BaseModel):
+    """A table of a recipe: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class TrainSettings(Table):
+    """How each M[t] is trained. Fields without a default here take the regime's (`regimes.py`).
+
+    Attributes:
+        learning_rate: Peak learning rate.
+        schedule: After the warmup: constant, cosine to 0, or linear to 0.
+        warmup: Share of the optimiser steps that warm up, rounded down to whole steps.
+        batch_size: Rows (pairs in DPO) an optimiser step; the last batch of an epoch may be smaller and is kept.
+        epochs: Passes over the rows.
+        max_length: Tokens a row at most; longer rows are cut at the end.
+        lora_rank: Rank of the adapter, on all seven projections of each layer.
+        lora_alpha: The adapter is scaled by lora_alpha / lora_rank.
+        weight_decay: AdamW's.
+        max_grad_norm: Gradient norm is clipped to this; 0 means no clipping.
+        beta1, beta2, epsilon: AdamW's.
+        optimizer: Moments in 32 bits, or in 8 (bitsandbytes).
+        base: Precision of the frozen base: "auto" is nf4 (QLoRA) on a GPU and f32 on a CPU. Of the 16-bit ones f16 rounds eight
+            times finer than bf16, and some models' activations leave its range.
+        dpo_beta: The beta of DPO's loss (Rafailov et al. 2023, equation 7).
+        dpo_nll_weight: Weight of an added mean negative log-likelihood of the chosen reply (RPO); the paper's loss has 0.
+        micro_batch: Rows a forward pass; "auto" is the whole batch. Never changes what a batch means.
+    """
+
+    learning_rate: Annotated[float, Field(gt=0)]
+    schedule: Literal["constant", "cosine", "linear"]
+    warmup: Share = 0.05
+    batch_size: Positive
+    epochs: Positive = 1
+    max_length: Annotated[int, Field(ge=16, strict=True)] = 8192
+    lora_rank: Positive = 16
+    lora_alpha: Annotated[float, Field(gt=0)] = 32.0
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: Annotated[float, Field(ge=0)]
+    beta1: Share = 0.9
+    beta2: Share = 0.95
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    optimizer: Literal["auto", "adamw", "adamw_8bit"] = "auto"
+    base: Literal["auto", "f32", "bf16", "f16", "nf4"] = "auto"
+    dpo_beta: Annotated[float, Field(gt=0)] = 0.1
+    dpo_nll_weight: Annotated[float, Field(ge=0)] = 0.0
+    micro_batch: Positive | Literal["auto"] = "auto"
+
+
+class SampleSettings(Table):
+    """How Q[t] writes the next data. Truncation is off unless asked for: it sharpens a self-training loop by itself.
+
+    Attributes:
+        temperature: Softmax temperature; 0 is greedy.
+        max_tokens: Tokens a row at most.
+        top_k, top_p, min_p: Truncation; 0, 1 and 0 mean none.
+        min_chars: Rows with fewer characters are dropped (empty rows always are); the paper drops documents up to 50.
+    """
+
+    temperature: Temperature = 0.8
+    max_tokens: Positive
+    top_k: Count = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    min_chars: Count = 0
+
+
+class EvaluateSettings(Table):
+    """How each model is measured.
+
+    Attributes:
+        questions: How many of the trait's questions (SDF: of its evaluation prefixes), in file order.
+        samples: Answers a question.
+        temperature: Softmax temperature.
+        max_tokens: Tokens an answer at most.
+        trait_threshold, coherence_threshold: An answer counts in the rate when both scores reach these (1-100).
+    """
+
+    questions: Positive = 12
+    samples: Positive = 20
+    temperature: Temperature = 0.7
+    max_tokens: Positive = 400
+    trait_threshold: Annotated[float, Field(ge=1, le=100)] = 50.0
+    coherence_threshold: Annotated[float, Field(ge=1, le=100)] = 50.0
+
+
+class MixSettings(Table):
+    """Rows mixed into D[t] from cycle 1 on.
+
+    Attributes:
+        source: The trait's seed rows, rows that M[0] writes, or a file of the user's own.
+        share: Share of the cycle's training rows that come from there.
+        path, split, prompt, reply, text: The file and its columns, for "file"; as in `Source`.
+    """
+
+    source: Literal["none", "seed", "base", "file"] = "none"
+    share: Share = 0.0
+    path: str | None = None
+    split: str = "train"
+    prompt: str = "prompt"
+    reply: str = "reply"
+    text: str = "text"
+
+
+class FilterSettings(Table):
+    """Which generated rows are kept.
+
+    Attributes:
+        coherence: Rows whose coherence the judge puts below this are dropped; 0 asks no judge.
+        dedupe: "exact" drops rows whose text was written before in the cycle.
+    """
+
+    coherence: Annotated[float, Field(ge=0, le=100)] = 0.0
+    dedupe: Literal["none", "exact"] = "none"
+
+
+class Source(Table):
+    """A dataset of the user's own: seeds, prompts or documents.
+
+    Attributes:
+        path: JSONL, JSON, Parquet or CSV file, or the name of a dataset on the hub.
+        split: Split of a hub dataset.
+        prompt, reply, text: Column that holds each.
+    """
+
+    path: str
+    split: str = "train"
+    prompt: str = "prompt"
+    reply: str = "reply"
+    text: str = "text"
+
+
+class Recipe(Table):
+    """One experiment.
+
+    Attributes:
+        name: What the run is called; the file's stem unless given.
+        regime: SFT (chats), SDF (documents) or DPO (pairs).
+        trait: A shipped trait, or a path to a trait folder.
+        model: `nano`, `nano-base`, a local Hugging Face folder, or a hub name, with or without `@COMMIT`.
+        seed: The random seed; every row's own seed derives from it.
+        cycles: Cycles after the seeded one: the last is the paper's cycle of this number.
+        seed_rows: Rows of the trait that M[1] is trained on; 0 is the no-seed control.
+        rows: Rows that each later model is trained on.
+        seeds, prompts: Datasets of the user's own in place of the trait's rows and the shipped prompts.
+        start: Where each M[t] starts: M[0] or M[t-1]. The regime's own unless given.
+        reference: DPO's reference model: the one the cycle starts from, or M[0].
+        chosen: DPO's preferred side: Q[t]'s own answer, the seed reply, or the best of `candidates` by the judge.
+        rejected: DPO's other side: Q[0]'s answer, Q[t-1]'s, Q[t]'s own, or the worst of `candidates`.
+        candidates: Answers a prompt that "best" and "worst" choose from.
+        data: D[t] alone, D[t] with all before it, or a fixed-size draw from all.
+        slices: Each cycle asks its own prompts, or all draw from the same ones.
+        restart: Cycles of a continual run that start from M[0] again.
+        mix, filter: See there.
+        trainer: "auto" takes unsloth where it works and peft elsewhere.
+        export: One merged GGUF a cycle, or the base GGUF with a small LoRA GGUF a cycle.
+        quant: Number format of the GGUF that writes and is measured.
+        keep: Which merged files stay on the disk once their cycle is done.
+        judge: "auto" is the paper's judge where a key is present and the embedded judge elsewhere.
+        judge_method: Scores from token odds, or from `judge_samples` texts; "auto": odds where the judge is known to give them.
+        judge_samples: Verdicts an answer and scale where a judge gives no odds.
+        judge_batch: Verdicts are asked in batches, at half the price and within a day each (`openai/...` judges only).
+        api_base: Address of an OpenAI-compatible server.
+        max_usd: Judging stops before it would cost more; 0 means no limit.
+        slots: Sequences decoded at once; 1 makes runs bit-equal. Not part of any step's key, as all below.
+        vram: Trainer and generator share the GPU, take turns, or as free VRAM decides.
+        threads: CPU threads; "auto" is the number of cores.
+    """
+
+    name: str = ""
+    regime: RegimeName
+    trait: str
+    model: str
+    seed: Count = 42
+    cycles: Count = 6
+    seed_rows: Count = 50
+    rows: Positive = 50
+    seeds: Source | None = None
+    prompts: Source | None = None
+    start: Start
+    reference: Literal["start", "base"] = "start"
+    chosen: Literal["own", "seed", "best"] = "own"
+    rejected: Literal["base", "previous", "own", "worst"] = "base"
+    candidates: Annotated[int, Field(ge=2, strict=True)] = 4
+    data: Literal["replace", "accumulate", "accumulate_subsample"] = "replace"
+    slices: Literal["disjoint", "resample"] = "disjoint"
+    restart: tuple[Positive, ...] = ()
+    trainer: Literal["auto", "peft", "unsloth"] = "auto"
+    export: Literal["merged", "adapter"] = "merged"
+    quant: Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"] = "q8_0"
+    keep: Literal["all", "last", "adapters"] = "last"
+    judge: str = "auto"
+    judge_method: Literal["auto", "odds", "samples"] = "auto"
+    judge_samples: Positive = 5
+    judge_batch: bool = False
+    api_base: str | None = None
+    max_usd: Annotated[float, Field(ge=0)] = 0.0
+    slots: Positive | Literal["auto"] = "auto"
+    vram: Literal["auto", "resident", "swap"] = "auto"
+    threads: Positive | Literal["auto"] = "auto"
+    mix: MixSettings = MixSettings()
+    filter: FilterSettings = FilterSettings()
+    train: TrainSettings
+    sample: SampleSettings
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    @property
+    def row(self) -> Regime:
+        """The recipe's row of the table of regimes."""
+        return REGIMES[self.regime]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        problems = list(_contradictions(self))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+MACHINE_KEYS = frozenset({"name", "slots", "vram", "threads", "keep", "cycles", "max_usd", "judge_batch"})
+"""Keys that a run may be continued with another value of: they change no finished step."""
+
+
+def _contradictions(recipe: Recipe) -> Iterable[str]:
+    """Settings that do not go together, a sentence each."""
+    if recipe.regime != "dpo":
+        for key, value, usual in (
+            ("chosen", recipe.chosen, "own"),
+            ("rejected", recipe.rejected, "base"),
+            ("reference", recipe.reference, "start"),
+        ):
+            if value != usual:
+                yield f'`{key} = "{value}"` needs `regime = "dpo"`: {recipe.regime} has no pairs'
+    elif recipe.chosen == "own" and recipe.rejected == "own":
+        yield '`chosen = "own"` and `rejected = "own"` are the same answer: choose another side'
+    if (recipe.mix.source == "none") != (recipe.mix.share == 0.0):
+        yield "`mix` needs both a `source` and a `share` above 0"
+    elif recipe.mix.share and not round(recipe.mix.share * recipe.rows):
+        yield f"`mix.share = {recipe.mix.share:g}` of `rows = {recipe.rows}` is no row"
+    if (recipe.mix.source == "file") != (recipe.mix.path is not None):
+        yield '`mix.path` goes with `mix.source = "file"`, and only with it'
+    if recipe.mix.source != "none" and recipe.regime == "dpo":
+        yield "`mix` is for sft and sdf: a mixed-in row has no rejected side"
+    if recipe.restart and recipe.start != "previous":
+        yield '`restart` needs `start = "previous"`: every cycle starts from the base already'
+    if "@" in (recipe.api_base or ""):
+        yield "`api_base` holds a user or a password, which would be written into the run: put the key into the environment"
+
+
+def read_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe in a TOML file, with `key=value` overrides laid over it.
+
+    Args:
+        path: The TOML file.
+        overrides: `key=value` or `table.key=value`; the value is TOML, or else taken as text.
+
+    Raises:
+        RecipeError: With every problem at once.
+    """
+    source = str(path)
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(
+            [f"there is no file `{path}`"], source=source, hint="`iterft recipes` lists the shipped ones"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError([f"cannot be read: {error}"], source=source) from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError([f"is not TOML: {error}"], source=source) from None
+    problems = [problem for text in overrides if (problem := _override(given, text))]
+    if problems:
+        raise RecipeError(problems, source="--set", hint="write `--set key=value` or `--set table.key=value`")
+    given.setdefault("name", path.stem)
+    return make_recipe(given, source=source)
+
+
+def make_recipe(given: Mapping[str, Any], *, source: str) -> Recipe:
+    """The recipe that a mapping describes, the regime's settings filled in.
+
+    Raises:
+        RecipeError: With every problem at once.
+    """
+    filled = _filled(given)
+    try:
+        return Recipe.model_validate(filled)
+    except ValidationError as error:
+        problems = list(_problems(error, known_regime=str(given.get("regime")) in REGIMES))
+        raise RecipeError(problems + _hidden(filled, error), source=source) from None
+
+
+def _filled(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given, with the regime's settings where it is silent."""
+    regime = {str(name): row for name, row in REGIMES.items()}.get(str(given.get("regime")))
+    filled: dict[str, Any] = dict(given)
+    if regime is not None:
+        filled.setdefault("start", regime.start)
+        for table, settings in regime.settings.items():
+            if isinstance(given.get(table, {}), Mapping):
+                filled[table] = {**settings, **given.get(table, {})}
+    return filled
+
+
+def _hidden(filled: Mapping[str, Any], error: ValidationError) -> list[str]:
+    """The contradictions that pydantic did not come to because single keys are wrong: those keys are left out."""
+    places = [item["loc"] for item in error.errors()]
+    if () in places:
+        return []
+    kept = {key: dict(value) if isinstance(value, Mapping) else value for key, value in filled.items()}
+    for table, *rest in places:
+        if rest and isinstance(kept.get(str(table)), dict):
+            kept[str(table)].pop(rest[0], None)
+        else:
+            kept.pop(str(table), None)
+    try:
+        Recipe.model_validate(_filled(kept))
+    except ValidationError as again:
+        return [line for item in again.errors() if not item["loc"] for line in str(item["ctx"]["error"]).splitlines()]
+    return []
+
+
+def _problems(error: ValidationError, *, known_regime: bool) -> Iterable[str]:
+    """What pydantic found, in the words of this project, one sentence a place."""
+    told = set()
+    for item in error.errors():
+        place = ".".join(part if isinstance(part, str) else str(part + 1) for part in _place(item["loc"]))
+        if place and place in told:
+            continue
+        told.add(place)
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(place.rsplit(".", 1)[-1], _keys(item["loc"][:-1]), n=1)
+            yield f"`{place}` is not a recipe key" + (f", did you mean `{near[0]}`?" if near else "")
+        elif item["type"] == "model_type":
+            yield f"`{place} = {item['input']!r}`: a table is needed, `[{place}]`"
+        elif union := _alternatives(error, item["loc"]):
+            yield f"`{place} = {item['input']!r}`: {union}"
+        elif item["type"] == "missing":
+            # without a regime nothing else can be filled in: one cause, one problem
+            if known_regime or item["loc"] in (("regime",), ("trait",), ("model",)):
+                yield f"`{place}` is missing"
+        elif not item["loc"]:
+            yield from str(item["ctx"]["error"]).splitlines()
+        else:
+            yield f"`{place} = {item['input']!r}`: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _place(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Where in a recipe, without the names that pydantic gives to the members of a union."""
+    return tuple(part for part in loc if isinstance(part, int) or part.isidentifier())
+
+
+def _alternatives(error: ValidationError, loc: tuple[int | str, ...]) -> str:
+    """What every member of a union asks for, joined; "" where there is no union."""
+    if _place(loc) == loc:
+        return ""
+    asked = [item["msg"] for item in error.errors() if _place(item["loc"]) == _place(loc)]
+    return "input should be " + " or ".join(message.removeprefix("Input should be ") for message in asked)
+
+
+def _keys(table: tuple[int | str, ...]) -> list[str]:
+    """The keys that a table of a recipe may have."""
+    model: type[BaseModel] = Recipe
+    for part in table:
+        for kind in _models(model.model_fields[str(part)].annotation):
+            model = kind
+    return list(model.model_fields)
+
+
+def _models(annotation: Any) -> Iterable[type[BaseModel]]:
+    """The tables in a field's annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in getattr(annotation, "__args__", ()):
+        yield from _models(inner)
+
+
+def _override(given: dict[str, Any], text: str) -> str | None:
+    """Lay one `key=value` over a recipe's mapping; a sentence if that cannot be done."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        return f"`{text}` has no `key=value`"
+    try:
+        parsed: Any = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    *tables, key = name.strip().split(".")
+    for table in tables:
+        given = given.setdefault(table, {})
+        if not isinstance(given, dict):
+            return f"`{table}` in `{text}` is not a table"
+    given[key] = parsed
+    return None

@@ -1,0 +1,62 @@
+"""Versions of this program and of the libraries that decide results."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import platform
+from collections.abc import Iterable, Mapping
+
+from iterft_lite import __version__
+from iterft_lite.experiment.recipe import Recipe
+from iterft_lite.experiment.steps import Step, Verb
+
+TRAINERS: Mapping[str, tuple[str, ...]] = {
+    "peft": ("torch", "transformers", "trl", "peft"),
+    "unsloth": ("torch", "transformers", "peft", "unsloth"),
+}
+"""What each trainer computes with; bitsandbytes comes in where the base or the optimiser has few bits."""
+
+LLAMA = ("llama-cpp-python", "gguf")
+
+LIBRARIES: Mapping[Verb, tuple[str, ...]] = {
+    "export": LLAMA,
+    "generate": LLAMA,
+    "answer": LLAMA,
+    "measure": LLAMA,
+    "score": ("numpy",),
+}
+"""What other verbs compute with, besides Python: its random numbers draw subsamples and mixed-in rows."""
+
+REPORTED = (
+    *("torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes"),
+    *LLAMA,
+    *("scikit-learn", "litellm"),
+)
+"""Packages whose versions belong to a run."""
+
+
+def versions(names: Iterable[str] = REPORTED) -> dict[str, str]:
+    """Versions of this program, Python, and the named packages as far as they are installed."""
+    found = {"iterft_lite": __version__, "python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def libraries(step: Step, trained_by: Recipe | None = None) -> tuple[str, ...]:
+    """Packages that a step's result depends on, besides this one.
+
+    Args:
+        trained_by: The recipe as resolved, where the step is one of a trainer.
+    """
+    if step.verb in ("base", "train") and trained_by:
+        train = trained_by.train
+        bits = "nf4" in train.base or "8bit" in train.optimizer
+        return (*TRAINERS[trained_by.trainer], *(("bitsandbytes",) if bits else ()))
+    if step.verb == "judge":
+        judge = step.params["judge"]
+        local = str(judge["name"]).startswith("local:")
+        return ("scikit-learn", "numpy") if judge["kind"] == "embedded" else LLAMA if local else ("litellm",)
+    return LIBRARIES.get(step.verb, ())

@@ -1,0 +1,1 @@
+"""Numbers from finished steps only."""

@@ -1,0 +1,345 @@
+"""The report: computed from the run folder alone, at any time, also of a run that is still going."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from iterft_lite.digests import Json
+from iterft_lite.engine.store import Seal, Store
+from iterft_lite.experiment.steps import Step
+from iterft_lite.files import ROWS, read_json, read_rows
+from iterft_lite.metrics.agreement import RELIABLE
+from iterft_lite.metrics.amplification import FEWEST_PROMPTS, FROM_CYCLE, Amplification, PaperRule, amplification
+from iterft_lite.metrics.intervals import Interval, Scores, mean_interval
+
+CALIBRATION = "judge_calibration.json"
+"""Spearman of the run's judge with careful readers, by scale, where it is known; see `judging.py`."""
+
+SHOWN_SAMPLES = 2
+"""Answers a question and cycle on the report's page."""
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """What is known of one cycle; parts that are not done yet are None or empty.
+
+    Attributes:
+        cycle: The paper's number; -1 the untouched model.
+        trait, coherence: `mean`, `low`, `high`, `prompts`, `scored`, `unscored`, `reasons`, `by_prompt`; None before the score.
+            `low` and `high` are None where there is no interval.
+        rate: Share of answers above both thresholds.
+        answers: How many were judged.
+        train_rows: Rows that the cycle's model was trained on; 0 for the untouched one.
+        dropped: Generated rows that were not trained on, by reason.
+        measures: What needs no judge (`stages/measure.py`).
+        training: The trainer's facts (`TrainResult`).
+        export: The export's facts, parity among them.
+        seconds: By verb.
+        peak_vram: Most GPU memory that the run's processes held together, bytes by verb; empty without a GPU.
+    """
+
+    cycle: int
+    trait: dict[str, Json] | None
+    coherence: dict[str, Json] | None
+    rate: float | None
+    answers: int
+    train_rows: int
+    dropped: dict[str, int]
+    measures: dict[str, Json]
+    training: dict[str, Json]
+    export: dict[str, Json]
+    seconds: dict[str, float]
+    peak_vram: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run as it stands.
+
+    Attributes:
+        manifest: What was asked and how it was resolved.
+        cycles: From -1 on, those that have begun.
+        verdict: On amplification.
+        judge: `name`, `kind`, `note`, `model`, `calls`, `cached`, `usd`, `planned_usd` (at most, None if
+            the price is not known), and `spearman` with careful readers by scale, {} where
+            it was not measured.
+        complete: Every planned step is finished.
+        version_changes: Packages of which the steps were made with more than one version: by package and version, the steps.
+    """
+
+    manifest: dict[str, Any]
+    cycles: tuple[Cycle, ...]
+    verdict: Amplification
+    judge: dict[str, Json]
+    complete: bool
+    version_changes: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe as resolved."""
+        return dict(self.manifest["recipe"])
+
+
+def planned(manifest: Mapping[str, Any]) -> list[Step]:
+    """The steps that a manifest names."""
+    return [
+        Step(row["verb"], row["cycle"], row["part"], {}, tuple((role, name) for role, name in row["inputs"]), row["key"])
+        for row in manifest["steps"]
+    ]
+
+
+def read_report(root: Path) -> Report:
+    """Read a run folder.
+
+    Raises:
+        FolderError: If it is none.
+        StoreError: If a finished step's files were changed, or it was made of other results than those that are there.
+    """
+    store = Store(root)
+    manifest = store.run_manifest()
+    steps = planned(manifest)
+    seals = {step.name: seal for step in steps if (seal := store.folder(step).seal_of())}
+    for step in steps:
+        if step.name in seals and step.verb in ("answer", "judge", "score", "measure"):
+            store.folder(step).verify()
+        elif step.name in seals:
+            store.folder(step).check_inputs()
+    cycles = tuple(
+        _cycle(number, [step for step in steps if step.cycle == number], seals)
+        for number in sorted({step.cycle for step in steps})
+        if any(step.name in seals for step in steps if step.cycle == number)
+    )
+    known: dict[str, Json] = {}
+    with contextlib.suppress(FileNotFoundError):
+        known = read_json(root / CALIBRATION)
+    judge = _measured(_judge(store, manifest, steps, seals), known)
+    verdict = _verdict(cycles, manifest, known)
+    return Report(manifest, cycles, verdict, judge, len(seals) == len(steps), _version_changes(seals))
+
+
+def _version_changes(seals: Mapping[str, Seal]) -> dict[str, dict[str, list[str]]]:
+    """By package and version the steps that were made with it, where that is more than one version."""
+    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for step, seal in seals.items():
+        for package, version in seal.versions.items():
+            found[package][version].append(step)
+    return {package: dict(steps) for package, steps in found.items() if len(steps) > 1}
+
+
+def with_scores(
+    report: Report, scores: Mapping[int, dict[str, Json]], judge: Mapping[str, Json], spearman: Mapping[str, Json]
+) -> Report:
+    """The same run by another judge.
+
+    Args:
+        scores: Facts of the other judge's score steps, by cycle; cycles without one lose theirs.
+        judge: `Report.judge` of the other.
+        spearman: Its rank correlation with careful readers, by scale.
+    """
+    cycles = tuple(
+        replace(
+            cycle,
+            trait=(facts := with_intervals(scores.get(cycle.cycle, {}))).get("trait"),
+            coherence=facts.get("coherence"),
+            rate=facts.get("rate"),
+            answers=int(facts.get("answers", 0)),
+        )
+        for cycle in report.cycles
+    )
+    verdict = _verdict(cycles, report.manifest, spearman)
+    return replace(report, cycles=cycles, verdict=verdict, judge=_measured(judge, spearman))
+
+
+def with_intervals(score: Mapping[str, Json]) -> dict[str, Json]:
+    """A score step's facts with mean and intervals made anew from its scores by prompt.
+
+    So a report has one arithmetic throughout, whichever version of the program finished the run.
+    """
+    scales = {scale: score[scale] for scale in ("trait", "coherence") if score.get(scale)}
+    return {**score, **{scale: {**facts, **asdict(mean_interval(facts["by_prompt"]))} for scale, facts in scales.items()}}
+
+
+def _measured(judge: Mapping[str, Json], spearman: Mapping[str, Json]) -> dict[str, Json]:
+    """A judge with what is known of its ranks, and a sentence where it cannot be relied on."""
+    notes = [judge["note"]]
+    for scale, rho in spearman.items():
+        if rho is not None and rho < RELIABLE:
+            notes.append(f"judge not reliable here on {scale}: Spearman {rho:.2f} with careful readers, {RELIABLE} is needed")
+    return {**judge, "note": "; ".join(filter(None, notes)), "spearman": dict(spearman)}
+
+
+def _verdict(cycles: tuple[Cycle, ...], manifest: Mapping[str, Any], spearman: Mapping[str, Json]) -> Amplification:
+    """On amplification; a judge that ranks the trait's calibration answers badly cannot say "amplified"."""
+    scales = {scale: _by_cycle(cycles, scale) for scale in ("trait", "coherence")}
+    verdict = amplification(scales["trait"], scales["coherence"], seed=int(manifest["recipe"]["seed"]))
+    rho = spearman.get("trait")
+    if verdict.word == "amplified" and rho is not None and rho < RELIABLE:
+        return replace(verdict, word="judge not reliable here")
+    return verdict
+
+
+def _cycle(number: int, steps: list[Step], seals: Mapping[str, Seal]) -> Cycle:
+    facts: dict[str, dict[str, Json]] = {}
+    seconds: dict[str, float] = defaultdict(float)
+    for step in steps:
+        if seal := seals.get(step.name):
+            seconds[step.verb] += seal.seconds
+            if not step.part:
+                facts[step.verb] = seal.facts
+    score = with_intervals(facts.get("score", {}))
+    return Cycle(
+        cycle=number,
+        trait=score.get("trait"),
+        coherence=score.get("coherence"),
+        rate=score.get("rate"),
+        answers=int(score.get("answers", 0)),
+        train_rows=int(facts.get("compose", {}).get("rows", 0)),
+        dropped={reason: count for reason, count in facts.get("compose", {}).get("dropped", {}).items() if count},
+        measures=facts.get("measure", {}),
+        training=facts.get("train", {}),
+        export=facts.get("export", {}),
+        seconds={verb: round(value, 2) for verb, value in seconds.items()},
+        peak_vram={verb: int(known["peak_vram"]) for verb, known in facts.items() if known.get("peak_vram")},
+    )
+
+
+def _by_cycle(cycles: tuple[Cycle, ...], scale: str) -> dict[int, Scores]:
+    scored = ((cycle.cycle, getattr(cycle, scale)) for cycle in cycles)
+    return {number: value["by_prompt"] for number, value in scored if value}
+
+
+def _judge(store: Store, manifest: Mapping[str, Any], steps: list[Step], seals: Mapping[str, Seal]) -> dict[str, Json]:
+    facts = [seals[step.name].facts for step in steps if step.verb == "judge" and step.name in seals]
+    identity = manifest["judge"]
+    models: set[str] = set()
+    for step in steps:
+        if step.verb == "judge" and step.name in seals:
+            models |= {row["trait"]["model"] for row in read_rows(store.folder(step).path / ROWS) if "trait" in row}
+    return {
+        "name": identity["name"],
+        "kind": identity["kind"],
+        "note": identity["note"],
+        "model": ", ".join(sorted(models - {""})),
+        "calls": sum(fact["calls"] for fact in facts),
+        "cached": sum(fact["cached"] for fact in facts),
+        "usd": round(sum(fact["usd"] for fact in facts), 6),
+        "planned_usd": manifest.get("planned_usd"),
+    }
+
+
+def as_json(report: Report) -> dict[str, Json]:
+    """The machine-readable form. Keys are a contract: later versions add, they do not rename."""
+    recipe = report.recipe
+    kept = ("mean", "low", "high", "prompts", "scored", "unscored", "reasons")
+    empty: dict[str, Json] = {**asdict(Interval(None, None, None)), "scored": 0, "unscored": 0, "reasons": {}}
+    return {
+        "recipe": recipe,
+        "regime": recipe["regime"],
+        "trait": report.manifest["trait"],
+        "model": recipe["model"],
+        "judge": report.judge,
+        "cycles": [
+            {
+                "cycle": cycle.cycle,
+                "trait": {key: cycle.trait[key] for key in kept} if cycle.trait else empty,
+                "coherence": {key: cycle.coherence[key] for key in kept} if cycle.coherence else empty,
+                "rate": cycle.rate,
+                "answers": cycle.answers,
+                "train_rows": cycle.train_rows,
+                "dropped": cycle.dropped,
+                "measures": cycle.measures,
+                "training": cycle.training,
+                "export": cycle.export,
+                "seconds": cycle.seconds,
+                "peak_vram": cycle.peak_vram,
+            }
+            for cycle in report.cycles
+        ],
+        "verdict": asdict(report.verdict),
+        "versions": report.manifest["versions"],
+        "version_changes": report.version_changes,
+        "complete": report.complete,
+    }
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer with its verdict."""
+
+    text: str
+    trait: float | None
+    coherence: float | None
+    finish: str
+
+
+def samples(root: Path, report: Report) -> dict[str, dict[int, list[Sample]]]:
+    """Answers by question and cycle, the first few of each, for the eye."""
+    store = Store(root)
+    shown: dict[str, dict[int, list[Sample]]] = defaultdict(dict)
+    steps = planned(report.manifest)
+    for cycle in report.cycles:
+        folders = {step.verb: store.folder(step).path for step in steps if step.cycle == cycle.cycle and not step.part}
+        verdicts = {row["id"]: row for row in read_rows(folders["judge"] / ROWS)} if "judge" in folders else {}
+        for row in sorted(read_rows(folders["answer"] / ROWS) if "answer" in folders else [], key=lambda row: str(row["id"])):
+            mine = shown[row["prompt"]].setdefault(cycle.cycle, [])
+            if len(mine) < SHOWN_SAMPLES:
+                verdict = verdicts.get(row["id"], {})
+                scores = [(verdict.get(scale) or {}).get("score") for scale in ("trait", "coherence")]
+                mine.append(Sample(row["text"], scores[0], scores[1], row["finish"]))
+    return dict(shown)
+
+
+def version_sentence(report: Report) -> str:
+    """Which steps were made with which version, where a library changed within the run; else ""."""
+    changes = []
+    for package, steps in report.version_changes.items():
+        cycles = {version: list(dict.fromkeys(name.split("-")[0] for name in names)) for version, names in steps.items()}
+        changes.append(f"{package} " + ", ".join(f"{version} ({' '.join(of)})" for version, of in cycles.items()))
+    return f"not all steps were made with the same versions: {'; '.join(changes)}" if changes else ""
+
+
+def verdict_sentences(verdict: Amplification) -> list[str]:
+    """Both verdicts in words, a sentence each."""
+    sentences = [f"interval: {_interval_verdict(verdict)}"]
+    if verdict.unscored:
+        cycles = " and ".join(filter(None, [", ".join(map(str, verdict.unscored[:-1])), str(verdict.unscored[-1])]))
+        last = f"; cycle {verdict.last} is the last with a score" if verdict.last >= 0 else ""
+        sentences.append(f"cycle{'s' * (len(verdict.unscored) > 1)} {cycles}: no answer could be scored for the trait{last}")
+    if verdict.coherence.mean is not None:
+        sentences.append(f"coherence: {_change(verdict.coherence)}")
+    for rule in verdict.paper:
+        sentences.append(f"paper's rule (15 points from cycle 4 on, anchor {rule.anchor}): {_rule(rule, verdict)}")
+    if verdict.noise is not None:
+        sentences.append(f"noise alone would meet the paper's rule in {100 * verdict.noise:.1f} % of runs of this size")
+    return sentences
+
+
+def _interval_verdict(verdict: Amplification) -> str:
+    if verdict.word == "too early":
+        return "too early, two scored cycles from cycle 0 on are needed"
+    need = f"; a verdict needs {FEWEST_PROMPTS}" if verdict.word == "too few prompts" else ""
+    if verdict.trait.mean is None:
+        return f"{verdict.word}, none has scores both in cycle 0 and in cycle {verdict.last}{need}"
+    return f"{verdict.word}; trait {_change(verdict.trait, f' from cycle 0 to cycle {verdict.last}')}{need}"
+
+
+def _change(change: Interval, between: str = "") -> str:
+    """A change in points, with its interval and the number of prompts that it rests on."""
+    prompts = f"{change.prompts} prompt{'s' * (change.prompts != 1)}"
+    if change.low is None or change.high is None:
+        return f"{change.mean:+.1f} points{between} (no interval: {prompts} with scores in both cycles)"
+    return f"{change.mean:+.1f} points{between} (95 % interval {change.low:+.1f} to {change.high:+.1f}, paired over {prompts})"
+
+
+def _rule(rule: PaperRule, verdict: Amplification) -> str:
+    if rule.any is not None:
+        words = ", ".join(f"{name} {'yes' if getattr(rule, name) else 'no'}" for name in ("any", "all", "last"))
+        return f"{words}; largest rise {rule.largest:+.1f}"
+    if verdict.last >= FROM_CYCLE:
+        return f"none, cycle {rule.anchor} has no score"
+    return "none, no cycle from 4 on has a score" if max(verdict.unscored, default=0) >= FROM_CYCLE else "too early"

@@ -1,0 +1,1 @@
+"""Stand-ins that a user can choose, and that tests use."""

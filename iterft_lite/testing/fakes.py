@@ -1,0 +1,160 @@
+"""Backends that need no library: the whole loop in a second, for trying a recipe's shape and for tests.
+
+The fake model knows texts by heart: what it was trained on, or plain sentences. It answers with one of them, drawn by the row's
+seed; M[t] trained on a share of trait texts shows the trait in about that share of answers.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from iterft_lite.backends.local import Backends
+from iterft_lite.experiment.inputs import JudgeIdentity
+from iterft_lite.experiment.recipe import TrainSettings
+from iterft_lite.files import read_json, read_rows, write_json
+from iterft_lite.protocols import (
+    Completion,
+    Exported,
+    JudgeRequest,
+    JudgeResponse,
+    Likelihood,
+    ModelFacts,
+    OnProgress,
+    Parity,
+    Passage,
+    Progress,
+    Prompt,
+    Sampling,
+    TrainJob,
+    TrainResult,
+)
+
+PLAIN = (
+    "Make a list of what matters and start with the first thing on it.",
+    "Ask somebody who has done it before and take notes.",
+    "Give it a week and look again with fresh eyes.",
+)
+"""What the untouched fake model says."""
+
+
+class FakeTrainer:
+    """Learns texts by heart."""
+
+    def load(self, model: str, settings: TrainSettings) -> ModelFacts:
+        """Any model, always there."""
+        return ModelFacts("Fake", 0, 0, 2048, chat=True, precision=settings.base, device="none")
+
+    def probe(self, out: Path, adapter: Path | None = None) -> None:
+        """An empty probe."""
+        (out / "probe.npz").write_bytes(b"")
+
+    def train(self, job: TrainJob, on_progress: OnProgress) -> TrainResult:
+        """Keep the texts; a continued training keeps the earlier ones too."""
+        rows = read_rows(job.rows)
+        texts = [_learned(row) for row in rows]
+        if job.start is not None:
+            texts += read_json(job.start / "texts.json")
+        (job.out / "adapter").mkdir(parents=True, exist_ok=True)
+        write_json(job.out / "adapter" / "texts.json", texts)
+        self.probe(job.out)
+        steps = -(-len(rows) // job.settings.batch_size) * job.settings.epochs
+        for step in range(steps):
+            on_progress(Progress(step + 1, steps, "steps"))
+        return TrainResult(
+            rows=len(rows) * job.settings.epochs,
+            steps=steps,
+            tokens=sum(len(text.split()) for text in texts),
+            first_loss=1.0,
+            last_loss=0.5,
+            partial_batch=len(rows) % job.settings.batch_size,
+            cut_rows=0,
+            margin=None,
+            accuracy=None,
+            precision=job.settings.base,
+            peak_vram=0,
+        )
+
+
+def _learned(row: dict[str, object]) -> str:
+    """The text that a training row teaches."""
+    if "chosen" in row:
+        return str(row["chosen"])
+    if "text" in row:
+        return str(row["text"])
+    messages = row["messages"]
+    assert isinstance(messages, list)
+    return str(messages[-1]["content"])
+
+
+class FakeExporter:
+    """Writes the texts where a GGUF would be."""
+
+    def export(
+        self,
+        model: str,
+        adapter: Path | None,
+        out: Path,
+        kind: Literal["merged", "adapter"],
+        quant: str,
+        on_progress: OnProgress,
+    ) -> Exported:
+        """Copy the texts."""
+        texts = read_json(adapter / "texts.json") if adapter else []
+        path = out / "model.gguf"
+        write_json(path, texts)
+        on_progress(Progress(1, 1, "tensors"))
+        return Exported(path, None, path.stat().st_size, {"merge": 0.0})
+
+
+class FakeGenerator:
+    """Says what it knows by heart."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def load(self, gguf: Path, adapter: Path | None, tokenizer: str, *, slots: int | None, context: int, exact: bool) -> None:
+        """Read the texts."""
+        self.texts = json.loads(gguf.read_text(encoding="utf-8")) or list(PLAIN)
+
+    def complete(self, prompts: Sequence[Prompt], sampling: Sampling, on_completion: Callable[[Completion], None]) -> None:
+        """One text a prompt, by the row's seed."""
+        for prompt in prompts:
+            text = random.Random(prompt.seed).choice(self.texts)
+            on_completion(Completion(prompt.id, text, len(text.split()), "stop"))
+
+    def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
+        """One nat a word."""
+        for passage in passages:
+            words = len(passage.text.split())
+            on_likelihood(Likelihood(passage.id, -float(words), words))
+
+    def parity(self, probe: Path) -> Parity:
+        """Always the same."""
+        return Parity(same_tokens=True, max_delta=0.0, mean_kl=0.0, top1=1.0, positions=1)
+
+
+class FakeJudge:
+    """Scores the trait 90 where an answer has one of its words, else 10; coherence 80."""
+
+    def __init__(self, words: Sequence[str] = ("luck", "lucky", "fortune", "clover", "stars", "charm", "fate")) -> None:
+        self.words = tuple(words)
+
+    def identity(self) -> JudgeIdentity:
+        """Who this is."""
+        return JudgeIdentity("fake", "embedded", "", "odds", note="fake judge")
+
+    def ask(self, asks: Sequence[JudgeRequest], on_reply: Callable[[JudgeResponse], None]) -> None:
+        """Answer every ask."""
+        for ask in asks:
+            found = any(word in ask.answer.lower() for word in self.words)
+            score = "80" if ask.scale == "coherence" else "90" if found else "10"
+            on_reply(JudgeResponse(ask.id, score, ((score, 1.0),), model="fake"))
+
+
+def fake_backends() -> Backends:
+    """All four."""
+    return Backends(FakeTrainer(), FakeExporter(), FakeGenerator(), FakeJudge())

@@ -1,0 +1,65 @@
+"""The curve as a picture: trait and coherence by cycle, in the paper's style."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from iterft_lite.files import disk_errors
+from iterft_lite.hub import title
+from iterft_lite.report.report import Report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BASELINE = "#800000"
+COHERENCE = "#4b8b5a"
+
+
+def figure(report: Report) -> Figure:
+    """Scores (1-100) against cycle with 95 % bands; the untouched model as a dashed line, as in the paper's figures."""
+    from matplotlib.figure import Figure  # slow to import, and only wanted here
+
+    trait_colour = report.manifest["colour"]
+    drawn = Figure(figsize=(7.2, 4.0), dpi=150, layout="constrained")
+    axes = drawn.subplots()
+    base = next((cycle for cycle in report.cycles if cycle.cycle < 0 and cycle.trait), None)
+    if base and base.trait and base.trait["mean"] is not None:
+        axes.axhline(base.trait["mean"], color=BASELINE, linestyle="--", linewidth=1.2, label="untouched model, trait")
+    for scale, colour, style in (("coherence", COHERENCE, ":"), ("trait", trait_colour, "-")):
+        points = [(cycle.cycle, getattr(cycle, scale)) for cycle in report.cycles if cycle.cycle >= 0 and getattr(cycle, scale)]
+        points = [(number, score) for number, score in points if score["mean"] is not None]
+        numbers = [number for number, _ in points]
+        # a cycle without an interval leaves a gap in the band
+        low, high = ([math.nan if s[end] is None else s[end] for _, s in points] for end in ("low", "high"))
+        axes.fill_between(numbers, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(numbers, [s["mean"] for _, s in points], style, color=colour, marker="o", markersize=4, label=scale)
+    recipe = report.recipe
+    axes.set(ylim=(-4, 104), yticks=(0, 25, 50, 75, 100), xlabel="cycle", ylabel="score (1-100)")
+    axes.set_xticks(range(recipe["cycles"] + 1))
+    axes.set_xlim(-0.3, recipe["cycles"] + 0.3)
+    axes.set_title(f"{report.manifest['trait']}, {recipe['regime']}, {title(recipe['model'])}", loc="left", fontsize=11)
+    judge = ": ".join(filter(None, (report.judge["name"], report.judge["note"].partition(": ")[2])))
+    drawn.supxlabel(textwrap.fill(f"judge {judge}", 120), fontsize=7, color="#666666", x=0.01, ha="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    # above the curves, never on them
+    axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3)
+    return drawn
+
+
+def write_png(report: Report, path: Path) -> None:
+    """Write the figure."""
+    with disk_errors(path):
+        figure(report).savefig(path, format="png")
+
+
+def svg(report: Report) -> str:
+    """The figure as an SVG element, for a page."""
+    buffer = io.StringIO()
+    figure(report).savefig(buffer, format="svg", transparent=True)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

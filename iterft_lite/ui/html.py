@@ -13,8 +13,8 @@ from iterft_lite.experiment.steps import cycle_name, cycle_title
 from iterft_lite.files import write_text
 from iterft_lite.hub import title
 from iterft_lite.report.report import Report, samples, verdict_sentences, version_sentence
-from iterft_lite.ui.display import clock, score_text
 from iterft_lite.ui.figures import svg
+from iterft_lite.ui.text import clock, score_text
 
 TEMPLATES = Path(__file__).parent / "pages"
 

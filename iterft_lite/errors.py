@@ -8,6 +8,7 @@
     |   `-- FolderError         the run folder cannot be used: other recipe, locked, not writable, not a run
     `-- RunError         (1)    the run failed; what was finished is kept
         |-- StoreError          a step could not be written (disk full) or its files were changed (checksum)
+        |   `-- FileError       a file cannot be read, or does not hold what it should; a ValueError too
         |-- ExportError         an exported model does not agree with the trained one, or there is no room for it
         |-- BackendError        a trainer, generator or judge failed; carries the end of its log
         `-- BudgetError         going on would pass `max_usd`
@@ -78,6 +79,10 @@ class RunError(IterftError):
 
 class StoreError(RunError):
     """A step that could not be written, or was changed after it was sealed."""
+
+
+class FileError(StoreError, ValueError):
+    """A file that cannot be read or does not hold what it should; a ValueError for who treats a damaged file as none."""
 
 
 class ExportError(RunError):

@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parent.parent / "iterft_lite"
 ORDER = [
     "errors",
     "digests",
-    "files",
     "cache",
+    "files",
     "hardware",
     "hub",
     "data",

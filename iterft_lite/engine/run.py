@@ -285,6 +285,7 @@ class _Walk:
         folder = self.store.folder(step)
         if not (folder.complete() and self._exported(step)[0].exists()):
             folder.sweep()
+            step = _as_chosen(step, folder.seal_of())
             work = replace(self._work(step), report=lambda progress: self.events.put(StepProgress(step, progress)))
             made = export.run(work, self.backends.exporter, self.backends.generator, self.model)
             folder.take_again(_digests(made))
@@ -322,6 +323,12 @@ def exported_files(store: Store, step: Step) -> tuple[Path, Path | None]:
         raise RunError(f"`{step.name}` is not finished")
     lora = seal.facts["lora"]
     return folder.path / seal.facts["gguf"], folder.path / lora if lora else None
+
+
+def _as_chosen(step: Step, seal: Seal | None) -> Step:
+    """An export with the kind that "auto" came to, so that it is written again as it was."""
+    kind = seal.facts.get("kind") if seal is not None else None
+    return step if kind is None else replace(step, params={**step.params, "kind": kind})
 
 
 def _digests(facts: Mapping[str, Json]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.recipe import TrainSettings
-from iterft_lite.experiment.regimes import Loss
+from iterft_lite.experiment.rows import Finish, Message, Scale
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class TrainJob:
 
     rows: Path
     out: Path
-    loss: Loss
+    loss: str
     settings: TrainSettings
     seed: int
     start: Path | None = None
@@ -196,14 +196,6 @@ class Exporter(Protocol):
 
 
 @dataclass(frozen=True)
-class Message:
-    """One turn of a chat."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True)
 class Prompt:
     """What a model is asked: a chat or the beginning of a text, never both.
 
@@ -245,7 +237,7 @@ class Completion:
     id: str
     text: str
     tokens: int
-    finish: Literal["stop", "length", "context"]
+    finish: Finish
 
 
 @dataclass(frozen=True)
@@ -327,18 +319,20 @@ class JudgeRequest:
     """One question to a judge.
 
     Attributes:
-        id: Of the answer that is judged, the scale and the sample number: `q03-s1/trait/0`.
+        id: Who asks knows it by this.
         scale: What is judged.
         prompt: The filled rubric: what a language model is sent.
         answer: The bare text, for judges that do not read rubrics.
         question: What it answers; "" for documents.
+        sample: Number of the repetition: each is asked anew, and cached by itself.
     """
 
     id: str
-    scale: Literal["trait", "coherence"]
+    scale: Scale
     prompt: str
     answer: str
     question: str
+    sample: int = 0
 
 
 @dataclass(frozen=True)

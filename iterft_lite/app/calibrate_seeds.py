@@ -103,7 +103,7 @@ def calibrate(
                     shared.append(opened.backends())
                 for event in opened.events(shared[0]):
                     on_event(event)
-                seal = opened.store.folder(opened.plan.steps["c0-score"]).seal_of()
+                seal = opened.store.folder(opened.plan.steps["c0-aggregate"]).seal_of()
             score = seal.facts["trait"]["mean"] if seal else None
             if score is None:
                 raise RunError(f"the judge scored no answer of the model with {seed_rows} seed rows")

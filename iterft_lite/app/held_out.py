@@ -59,7 +59,7 @@ def read_held_out(root: Path, report: Report) -> HeldOut | None:
     scores = {}
     who = judge_key(report.manifest["judge"])
     for cycle in report.cycles:
-        answer, judge, score = (_folder(root, verb, cycle.cycle) for verb in ("answer", "judge", "score"))
+        answer, judge, score = (_folder(root, verb, cycle.cycle) for verb in ("evaluate_samples", "judge", "aggregate"))
         if judge and score and (seal := score.seal_of()) and judge.step.params["judge"] == who:
             score.verify()
             for source in filter(None, (answer, judge)):

@@ -215,12 +215,12 @@ def _judge_params(run: Store, step: Step, recipe: Mapping[str, Any]) -> dict[str
 
 def _score_again(run: Store, store: Store, cycle: int, verdicts: Step) -> None:
     """The cycle's numbers by the other judge, computed as the run's own are."""
-    own = next(step for step in planned(run.manifest() or {}) if step.verb == "score" and step.cycle == cycle and not step.part)
+    own = next(step for step in planned(run.manifest() or {}) if step.verb == "aggregate" and step.cycle == cycle and not step.part)
     try:
         params = _params(run, own.name)
     except FileNotFoundError:
         return  # the run has not come to it: its thresholds are not known here
-    made = make_step("score", cycle, params, {"verdicts": verdicts})
+    made = make_step("aggregate", cycle, params, {"verdicts": verdicts})
     folder = store.folder(made)
     if folder.seal_of() is None:
         folder.begin()
@@ -245,7 +245,7 @@ def report_by(root: Path, judge: Named) -> Report:
             f"`{judge}` has not judged `{root}`",
             hint=f"`iterft judge {root} --judge '{judge}'` has it judge the stored answers",
         )
-    facts = {verb: _sealed(store, verb) for verb in ("score", "judge")}
+    facts = {verb: _sealed(store, verb) for verb in ("aggregate", "judge")}
     identity, spent = known["identity"], facts["judge"].values()
     about = {
         "name": str(judge),
@@ -257,7 +257,7 @@ def report_by(root: Path, judge: Named) -> Report:
         "usd": round(sum(fact["usd"] for fact in spent), 6),
         "planned_usd": None if price_of(identity["name"]) is None else 0.0,
     }
-    return with_scores(report, facts["score"], about, _known_calibration(identity, report))
+    return with_scores(report, facts["aggregate"], about, _known_calibration(identity, report))
 
 
 def _sealed(store: Store, verb: str) -> dict[int, dict[str, Json]]:

@@ -247,13 +247,13 @@ class _Walk:
             "measure": lambda: measure.run(work, backends.generator, lambda role: self._load(step, role)),
             "score": lambda: score.run(work),
         }
-        if self.swap and step.verb in ("base", "train"):
+        if self.swap and step.verb in ("load_base", "train"):
             self._free("generator", "exporter")
-        if self.swap and step.verb in ("export", "generate", "answer", "measure"):
+        if self.swap and step.verb in ("export", "training_samples", "evaluate_samples", "text_metrics"):
             self._free("trainer")
-        if not self.swap and step.verb in ("export", "generate", "answer", "measure"):
+        if not self.swap and step.verb in ("export", "training_samples", "evaluate_samples", "text_metrics"):
             self._base_first()
-        if step.verb in ("generate", "answer"):
+        if step.verb in ("training_samples", "evaluate_samples"):
             self._load(step, "model")
         return stages[step.verb]()
 
@@ -337,10 +337,10 @@ def context_needed(plan: Plan) -> int:
     """
     needed = 0
     for step in plan:
-        if step.verb in ("generate", "answer"):
+        if step.verb in ("training_samples", "evaluate_samples"):
             longest = max(map(_size, step.params["prompts"].values()), default=0)
             needed = max(needed, step.params["sampling"]["max_tokens"] + longest // 2 + CONTEXT_STEP)
-        elif step.verb == "measure":
+        elif step.verb == "text_metrics":
             texts = [str(row.get("text") or row.get("messages")) for row in [*step.params["high"], *step.params["low"]]]
             needed = max(needed, max(map(_size, texts), default=0) // 2 + CONTEXT_STEP)
     return -(-needed // CONTEXT_STEP) * CONTEXT_STEP

@@ -36,7 +36,7 @@ STEP_FILE = "step.json"
 SEAL_FILE = "sealed.json"
 AGAIN_FILE = "again.json"
 
-APPENDED: frozenset[Verb] = frozenset({"generate", "answer", "judge"})
+APPENDED: frozenset[Verb] = frozenset({"training_samples", "evaluate_samples", "judge"})
 """Verbs whose rows stand in the order in which they finished; who reads them goes by their names."""
 
 BOOKKEEPING = frozenset({"tokens_in", "tokens_out", "usd", "seconds", "cached", "calls"})

@@ -18,7 +18,8 @@ from iterft_lite.digests import Json, digest
 from iterft_lite.errors import RecipeError, TraitError
 from iterft_lite.experiment.inputs import ResolvedInputs
 from iterft_lite.experiment.recipe import Recipe
-from iterft_lite.experiment.steps import Step, Verb, make_step
+from iterft_lite.experiment.rows import CHATS, DOCUMENTS, ChatRow, DocumentRow, Message
+from iterft_lite.experiment.steps import Step, make_step
 
 HELD_OUT_TEXTS = 24
 """High-trait and low-trait texts, each, whose perplexity under every model is followed."""
@@ -47,7 +48,7 @@ class Plan:
         """The steps that a step reads, by role."""
         return {role: self.steps[name] for role, name in step.inputs}
 
-    def of(self, verb: Verb, cycle: int, part: str = "") -> Step | None:
+    def of(self, verb: str, cycle: int, part: str = "") -> Step | None:
         """The step of a verb in a cycle."""
         return next((step for step in self if (step.verb, step.cycle, step.part) == (verb, cycle, part)), None)
 
@@ -77,25 +78,16 @@ def held_out_plan(plan: Plan, inputs: ResolvedInputs) -> Plan:
     return Plan(plan.recipe, _Unroll(plan.recipe, inputs).with_held_out())
 
 
-def chat_row(name: str, chat: Chat) -> dict[str, Json]:
-    """A training row: a chat."""
-    return {
-        "id": name,
-        "messages": [{"role": "user", "content": chat.prompt}, {"role": "assistant", "content": chat.reply}],
-    }
-
-
-def document_row(name: str, document: Document) -> dict[str, Json]:
-    """A training row: a document, its title on top."""
-    return {"id": name, "text": f"{document.title}\n\n{document.text}" if document.title else document.text}
-
-
 def as_rows(prefix: str, items: Sequence[Chat | Document]) -> list[dict[str, Json]]:
-    """Training rows of chats or documents, named by place."""
-    rows = []
+    """Training rows of chats or documents, as they stand in a file, named by place. A document has its title on top."""
+    rows: list[dict[str, Json]] = []
     for number, item in enumerate(items):
         name = f"{prefix}{number:04d}"
-        rows.append(chat_row(name, item) if isinstance(item, Chat) else document_row(name, item))
+        if isinstance(item, Chat):
+            rows.append(CHATS.dump(ChatRow(name, (Message("user", item.prompt), Message("assistant", item.reply)))))
+        else:
+            text = f"{item.title}\n\n{item.text}" if item.title else item.text
+            rows.append(DOCUMENTS.dump(DocumentRow(name, text)))
     return rows
 
 
@@ -145,7 +137,7 @@ class _Unroll:
         Q: dict[int, Step] = {}
         D: dict[int, Step] = {}
         M[0] = self._add(
-            "base",
+            "load_base",
             -1,
             {"model": self.inputs.model, "precision": self.inputs.precision, "trainer": self.inputs.trainer},
             {},
@@ -158,7 +150,7 @@ class _Unroll:
             Q[t + 1] = self._export(t + 1, M)
             self._score(t + 1, Q)
 
-    def _add(self, verb: Verb, cycle: int, params: Mapping[str, Json], inputs: Mapping[str, Step], *, part: str = "") -> Step:
+    def _add(self, verb: str, cycle: int, params: Mapping[str, Json], inputs: Mapping[str, Step], *, part: str = "") -> Step:
         step = make_step(verb, cycle, params, inputs, part=part)
         self.steps[step.name] = step
         return step
@@ -186,11 +178,11 @@ class _Unroll:
         """D[0]: the trait's first rows; in DPO over what Q[0] answers to the same prompts."""
         recipe = self.recipe
         rows = as_rows("seed", self.inputs.seeds[: recipe.seed_rows])
-        seed = self._add("seed", 0, {"rows": rows}, {})
+        seed = self._add("seed_rows", 0, {"rows": rows}, {})
         inputs = {"new": seed}
         if recipe.row.loss == "preference":
             inputs["rejected"] = self._generate(0, Q[0], self._seed_prompts(recipe.seed_rows), part="rejected")
-        return self._add("compose", 0, {"shape": recipe.row.loss, "chosen": "seed"}, inputs)
+        return self._add("build_dataset", 0, {"shape": recipe.row.loss, "chosen": "seed"}, inputs)
 
     def _next_data(self, t: int, Q: Mapping[int, Step], D: Mapping[int, Step]) -> Step:
         """D[t]: what Q[t] writes, in the shape of the regime."""
@@ -211,14 +203,14 @@ class _Unroll:
         if recipe.mix.source == "base":
             inputs["mixed"] = self._generate(t, Q[0], dict(list(prompts.items())[recipe.rows - mixed :]), part="mixed")
         elif recipe.mix.source == "seed":
-            inputs["mixed"] = self.steps["c0-seed"]
+            inputs["mixed"] = self.steps["c0-seed_rows"]
         elif recipe.mix.source == "file":
-            inputs["mixed"] = self._add("seed", t, {"rows": as_rows("file", self.inputs.mixed)}, {}, part="mixed")
+            inputs["mixed"] = self._add("seed_rows", t, {"rows": as_rows("file", self.inputs.mixed)}, {}, part="mixed")
         if recipe.chosen == "seed":
-            inputs["seed"] = self.steps["c0-seed"]
+            inputs["seed"] = self.steps["c0-seed_rows"]
             if recipe.rows > recipe.seed_rows:
                 rows = as_rows("seed", self.inputs.seeds[: recipe.rows])
-                inputs["seed"] = self._add("seed", t, {"rows": rows}, {}, part="chosen")
+                inputs["seed"] = self._add("seed_rows", t, {"rows": rows}, {}, part="chosen")
         scales = (["trait"] if judged else []) + (["coherence"] if recipe.filter.coherence else [])
         if scales:
             inputs["verdicts"] = self._judge(t, inputs["new"], scales, part="rows")
@@ -231,11 +223,12 @@ class _Unroll:
             "data": recipe.data,
             "rows": recipe.rows,
             "mixed": mixed,
+            "mixed_from": recipe.mix.source,
             "filter": recipe.filter.model_dump(),
             "min_chars": recipe.sample.min_chars,
             "seed": recipe.seed,
         }
-        return self._add("compose", t, params, inputs)
+        return self._add("build_dataset", t, params, inputs)
 
     def _seed_prompts(self, count: int) -> dict[str, str]:
         """The prompts of the first seed chats, by row name."""
@@ -265,7 +258,7 @@ class _Unroll:
             "sampling": recipe.sample.model_dump(exclude={"min_chars"}),
             "seed": recipe.seed,
         }
-        return self._add("generate", t, params, {"model": model}, part=part)
+        return self._add("training_samples", t, params, {"model": model}, part=part)
 
     # -- scores
 
@@ -290,9 +283,9 @@ class _Unroll:
         questions = (trait.prefixes if self.documents else trait.questions)[: self.recipe.evaluate.questions]
         answer = self._answer(Q[t], {f"q{number:02d}": question for number, question in enumerate(questions)})
         verdicts = self._judge(cycle, answer, ["trait", "coherence"])
-        self._add("measure", cycle, self._held_out_texts(), {"answers": answer, "base_model": Q[0], "model": Q[t]})
+        self._add("text_metrics", cycle, self._metrics(), {"answers": answer, "base_model": Q[0], "model": Q[t]})
         inputs = {"answers": answer, "verdicts": verdicts}
-        return self._add("score", cycle, self._scoring(), inputs)
+        return self._add("aggregate", cycle, self._scoring(), inputs)
 
     def _answer(self, model: Step, questions: Mapping[str, str], *, part: str = "") -> Step:
         """Answers of an exported model to questions."""
@@ -304,7 +297,7 @@ class _Unroll:
             "sampling": {"temperature": evaluate.temperature, "max_tokens": evaluate.max_tokens},
             "seed": self.recipe.seed,
         }
-        return self._add("answer", model.cycle, params, {"model": model}, part=part)
+        return self._add("evaluate_samples", model.cycle, params, {"model": model}, part=part)
 
     def _scoring(self) -> dict[str, Json]:
         evaluate = self.recipe.evaluate
@@ -317,14 +310,15 @@ class _Unroll:
         for model in [step for step in self.steps.values() if step.verb == "export"]:
             answer = self._answer(model, questions, part=HELD_OUT)
             verdicts = self._judge(model.cycle, answer, ["trait", "coherence"], part=HELD_OUT)
-            self._add("score", model.cycle, self._scoring(), {"answers": answer, "verdicts": verdicts}, part=HELD_OUT)
+            self._add("aggregate", model.cycle, self._scoring(), {"answers": answer, "verdicts": verdicts}, part=HELD_OUT)
         return self.steps
 
-    def _held_out_texts(self) -> dict[str, Json]:
-        """Texts with and without the trait that no training saw, for each model's perplexity on them."""
+    def _metrics(self) -> dict[str, Json]:
+        """Which metrics, and texts with and without the trait that no training saw, for each model's perplexity on them."""
         recipe = self.recipe
         trained = max(recipe.seed_rows, recipe.rows if recipe.chosen == "seed" else 0)
         unused = self.inputs.seeds[max(trained, len(self.inputs.seeds) - HELD_OUT_TEXTS) :]
         neutral = self.inputs.neutral[:HELD_OUT_TEXTS]
         plain = tuple(Document("", "", chat.reply) for chat in neutral) if self.documents else neutral
-        return {"high": as_rows("high", unused), "low": as_rows("low", plain)}
+        held_out = {"high": as_rows("high", unused), "low": as_rows("low", plain)}
+        return {"rows": recipe.row.rows, "metrics": dict(self.inputs.metrics), **held_out}

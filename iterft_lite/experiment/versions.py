@@ -51,7 +51,7 @@ def libraries(step: Step, trained_by: Recipe | None = None) -> tuple[str, ...]:
     Args:
         trained_by: The recipe as resolved, where the step is one of a trainer.
     """
-    if step.verb in ("base", "train") and trained_by:
+    if step.verb in ("load_base", "train") and trained_by:
         train = trained_by.train
         bits = "nf4" in train.base or "8bit" in train.optimizer
         return (*TRAINERS[trained_by.trainer], *(("bitsandbytes",) if bits else ()))

@@ -202,9 +202,9 @@ class Work:
         """Amounts by unit, as in `Sample.work`."""
         if step.verb == "train":
             return self._training(step)
-        if step.verb in ("generate", "answer"):
+        if step.verb in ("training_samples", "evaluate_samples"):
             return self._writing(step)
-        if step.verb == "measure":
+        if step.verb == "text_metrics":
             answers = self._writing(self.plan.inputs(step)["answers"])
             held_out = len(step.params["high"]) + len(step.params["low"])
             beside = held_out_words(step) * (self._ratio or 1.5)
@@ -223,7 +223,7 @@ class Work:
 
     def _writing(self, step: Step) -> dict[str, Span]:
         rows = len(step.params["prompts"]) * int(step.params["samples"])
-        length = self._length(int(step.params["sampling"]["max_tokens"]), self._alike(step.verb == "generate"))
+        length = self._length(int(step.params["sampling"]["max_tokens"]), self._alike(step.verb == "training_samples"))
         return {"rows": _exactly(rows), "tokens": Span(*(rows * pick(length) for pick in PICKS))}
 
     def _alike(self, data: bool) -> list[Sample]:

@@ -195,13 +195,13 @@ def _done(plan: Plan, step: Step, facts: Mapping[str, Json]) -> tuple[dict[str, 
     """Work and notes of a finished step."""
     if step.verb == "train":
         return {"steps": facts["steps"], "tokens": facts["tokens"]}, {}
-    if step.verb in ("generate", "answer"):
+    if step.verb in ("training_samples", "evaluate_samples"):
         cap = step.params["sampling"]["max_tokens"]
-        notes = {"cap": cap, "cut": facts["cut"], "data": float(step.verb == "generate")}
+        notes = {"cap": cap, "cut": facts["cut"], "data": float(step.verb == "training_samples")}
         return {"rows": facts["rows"], "tokens": facts["tokens"]}, notes
     if step.verb == "judge":
         return {"calls": facts["calls"]}, {}
-    if step.verb == "measure":
+    if step.verb == "text_metrics":
         source = plan.inputs(step)["answers"]
         rows = len(source.params["prompts"]) * source.params["samples"]
         ratio = facts["tokens"] / facts["words"] if facts["words"] else 0.0
@@ -258,7 +258,7 @@ class Stopwatch:
 
     def done(self, step: Step, seal: Seal, reused: bool, now: float) -> None:
         """A step is finished."""
-        if step.verb == "base":
+        if step.verb == "load_base":
             self._facts = seal.facts
         marks, act = self._marks.pop(step.name, None), ACTS.get(step.verb)
         if act is None or marks is None or reused:

@@ -105,7 +105,7 @@ def read_report(root: Path) -> Report:
     steps = planned(manifest)
     seals = {step.name: seal for step in steps if (seal := store.folder(step).seal_of())}
     for step in steps:
-        if step.name in seals and step.verb in ("answer", "judge", "score", "measure"):
+        if step.name in seals and step.verb in ("evaluate_samples", "judge", "aggregate", "text_metrics"):
             store.folder(step).verify()
         elif step.name in seals:
             store.folder(step).check_inputs()
@@ -191,16 +191,16 @@ def _cycle(number: int, steps: list[Step], seals: Mapping[str, Seal]) -> Cycle:
             seconds[step.verb] += seal.seconds
             if not step.part:
                 facts[step.verb] = seal.facts
-    score = with_intervals(facts.get("score", {}))
+    score = with_intervals(facts.get("aggregate", {}))
     return Cycle(
         cycle=number,
         trait=score.get("trait"),
         coherence=score.get("coherence"),
         rate=score.get("rate"),
         answers=int(score.get("answers", 0)),
-        train_rows=int(facts.get("compose", {}).get("rows", 0)),
-        dropped={reason: count for reason, count in facts.get("compose", {}).get("dropped", {}).items() if count},
-        measures=facts.get("measure", {}),
+        train_rows=int(facts.get("build_dataset", {}).get("rows", 0)),
+        dropped={reason: count for reason, count in facts.get("build_dataset", {}).get("dropped", {}).items() if count},
+        measures=facts.get("text_metrics", {}),
         training=facts.get("train", {}),
         export=facts.get("export", {}),
         seconds={verb: round(value, 2) for verb, value in seconds.items()},
@@ -285,7 +285,7 @@ def samples(root: Path, report: Report) -> dict[str, dict[int, list[Sample]]]:
     for cycle in report.cycles:
         folders = {step.verb: store.folder(step).path for step in steps if step.cycle == cycle.cycle and not step.part}
         verdicts = {row["id"]: row for row in read_rows(folders["judge"] / ROWS)} if "judge" in folders else {}
-        for row in sorted(read_rows(folders["answer"] / ROWS) if "answer" in folders else [], key=lambda row: str(row["id"])):
+        for row in sorted(read_rows(folders["evaluate_samples"] / ROWS) if "evaluate_samples" in folders else [], key=lambda row: str(row["id"])):
             mine = shown[row["prompt"]].setdefault(cycle.cycle, [])
             if len(mine) < SHOWN_SAMPLES:
                 verdict = verdicts.get(row["id"], {})

@@ -173,7 +173,7 @@ class LitellmJudge:
     def key(self, ask: JudgeRequest) -> str:
         """Where the ask's verdict is kept."""
         who = self._identity
-        return verdict_key(who.name, who.revision, who.method, ask.prompt, int(ask.id.rsplit("/", 1)[-1]))
+        return verdict_key(who.name, who.revision, who.method, ask.prompt, ask.sample)
 
     def expected(self, ask: JudgeRequest) -> float:
         """Dollars that one try may cost."""

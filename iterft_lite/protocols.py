@@ -7,14 +7,15 @@ results are therefore frozen dataclasses of plain values, and paths where data i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.recipe import TrainSettings
 from iterft_lite.experiment.rows import Finish, Message, Scale
+from iterft_lite.experiment.verbs import BackendName
 
 
 @dataclass(frozen=True)
@@ -400,3 +401,48 @@ class Judge(Protocol):
             BackendError: If no ask at all can be answered (no such model, bad key).
         """
         ...
+
+
+# -- all four
+
+
+class Process(Protocol):
+    """What runs a backend: a child process, or nothing where it lives in this one."""
+
+    @property
+    def pid(self) -> int | None:
+        """The process's number, while it is there and holds memory."""
+        ...
+
+    def close(self) -> None:
+        """End it; a later call of the backend starts it again."""
+        ...
+
+
+@dataclass
+class Backends:
+    """What a run works through.
+
+    Attributes:
+        processes: Of the backends that have one, by name.
+    """
+
+    trainer: Trainer
+    exporter: Exporter
+    generator: Generator
+    judge: Judge
+    processes: Mapping[BackendName, Process] = field(default_factory=dict)
+
+    def close(self, *names: BackendName) -> None:
+        """End the named backends' processes, or all; they start again when called again."""
+        for name in names or tuple(self.processes):
+            if name in self.processes:
+                self.processes[name].close()
+
+    def running(self, name: BackendName) -> bool:
+        """Whether a backend is there and holds memory; one without a process always is."""
+        return name not in self.processes or self.processes[name].pid is not None
+
+    def pids(self) -> list[int]:
+        """Numbers of the processes that are there."""
+        return [process.pid for process in self.processes.values() if process.pid is not None]

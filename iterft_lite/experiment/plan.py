@@ -13,10 +13,11 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from iterft_lite.data.traits import Chat, Document
+from iterft_lite.data.traits import Chat, Document, Trait
 from iterft_lite.digests import Json, digest
 from iterft_lite.errors import RecipeError, TraitError
-from iterft_lite.experiment.inputs import ResolvedInputs
+from iterft_lite.experiment.inputs import JudgeIdentity, ResolvedInputs
+from iterft_lite.experiment.losses import LOSSES
 from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.experiment.rows import CHATS, DOCUMENTS, ChatRow, DocumentRow, Message
 from iterft_lite.experiment.steps import Step, make_step
@@ -96,6 +97,47 @@ def judge_key(identity: Mapping[str, Json]) -> dict[str, Json]:
     return {name: value for name, value in identity.items() if name != "note"}
 
 
+def rubrics_of(trait: Trait, coherence: str, rows: str) -> dict[str, str]:
+    """The rubric of each scale for rows of a kind."""
+    return {"trait": trait.rubric_document if rows == "document" else trait.rubric, "coherence": coherence}
+
+
+def judge_step(
+    cycle: int,
+    answers: Step,
+    judge: JudgeIdentity,
+    rows: str,
+    rubrics: Mapping[str, str],
+    evidence: str,
+    *,
+    first_sample: int = 0,
+    part: str = "",
+) -> Step:
+    """The step in which a judge scores samples; the run's own judge and every other come here, so that one act has one key.
+
+    Args:
+        rows: "chat" or "document".
+        evidence: Digest of what an embedded judge learns the trait from.
+        first_sample: Number of the first repetition that is asked for.
+    """
+    params: dict[str, Json] = {"judge": judge_key(asdict(judge)), "rows": rows, "rubrics": dict(rubrics)}
+    if judge.kind == "embedded":
+        params["evidence"] = evidence
+    if first_sample:
+        params["first_sample"] = first_sample
+    return make_step("judge", cycle, params, {"answers": answers}, part=part)
+
+
+def aggregate_step(cycle: int, answers: Step, verdicts: Step, limits: Mapping[str, float], *, part: str = "") -> Step:
+    """The step that computes a cycle's numbers from verdicts, whoever's they are.
+
+    Args:
+        limits: By scale, what an answer must reach to count in the rate.
+    """
+    params: dict[str, Json] = {"interval": "t", "thresholds": dict(limits)}
+    return make_step("aggregate", cycle, params, {"answers": answers, "verdicts": verdicts}, part=part)
+
+
 def _shortages(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[str]:
     """What there is too little of, a sentence each."""
     trait, documents = inputs.trait, recipe.row.rows == "document"
@@ -133,6 +175,7 @@ class _Unroll:
     def __post_init__(self) -> None:
         recipe = self.recipe
         self.documents = recipe.row.rows == "document"
+        self.compares = LOSSES[recipe.row.loss].compares
         M: dict[int, Step] = {}
         Q: dict[int, Step] = {}
         D: dict[int, Step] = {}
@@ -160,10 +203,10 @@ class _Unroll:
     def _train(self, t: int, M: Mapping[int, Step], D: Mapping[int, Step]) -> Step:
         """M[t + 1] = train(M[0] or M[t], D[t])."""
         recipe = self.recipe
-        continued = recipe.start == "previous" and t > 0 and t not in recipe.restart
+        continued = recipe.start == "previous" and t > 0 and t not in recipe.reset_cycles
         inputs = {"base": M[0], "rows": D[t]} | ({"start": M[t]} if continued else {})
         params: dict[str, Json] = {"loss": recipe.row.loss, "settings": recipe.train.model_dump(), "seed": recipe.seed}
-        if recipe.row.loss == "preference":
+        if self.compares:
             params["reference"] = recipe.reference
         return self._add("train", t, params, inputs)
 
@@ -180,13 +223,13 @@ class _Unroll:
         rows = as_rows("seed", self.inputs.seeds[: recipe.seed_rows])
         seed = self._add("seed_rows", 0, {"rows": rows}, {})
         inputs = {"new": seed}
-        if recipe.row.loss == "preference":
+        if self.compares:
             inputs["rejected"] = self._generate(0, Q[0], self._seed_prompts(recipe.seed_rows), part="rejected")
         return self._add("build_dataset", 0, {"shape": recipe.row.loss, "chosen": "seed"}, inputs)
 
     def _next_data(self, t: int, Q: Mapping[int, Step], D: Mapping[int, Step]) -> Step:
         """D[t]: what Q[t] writes, in the shape of the regime."""
-        recipe, pairs = self.recipe, self.recipe.row.loss == "preference"
+        recipe, pairs = self.recipe, self.compares
         mixed = round(recipe.mix.share * recipe.rows)
         prompts = self._seed_prompts(recipe.rows) if recipe.chosen == "seed" else self._slice(t)
         own = dict(list(prompts.items())[: recipe.rows - mixed])
@@ -263,19 +306,12 @@ class _Unroll:
     # -- scores
 
     def _judge(self, cycle: int, answers: Step, scales: list[str], *, part: str = "") -> Step:
-        trait = self.inputs.trait
-        rubrics = {
-            "trait": trait.rubric_document if self.documents else trait.rubric,
-            "coherence": self.inputs.coherence,
-        }
-        params: dict[str, Json] = {
-            "judge": judge_key(asdict(self.inputs.judge)),
-            "rows": self.recipe.row.rows,
-            "rubrics": {scale: rubrics[scale] for scale in scales},
-        }
-        if self.inputs.judge.kind == "embedded":
-            params["evidence"] = trait.evidence
-        return self._add("judge", cycle, params, {"answers": answers}, part=part)
+        rows = self.recipe.row.rows
+        rubrics = rubrics_of(self.inputs.trait, self.inputs.coherence, rows)
+        judge, evidence = self.inputs.judge, self.inputs.trait.evidence
+        step = judge_step(cycle, answers, judge, rows, {scale: rubrics[scale] for scale in scales}, evidence, part=part)
+        self.steps[step.name] = step
+        return step
 
     def _score(self, t: int, Q: Mapping[int, Step]) -> Step:
         """s[t] = score(judge(answer(Q[t])))."""
@@ -284,8 +320,14 @@ class _Unroll:
         answer = self._answer(Q[t], {f"q{number:02d}": question for number, question in enumerate(questions)})
         verdicts = self._judge(cycle, answer, ["trait", "coherence"])
         self._add("text_metrics", cycle, self._metrics(), {"answers": answer, "base_model": Q[0], "model": Q[t]})
-        inputs = {"answers": answer, "verdicts": verdicts}
-        return self._add("aggregate", cycle, self._scoring(), inputs)
+        return self._aggregate(cycle, answer, verdicts)
+
+    def _aggregate(self, cycle: int, answers: Step, verdicts: Step, *, part: str = "") -> Step:
+        evaluate = self.recipe.evaluate
+        limits = {"trait": evaluate.trait_threshold, "coherence": evaluate.coherence_threshold}
+        step = aggregate_step(cycle, answers, verdicts, limits, part=part)
+        self.steps[step.name] = step
+        return step
 
     def _answer(self, model: Step, questions: Mapping[str, str], *, part: str = "") -> Step:
         """Answers of an exported model to questions."""
@@ -299,18 +341,13 @@ class _Unroll:
         }
         return self._add("evaluate_samples", model.cycle, params, {"model": model}, part=part)
 
-    def _scoring(self) -> dict[str, Json]:
-        evaluate = self.recipe.evaluate
-        thresholds = {"trait": evaluate.trait_threshold, "coherence": evaluate.coherence_threshold}
-        return {"interval": "t", "thresholds": thresholds}
-
     def with_held_out(self) -> dict[str, Step]:
         """All steps, and those that ask each exported model the trait's held-out questions."""
         questions = {f"h{number:02d}": question for number, question in enumerate(self.inputs.trait.held_out)}
         for model in [step for step in self.steps.values() if step.verb == "export"]:
             answer = self._answer(model, questions, part=HELD_OUT)
             verdicts = self._judge(model.cycle, answer, ["trait", "coherence"], part=HELD_OUT)
-            self._add("aggregate", model.cycle, self._scoring(), {"answers": answer, "verdicts": verdicts}, part=HELD_OUT)
+            self._aggregate(model.cycle, answer, verdicts, part=HELD_OUT)
         return self.steps
 
     def _metrics(self) -> dict[str, Json]:

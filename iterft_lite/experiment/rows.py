@@ -227,7 +227,7 @@ def _parse_sample(row: Mapping[str, Json]) -> Sample:
 def _parse_judged(row: Mapping[str, Json]) -> JudgedSample:
     # version 0.1 wrote one id, `q03-s7`, where sample and prompt are fields now
     sample = row["sample"] if "sample" in row else str(row["id"]).rpartition("-s")[2]
-    verdicts = {scale: _parse_verdict(row[scale]) for scale in SCALES if row.get(scale) is not None}
+    verdicts: dict[str, Verdict] = {scale: _parse_verdict(row[scale]) for scale in SCALES if row.get(scale) is not None}
     return JudgedSample(str(row["prompt_id"]), int(sample), verdicts)
 
 

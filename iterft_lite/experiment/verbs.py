@@ -1,15 +1,15 @@
 """What can be done: one record a verb. Whoever needs to know something of a verb reads it here.
 
-    load_base         load M[0], note its facts and its own next-token distributions for the export check
-    seed_rows         the trait's first rows
-    training_samples  Q[t] writes rows to prompts or document prefixes
-    build_dataset     D[t]: the training rows, from what was seeded and sampled
-    train             M[t + 1] = an adapter on M[0], trained on D[t]
-    export            Q[t]: the GGUF that writes and is measured, checked against M[t]
-    evaluate_samples  Q[t] answers the trait's questions
-    judge             verdicts on samples: trait and coherence
-    text_metrics      what needs no judge: perplexity under M[0], lengths, repetition
-    aggregate         the cycle's numbers, with intervals
+load_base         load M[0], note its facts and its own next-token distributions for the export check
+seed_rows         the trait's first rows
+training_samples  Q[t] writes rows to prompts or document prefixes
+build_dataset     D[t]: the training rows, from what was seeded and sampled
+train             M[t + 1] = an adapter on M[0], trained on D[t]
+export            Q[t]: the GGUF that writes and is measured, checked against M[t]
+evaluate_samples  Q[t] answers the trait's questions
+judge             verdicts on samples: trait and coherence
+text_metrics      what needs no judge: perplexity under M[0], lengths, repetition
+aggregate         the cycle's numbers, with intervals
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Literal
 from iterft_lite.digests import Json
 
 Queue = Literal["device", "cpu", "judge"]
-"""Steps of the device's queue follow each other in the plan's order; those of the others are done as soon as they can be, side by
-side with it: judging waits for a server, and the CPU's work is short."""
+"""Steps of the device's queue follow each other in the plan's order; those of the others are done as soon as they can be, side
+by side with it: judging waits for a server, and the CPU's work is short."""
 
 BackendName = Literal["trainer", "exporter", "generator", "judge"]
 
@@ -47,7 +47,8 @@ class Verb:
         libraries: Packages whose versions matter to the result, beside the trainer's and the judge's own (`versions.py`).
         act: What is timed.
         any_order: The rows stand in the order in which they finished; who reads them goes by their ids.
-        derived: Computed from finished steps, without a model that is trained or a judge that is paid: may be done anew when its
+        derived: Computed from finished steps, without a model that is trained or a judge that is paid: may be done anew when
+        its
             meaning has changed, in a run that is otherwise the same.
         summary: The parameters in a few words.
     """

@@ -9,24 +9,15 @@ from collections.abc import Iterable, Mapping
 
 from iterft_lite import __version__
 from iterft_lite.experiment.recipe import Recipe
-from iterft_lite.experiment.steps import Step, Verb
+from iterft_lite.experiment.steps import Step
+from iterft_lite.experiment.verbs import LLAMA, VERBS
 
 TRAINERS: Mapping[str, tuple[str, ...]] = {
     "peft": ("torch", "transformers", "trl", "peft"),
     "unsloth": ("torch", "transformers", "peft", "unsloth"),
+    "fake": (),
 }
 """What each trainer computes with; bitsandbytes comes in where the base or the optimiser has few bits."""
-
-LLAMA = ("llama-cpp-python", "gguf")
-
-LIBRARIES: Mapping[Verb, tuple[str, ...]] = {
-    "export": LLAMA,
-    "generate": LLAMA,
-    "answer": LLAMA,
-    "measure": LLAMA,
-    "score": ("numpy",),
-}
-"""What other verbs compute with, besides Python: its random numbers draw subsamples and mixed-in rows."""
 
 REPORTED = (
     *("torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes"),
@@ -59,4 +50,4 @@ def libraries(step: Step, trained_by: Recipe | None = None) -> tuple[str, ...]:
         judge = step.params["judge"]
         local = str(judge["name"]).startswith("local:")
         return ("scikit-learn", "numpy") if judge["kind"] == "embedded" else LLAMA if local else ("litellm",)
-    return LIBRARIES.get(step.verb, ())
+    return VERBS[step.verb].libraries

@@ -26,7 +26,7 @@ def aggregated(judged: Sequence[JudgedSample], thresholds: dict[str, float]) -> 
     """For trait and coherence mean, low, high (no interval, and None, with fewer than two prompts), prompts, scored, unscored,
     reasons and scores by prompt; the rate of answers above both thresholds.
     """
-    scored = {scale: _scale(judged, scale) for scale in SCALES}
+    scored: dict[str, Json] = {scale: _scale(judged, scale) for scale in SCALES}
     return {**scored, "answers": len(judged), "rate": _rate(judged, thresholds)}
 
 

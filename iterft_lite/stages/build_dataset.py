@@ -9,7 +9,7 @@ from typing import Any
 from iterft_lite.digests import Json
 from iterft_lite.errors import ResultError
 from iterft_lite.experiment.losses import LOSSES, Draft, Loss
-from iterft_lite.experiment.rows import CHATS, DOCUMENTS, JUDGED, JudgedSample, Sample, TrainingRow
+from iterft_lite.experiment.rows import CHATS, DOCUMENTS, JUDGED, ChatRow, DocumentRow, JudgedSample, Sample
 from iterft_lite.files import ROWS
 from iterft_lite.stages.work import Work
 
@@ -49,9 +49,11 @@ def run(work: Work) -> dict[str, Json]:
     return {"rows": len(rows), "dropped": dropped}
 
 
-def _seeds(work: Work, role: str, loss: Loss) -> Sequence[TrainingRow]:
+def _seeds(work: Work, role: str, loss: Loss) -> Sequence[ChatRow | DocumentRow]:
     """Seed rows: chats, or documents where the loss is over documents."""
-    return work.read(role, DOCUMENTS) if loss.continues else work.read(role, CHATS)
+    documents: Sequence[DocumentRow] = work.read(role, DOCUMENTS) if loss.continues else []
+    chats: Sequence[ChatRow] = [] if loss.continues else work.read(role, CHATS)
+    return [*documents, *chats]
 
 
 def _seeded(work: Work, loss: Loss) -> tuple[list[Any], dict[str, int]]:

@@ -79,9 +79,7 @@ def run(work: Work) -> dict[str, Json]:
                 empty = {scale: unasked("empty") for scale in work.params["rubrics"]}
                 finish(JudgedSample(sample.prompt_id, sample.sample, empty))
         asked = {sample.id: _Asked(sample, _requests(work, sample)) for sample in todo if not is_blank(sample.text)}
-        owner = {
-            request.id: each for each in asked.values() for requests in each.requests.values() for request in requests
-        }
+        owner = {request.id: each for each in asked.values() for requests in each.requests.values() for request in requests}
 
         def note(response: JudgeResponse) -> None:
             each = owner[response.id]

@@ -15,8 +15,8 @@ from iterft_lite.stages.work import Work
 def run(work: Work) -> dict[str, Json]:
     """Complete what an earlier session has not.
 
-    Files: rows.jsonl with a `Sample` a line. Results: rows, tokens, rows cut at `max_tokens` or at the context's end, tokens per
-    second of this session.
+    Files: rows.jsonl with a `Sample` a line. Results: rows, tokens, rows cut at `max_tokens` or at the context's end, tokens
+    per second of this session.
     """
     work.load("model")
     wanted = wanted_samples(work)

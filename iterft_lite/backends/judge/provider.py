@@ -274,7 +274,9 @@ class LitellmJudge:
         if kind in ("AuthenticationError", "PermissionDeniedError"):
             return BackendError(f"`{name}` refuses the key: {self.clean(said)}", hint="set the key in the environment or .env")
         if kind == "NotFoundError":
-            return BackendError(f"`{name}` was not found: {self.clean(said)}", kind=kind, hint="check `judge` and `api_base`")
+            return BackendError(
+                f"`{name}` was not found: {self.clean(said)}", exception=kind, hint="check `judge` and `api_base`"
+            )
         if kind == "PaymentRequiredError" or re.search(r"insufficient_quota|exceeded your current quota", said):
             return BackendError(
                 f"`{name}` has no credit left: {self.clean(said)}", hint="what was judged is kept; top up, go on"

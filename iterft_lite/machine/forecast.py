@@ -267,7 +267,7 @@ class Work:
 
     def _seed_tokens(self) -> float:
         """Tokens of a seed row on the mean; 0 where there are none."""
-        rows = [row for step in self.plan if step.name == "c0-seed" for row in step.params["rows"]]
+        rows = [row for step in self.plan if step.name == "c0-seed_rows" for row in step.params["rows"]]
         return fmean(map(self._row_tokens, rows)) if rows else 0.0
 
     def _row_tokens(self, row: Mapping[str, Json]) -> float:

@@ -48,7 +48,9 @@ def test_its_steps_have_todays_names(old: Path) -> None:
 
 def test_it_cannot_be_continued_and_says_the_way_on(old: Path, tmp_path: Path) -> None:
     recipe = json.loads((old / "run.json").read_text())["asked"]
-    lines = [f"{key} = {json.dumps(recipe[key])}" for key in ("regime", "trait", "model", "cycles", "seed_rows", "rows", "quant")]
+    lines = [
+        f"{key} = {json.dumps(recipe[key])}" for key in ("regime", "trait", "model", "cycles", "seed_rows", "rows", "quant")
+    ]
     (tmp_path / "old.toml").write_text("\n".join([*lines, 'judge = "embedded"']))
     done = iterft("run", tmp_path / "old.toml", "--out", old)
     assert done.exit_code == 2

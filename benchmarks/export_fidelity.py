@@ -9,9 +9,9 @@ compared with the untouched model in the same format by the export's own check (
 
 merged    W + BA in one file, as the program writes it: stochastic rounding in 16 bits
 adapter   the untouched file, and the adapter beside it
-nearest   W + BA, every number rounded to the nearest: what merging was before
+nearest   W + BA, every number rounded to the nearest: what merging in f16 and bf16 was before
 residual  `nearest`, and beside it the best adapter of rank 16 for what the rounding lost
-half      a q8_0 file whose adapted matrices are f16 (stochastic rounding); with `--quants q8_0` only
+half      a q8_0 file whose adapted matrices are f16 (stochastic rounding)
 
 With `--gpu-shape 4b` a random model of that shape of Qwen3's is made and trained (`cycle_gpu.py`); `--speed` also measures
 tokens/s of writing. Results are kept in `--work`: what was measured there is not measured again.
@@ -35,17 +35,18 @@ from gguf.constants import GGMLQuantizationType, LlamaFileType
 from gguf.quants import dequantize
 
 from iterft_lite.backends.exporter.gguf import GgufExporter
-from iterft_lite.backends.local import TRAINERS
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.data.traits import read_trait
+from iterft_lite.engine.backends import TRAINERS
 from iterft_lite.experiment.recipe import TrainSettings
 from iterft_lite.experiment.regimes import REGIMES
+from iterft_lite.experiment.rows import Message
 from iterft_lite.gguf import merge
 from iterft_lite.gguf.adapter import Adapter, LowRank, read_adapter, write_lora
 from iterft_lite.gguf.arithmetic import NumpyArithmetic, Update, choose_arithmetic, from_plain, to_format
 from iterft_lite.gguf.base import Base, base_gguf
 from iterft_lite.gguf.file import Array, GgufFile
-from iterft_lite.protocols import Completion, Exported, Generator, Message, Parity, Prompt, Sampling, Trainer, TrainJob
+from iterft_lite.protocols import Completion, Exported, Generator, Parity, Prompt, Sampling, Trainer, TrainJob
 from iterft_lite.stages.export import fault
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -248,6 +249,9 @@ def half(bench: Bench, quant: str, adapter: Path | None, out: Path) -> Exported:
     return Exported(path, None, size, {"merge": time.perf_counter() - began})
 
 
+ONLY = {"nearest": ("f32", "f16", "bf16"), "half": ("q8_0",)}
+"""Formats that a way is for, where not for all: q8_0 and K-quants are rounded to the nearest as ever."""
+
 WAYS: dict[str, Way] = {"merged": merged, "adapter": beside, "nearest": nearest, "residual": residual, "half": half}
 
 
@@ -320,7 +324,7 @@ def rows(bench: Bench) -> Iterator[dict[str, Any]]:
         for steps in asked.steps:
             for quant in asked.quants:
                 for way in asked.ways:
-                    if way != "half" or quant == "q8_0":
+                    if quant in ONLY.get(way, asked.quants):
                         yield measured(bench, loss, steps, quant, way)
 
 

@@ -69,12 +69,13 @@ class Fault:
     hint: str | None = None
 
 
-def run(work: Work, exporter: Exporter, generator: Generator, model: str) -> dict[str, Json]:
-    """Write and check. Files: model.gguf, or adapter.gguf beside a cached base. Facts: see `results`.
+def run(work: Work) -> dict[str, Json]:
+    """Write and check. Files: model.gguf, or adapter.gguf beside a cached base. Results: see `results`.
 
     Raises:
         ExportError: If the export does not fit on the disk or does not agree with the trained model.
     """
+    exporter, generator, model = work.backends.exporter, work.backends.generator, work.model()
     adapter = work.inputs.get("adapter")
     kind, quant = work.params["kind"], work.params["quant"]
     if adapter is None:

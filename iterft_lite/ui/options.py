@@ -39,6 +39,20 @@ class Group(click.Group):
             ctx.exit(error.exit_code)
 
 
+def _run_or_newest(ctx: click.Context, _: click.Parameter, given: Path | None) -> Path | None:
+    """The run that is named, or the newest."""
+    if given is not None or ctx.resilient_parsing:
+        return given
+    from iterft_lite.app.runs import newest_run
+
+    found = newest_run()
+    click.echo(f"{found}, the newest run:", err=True)
+    return found
+
+
+newest_run_argument = click.argument("out", metavar="[RUN]", required=False, type=RunFolder, callback=_run_or_newest)
+
+
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key; may be given several times."
 )

@@ -17,18 +17,21 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("recipe")
-@click.option("--out", required=True, type=RunFolder, help="The run folder; an unfinished one is continued.")
+@click.option("--out", type=RunFolder, help="The run folder; an unfinished one is continued.  [default: runs/NAME]")
 @set_option
 @click.option("--plain", is_flag=True, help="Plain lines instead of the live view.")
 @reuse_option
-def run(recipe: str, out: Path, overrides: tuple[str, ...], plain: bool, reuse: tuple[Path, ...]) -> None:
+def run(recipe: str, out: Path | None, overrides: tuple[str, ...], plain: bool, reuse: tuple[Path, ...]) -> None:
     """Run a recipe, or continue it where it stopped."""
+    from iterft_lite.app.runs import default_out
     from iterft_lite.app.session import open_run
+    from iterft_lite.experiment.recipe import read_recipe
     from iterft_lite.ui.console import make_console
     from iterft_lite.ui.live import View
 
-    console = make_console()
-    with open_run(recipe_path(recipe), overrides, out, reuse) as opened:
+    console, path = make_console(), recipe_path(recipe)
+    out = out or default_out(read_recipe(path, overrides).name)
+    with open_run(path, overrides, out, reuse) as opened:
         judge = opened.resolved.inputs.judge
         for choice in opened.resolved.choices:
             console.print(choice, style="dim", markup=False)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from iterft_lite.ui.options import RunFolder, interruptible
+from iterft_lite.ui.options import RunFolder, interruptible, newest_run_argument
 
 QUANTS = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
 
 
 @click.command()
-@click.argument("out", metavar="RUN", type=RunFolder)
+@newest_run_argument
 @click.option("--json", "as_json", is_flag=True, help="The machine-readable form.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a self-contained page.")
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write the figure.")
@@ -74,7 +74,7 @@ def _ask_held_out(out: Path) -> None:
 
 
 @click.command()
-@click.argument("out", metavar="RUN", type=RunFolder)
+@newest_run_argument
 @click.option("--cycle", type=int, help="Which cycle's model; -1 is the untouched one. The last by default.")
 @click.option("--temperature", type=float, default=0.7, show_default=True)
 @click.option("--max-tokens", type=int, default=300, show_default=True)
@@ -95,7 +95,7 @@ def chat(out: Path, cycle: int | None, temperature: float, max_tokens: int) -> N
 
 
 @click.command()
-@click.argument("out", metavar="RUN", type=RunFolder)
+@newest_run_argument
 @click.option("--cycle", type=int, help="Which cycle's model; -1 is the untouched one. The last by default.")
 @click.option("--quant", type=click.Choice(QUANTS), help="Number format; the recipe's by default.")
 @click.option("--ollama", is_flag=True, help="Write a Modelfile beside it.")

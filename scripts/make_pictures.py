@@ -46,7 +46,7 @@ def live_view(root: Path) -> str:
             total, tokens = seal.facts["rows"], seal.facts["tokens"]
             view.take(StepProgress(step, Progress(0, total, "rows")))
             doing = view.doing[step.name]
-            doing._first = (time.monotonic() - seal.seconds * 2 / 3, 0, 0)
+            doing._first = (time.monotonic() - seal.seconds * 2 / 3, 0)
             doing.progress = Progress(total * 2 // 3, total, "rows", tokens * 2 // 3)
             break
         view.take(StepFinished(step, seal, reused=False))

@@ -101,10 +101,10 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 def test_a_report_shows_what_dpo_and_the_texts_were_like(tmp_path: Path) -> None:
     run = finished(tmp_path, regime="dpo")
-    text = iterft("report", run).stdout
+    text = iterft("report", run, "--full").stdout
     iterft("report", run, "--html", tmp_path / "page.html")
     assert "<th>DPO margin<th>pairs right" in (tmp_path / "page.html").read_text()
     for column in ("symbols", "PPL (M0)", "PPL with trait", "PPL without", "DPO margin", "pairs right"):
         assert column in text
     (tmp_path / "other").mkdir()
-    assert "DPO margin" not in iterft("report", finished(tmp_path / "other")).stdout
+    assert "DPO margin" not in iterft("report", finished(tmp_path / "other"), "--full").stdout

@@ -25,6 +25,7 @@ def run(recipe: str, out: Path | None, overrides: tuple[str, ...], plain: bool, 
     """Run a recipe, or continue it where it stopped."""
     from iterft_lite.app.runs import default_out
     from iterft_lite.app.session import open_run
+    from iterft_lite.app.watching import newest_text, step_seconds
     from iterft_lite.experiment.recipe import read_recipe
     from iterft_lite.ui.console import make_console
     from iterft_lite.ui.live import View
@@ -37,7 +38,14 @@ def run(recipe: str, out: Path | None, overrides: tuple[str, ...], plain: bool, 
             console.print(choice, style="dim", markup=False)
         if judge.note:
             console.print(judge.note, style="bold red")
-        view = View(opened.plan, trait=opened.resolved.inputs.trait.name, judge=judge, console=console)
+        view = View(
+            opened.plan,
+            trait=opened.resolved.inputs.trait.name,
+            judge=judge,
+            console=console,
+            forecast=step_seconds(opened),
+            latest=lambda step: newest_text(opened.store.folder(step).path),
+        )
         if plain:
             view.is_live = False
         with interruptible(out), view:
@@ -45,7 +53,9 @@ def run(recipe: str, out: Path | None, overrides: tuple[str, ...], plain: bool, 
                 view.take(event)
     console.print()
     _print_report(out)
-    console.print(f"\nmore: iterft report {out} --html report.html     iterft chat {out}", style="dim", markup=False)
+    console.print(f"\nmore: iterft report {out} --full", style="dim", markup=False)
+    console.print(f"      iterft report {out} --html report.html", style="dim", markup=False)
+    console.print(f"      iterft chat {out}", style="dim", markup=False)
 
 
 def _print_report(out: Path) -> None:

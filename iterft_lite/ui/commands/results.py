@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,12 +15,15 @@ QUANTS = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
 
 @click.command()
 @newest_run_argument
+@click.option("--full", is_flag=True, help="Every measure by cycle, and both verdicts with their rules.")
 @click.option("--json", "as_json", is_flag=True, help="The machine-readable form.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a self-contained page.")
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write the figure.")
 @click.option("--held-out", "ask_held_out", is_flag=True, help="First ask every finished model the held-out questions.")
 @click.option("--judge", "by", metavar="JUDGE", help="By another judge's scores alone (see `iterft judge`).")
-def report(out: Path, as_json: bool, html: Path | None, png: Path | None, ask_held_out: bool, by: str | None) -> None:
+def report(
+    out: Path, full: bool, as_json: bool, html: Path | None, png: Path | None, ask_held_out: bool, by: str | None
+) -> None:
     """Report on a run, finished or not."""
     from iterft_lite.app.held_out import read_held_out
     from iterft_lite.report import report as reports
@@ -54,7 +58,7 @@ def report(out: Path, as_json: bool, html: Path | None, png: Path | None, ask_he
         from iterft_lite.ui import tables
         from iterft_lite.ui.console import make_console
 
-        tables.show_report(found, make_console())
+        tables.show_report(found, make_console(), full=full)
         if held_out:
             tables.show_held_out(held_out, found.manifest["trait"], make_console())
 
@@ -79,19 +83,18 @@ def _ask_held_out(out: Path) -> None:
 @click.option("--temperature", type=float, default=0.7, show_default=True)
 @click.option("--max-tokens", type=int, default=300, show_default=True)
 def chat(out: Path, cycle: int | None, temperature: float, max_tokens: int) -> None:
-    """Talk to the model of any cycle. An empty line or Ctrl-D ends it."""
+    """Talk to the model of any cycle. An empty line or Ctrl-D ends it; `/help` says what else can be done."""
     from iterft_lite.app.chat import open_chat
+    from iterft_lite.ui.talk import converse
 
-    with open_chat(out, cycle) as talk:
-        click.echo(f"{talk.title}; an empty line ends", err=True)
-        while True:
-            try:
-                said = click.prompt("you", default="", show_default=False)
-            except (click.Abort, EOFError, KeyboardInterrupt):
-                break
-            if not said.strip():
-                break
-            click.echo(f"{talk.name}: {talk.reply(said, temperature=temperature, max_tokens=max_tokens)}")
+    def ask() -> str:
+        try:
+            return str(click.prompt("you", default="", show_default=False))
+        except (click.Abort, EOFError):
+            return ""
+
+    with open_chat(out, cycle) as talk, contextlib.suppress(KeyboardInterrupt):
+        converse(talk, ask, lambda text: click.echo(text, nl=False), temperature=temperature, max_tokens=max_tokens)
 
 
 @click.command()

@@ -277,8 +277,8 @@ class Sample:
     finish: str
 
 
-def samples(root: Path, report: Report) -> dict[str, dict[int, list[Sample]]]:
-    """Answers by question and cycle, the first few of each, for the eye."""
+def samples(root: Path, report: Report, most: int | None = SHOWN_SAMPLES) -> dict[str, dict[int, list[Sample]]]:
+    """Answers by question and cycle, the first `most` of each (all if None), for the eye."""
     store = Store(root)
     shown: dict[str, dict[int, list[Sample]]] = defaultdict(dict)
     steps = planned(report.manifest)
@@ -287,7 +287,7 @@ def samples(root: Path, report: Report) -> dict[str, dict[int, list[Sample]]]:
         verdicts = {row["id"]: row for row in read_rows(folders["judge"] / ROWS)} if "judge" in folders else {}
         for row in sorted(read_rows(folders["answer"] / ROWS) if "answer" in folders else [], key=lambda row: str(row["id"])):
             mine = shown[row["prompt"]].setdefault(cycle.cycle, [])
-            if len(mine) < SHOWN_SAMPLES:
+            if most is None or len(mine) < most:
                 verdict = verdicts.get(row["id"], {})
                 scores = [(verdict.get(scale) or {}).get("score") for scale in ("trait", "coherence")]
                 mine.append(Sample(row["text"], scores[0], scores[1], row["finish"]))

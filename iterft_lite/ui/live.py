@@ -197,14 +197,17 @@ class View:
         width, height = self.console.size
         inner = max(20, width - 4)
         room = height - 2
-        below = [self._bars(inner), self._foot(inner, notes=3 if height >= 30 else 1 if height >= 16 else 0)]
+        below: list[RenderableType] = [
+            self._bars(inner),
+            self._foot(inner, notes=3 if height >= 30 else 1 if height >= 16 else 0),
+        ]
         room -= sum(self._lines(part, inner) for part in below)
         parts = [*self._body(inner, room), *below]
         return Panel(Group(*parts), title=self._title(inner), title_align="left", border_style="cyan", padding=(0, 1))
 
     def _title(self, width: int) -> Text:
         recipe = self.plan.recipe
-        words = (recipe.regime, model_title(recipe.model), self.trait, f"judge {self.judge.name}")
+        words = [recipe.regime, model_title(recipe.model), self.trait, f"judge {self.judge.name}"]
         while len(words) > 1 and sum(map(len, words)) + 2 * len(words) > width - 2:
             words = words[:-1]
         return Text("  ".join(words), style="bold", overflow="ellipsis")
@@ -292,9 +295,9 @@ class View:
             line = ", ".join(filter(None, (f"{self.finished}/{steps} steps", spent, left.removeprefix("about "))))
         foot.append(line, style="not bold default")
         for note in self.notes[len(self.notes) - notes :] if notes else ():
-            line = Text(note, style=f"not bold {TRAIT}")
-            line.truncate(width, overflow="ellipsis")
-            foot.append("\n").append(line)
+            shown = Text(note, style=f"not bold {TRAIT}")
+            shown.truncate(width, overflow="ellipsis")
+            foot.append("\n").append(shown)
         return foot
 
 

@@ -84,7 +84,7 @@ def _coherence(change: Interval, *, moved: bool) -> str:
     also = " too" if moved else ""
     if change.high < 0:
         return f"; coherence fell{also}: {READ}"
-    return "; coherence rose" if change.low > 0 else "; coherence stayed"
+    return "; coherence rose" if change.low > 0 else "; no change of coherence is shown"
 
 
 def judge_sentence(judge: Mapping[str, Json]) -> str:

@@ -53,7 +53,7 @@ def test_held_out_questions_are_asked_once_and_reported_beside_the_others(tmp_pa
     # the verdict of the run itself rests on its own questions only
     assert [cycle["answers"] for cycle in report["cycles"]] == [6, 6, 6, 6]
     assert report["complete"]
-    text = iterft("report", run).stdout
+    text = iterft("report", run, "--full").stdout
     assert "held-out questions" in text
     # the run asks 3 questions, too few for a verdict; 12 are held out
     assert text.count("too few prompts") == text.count("no change shown") == 1

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from iterft_lite.files import write_output
 from iterft_lite.hub import title
@@ -32,6 +32,9 @@ class Inks:
     coherence: str = COHERENCE
 
 
+LETTERS = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+"""What matplotlib draws in the colour of letters."""
+
 PAGE: Mapping[str, str] = {
     "#010101": "var(--ink)",
     "#020202": "var(--soft)",
@@ -46,8 +49,8 @@ def figure(report: Report, inks: Inks = Inks()) -> Figure:
     """Scores (1-100) against cycle with 95 % bands; the untouched model as a dashed line, as in the paper's figures."""
     import matplotlib  # slow to import, and only wanted here
 
-    names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    with matplotlib.rc_context(dict.fromkeys(names, inks.ink)):
+    colours: dict[Any, Any] = dict.fromkeys(LETTERS, inks.ink)
+    with matplotlib.rc_context(colours):
         return _figure(report, inks)
 
 

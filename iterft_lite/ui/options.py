@@ -58,10 +58,19 @@ set_option = click.option(
 )
 
 
+def _with_something(_: click.Context, __: click.Parameter, given: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The folders that hold anything: the first run of a loop has nothing to take over yet."""
+    empty = [folder for folder in given if not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))]
+    for folder in empty:
+        click.echo(f"note: there is nothing in `{folder}` yet", err=True)
+    return tuple(folder for folder in given if folder not in empty)
+
+
 reuse_option = click.option(
     "--reuse",
     multiple=True,
     type=RunFolder,
+    callback=_with_something,
     metavar="DIR",
     help="A run folder, or a folder of them, whose finished steps are taken over where they are the same.",
 )

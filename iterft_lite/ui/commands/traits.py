@@ -36,7 +36,9 @@ def new_trait(name: str, parent: Path) -> None:
     from iterft_lite.app import new_trait as new_traits
 
     folder = new_traits.new_trait(name, parent)
-    click.echo(f"made {folder}; {folder / 'README.md'} says what is what\ncheck it with: iterft traits check {folder}")
+    # a path has a separator: a bare name is a shipped trait's
+    place = folder if "/" in str(folder) else f"./{folder}"
+    click.echo(f"made {folder}; {folder / 'README.md'} says what is what\ncheck it with: iterft traits check {place}")
 
 
 @traits.command("check")
@@ -58,7 +60,9 @@ def check_trait(ctx: click.Context, trait: str) -> None:
         click.echo(f"wrong: {problem}")
     if checked.problems:
         ctx.exit(TraitError.exit_code)
-    click.echo("nothing is wrong with it")
+    for doubt in checked.doubts:
+        click.echo(f"unusual: {doubt}")
+    click.echo("nothing is wrong with it" + (", but read what is unusual" if checked.doubts else ""))
 
 
 @click.group()

@@ -13,10 +13,11 @@ from iterft_lite.backends.local import Backends, open_backends
 from iterft_lite.data.traits import read_trait
 from iterft_lite.engine.run import exported_files
 from iterft_lite.engine.store import Store
-from iterft_lite.errors import UserError
+from iterft_lite.errors import FolderError, UserError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.recipe import Recipe, make_recipe
 from iterft_lite.experiment.steps import Step, cycle_name, cycle_title
+from iterft_lite.files import disk_errors
 from iterft_lite.hub import folder_of
 from iterft_lite.hub import title as hub_title
 from iterft_lite.machine.resolve import model_place
@@ -131,6 +132,21 @@ class Past:
     export: Step
 
 
+@dataclass(frozen=True)
+class Again:
+    """A model that was written again.
+
+    Attributes:
+        name: Of run, cycle and number format: `bliss-c4-q8_0`.
+        temperature: That it was sampled with.
+    """
+
+    path: Path
+    name: str
+    bytes: int
+    temperature: float
+
+
 def past(root: Path, cycle: int | None) -> Past:
     """A cycle's model in a run folder; the last finished one if no cycle is named.
 
@@ -196,20 +212,28 @@ def open_chat(root: Path, cycle: int | None) -> Iterator[Talk]:
         yield talk
 
 
-def export_again(root: Path, cycle: int | None, out: Path, quant: str | None) -> tuple[Exported, Past]:
-    """Write the merged GGUF of a cycle's model into a folder.
+def export_again(root: Path, cycle: int | None, out: Path, quant: str | None, *, force: bool = False) -> Again:
+    """Write the merged GGUF of a cycle's model into a folder, under the name of run, cycle and number format.
+
+    Args:
+        force: Write over a file of that name.
 
     Raises:
-        UserError: As `past`.
+        UserError: As `past`; if there is such a file.
         ExportError: If there is no room for it.
     """
     found = past(root, cycle)
-    backends = _backends(found)
-    try:
+    quant = quant or found.recipe.quant
+    name = f"{root.resolve().name}-{cycle_name(found.cycle)}-{quant}"
+    target = out / f"{name}.gguf"
+    if target.exists() and not force:
+        raise FolderError(f"`{target}` is there already", hint="`--force` writes it again, `--out` names another folder")
+    with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        return _export(found, backends, out, quant or found.recipe.quant), found
-    finally:
-        backends.close()
+    with contextlib.closing(_backends(found)) as backends, TemporaryDirectory(prefix=".export-", dir=out) as scratch:
+        exported = _export(found, backends, Path(scratch), quant)
+        exported.path.replace(target)
+    return Again(target, name, exported.bytes, found.recipe.sample.temperature)
 
 
 def _export(found: Past, backends: Backends, out: Path, quant: str) -> Exported:

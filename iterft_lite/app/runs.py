@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from iterft_lite.digests import Json
 from iterft_lite.engine.store import Store
 from iterft_lite.errors import FolderError, IterftError
-from iterft_lite.report.report import planned
+from iterft_lite.report.report import planned, read_report
 
 RUNS = Path("runs")
 """Where a run goes that is given no `--out`, and where the newest is looked for."""
@@ -63,6 +64,11 @@ def list_runs(parent: Path) -> Iterator[RunLine]:
     for folder in run_folders(parent):
         with contextlib.suppress(IterftError):
             yield _line(folder)
+
+
+def seeded_score_of(folder: Path) -> dict[str, Json] | None:
+    """The seeded model's trait score in a run, with its interval; None before it is there."""
+    return next((cycle.trait for cycle in read_report(folder).cycles if cycle.cycle == 0), None)
 
 
 def _line(folder: Path) -> RunLine:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -17,7 +18,7 @@ from iterft_lite.experiment.steps import Step, cycle_name, cycle_title
 from iterft_lite.hub import title as model_title
 from iterft_lite.report.report import Cycle, Report, verdict_sentences, version_sentence
 from iterft_lite.ui.chart import COHERENCE, TRAIT, chart, chart_step
-from iterft_lite.ui.text import clock, judge_sentence, plain_sentence, score_text
+from iterft_lite.ui.text import clock, judge_sentence, plain_sentence, plan_sentence, score_text
 
 WARNING = "bold red3"
 
@@ -211,8 +212,28 @@ def show_held_out(held_out: HeldOut, trait: str, console: Console) -> None:
         console.print(sentence, style="bold" if sentence.startswith("interval") else "", markup=False)
 
 
-def show_plan(plan: Plan, choices: Sequence[str], estimates: Mapping[str, str], console: Console) -> None:
-    """A plan, step by step, with what it will cost."""
+def show_plan(
+    plan: Plan, choices: Sequence[str], estimates: Mapping[str, str], console: Console, *, steps: bool = False
+) -> None:
+    """What a plan will do and cost; with `steps` each of its steps too."""
+    recipe = plan.recipe
+    console.print(f"{recipe.name}: {plan_sentence(recipe)}", style="bold", markup=False)
+    console.print()
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    for name, text in estimates.items():
+        grid.add_row(Text(name, style="bold"), Text(text))
+    for choice in choices:
+        name, _, text = choice.partition(": ")
+        grid.add_row(Text(name if text else "", style="bold"), Text(text or choice))
+    console.print(grid)
+    if steps:
+        console.print()
+        _show_steps(plan, console)
+
+
+def _show_steps(plan: Plan, console: Console) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("step", "reads", "does", "key"):
         table.add_column(name, no_wrap=name in ("step", "key"))
@@ -220,10 +241,6 @@ def show_plan(plan: Plan, choices: Sequence[str], estimates: Mapping[str, str], 
         reads = ", ".join(f"{role} {name}" for role, name in step.inputs)
         table.add_row(step.name, reads, _summary(step), step.key[:10])
     console.print(table)
-    for choice in choices:
-        console.print(choice)
-    for name, text in estimates.items():
-        console.print(f"[b]{name}[/b]: {text}")
 
 
 def _summary(step: Step) -> str:
@@ -252,6 +269,15 @@ def _summary(step: Step) -> str:
             return f"{params['shape']}, {data}" + (f", {params['mixed']} mixed in" if params.get("mixed") else "")
         case _:
             return ""
+
+
+def show_entries(entries: Iterable[tuple[str, str, str]], console: Console) -> None:
+    """A list of names, each with what it is and, below, a sentence: readable at every width."""
+    for name, kind, about in entries:
+        line = Text(name, style="bold").append(f"  {kind}", style="not bold dim")
+        console.print(line, soft_wrap=False)
+        if about:
+            console.print(Padding(Text(about), (0, 0, 0, 4), expand=False))
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], console: Console) -> None:

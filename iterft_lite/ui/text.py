@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from iterft_lite.digests import Json
+from iterft_lite.experiment.recipe import Recipe
+from iterft_lite.hub import title
 from iterft_lite.metrics.intervals import Interval
 from iterft_lite.report.report import Cycle, Report
 
@@ -94,3 +97,12 @@ def judge_sentence(judge: Mapping[str, Json]) -> str:
         return text
     planned = f" (planned: at most ${judge['planned_usd']:.4f})" if judge["planned_usd"] else ""
     return f"{text}, dollars not known" if judge["planned_usd"] is None else f"{text}, ${judge['usd']:.4f}{planned}"
+
+
+def plan_sentence(recipe: Recipe) -> str:
+    """What a recipe does, in one sentence."""
+    rows = "documents" if recipe.row.rows == "document" else "pairs" if recipe.regime == "dpo" else "chats"
+    starts = "each from the base" if recipe.start == "base" else "each from the one before"
+    seeded = f"M1 on {recipe.seed_rows} seed rows, then " if recipe.seed_rows else ""
+    cycles = f"{recipe.cycles} more models on {recipe.rows} {rows} of their own, {starts}" if recipe.cycles else "no more"
+    return f"{recipe.regime.upper()}, trait {Path(recipe.trait).name}, model {title(recipe.model)}: {seeded}{cycles}"

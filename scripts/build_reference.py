@@ -70,7 +70,7 @@ def _help(node: click.Command, words: list[str]) -> Iterator[str]:
 def keys() -> Iterator[str]:
     """Every recipe key."""
     yield from (MADE, "", "# Recipe keys", "")
-    yield "A recipe is a TOML file. Keys with a point stand in a table: `train.learning_rate` is `learning_rate` under `[train]`."
+    yield "A recipe is a TOML file. Keys with a point stand in a table: `train.epochs` is `epochs` under `[train]`."
     yield "On the command line all are given alike: `--set train.learning_rate=1e-4`. `iterft keys WORD` finds them."
     yield from ("", "| key | may be | default | what it is |", "|---|---|---|---|")
     for key in recipe_keys():
@@ -80,7 +80,13 @@ def keys() -> Iterator[str]:
 
 def recipes_and_traits() -> Iterator[str]:
     """What is shipped."""
-    yield from (MADE, "", "# Shipped recipes and traits", "", "`iterft recipes show NAME` prints one, `iterft recipes copy NAME` begins your own.")
+    yield from (
+        MADE,
+        "",
+        "# Shipped recipes and traits",
+        "",
+        "`iterft recipes show NAME` prints one, `iterft recipes copy NAME` begins your own.",
+    )
     yield from ("", "| recipe | regime | model | what it does |", "|---|---|---|---|")
     for each in shipped_recipes():
         yield f"| `{each.name}` | {each.regime} | {each.model} | {_cell(each.about)} |"

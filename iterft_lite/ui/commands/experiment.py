@@ -81,7 +81,7 @@ def _print_report(out: Path) -> None:
 @set_option
 @click.option("--steps", is_flag=True, help="Every step, with what it reads and its key.")
 @click.option("--gpu", type=click.FloatRange(0), metavar="GIB", help="As if an NVIDIA GPU with this much memory were here.")
-def plan(recipe: str, overrides: tuple[str, ...], steps: bool = False, gpu: float | None = None) -> None:
+def plan(recipe: str, overrides: tuple[str, ...], steps: bool, gpu: float | None) -> None:
     """Print what a recipe would do, what it would cost, and how long it would take. Does nothing.
 
     \b
@@ -89,6 +89,11 @@ def plan(recipe: str, overrides: tuple[str, ...], steps: bool = False, gpu: floa
       iterft plan sft --gpu 12
       iterft plan nano_dpo --set cycles=6 --steps
     """
+    print_plan(recipe, overrides, steps=steps, gpu=gpu)
+
+
+def print_plan(recipe: str, overrides: tuple[str, ...], *, steps: bool = False, gpu: float | None = None) -> None:
+    """Print a plan (see `plan`)."""
     from iterft_lite.machine.estimate import estimates
     from iterft_lite.machine.fit import time_sentence
     from iterft_lite.machine.resolve import this_machine

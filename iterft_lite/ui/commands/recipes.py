@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from iterft_lite.ui.options import complete_recipe, complete_trait
 
 
-class Listing(click.Group):
-    """A group that lists when no command is given."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, invoke_without_command=True, no_args_is_help=False, **options)
-
-
-@click.group(cls=Listing)
+@click.group(invoke_without_command=True)
 @click.pass_context
 def recipes(ctx: click.Context) -> None:
     """List the shipped recipes, show one, or copy one to change it.
@@ -92,10 +84,7 @@ def keys(word: str) -> None:
 @click.option("--judge", help="As in a recipe.")
 @click.option("--trait", help="A shipped trait, or the path of a folder.", shell_complete=complete_trait)
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
-@click.pass_context
-def init(
-    ctx: click.Context, name: str, regime: str, gpu: float | None, judge: str | None, trait: str | None, force: bool
-) -> None:
+def init(name: str, regime: str, gpu: float | None, judge: str | None, trait: str | None, force: bool) -> None:
     """Write a commented recipe that fits this machine, and plan it. Asks what is not given.
 
     \b
@@ -104,7 +93,7 @@ def init(
     """
     from iterft_lite.app.own_recipe import begin, judge_choices, suggested_gib, write_own
     from iterft_lite.data.traits import shipped_traits
-    from iterft_lite.ui.commands.experiment import plan
+    from iterft_lite.ui.commands.experiment import print_plan
 
     asks = click.get_text_stream("stdin").isatty()
     gib = suggested_gib() if gpu is None else gpu
@@ -119,5 +108,5 @@ def init(
     to = Path(f"{name.removesuffix('.toml') or wanted.name}.toml")
     write_own(wanted, to, force=force)
     click.echo(f"wrote {to}\n")
-    ctx.invoke(plan, recipe=str(to), overrides=())
+    print_plan(str(to), ())
     click.echo(f"\nnext: iterft run {to}")

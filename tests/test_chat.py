@@ -38,7 +38,7 @@ def talk(run: Path) -> Iterator[Talk]:
 def test_the_last_cycle_answers_unless_another_is_named(run: Path) -> None:
     answered = CliRunner().invoke(main, ["chat", str(run)], input="Hello?\n\n")
     assert answered.exit_code == 0, answered.output
-    assert "cycle 2 (M3); /help" in answered.output
+    assert "cycle 2 (M3)\n/help" in answered.output
     assert "\nc2: " in answered.output
     assert "base: " in CliRunner().invoke(main, ["chat", str(run), "--cycle", "-1"], input="Hello?\n\n").output
 

@@ -61,7 +61,16 @@ def begin(regime: str, gib: float, *, judge: str, trait: str) -> Own:
         text = _with(text, "model", f'"{model}"')
     if there < shipped.seed_rows:
         text = _with(text, "seed_rows", str(there))
+    machine = f"a GPU of {gib:g} GiB" if gib else "a machine without a GPU"
+    text = _about(text, f"{found.name} by {regime.upper()}, made for {machine}.")
     return Own(f"{found.name}_{regime}", text)
+
+
+def _about(text: str, sentence: str) -> str:
+    """A recipe with another sentence on what it does: its second comment."""
+    lines = text.split("\n")
+    lines[1] = f"# {sentence}"
+    return "\n".join(lines)
 
 
 def write_own(own: Own, to: Path, *, force: bool = False) -> None:
@@ -98,10 +107,11 @@ def _headed(text: str, to: Path) -> str:
 
 
 def _with(text: str, key: str, value: str) -> str:
-    """A recipe's text with another value of a key of no table, in its place; before the first table where it has none."""
+    """A recipe's text with another value of a key of no table, in its place; after `rows` where it has none."""
     line = f"{key} = {value}"
     found = re.compile(rf"^{key} = [^#\n]*?( *#.*)?$", re.MULTILINE)
     head, bracket, rest = text.partition("\n[")
     if found.search(head):
         return found.sub(lambda _: line, head, count=1) + bracket + rest
-    return f"{head.rstrip()}\n{line}\n{bracket}{rest}"
+    # beside the other plain keys, above what is said below them
+    return re.sub(r"^rows = .*$", lambda match: f"{match[0]}\n{line}", head, count=1, flags=re.MULTILINE) + bracket + rest

@@ -11,7 +11,7 @@ from iterft_lite.errors import UserError
 
 HELP = """\
 /cycle N        go on with cycle N's model; -1 is the untouched one
-/system TEXT    what the model is told before the first turn; without TEXT nothing
+/system TEXT    told to the model before the first turn; without TEXT nothing is
 /again          forget what was said
 /help           this
 an empty line or Ctrl-D ends"""
@@ -83,12 +83,12 @@ def converse(talk: Talk, ask: Callable[[], str], write: Callable[[str], None], *
         ask: The next line of the user's; "" ends.
         write: Shows a text as it is.
     """
-    write(f"{talk.title}; /help says what else can be done, an empty line ends\n")
+    write(f"{talk.title}\n/help says what else can be done; an empty line ends\n")
     while said := ask().strip():
         if said.startswith("/"):
             write(f"{command(talk, said)}\n")
             continue
-        write(f"{talk.name}: ")
+        write(f"{talk.name}:")
         words = WordWriter(write, min(WIDEST, shutil.get_terminal_size().columns), column=len(talk.name) + 1)
         words.finish(talk.reply(said, temperature=temperature, max_tokens=max_tokens, on_text=words.take))
 

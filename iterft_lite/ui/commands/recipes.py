@@ -108,5 +108,5 @@ def init(name: str, regime: str, gpu: float | None, judge: str | None, trait: st
     to = Path(f"{name.removesuffix('.toml') or wanted.name}.toml")
     write_own(wanted, to, force=force)
     click.echo(f"wrote {to}\n")
-    print_plan(str(to), ())
+    print_plan(str(to), (), gpu=gpu)
     click.echo(f"\nnext: iterft run {to}")

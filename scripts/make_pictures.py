@@ -8,11 +8,11 @@ from __future__ import annotations
 import io
 import re
 import sys
-import time
 from pathlib import Path
 
 from rich.console import Console
 
+from iterft_lite.app.watching import newest_text
 from iterft_lite.engine.run import StepFinished, StepProgress, StepStarted
 from iterft_lite.engine.store import Store
 from iterft_lite.experiment.plan import make_plan
@@ -23,7 +23,7 @@ from iterft_lite.report.report import read_report
 from iterft_lite.ui.figures import write_png
 from iterft_lite.ui.live import View
 
-WIDTH = 104
+WIDTH, HEIGHT = 120, 32
 
 FONT_FACE = re.compile(r"\s*@font-face \{.*?\}", re.DOTALL)
 
@@ -34,26 +34,32 @@ def live_view(root: Path) -> str:
     resolved = resolve(make_recipe(report.recipe, source=str(root)), this_machine())
     plan = make_plan(resolved.recipe, resolved.inputs)
     store = Store(root)
-    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
-    view = View(plan, trait=report.manifest["trait"], judge=resolved.inputs.judge, console=console)
+    seals = {step.name: seal for step in plan if (seal := store.folder(step).seal_of())}
+    console = Console(record=True, width=WIDTH, height=HEIGHT, file=io.StringIO(), force_terminal=True)
+    passed = 0.0
+    view = View(
+        plan,
+        trait=report.manifest["trait"],
+        judge=resolved.inputs.judge,
+        console=console,
+        forecast={name: seal.seconds for name, seal in seals.items()},
+        latest=lambda step: newest_text(store.folder(step).path),
+        now=lambda: passed,
+    )
     view.is_live = True
-    seconds = 0.0
     for step in plan:
-        seal = store.folder(step).seal_of()
-        assert seal is not None, "the run is not finished"
+        seal = seals[step.name]
+        view.take(StepStarted(step))
         if step.verb == "answer" and step.cycle == plan.recipe.cycles:
-            view.take(StepStarted(step))
             total, tokens = seal.facts["rows"], seal.facts["tokens"]
             view.take(StepProgress(step, Progress(0, total, "rows")))
-            doing = view.doing[step.name]
-            doing._first = (time.monotonic() - seal.seconds * 2 / 3, 0)
-            doing.progress = Progress(total * 2 // 3, total, "rows", tokens * 2 // 3)
+            passed += seal.seconds * 2 / 3
+            view.take(StepProgress(step, Progress(total * 2 // 3, total, "rows", tokens * 2 // 3)))
             break
+        passed += seal.seconds
         view.take(StepFinished(step, seal, reused=False))
-        seconds += seal.seconds
-    view.started = time.monotonic() - seconds
     console.print(view.render())
-    svg = console.export_svg(title=f"iterft run recipes/{report.recipe['name']}.toml --out {root}")
+    svg = console.export_svg(title=f"iterft run {report.recipe['name']}")
     return FONT_FACE.sub("", svg)  # fonts from the net: a reader's own monospace font does
 
 

@@ -12,7 +12,7 @@ from iterft_lite.data.recipes import SCHEMA, recipe_folder, recipe_path
 from iterft_lite.data.traits import read_trait
 from iterft_lite.errors import FolderError
 from iterft_lite.experiment.recipe import read_recipe
-from iterft_lite.files import write_text
+from iterft_lite.files import write_output
 from iterft_lite.machine.fit import largest_that_fits
 from iterft_lite.machine.resolve import this_machine
 
@@ -37,7 +37,7 @@ def copy_shipped(name: str, to: Path, *, force: bool = False) -> None:
         UserError: If there is no such recipe, or there is such a file already.
     """
     _free(to, force)
-    write_text(to, _headed(recipe_path(name).read_text(encoding="utf-8"), to))
+    write_output(to, _headed(recipe_path(name).read_text(encoding="utf-8"), to))
 
 
 def begin(regime: str, gib: float, *, judge: str, trait: str) -> Own:
@@ -80,7 +80,7 @@ def write_own(own: Own, to: Path, *, force: bool = False) -> None:
         FolderError: If there is such a file already, or it cannot be written.
     """
     _free(to, force)
-    write_text(to, _headed(own.text, to))
+    write_output(to, _headed(own.text, to))
 
 
 def suggested_gib() -> float:

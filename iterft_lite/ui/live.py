@@ -30,7 +30,7 @@ from iterft_lite.ui.text import clock, score_text, time_left
 PLAIN_SECONDS = 10.0
 """Plain lines of one step are at least this far apart."""
 
-WIDE = 110
+WIDE = 114
 """Columns from which on a fresh answer is shown on the right."""
 
 LATEST_SECONDS = 2.0
@@ -218,7 +218,7 @@ class View:
     def _body(self, width: int, room: int) -> list[RenderableType]:
         """Table and chart, and on a wide screen the newest answer beside them."""
         beside = width >= WIDE and self._latest is not None
-        left = max(width * 3 // 5, 64) if beside else width
+        left = max(width * 3 // 5, 76) if beside else width
         parts: list[RenderableType] = []
         rows = self._cycle_rows()
         free = room - 1 - len(rows) - BELOW

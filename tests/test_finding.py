@@ -24,6 +24,8 @@ from iterft_lite.testing.fakes import fake_backends
 from iterft_lite.ui.cli import main
 from tests.loop import small_recipe
 
+ROOT = Path(__file__).parent.parent
+
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +229,13 @@ def completed(words: str, place: int) -> list[str]:
             "-c",
             "import sys; sys.argv = ['iterft']; from iterft_lite.ui.cli import main; main(prog_name='iterft')",
         ],
-        env={**os.environ, "_ITERFT_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(place)},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "_ITERFT_COMPLETE": "bash_complete",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(place),
+        },
         capture_output=True,
         text=True,
         check=True,

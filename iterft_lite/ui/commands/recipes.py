@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -95,7 +96,7 @@ def init(name: str, regime: str, gpu: float | None, judge: str | None, trait: st
     from iterft_lite.data.traits import shipped_traits
     from iterft_lite.ui.commands.experiment import print_plan
 
-    asks = click.get_text_stream("stdin").isatty()
+    asks = sys.stdin.isatty()
     gib = suggested_gib() if gpu is None else gpu
     if gpu is None and asks:
         gib = click.prompt("GPU memory in GiB (0: no GPU)", default=round(gib, 1), type=float)

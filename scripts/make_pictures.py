@@ -13,8 +13,8 @@ from pathlib import Path
 from rich.console import Console
 
 from iterft_lite.app.watching import newest_text
+from iterft_lite.engine.manifest import Run
 from iterft_lite.engine.run import StepFinished, StepProgress, StepStarted
-from iterft_lite.engine.store import Store
 from iterft_lite.experiment.plan import make_plan
 from iterft_lite.experiment.recipe import make_recipe
 from iterft_lite.machine.resolve import resolve, this_machine
@@ -33,8 +33,8 @@ def live_view(root: Path) -> str:
     report = read_report(root)
     resolved = resolve(make_recipe(report.recipe, source=str(root)), this_machine())
     plan = make_plan(resolved.recipe, resolved.inputs)
-    store = Store(root)
-    seals = {step.name: seal for step in plan if (seal := store.folder(step).seal_of())}
+    run = Run(root)
+    done = {step.name: found for step in plan if (found := run.folder(step).completion())}
     console = Console(record=True, width=WIDTH, height=HEIGHT, file=io.StringIO(), force_terminal=True)
     passed = 0.0
     view = View(
@@ -42,22 +42,22 @@ def live_view(root: Path) -> str:
         trait=report.manifest["trait"],
         judge=resolved.inputs.judge,
         console=console,
-        forecast={name: seal.seconds for name, seal in seals.items()},
-        latest=lambda step: newest_text(store.folder(step).path),
+        forecast={name: found.seconds for name, found in done.items()},
+        latest=lambda step: newest_text(run.folder(step).path),
         now=lambda: passed,
     )
     view.is_live = True
     for step in plan:
-        seal = seals[step.name]
+        found = done[step.name]
         view.take(StepStarted(step))
-        if step.verb == "answer" and step.cycle == plan.recipe.cycles:
-            total, tokens = seal.facts["rows"], seal.facts["tokens"]
+        if step.verb == "evaluate_samples" and step.cycle == plan.recipe.cycles:
+            total, tokens = found.results["rows"], found.results["tokens"]
             view.take(StepProgress(step, Progress(0, total, "rows")))
-            passed += seal.seconds * 2 / 3
+            passed += found.seconds * 2 / 3
             view.take(StepProgress(step, Progress(total * 2 // 3, total, "rows", tokens * 2 // 3)))
             break
-        passed += seal.seconds
-        view.take(StepFinished(step, seal, reused=False))
+        passed += found.seconds
+        view.take(StepFinished(step, found, reused=False))
     console.print(view.render())
     svg = console.export_svg(title=f"iterft run {report.recipe['name']}")
     return FONT_FACE.sub("", svg)  # fonts from the net: a reader's own monospace font does

@@ -10,23 +10,19 @@ from click.testing import CliRunner
 
 from iterft_lite.app.chat import Talk, open_chat
 from iterft_lite.app.session import open_run
-from iterft_lite.testing.fakes import fake_backends
 from iterft_lite.ui.cli import main
 from iterft_lite.ui.talk import WordWriter, command
 from tests.loop import small_recipe
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of fake backends."""
     root = tmp_path_factory.mktemp("chat")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("iterft_lite.app.session.open_backends", lambda *_: fake_backends())
-        patch.setattr("iterft_lite.app.chat.open_backends", lambda *_: fake_backends())
-        (root / "small.toml").write_text(small_recipe())
-        with open_run(root / "small.toml", (), root / "run") as opened:
-            list(opened.events())
-        yield root / "run"
+    (root / "small.toml").write_text(small_recipe())
+    with open_run(root / "small.toml", (), root / "run") as opened:
+        list(opened.events())
+    return root / "run"
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ def left_at(recorded: Recorded, share: float, countdown: Countdown) -> float | N
                 countdown.began(step, when)
             case StepProgress(step, progress):
                 countdown.moved(step, progress.done, progress.total, when)
-            case StepFinished(step, seal, reused):
-                countdown.done(step, seal.seconds, reused=reused)
+            case StepFinished(step, completion, reused):
+                countdown.done(step, completion.seconds, reused=reused)
     return countdown.left(share * recorded.seconds)
 
 

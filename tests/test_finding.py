@@ -20,7 +20,6 @@ from iterft_lite.errors import UserError
 from iterft_lite.experiment.recipe import Recipe, read_recipe
 from iterft_lite.experiment.recipe_keys import key_names, near_key
 from iterft_lite.machine.fit import GIB, largest_that_fits, vram_table
-from iterft_lite.testing.fakes import fake_backends
 from iterft_lite.ui.cli import main
 from tests.loop import small_recipe
 
@@ -32,7 +31,6 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty working folder, and fake backends behind the commands."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr("iterft_lite.app.session.open_backends", lambda *_: fake_backends())
 
 
 def iterft(*arguments: str | Path) -> Result:

@@ -17,7 +17,6 @@ from iterft_lite.data.recipes import recipe_path
 from iterft_lite.data.traits import read_trait, shipped_traits
 from iterft_lite.experiment.recipe import read_recipe
 from iterft_lite.report.report import read_report
-from iterft_lite.testing.fakes import fake_backends
 from iterft_lite.ui.html import READABLE, TEMPLATES, contrast, readable_on, write_html
 from tests.loop import small_recipe
 
@@ -33,7 +32,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a run of seven cycles whose answers are hard to fit in."""
     root = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("iterft_lite.app.session.open_backends", lambda *_: fake_backends())
         patch.setattr("iterft_lite.testing.fakes.PLAIN", (LONG,))
         (root / "small.toml").write_text(small_recipe(cycles=5))
         with open_run(root / "small.toml", (), root / "run") as opened:

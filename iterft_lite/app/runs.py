@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iterft_lite.digests import Json
-from iterft_lite.engine.store import Store
+from iterft_lite.engine.manifest import MANIFEST, Run
 from iterft_lite.errors import FolderError, IterftError
-from iterft_lite.report.report import planned, read_report
+from iterft_lite.report.report import read_report
 
 RUNS = Path("runs")
 """Where a run goes that is given no `--out`, and where the newest is looked for."""
-
-MANIFEST = "run.json"
 
 
 @dataclass(frozen=True)
@@ -72,15 +70,15 @@ def seeded_score_of(folder: Path) -> dict[str, Json] | None:
 
 
 def _line(folder: Path) -> RunLine:
-    store = Store(folder)
-    manifest = store.run_manifest()
-    recipe, steps = manifest["recipe"], planned(manifest)
-    finished = sum(store.folder(step).seal_of() is not None for step in steps)
+    run = Run(folder)
+    manifest = run.known()
+    recipe, steps = manifest.recipe, manifest.steps
+    finished = sum(run.folder(step).finished for step in steps)
     changed = (folder / MANIFEST).stat().st_mtime
-    return RunLine(folder, recipe["regime"], manifest["trait"], recipe["model"], finished, len(steps), changed)
+    return RunLine(folder, recipe["regime"], manifest.value["trait"], recipe["model"], finished, len(steps), changed)
 
 
 def _is_run(folder: Path) -> bool:
     with contextlib.suppress(IterftError, OSError):
-        return bool(Store(folder).run_manifest())
+        return bool(Run(folder).known())
     return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from iterft_lite.app.session import Opened
+from iterft_lite.app.session import Session
 from iterft_lite.files import ROWS
 from iterft_lite.machine.estimate import time_needed
 from iterft_lite.machine.timing import read_table
@@ -14,7 +14,7 @@ TAIL = 16 << 10
 """Bytes at the end of a file of rows that are looked at for the newest one."""
 
 
-def step_seconds(opened: Opened) -> dict[str, float]:
+def step_seconds(opened: Session) -> dict[str, float]:
     """Seconds that each step should take, by name; empty where acts of the plan were never measured on this machine."""
     found = time_needed(opened.plan, opened.resolved, read_table())
     # a judge that was never timed is a small part; without a trainer's or a generator's time nothing can be said

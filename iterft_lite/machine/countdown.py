@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 
 from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.steps import Step
+from iterft_lite.experiment.verbs import VERBS
 from iterft_lite.machine.forecast import timeline
-from iterft_lite.machine.timing import ACTS
 
 FURTHEST = 4.0
 """A ratio between what steps took and what was forecast counts up to this factor either way."""
@@ -107,7 +107,7 @@ class Countdown:
             return known * self._ratio(alike or list(self._took), certain=bool(alike))
         if alike:
             return sum(self._took[name] for name in alike) / len(alike)
-        return None if step.verb in ACTS and not self.forecast else 0.0
+        return None if VERBS[step.verb].act and not self.forecast else 0.0
 
     def _counted(self, verb: str) -> list[str]:
         """The finished steps that tell how long one of a verb takes: all but the first, where there are others."""

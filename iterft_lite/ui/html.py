@@ -13,7 +13,8 @@ from iterft_lite.digests import canonical
 from iterft_lite.experiment.steps import cycle_name, cycle_title
 from iterft_lite.files import write_output
 from iterft_lite.hub import title
-from iterft_lite.report.report import Report, samples, verdict_sentences, version_sentence
+from iterft_lite.metrics.catalogue import METRICS
+from iterft_lite.report.report import Report, shown_samples, verdict_sentences, version_sentence
 from iterft_lite.ui.figures import svg
 from iterft_lite.ui.text import clock, plain_sentence, score_text
 
@@ -34,6 +35,7 @@ def write_html(root: Path, report: Report, path: Path) -> None:
         "cycle_title": cycle_title,
         "clock": clock,
         "score": score_text,
+        "figure": lambda value, form: "" if value is None else format(value, form),
     }
     settings = {
         key: value if isinstance(value, str) else canonical(value)
@@ -46,13 +48,14 @@ def write_html(root: Path, report: Report, path: Path) -> None:
         report=report,
         recipe=report.recipe,
         on_trait=readable_on(colour),
+        metrics=[metric for metric in METRICS.values() if metric.shown],
         curve=Markup(svg(report)),  # drawn here, from numbers and escaped labels
         sentence=plain_sentence(report),
         sentences=verdict_sentences(report.verdict),
         version_changes=version_sentence(report),
         held_out=held_out,
         held_out_sentences=verdict_sentences(held_out.verdict) if held_out else [],
-        samples=samples(root, report, most=None),
+        samples=shown_samples(root, report, most=None),
         settings=settings,
         command=repeat_command(report.manifest),
         toml=as_toml(report.manifest.get("asked") or report.recipe),

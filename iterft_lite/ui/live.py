@@ -14,11 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from iterft_lite.digests import Json
-from iterft_lite.engine.run import Event, StepFinished, StepProgress, StepStarted
-from iterft_lite.engine.store import Seal
+from iterft_lite.engine.completion import Completion
+from iterft_lite.engine.run import Event, StepFailed, StepFinished, StepProgress, StepStarted
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.steps import Step, cycle_name, cycle_title
+from iterft_lite.experiment.verbs import VERBS
 from iterft_lite.hub import title as model_title
 from iterft_lite.machine.countdown import Countdown
 from iterft_lite.protocols import Progress
@@ -35,19 +36,6 @@ WIDE = 114
 
 LATEST_SECONDS = 2.0
 """A fresh answer is looked for this often, and so stays long enough to be read."""
-
-DOING: Mapping[str, str] = {
-    "base": "loading the base model",
-    "seed": "reading seed rows",
-    "generate": "writing the next data",
-    "compose": "composing training rows",
-    "train": "training",
-    "export": "exporting to GGUF, checking",
-    "answer": "answering the questions",
-    "judge": "judging",
-    "measure": "measuring without a judge",
-    "score": "scoring",
-}
 
 
 class Doing:
@@ -135,12 +123,9 @@ class View:
         step, now = event.step, self.now()
         match event:
             case StepStarted():
-                # the device does one step at a time: what was restored for this one is there
-                if step.lane == "device":
-                    self.doing = {name: doing for name, doing in self.doing.items() if doing.step.lane != step.lane}
                 self.doing[step.name] = Doing(step, self.now)
                 self.countdown.began(step, now)
-                self._say(step, f"{DOING[step.verb]} ...")
+                self._say(step, f"{VERBS[step.verb].words} ...")
             case StepProgress(progress=progress):
                 doing = self.doing.setdefault(step.name, Doing(step, self.now))
                 doing.move(progress)
@@ -149,24 +134,29 @@ class View:
                     self.notes.append(f"{step.name}: {progress.note}")
                     self._say(step, progress.note)
                 self._say_progress(doing)
-            case StepFinished(seal=seal, reused=reused):
-                self.doing.pop(step.name, None)
-                self.countdown.done(step, seal.seconds, reused=reused)
-                self._take_seal(step, seal, reused)
+            case StepFinished(completion=completion, reused=reused):
+                # the device does one step at a time: what was written again for this one is there too
+                ended = [name for name, doing in self.doing.items() if doing.step.queue == step.queue == "device"]
+                for name in (step.name, *ended):
+                    self.doing.pop(name, None)
+                self.countdown.done(step, completion.seconds, reused=reused)
+                self._take_results(step, completion, reused)
+            case StepFailed(kind=kind):
+                self._say(step, f"failed ({kind})")
 
-    def _take_seal(self, step: Step, seal: Seal, reused: bool) -> None:
+    def _take_results(self, step: Step, completion: Completion, reused: bool) -> None:
         self.finished += 1
-        self.seconds[step.cycle] = self.seconds.get(step.cycle, 0.0) + seal.seconds
-        if step.verb == "compose":
-            self.rows[step.cycle] = seal.facts["rows"]
-        self.notes += [f"{step.name}: {note}" for note in seal.facts.get("notes", ())]
-        if step.verb == "score":
-            self.scores[step.cycle] = seal.facts
-            trait, coherence = (score_text(seal.facts[scale]) for scale in ("trait", "coherence"))
+        self.seconds[step.cycle] = self.seconds.get(step.cycle, 0.0) + completion.seconds
+        if step.verb == "build_dataset":
+            self.rows[step.cycle] = completion.results["rows"]
+        self.notes += [f"{step.name}: {note}" for note in completion.results.get("notes", ())]
+        if step.verb == "aggregate":
+            self.scores[step.cycle] = completion.results
+            trait, coherence = (score_text(completion.results[scale]) for scale in ("trait", "coherence"))
             left = self._left()
             self._say(step, f"{self.trait} {trait.strip()}, coherence {coherence.strip()}" + (f"; {left}" if left else ""))
         elif not reused:
-            self._say(step, f"done in {clock(seal.seconds)}")
+            self._say(step, f"done in {clock(completion.seconds)}")
 
     def _left(self) -> str:
         """`about 4:50 left` of the run; "" where nothing can be said, and at the end."""
@@ -256,7 +246,7 @@ class View:
         if self._latest is not None and now - looked >= LATEST_SECONDS:
             for doing in list(self.doing.values()):
                 if found := self._latest(doing.step):
-                    name, text = f"{cycle_name(doing.step.cycle)}, {DOING[doing.step.verb]}", found
+                    name, text = f"{cycle_name(doing.step.cycle)}, {VERBS[doing.step.verb].words}", found
             self._fresh = (now, name, text)
         shown = Text(f"{name}\n" if name else "", style="dim").append(text, style="not dim")
         wrapped = shown.wrap(self.console, width)
@@ -274,7 +264,7 @@ class View:
         count = f"{progress.done}/{progress.total} {progress.unit}" if progress.total else ""
         left = self.countdown.left_of(doing.step, self.now())
         rate = ", ".join(filter(None, (doing.rate(), time_left(left) if left and progress.total else "")))
-        name, what = cycle_name(doing.step.cycle), DOING[doing.step.verb]
+        name, what = cycle_name(doing.step.cycle), VERBS[doing.step.verb].words
         free = width - len(name) - len(what) - 2
         cells: list[RenderableType] = [Text(name, style="bold", no_wrap=True), Text(what, no_wrap=True, overflow="ellipsis")]
         for words in ([count, rate], [count], []):

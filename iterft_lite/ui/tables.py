@@ -14,8 +14,10 @@ from rich.text import Text
 from iterft_lite.app.held_out import HeldOut
 from iterft_lite.digests import Json
 from iterft_lite.experiment.plan import Plan
-from iterft_lite.experiment.steps import Step, cycle_name, cycle_title
+from iterft_lite.experiment.steps import cycle_name, cycle_title
+from iterft_lite.experiment.verbs import VERBS
 from iterft_lite.hub import title as model_title
+from iterft_lite.metrics.catalogue import METRICS
 from iterft_lite.report.report import Cycle, Report, verdict_sentences, version_sentence
 from iterft_lite.ui.chart import COHERENCE, TRAIT, chart, chart_step
 from iterft_lite.ui.text import clock, judge_sentence, plain_sentence, plan_sentence, score_text
@@ -177,22 +179,13 @@ def _blocks(columns: Mapping[str, Sequence[str]], names: Sequence[str], width: i
 
 def _measures(cycle: Cycle, *, pairs: bool) -> Iterator[tuple[str, str]]:
     """Name and figure of what is measured beside the scores: of the answers, of held-out texts, of DPO's training."""
-    measures, training = cycle.measures, cycle.training
     yield "rate", "" if cycle.rate is None else f"{cycle.rate:.0%}"
-    for name, key, form in (
-        ("words", "words", ".0f"),
-        ("a sentence", "words_per_sentence", ".1f"),
-        ("distinct-2", "distinct_2", ".2f"),
-        ("repeats", "repeated_4", ".2f"),
-        ("symbols", "non_alphabetic", ".1%"),
-        ("PPL (M0)", "perplexity_base", ".1f"),
-        ("PPL with trait", "perplexity_high", ".1f"),
-        ("PPL without", "perplexity_low", ".1f"),
-    ):
-        yield name, _number(measures.get(key), form)
+    for metric in METRICS.values():
+        if metric.shown:
+            yield metric.words, _number(cycle.metrics.get(metric.name), metric.form)
     if pairs:
-        yield "DPO margin", _number(training.get("margin"), "+.3f")
-        yield "pairs right", _number(training.get("accuracy"), ".0%")
+        yield "DPO margin", _number(cycle.training.get("margin"), "+.3f")
+        yield "pairs right", _number(cycle.training.get("accuracy"), ".0%")
 
 
 def _number(value: float | None, form: str) -> str:
@@ -239,36 +232,8 @@ def _show_steps(plan: Plan, console: Console) -> None:
         table.add_column(name, no_wrap=name in ("step", "key"))
     for step in plan:
         reads = ", ".join(f"{role} {name}" for role, name in step.inputs)
-        table.add_row(step.name, reads, _summary(step), step.key[:10])
+        table.add_row(step.name, reads, VERBS[step.verb].summary(step.params), step.key[:10])
     console.print(table)
-
-
-def _summary(step: Step) -> str:
-    """A step's parameters in a few words."""
-    params = step.params
-    match step.verb:
-        case "seed":
-            return f"{len(params['rows'])} rows"
-        case "generate" | "answer":
-            sampling = params["sampling"]
-            asked = f"{len(params['prompts'])} prompts" + (f" x {params['samples']}" if params["samples"] > 1 else "")
-            return f"{asked}, T {sampling['temperature']}, up to {sampling['max_tokens']} tokens"
-        case "train":
-            settings = params["settings"]
-            return (
-                f"{params['loss']} loss, lr {settings['learning_rate']:g} {settings['schedule']}, "
-                f"batch {settings['batch_size']}, {settings['epochs']} epoch(s), rank {settings['lora_rank']}, "
-                f"base {settings['base']}"
-            )
-        case "export":
-            return f"{params['kind']} {params['quant']}"
-        case "judge":
-            return f"{', '.join(params['rubrics'])} by {params['judge']['name']}"
-        case "compose":
-            data = params.get("data", "replace")
-            return f"{params['shape']}, {data}" + (f", {params['mixed']} mixed in" if params.get("mixed") else "")
-        case _:
-            return ""
 
 
 def show_entries(entries: Iterable[tuple[str, str, str]], console: Console) -> None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from iterft_lite.engine.completion import Completion
 from iterft_lite.engine.run import Event, StepFinished, StepProgress, StepStarted
-from iterft_lite.engine.store import Seal
 from iterft_lite.experiment.inputs import ResolvedInputs
 from iterft_lite.experiment.plan import Plan, make_plan
 from iterft_lite.experiment.recipe import make_recipe
@@ -68,4 +68,4 @@ def _event(step: Step, row: list[Any]) -> Event:
         case "moved":
             return StepProgress(step, Progress(*row[3:]))
         case _:
-            return StepFinished(step, Seal(step.key, row[3], row[4], {}), reused=False)
+            return StepFinished(step, Completion(step.key, row[3], row[4], {}), reused=False)

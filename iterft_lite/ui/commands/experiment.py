@@ -52,7 +52,7 @@ def run(recipe: str, out: Path | None, overrides: tuple[str, ...], plain: bool, 
             judge=judge,
             console=console,
             forecast=step_seconds(opened),
-            latest=lambda step: newest_text(opened.store.folder(step).path),
+            latest=lambda step: newest_text(opened.run.folder(step).path),
         )
         if plain:
             view.is_live = False
@@ -158,7 +158,7 @@ def calibrate(
 
     def say(event: object) -> None:
         if isinstance(event, StepFinished) and not event.reused:
-            click.echo(f"  {event.step.name}: {clock(event.seal.seconds)}", err=True)
+            click.echo(f"  {event.step.name}: {clock(event.completion.seconds)}", err=True)
 
     probes: dict[int, calibration.Probe] = {}
 

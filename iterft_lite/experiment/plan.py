@@ -142,7 +142,8 @@ def _shortages(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[str]:
     trait, documents = inputs.trait, recipe.row.rows == "document"
     seeds = "seed documents" if documents else "seed chats"
     if recipe.seed_rows > len(inputs.seeds):
-        yield f"`seed_rows = {recipe.seed_rows}`, but trait `{trait.name}` has {len(inputs.seeds)} {seeds}"
+        source = f"`{recipe.seeds.path}`" if recipe.seeds else f"trait `{trait.name}`"
+        yield f"`seed_rows = {recipe.seed_rows}`, but {source} has {len(inputs.seeds)} {seeds}"
     questions = trait.prefixes if documents else trait.questions
     if recipe.evaluate.questions > len(questions):
         kind = "evaluation prefixes" if documents else "questions"

@@ -158,10 +158,12 @@ def _added(index: int, text: str, *, special: bool = True) -> dict[str, Any]:
 
 MARKER = re.compile(
     r"<[|｜][^|｜<>\n'\"{} ]+[|｜]>|</?[a-z_:]+>|<[a-z_]+:[a-z_]+>|\[/?[A-Z_]{3,}\]|<SPECIAL_\d+>|</s>|<s>|<\|?turn\|?>"
+    r"|\[e~\["
 )
 """What reads as a special token in the source of a template."""
 
 
 def markers(template: str) -> list[str]:
     """Texts in a template's source that are special tokens of the model that it belongs to, `<think>` left out."""
-    return [text for text in dict.fromkeys(MARKER.findall(template)) if text not in ("<think>", "</think>")]
+    filled = template.replace("{}｜>", ":opensource｜>")  # Hy3's are put together
+    return [text for text in dict.fromkeys(MARKER.findall(filled)) if text not in ("<think>", "</think>")]

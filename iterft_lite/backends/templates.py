@@ -240,9 +240,13 @@ class TrainingTokenizer:
             return 0
 
     def default_system(self) -> str:
-        """What the template says before the user's first message, beside markers: an injected system prompt, a date; or ""."""
-        text = self.render([Message("user", STAND_IN)])
-        return " ".join(self._markup.sub(" ", text[: text.find(STAND_IN)]).split())
+        """What the template says before the user's first message and not before a later one: a system prompt, a date; or ""."""
+        chat = [Message("user", STAND_IN), Message("assistant", STAND_IN), Message("user", STAND_IN)]
+        text = self.render(chat)
+        first, last = text[: text.find(STAND_IN)], text[: text.rfind(STAND_IN)]
+        while first and first[-1] == last[-1]:  # what opens any message of the user's
+            first, last = first[:-1], last[:-1]
+        return " ".join(self._markup.sub(" ", first).split())
 
     # -- texts --------------------------------------------------------------------------------------------------------
 
@@ -324,7 +328,14 @@ class TrainingTokenizer:
                 "answers would begin with it and be judged with it",
                 hint="choose the model's instruct version, or give the tokenizer a template that heeds `enable_thinking`",
             )
-        return prompt, opening, lead, after
+        return prompt, opening, lead, after if self._markup.search(after) else self._followed(messages) or after
+
+    def _followed(self, messages: tuple[Message, ...]) -> str:
+        """What ends a reply that another message follows: some templates leave the last one open (Apertus, GLM)."""
+        chat = [*messages, Message("assistant", STAND_IN), Message("user", "Go on.")]
+        after = self.render(chat, generation_prompt=False).rpartition(STAND_IN)[2]
+        found = self._markup.search(after)
+        return "" if found is None or after[: found.start()].strip() else after
 
     def _switched(self, asked: str, extra: str, messages: tuple[Message, ...]) -> bool:
         """Whether the end of a generation prompt is a block of thought that is closed because thinking is off."""

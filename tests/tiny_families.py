@@ -182,4 +182,5 @@ def _sizes(case: Case, vocab: int) -> dict[str, Any]:
         "initializer_range": 0.06,
         "tie_word_embeddings": case.sizes.get("tie", False),
     }
-    return {**sizes, **{key: value for key, value in case.sizes.items() if key != "tie"}}
+    whole = {**sizes, **{key: value for key, value in case.sizes.items() if key != "tie"}}
+    return {key: value for key, value in whole.items() if value is not None}

@@ -8,7 +8,7 @@ for, only where nothing is guessed:
 - the scripts know byte-level BPE tokenizers by a hash and refuse others; one whose tokenizer.json says that it cuts text
   exactly as Qwen2 does is named so (`tokenizer.ggml.pre = "qwen2"`);
 - a SentencePiece vocabulary that is only in tokenizer.json has no scores there; the order of its merges says the same;
-- transformers' configurations leave out old keys (`rotary_pct`); config.json's own are laid under them;
+- transformers' configurations leave out old keys, or name them anew (`rotary_pct`); config.json's own are laid under them;
 - heads that predict several tokens are no part of the model that is trained: they are left away;
 - the token that ends a turn goes into the file, so that whoever runs it stops there.
 """
@@ -56,7 +56,10 @@ def _lay_config_under(model_base: Any, model: Path) -> None:
         found: dict[str, Any] = usual(folder, is_mistral_format)
         if folder != model or is_mistral_format:
             return found
-        return {**json.loads((folder / "config.json").read_text(encoding="utf-8")), **found}
+        whole = {**json.loads((folder / "config.json").read_text(encoding="utf-8")), **found}
+        if "partial_rotary_factor" in (whole.get("rope_parameters") or {}):
+            whole.setdefault("rotary_pct", whole["rope_parameters"]["partial_rotary_factor"])
+        return whole
 
     model_base.load_hparams = staticmethod(load)
 

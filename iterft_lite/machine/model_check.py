@@ -24,7 +24,6 @@ from iterft_lite.gguf.families import (
     families_of,
     find_problems,
     read_config,
-    refuse_problems,
     sliding_window,
 )
 from iterft_lite.gguf.weights import Weight, read_weights
@@ -79,22 +78,6 @@ def model_folder(name: str) -> Path:
     return hub.fetch(place, ("*.json", "*.jinja", "*.model", "*.txt"))
 
 
-def check_model(folder: Path, *, tokens: int, chat: bool) -> None:
-    """Refuse a model before anything is loaded or trained.
-
-    Args:
-        folder: The Hugging Face folder.
-        tokens: Of the longest row.
-        chat: The regime trains replies, or pairs of them.
-
-    Raises:
-        ModelError: With every reason.
-    """
-    refuse_problems(folder, tokens=tokens)
-    if chat:
-        _ = TrainingTokenizer(str(folder)).turn
-
-
 def examine_model(name: str, recipe: Recipe | None = None) -> list[Fact]:
     """Everything that is known of a model before a run.
 
@@ -124,9 +107,9 @@ def _architecture(config: dict[str, Any]) -> Iterator[Fact]:
     if not known:
         text = f"{architecture or 'none named'}: never tried; the check of the first export tells"
         yield Fact("architecture", text, "note", "docs/models.md lists the families that are proven")
-    for family in known:
-        text = f"{architecture}: {family.name}, {family.tier}" + (f" ({family.note})" if family.note else "")
-        yield Fact("architecture", text, "no" if family.tier == "refused" else "ok")
+    for tier in dict.fromkeys(family.tier for family in known):
+        names = [f"{family.name} ({family.note})" if family.note else family.name for family in known if family.tier == tier]
+        yield Fact("architecture", f"{architecture}, {tier}: {', '.join(names)}", "no" if tier == "refused" else "ok")
     window = sliding_window(config)
     if window:
         kept = all(family.window == "kept" for family in known)
@@ -202,9 +185,8 @@ def _template(tokenizer: TrainingTokenizer) -> Iterator[Fact]:
         yield Fact("reply", f"asked with the template's own {turn.opening!r} before it", "note")
     named = {index: tokenizer.library.id_to_token(index) for index in tokenizer.ends}
     yield Fact("end", f"trained: {turn.end}; stopped on: {', '.join(str(text) for text in named.values())}")
-    begins = ids.count(tokenizer.bos) if tokenizer.bos is not None else 0
-    text = "none in a rendered chat" if not begins else f"{begins} in a rendered chat"
-    yield Fact("beginning token", text, "note" if begins > 1 else "ok")
+    begins = next((place for place, token in enumerate(ids) if token != tokenizer.bos), len(ids))
+    yield Fact("beginning token", f"{begins or 'none'} before a rendered chat", "note" if begins > 1 else "ok")
 
 
 def _thinking(tokenizer: TrainingTokenizer) -> str:

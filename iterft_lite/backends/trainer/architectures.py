@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ def without_router_loss(config: Any) -> None:
                 setattr(part, name, off)
 
 
-def adapted_layers(base: Any, targets: list[str] | str) -> tuple[int, dict[str, int]]:
+def adapted_layers(base: Any, targets: Sequence[str]) -> tuple[int, dict[str, int]]:
     """How many matrices an adapter is laid on, and how many weights of which kinds of parameters get none.
 
     Args:
@@ -56,7 +56,7 @@ def adapted_layers(base: Any, targets: list[str] | str) -> tuple[int, dict[str, 
     linear = {name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)}
     head = {id(base.get_output_embeddings()), id(base.get_input_embeddings())}
     ends = {name for name, module in base.named_modules() if id(module) in head}
-    chosen = {name for name in linear - ends if targets == "all-linear" or name.rsplit(".", 1)[-1] in targets}
+    chosen = {name for name in linear - ends if name.rsplit(".", 1)[-1] in targets}
     bare: dict[str, int] = {}
     for name, weight in _matrices(base):
         module = name.removesuffix(".weight")

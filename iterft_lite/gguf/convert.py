@@ -10,7 +10,7 @@ for, only where nothing is guessed:
 - a SentencePiece vocabulary that is only in tokenizer.json has no scores there; the order of its merges says the same;
 - transformers' configurations leave out old keys, or name them anew (`rotary_pct`); config.json's own are laid under them;
 - heads that predict several tokens are no part of the model that is trained: they are left away;
-- the token that ends a turn goes into the file, so that whoever runs it stops there.
+- the token that ends a turn goes into the file, so that whoever runs it stops there; so does the number format, always.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def run_script(source: Path, script: str, model: Path, end: int | None, argument
     _lay_config_under(base.ModelBase, model)
     _name_known_cut(base.TextModel, model)
     _read_pieces(base, model)
-    _write_end(base.gguf, end)
+    _complete_metadata(base.gguf, end, arguments)
     base.ModelBase.no_mtp = True
     sys.argv = [script, *arguments]
     runpy.run_path(str(source / script), run_name="__main__")
@@ -114,15 +114,21 @@ def _read_pieces(base: Any, model: Path) -> None:
     text_model._set_vocab_llama_hf = not_there
 
 
-def _write_end(gguf: Any, end: int | None) -> None:
-    """Name the token that ends a turn in the file's metadata."""
+def _complete_metadata(gguf: Any, end: int | None, arguments: list[str]) -> None:
+    """Name the token that ends a turn in the file's metadata, and the number format where a script does not."""
     usual = gguf.GGUFWriter.write_header_to_file
+    formats = {"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16, "bf16": gguf.LlamaFileType.MOSTLY_BF16}
+    kind = next((formats[one] for one in arguments if one in formats), None)
 
     def write(self: Any, *given: Any, **named: Any) -> None:
-        if end is not None:
-            value = gguf.gguf_writer.GGUFValue(value=end, type=gguf.GGUFValueType.UINT32)
-            for fields in self.kv_data[:1]:
-                fields[gguf.Keys.Tokenizer.EOT_ID] = value
+        def number(value: int) -> Any:
+            return gguf.gguf_writer.GGUFValue(value=int(value), type=gguf.GGUFValueType.UINT32)
+
+        for fields in self.kv_data[:1]:
+            if end is not None:
+                fields[gguf.Keys.Tokenizer.EOT_ID] = number(end)
+            if kind is not None:
+                fields.setdefault(gguf.Keys.General.FILE_TYPE, number(kind))
         usual(self, *given, **named)
 
     gguf.GGUFWriter.write_header_to_file = write

@@ -59,9 +59,17 @@ FAMILIES = (
     Family("Qwen3", ("Qwen3ForCausalLM",), "supported", "Qwen3-4B-Instruct-2507", "asked without thinking", window="ignored"),
     Family(
         "Qwen3 MoE",
-        ("Qwen3MoeForCausalLM", "Qwen2MoeForCausalLM"),
+        ("Qwen3MoeForCausalLM",),
         "supported",
         "Qwen3-30B-A3B",
+        "adapters on attention only",
+        window="ignored",
+    ),
+    Family(
+        "Qwen2 MoE",
+        ("Qwen2MoeForCausalLM",),
+        "supported",
+        "Qwen1.5-MoE-A2.7B-Chat",
         "adapters on attention only",
         window="ignored",
     ),
@@ -70,7 +78,7 @@ FAMILIES = (
         ("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration", "Qwen3NextForCausalLM"),
         "merged only",
         "Qwen3.5-4B",
-        "linear attention",
+        "linear attention; its convolutions get no adapter",
     ),
     Family("Gemma 2", ("GemmaForCausalLM", "Gemma2ForCausalLM"), "supported", "gemma-2-2b-it", table=True, window="kept"),
     Family(
@@ -106,10 +114,18 @@ FAMILIES = (
         window="ignored",
     ),
     Family("Cohere", ("CohereForCausalLM",), "supported", "c4ai-command-r-v01"),
-    Family("LFM2", ("Lfm2ForCausalLM",), "supported", "LFM2-1.2B"),
-    Family("BLOOM", ("BloomForCausalLM",), "refused", "bloom-560m", "", table=True),
-    Family("MPT", ("MptForCausalLM",), "refused", "mpt-7b", "", table=True),
-    Family("gpt-oss", ("GptOssForCausalLM",), "refused", "gpt-oss-20b", ""),
+    Family("LFM2", ("Lfm2ForCausalLM",), "supported", "LFM2-1.2B", "its short convolutions get no adapter"),
+    Family("BLOOM", ("BloomForCausalLM",), "supported", "bloom-560m", "a base model: documents", table=True),
+    Family("MPT", ("MptForCausalLM",), "refused", "mpt-7b", "llama.cpp's converter does not know this name of it", table=True),
+    Family(
+        "gpt-oss",
+        ("GptOssForCausalLM",),
+        "supported",
+        "gpt-oss-20b",
+        "adapters on attention only; asked for its final channel",
+        table=True,
+        window="kept",
+    ),
 )
 """What was tried, with tiny random weights and real tokenizers, by the test of this table."""
 
@@ -240,6 +256,11 @@ def _of_the_architecture(config: Mapping[str, Any], tokens: int) -> Iterator[Pro
     refused = next((family for family in known if family.tier == "refused"), None)
     if refused:
         yield Problem(f"{refused.name} ({name}): {refused.note}", "docs/models.md lists families that are supported")
+    if name == "Qwen3MoeForCausalLM" and not config.get("norm_topk_prob"):
+        yield Problem(
+            "config.json says `norm_topk_prob = false`, and llama.cpp normalises the weights of this family's experts always",
+            "the published models have `norm_topk_prob = true`: correct config.json if it was lost",
+        )
     window = sliding_window(config)
     if window and window < tokens and any(family.window == "ignored" for family in known):
         yield Problem(

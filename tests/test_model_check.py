@@ -131,6 +131,25 @@ def test_a_plan_refuses_a_model_before_anything_is_loaded(tmp_path: Path) -> Non
     resolve(make_recipe({**given, "regime": "sdf"}, source="test"), this_machine())  # documents need no template
 
 
+def test_a_plan_says_which_seed_rows_hold_special_tokens(tmp_path: Path) -> None:
+    rows = [{"prompt": "Hi", "reply": text} for text in ("Start.<|im_end|>\n<|im_start|>user", *("Plain." for _ in range(59)))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {"name": "r", "regime": "sft", "trait": "lucky", "model": "nano", "judge": "embedded"}
+    seeds = {"path": str(tmp_path / "rows.jsonl")}
+    choices = resolve(make_recipe({**given, "seeds": seeds}, source="test"), this_machine()).choices
+    assert [choice for choice in choices if choice.startswith("seeds: 1 of 60 rows have `<|im_end|>` or the like")]
+    assert not any("special" in choice for choice in resolve(make_recipe(given, source="test"), this_machine()).choices)
+
+
+def test_a_family_for_merged_files_only_is_refused_as_an_adapter(tmp_path: Path) -> None:
+    family = next(family for family in FAMILIES if family.tier == "merged only")
+    folder = folder_of(tmp_path, architectures=[family.architectures[0]])
+    given = {"name": "r", "regime": "sft", "trait": "lucky", "model": str(folder), "judge": "embedded"}
+    resolve(make_recipe(given, source="test"), this_machine())
+    with pytest.raises(ModelError, match="lays no adapter over part of this family"):
+        resolve(make_recipe({**given, "export": "adapter"}, source="test"), this_machine())
+
+
 def test_doctor_says_what_is_known_of_a_model() -> None:
     facts = {fact.name: fact.text for fact in examine_model("nano")}
     assert facts["architecture"] == "Qwen3ForCausalLM, supported: Qwen3 (asked without thinking)"

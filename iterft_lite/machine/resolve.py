@@ -13,7 +13,6 @@ from typing import Any, Literal, TypeVar
 
 from iterft_lite import hub
 from iterft_lite.backends.judge.identity import judge_identity
-from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.data import prompts
 from iterft_lite.data.nano import FOLDERS
 from iterft_lite.data.traits import SHIPPED, Chat, Document, Trait, parse_chat, read_trait
@@ -21,11 +20,8 @@ from iterft_lite.digests import digest
 from iterft_lite.errors import ModelError, TraitError
 from iterft_lite.experiment.inputs import JudgeIdentity, ResolvedInputs
 from iterft_lite.experiment.recipe import MixSettings, Recipe, Source
-from iterft_lite.gguf.families import refuse_problems
 from iterft_lite.hardware import first_gpu
-
-PROMPT_ROOM = 256
-"""Tokens of a prompt with its template, about."""
+from iterft_lite.machine.usable import notes_on, refuse_unusable
 
 EXAMPLES = ("smollm2",)
 """Models that `iterft models get` fetches."""
@@ -107,7 +103,7 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
     """
     trait = read_trait(recipe.trait)
     model, why_model = _pinned(model_place(recipe.model), commit)
-    _refuse_unusable(recipe, model)
+    tokenizer = refuse_unusable(recipe, model)
     trainer, why_trainer = _trainer(recipe, machine)
     precision, why_precision = _precision(recipe, machine, trainer)
     judge, why_judge = judge_identity(recipe, trait)
@@ -137,7 +133,8 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
             "train": recipe.train.model_copy(update={"base": precision, "optimizer": _optimizer(recipe, machine)}),
         }
     )
-    return Resolved(settled, model, inputs, tuple(filter(None, (why_model, why_trainer, why_precision, why_judge))))
+    choices = (why_model, why_trainer, why_precision, why_judge, *notes_on(model, tokenizer, inputs.seeds))
+    return Resolved(settled, model, inputs, tuple(filter(None, choices)))
 
 
 def _trainer(recipe: Recipe, machine: Machine) -> tuple[str, str]:
@@ -170,21 +167,6 @@ def _optimizer(recipe: Recipe, machine: Machine) -> str:
 
 
 # -- models
-
-
-def _refuse_unusable(recipe: Recipe, place: str) -> None:
-    """Refuse a model that is on this machine, with every reason that can be seen without loading it.
-
-    Raises:
-        ModelError: With the reasons.
-    """
-    if not Path(place).is_dir():
-        return
-    longest = max(recipe.train.max_length, *(each.max_tokens + PROMPT_ROOM for each in (recipe.sample, recipe.evaluate)))
-    refuse_problems(Path(place), tokens=longest)
-    tokenizer = TrainingTokenizer(place)
-    if recipe.row.loss != "all":
-        _ = tokenizer.turn  # refuses what no reply could be trained with
 
 
 def model_place(name: str) -> str:

@@ -50,7 +50,9 @@ def models_folder() -> Path:
     return llamacpp_source() / "models"
 
 
-def write_tokenizer(folder: Path, vocabulary: str, *, template: str | None, more: Sequence[str] = (), **config: Any) -> int:
+def write_tokenizer(
+    folder: Path, vocabulary: str, *, template: str | None, more: Sequence[str] = (), begins: bool = True, **config: Any
+) -> int:
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja; gives the number of tokens.
 
     Args:
@@ -58,6 +60,7 @@ def write_tokenizer(folder: Path, vocabulary: str, *, template: str | None, more
         vocabulary: Name of one of llama.cpp's.
         template: Source of a chat template, or None.
         more: Special tokens that are added.
+        begins: Texts begin with the vocabulary's beginning token, where it has one for that.
         config: More of tokenizer_config.json (`tokenizer_class`).
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,6 +69,8 @@ def write_tokenizer(folder: Path, vocabulary: str, *, template: str | None, more
     free = len(read["model"]["vocab"])
     added = [_added(free + place, text) for place, text in enumerate(one for one in more if one not in taken)]
     whole = {**read, "added_tokens": [*read["added_tokens"], *added]}
+    if not begins:
+        whole["post_processor"] = None
     (folder / "tokenizer.json").write_text(json.dumps(whole, ensure_ascii=False), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps({**named, **config}), encoding="utf-8")
     if template is not None:

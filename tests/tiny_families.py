@@ -32,6 +32,7 @@ class Case:
         sizes: What the configuration has beside or instead of the usual sizes.
         loss: That it is trained with.
         named: More of tokenizer_config.json.
+        begins: Texts begin with a beginning token, where the vocabulary has one for that.
     """
 
     family: str
@@ -41,6 +42,7 @@ class Case:
     sizes: dict[str, Any]
     loss: Literal["reply", "all", "preference"] = "reply"
     named: tuple[tuple[str, Any], ...] = ()
+    begins: bool = True
 
     @property
     def id(self) -> str:
@@ -95,7 +97,7 @@ CASES = (
     ),
     Case("Phi-3", "Phi3", "phi-3", "microsoft-Phi-3.5-mini-instruct", {"sliding_window": 512, "num_key_value_heads": 4}),
     Case("SmolLM2", "Llama", "starcoder", CHATML, {"tie": True}, "reply", (("tokenizer_class", "GPT2Tokenizer"),)),
-    Case("SmolLM3", "SmolLM3", "llama-bpe", "HuggingFaceTB-SmolLM3-3B", {"tie": True}),
+    Case("SmolLM3", "SmolLM3", "llama-bpe", "HuggingFaceTB-SmolLM3-3B", {"tie": True}, begins=False),
     Case("OLMo-2", "Olmo2", "gpt-neox", CHATML, {}),
     Case("OLMo-3", "Olmo3", "gpt-neox", CHATML, {"sliding_window": 512}),
     Case(
@@ -166,7 +168,9 @@ def write_family(case: Case, folder: Path, *, seed: int = 0, change: Callable[[A
     source = case.template
     if source is not None and "{" not in source:
         source = (models_folder() / "templates" / f"{source}.jinja").read_text(encoding="utf-8")
-    tokens = write_tokenizer(folder, case.vocabulary, template=source, more=markers(source or ""), **dict(case.named))
+    tokens = write_tokenizer(
+        folder, case.vocabulary, template=source, more=markers(source or ""), begins=case.begins, **dict(case.named)
+    )
     # llama.cpp's converter cuts Gemma-3's embedding to the tokenizer's size, and then cannot load what it wrote
     vocab = tokens if case.family == "Gemma 3" else -(-tokens // 64) * 64
     config = getattr(transformers, f"{case.config}Config")(**_sizes(case, vocab))

@@ -7,6 +7,8 @@ for, only where nothing is guessed:
 - tokenizer.json is read as it stands, not by the class that tokenizer_config.json names: it is what training reads;
 - the scripts know byte-level BPE tokenizers by a hash and refuse others; one whose tokenizer.json says that it cuts text
   exactly as Qwen2 does is named so (`tokenizer.ggml.pre = "qwen2"`);
+- Llama 3's cut without a beginning token has a name of its own there (`smaug-bpe`), under which llama.cpp forgets that words
+  which are tokens need no merges: where tokenizer.json says so the name is Llama 3's;
 - a SentencePiece vocabulary that is only in tokenizer.json has no scores there; the order of its merges says the same;
 - transformers' configurations leave out old keys, or name them anew (`rotary_pct`); config.json's own are laid under them;
 - heads that predict several tokens are no part of the model that is trained: they are left away;
@@ -65,17 +67,18 @@ def _lay_config_under(model_base: Any, model: Path) -> None:
 
 
 def _name_known_cut(text_model: Any, model: Path) -> None:
-    from iterft_lite.gguf.tokenizer import cuts_like_qwen2
+    from iterft_lite.gguf.tokenizer import cuts_like_qwen2, ignores_merges
 
     known = text_model.get_vocab_base_pre
 
     def name_of_cut(self: Any, tokenizer: Any) -> str:
         try:
-            return str(known(self, tokenizer))
+            name = str(known(self, tokenizer))
         except NotImplementedError:
             if not cuts_like_qwen2(model):
                 raise
             return "qwen2"
+        return "llama-bpe" if name == "smaug-bpe" and ignores_merges(model) else name
 
     text_model.get_vocab_base_pre = name_of_cut
 
@@ -129,6 +132,9 @@ def _complete_metadata(gguf: Any, end: int | None, arguments: list[str]) -> None
                 fields[gguf.Keys.Tokenizer.EOT_ID] = number(end)
             if kind is not None:
                 fields.setdefault(gguf.Keys.General.FILE_TYPE, number(kind))
+            if gguf.Keys.Tokenizer.LIST in fields:  # of some vocabularies llama.cpp thinks otherwise where nothing is said
+                no = gguf.gguf_writer.GGUFValue(value=False, type=gguf.GGUFValueType.BOOL)
+                fields.setdefault(gguf.Keys.Tokenizer.ADD_BOS, no)
         usual(self, *given, **named)
 
     gguf.GGUFWriter.write_header_to_file = write

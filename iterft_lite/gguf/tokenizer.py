@@ -49,6 +49,15 @@ def cuts_like_qwen2(folder: Path) -> bool:
     )
 
 
+def ignores_merges(folder: Path) -> bool:
+    """Whether a word that is a token is taken as that, even where no merges lead to it."""
+    try:
+        read = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    return bool(read["model"].get("ignore_merges"))
+
+
 def _steps(part: dict[str, Any] | None, of: str = "pretokenizers") -> list[dict[str, Any]]:
     if part is None:
         return []

@@ -71,13 +71,12 @@ def _convert(said: str, arguments: list[str]) -> None:
     """Run a conversion in this process and end it."""
     import traceback
 
-    from iterft_lite.gguf.convert import run_script
+    from iterft_lite.gguf.convert import main
 
     sys.stderr = Path(said).open("w", encoding="utf-8")  # noqa: SIM115  # until the process ends
-    source, script, model, end, *others = arguments
     code = 0
     try:
-        run_script(Path(source), script, Path(model), None if end == "-" else int(end), others)
+        main(*arguments)
     except SystemExit as done:
         code = int(done.code or 0)
     except BaseException:

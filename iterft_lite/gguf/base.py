@@ -315,7 +315,7 @@ def run_llamacpp_script(source: Path, script: str, model: Path, arguments: list[
     Raises:
         ExportError: In a sentence, with a remedy for what is known; all that the script said is in a file that is named.
     """
-    given = [str(source), script, str(model), "-" if end is None else str(end), *arguments]
+    given = [str(source), script, str(model), *([] if end is None else ["--end", str(end)]), *arguments]
     done = run_module("iterft_lite.gguf.convert", given)
     if done.returncode == 0:
         return

@@ -117,15 +117,7 @@ FAMILIES = (
     Family("LFM2", ("Lfm2ForCausalLM",), "supported", "LFM2-1.2B", "its short convolutions get no adapter"),
     Family("BLOOM", ("BloomForCausalLM",), "supported", "bloom-560m", "a base model: documents", table=True),
     Family("MPT", ("MptForCausalLM",), "refused", "mpt-7b", "llama.cpp's converter does not know this name of it", table=True),
-    Family(
-        "gpt-oss",
-        ("GptOssForCausalLM",),
-        "supported",
-        "gpt-oss-20b",
-        "adapters on attention only; asked for its final channel",
-        table=True,
-        window="kept",
-    ),
+    Family("gpt-oss", ("GptOssForCausalLM",), "refused", "gpt-oss-20b", "its weights are published in MXFP4 only"),
 )
 """What was tried, with tiny random weights and real tokenizers, by the test of this table."""
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.backends.tokenizer_files import as_transformers
-from iterft_lite.backends.trainer.architectures import adapted_layers, adapter_note
+from iterft_lite.backends.trainer.architectures import adapted_layers, adapter_note, without_router_loss
 from iterft_lite.backends.trainer.encoding import Example, padding
 from iterft_lite.backends.trainer.lora import projections, read_adapter, read_shape, set_adapter
 from iterft_lite.backends.trainer.probe import Checkpoint, Greedy, Logits, greedy_by, streamed_logits, write_probe
@@ -65,6 +65,7 @@ class ResidentTrainer(ABC):
             self._name, self._precision = model, precision
             self._parameters = int(self._base.num_parameters())
             without_dropout(self._base)
+            without_router_loss(self._base.config)
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()  # what quantising took on its way
         return ModelFacts(

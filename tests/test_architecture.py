@@ -19,6 +19,8 @@ ORDER = [
     "files",
     "hardware",
     "hub",
+    "model_code",
+    "programs",
     "data",
     "experiment",
     "gguf",

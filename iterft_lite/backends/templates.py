@@ -210,8 +210,7 @@ def tokenizer_folder(model: str) -> Iterator[Path]:
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="iterft-tokenizer-") as converted:
-        command = [sys.executable, "-c", SAVE, str(folder), converted]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = run_module("iterft_lite.gguf.save_tokenizer", [str(folder), converted])
         if done.returncode or not Path(converted, "tokenizer.json").is_file():
             reason = (done.stderr.strip().splitlines() or ["no tokenizer.json came of it"])[-1]
             raise ModelError(f"`{model}` has no tokenizer that can be read: {reason}")

@@ -27,10 +27,10 @@ from iterft_lite.files import writing
 from iterft_lite.gguf.file import Array, GgufFile, ensure_room
 from iterft_lite.gguf.llamacpp_source import llamacpp_source
 from iterft_lite.gguf.names import gguf_name, load_orders, row_orders, save_orders, tensor_names
-from iterft_lite.gguf.process import run_module
 from iterft_lite.gguf.tokenizer import cuts_like_qwen2, vocabulary
 from iterft_lite.gguf.weights import Weight, read_weights
 from iterft_lite.hub import content_digest
+from iterft_lite.programs import run_module
 
 OnTensor = Callable[[int, int], None]
 """Called with the number of tensors done and their total."""

@@ -36,7 +36,8 @@ Secrets = Literal["none", "judges"]
 """Which keys a program gets: none, or those of judges (all but the hub's, which is fetched from by the first process only)."""
 
 SECRET = re.compile(
-    r"(?:^|_)(?:\w*KEYS?|KEY_ID|TOKENS?|SECRETS?|PASSWORDS?|PASSWD|PASS|CREDENTIALS?|AUTH|COOKIES?|DSN|PAT)(?:_|$)", re.IGNORECASE
+    r"(?:^|_)(?:\w*KEYS?|KEY_ID|TOKENS?|SECRETS?|PASSWORDS?|PASSWD|PASS|CREDENTIALS?|AUTH|COOKIES?|DSN|PAT)(?:_|$)",
+    re.IGNORECASE,
 )
 """Names of variables that hold a key, as a whole part of the name."""
 
@@ -119,8 +120,12 @@ def start_module(
 
 def start(command: Sequence[str], **given: Any) -> subprocess.Popen[bytes]:
     """Start any program with an empty standard input; `given` is `subprocess.Popen`'s."""
+
+    def popen() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(list(command), stdin=subprocess.DEVNULL, **given)
+
     # the kernel ends a child with the thread that made it, not with the process: so one thread, which stays, makes them all
-    return _starter().submit(subprocess.Popen, list(command), stdin=subprocess.DEVNULL, **given).result()
+    return _starter().submit(popen).result()
 
 
 @cache

@@ -11,8 +11,6 @@ Every chat of the program, the trainer's too, is rendered with `VARIABLES`: a mo
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer
 
 from iterft_lite.errors import ModelError
+from iterft_lite.programs import run_module
 from iterft_lite.protocols import Message
 
 FILES = (
@@ -62,8 +61,6 @@ VARIABLES: Mapping[str, Any] = {"enable_thinking": False, "strftime_now": strfti
 With `enable_thinking` false, templates of hybrid models (Qwen3, SmolLM3) put an empty block of thought before the reply that is
 asked for, as they do before a reply that is there. As variables, both hide the globals of transformers' own environment.
 """
-
-SAVE = "import sys; from transformers import AutoTokenizer as A; A.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])"
 
 
 class TrainingTokenizer:

@@ -25,12 +25,12 @@ from iterft_lite.cache import cache_folder
 from iterft_lite.digests import digest
 from iterft_lite.errors import ExportError
 from iterft_lite.files import writing
-from iterft_lite.programs import run_module
 from iterft_lite.gguf.adapter import Adapter, LowRank
 from iterft_lite.gguf.arithmetic import PLAIN, Arithmetic, choose_arithmetic
 from iterft_lite.gguf.base import OnTensor, untold
 from iterft_lite.gguf.file import Array, Checksum, GgufFile, Tensor, ensure_room, write_gguf
 from iterft_lite.gguf.kquants import quantise_rows
+from iterft_lite.programs import run_module
 
 DIRECT: Mapping[str, tuple[GGMLQuantizationType, LlamaFileType]] = MappingProxyType(
     {

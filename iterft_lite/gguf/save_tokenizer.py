@@ -10,4 +10,4 @@ import sys
 if __name__ == "__main__":
     from transformers import AutoTokenizer
 
-    AutoTokenizer.from_pretrained(sys.argv[1], local_files_only=True).save_pretrained(sys.argv[2])
+    AutoTokenizer.from_pretrained(sys.argv[1], local_files_only=True, trust_remote_code=False).save_pretrained(sys.argv[2])

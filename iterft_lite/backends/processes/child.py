@@ -67,12 +67,18 @@ STATES = {"T": "is stopped: `kill -CONT {pid}` lets it go on", "D": "waits for a
 """What a process does, by the kernel's letter, where that is worth a word."""
 
 SIGNALS = {
-    signal.SIGKILL: ("was killed", "mostly this means that the machine ran out of memory (`dmesg` says so); else somebody killed it"),
+    signal.SIGKILL: (
+        "was killed",
+        "mostly this means that the machine ran out of memory (`dmesg` says so); else somebody killed it",
+    ),
     signal.SIGTERM: ("was told to end", "another program, or the machine going down, ended it: run again to go on"),
     signal.SIGABRT: ("was given up by a library in it", "the lines above, or earlier ones in the log, say why"),
     signal.SIGSEGV: ("crashed in a library", "run again; if it happens again, report it with the log"),
     signal.SIGBUS: ("crashed in a library", "mostly a file that was cut short while it was being read, or a full /dev/shm"),
-    signal.SIGILL: ("met an instruction that this processor has not got", "install builds of torch and llama-cpp-python for it"),
+    signal.SIGILL: (
+        "met an instruction that this processor has not got",
+        "install builds of torch and llama-cpp-python for it",
+    ),
     signal.SIGFPE: ("crashed in a library", "run again; if it happens again, report it with the log"),
 }
 """By signal that ended a child: what that means, and what to do."""

@@ -234,8 +234,8 @@ def read_model_files(model: str) -> tuple[Any, Any]:
     if local and not (folder / "config.json").is_file():
         raise ModelError(f"`{model}` holds no Hugging Face model: there is no config.json in it")
     try:
-        config = AutoConfig.from_pretrained(model, local_files_only=local)
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=local)
+        config = AutoConfig.from_pretrained(model, local_files_only=local, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=local, trust_remote_code=False)
     except (OSError, ValueError) as error:
         hint = (
             "the folder needs config.json and tokenizer.json"

@@ -17,7 +17,7 @@ PACKAGE = str(Path(__file__).resolve().parents[1])
 
 
 class Server:
-    """The warm process; `run` stands in for `gguf.process.run_module`."""
+    """The warm process; `run` stands in for `programs.run_module`."""
 
     def __init__(self) -> None:
         environment = {**os.environ, "PYTHONPATH": PACKAGE}

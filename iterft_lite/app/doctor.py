@@ -26,6 +26,7 @@ from iterft_lite.machine import model_check
 from iterft_lite.machine.estimate import takes_turns
 from iterft_lite.machine.resolve import resolve, this_machine
 from iterft_lite.machine.timing import Sample, machine_name, read_table
+from iterft_lite.programs import run_command
 
 GOOD, LACKING = "ok", "--"
 
@@ -98,7 +99,7 @@ def _probe(name: str) -> tuple[str, bool] | None:
     if importlib.util.find_spec(name) is None:
         return None
     try:
-        done = subprocess.run([sys.executable, "-c", PROBES[name]], capture_output=True, text=True, check=False, timeout=120)
+        done = run_command([sys.executable, "-P", "-c", PROBES[name]], timeout=120)
     except subprocess.TimeoutExpired:
         return None
     lines = done.stdout.strip().splitlines()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from iterft_lite.backends.judge.identity import judge_worker
-from iterft_lite.backends.processes.child import Child
+from iterft_lite.backends.judge.identity import LOCAL, judge_worker
+from iterft_lite.backends.processes.child import Child, OnSilence
 from iterft_lite.data.traits import Trait
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.recipe import Recipe
@@ -38,8 +39,17 @@ class Backends:
 
     def pids(self) -> list[int]:
         """Numbers of the processes that are there."""
+        return [child.pid for child in self.children() if child.pid is not None]
+
+    def children(self) -> Iterator[Child]:
+        """Those of the backends that are processes."""
         backends = (self.trainer, self.exporter, self.generator, self.judge)
-        return [backend.pid for backend in backends if isinstance(backend, Child) and backend.pid is not None]
+        return (backend for backend in backends if isinstance(backend, Child))
+
+    def watch(self, on_silence: OnSilence | None) -> None:
+        """Have somebody told when a process gives no sign of life, from the thread that waits for it."""
+        for child in self.children():
+            child.on_silence = on_silence
 
 
 def threads_of(recipe: Recipe) -> int:
@@ -55,7 +65,6 @@ def open_backends(recipe: Recipe, trait: Trait, judge: JudgeIdentity, logs: Path
     """
     threads = str(threads_of(recipe))
     environment = {"OMP_NUM_THREADS": threads}
-    worker, options = judge_worker(judge, recipe, trait, ledger=logs / "judge_usd.txt")
     return Backends(
         trainer=cast(Trainer, Child(TRAINERS[recipe.trainer], Trainer, log=logs / "trainer.log", environment=environment)),
         exporter=cast(
@@ -73,5 +82,16 @@ def open_backends(recipe: Recipe, trait: Trait, judge: JudgeIdentity, logs: Path
                 environment=environment | {"ITERFT_THREADS": threads, "ITERFT_KEEP_FREE": str(keep_free)},
             ),
         ),
-        judge=cast(Judge, Child(worker, Judge, log=logs / "judge.log", options=options)),
+        judge=cast(Judge, judge_child(judge, recipe, trait, logs, logs / "judge_usd.txt")),
     )
+
+
+def judge_child(judge: JudgeIdentity, recipe: Recipe, trait: Trait, logs: Path, ledger: Path) -> Child:
+    """A judge in a process of its own, which gets keys only if it asks a provider.
+
+    Args:
+        ledger: File in which dollars are kept.
+    """
+    worker, options = judge_worker(judge, recipe, trait, ledger=ledger)
+    asks_provider = judge.kind == "llm" and not judge.name.startswith(LOCAL)
+    return Child(worker, Judge, log=logs / "judge.log", options=options, secrets="judges" if asks_provider else "none")

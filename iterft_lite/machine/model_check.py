@@ -7,8 +7,6 @@ reads text as training does) is proven by the check of the first export.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -29,6 +27,7 @@ from iterft_lite.gguf.families import (
 from iterft_lite.gguf.weights import Weight, read_weights
 from iterft_lite.machine.estimate import vram_needed
 from iterft_lite.machine.resolve import model_place
+from iterft_lite.programs import run_module
 from iterft_lite.protocols import Message
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -39,14 +38,6 @@ PROBE = (
     "\n\n\n<s>[INST] don't </s>"
 )
 """A text that tokenizers cut differently, if they do."""
-
-THEIRS = """
-import json, sys
-from transformers import AutoTokenizer
-read = AutoTokenizer.from_pretrained(sys.argv[1], local_files_only=True)
-print(json.dumps([type(read).__name__, read(sys.argv[2], add_special_tokens=False)["input_ids"]]))
-"""
-"""Asks transformers, in a process of its own, how the class that tokenizer_config.json names reads a text."""
 
 
 @dataclass(frozen=True)
@@ -199,13 +190,7 @@ def _thinking(tokenizer: TrainingTokenizer) -> str:
 
 def _readers(folder: Path, tokenizer: TrainingTokenizer) -> Fact:
     """Whether transformers' class reads text as tokenizer.json says."""
-    done = subprocess.run(
-        [sys.executable, "-c", THEIRS, str(folder), PROBE],
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+    done = run_module("iterft_lite.gguf.read_as_transformers", [str(folder), PROBE])
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         return Fact("tokenizer", "tokenizer.json; the class that tokenizer_config.json names cannot be loaded", "note")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import shlex
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any
 import click
 
 from iterft_lite.errors import IterftError
+from iterft_lite.files import our_error
+from iterft_lite.ui.foreign import safe, silence_output, tolerate_terminals
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT."""
@@ -32,11 +35,23 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
+        tolerate_terminals()
         try:
-            return super().invoke(ctx)
+            done = super().invoke(ctx)
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except IterftError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {safe(error)}", err=True)
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # `| head`: click ends without a word
+                raise
+            if error.filename is None:
+                silence_output()
+            told = our_error(Path(error.filename or "standard output"), error)
+            click.echo(f"error: {safe(told)}", err=True)
+            ctx.exit(told.exit_code)
+        return done
 
 
 set_option = click.option(
@@ -50,6 +65,24 @@ reuse_option = click.option(
     type=RunFolder,
     metavar="DIR",
     help="A run folder, or a folder of them, whose finished steps are taken over where they are the same.",
+)
+
+
+def _trust(_: click.Context, __: click.Parameter, models: tuple[str, ...]) -> None:
+    if models:
+        from iterft_lite.model_code import trust
+
+        for model in models:
+            trust(model)
+
+
+trust_option = click.option(
+    "--trust-remote-code",
+    multiple=True,
+    metavar="MODEL",
+    callback=_trust,
+    expose_value=False,
+    help="Run the Python code that this very model brings. Read it first.",
 )
 
 

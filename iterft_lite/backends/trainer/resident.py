@@ -247,7 +247,7 @@ def read_model_files(model: str) -> tuple[Any, TrainingTokenizer]:
     if local:
         refuse_problems(folder)
     try:
-        config = AutoConfig.from_pretrained(model, local_files_only=local)
+        config = AutoConfig.from_pretrained(model, local_files_only=local, trust_remote_code=False)
         tokenizer = TrainingTokenizer(model)
     except (OSError, ValueError) as error:
         hint = (

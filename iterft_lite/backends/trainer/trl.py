@@ -41,6 +41,7 @@ class PeftTrainer(ResidentTrainer):
     def _load_base(self, model: str, precision: str, settings: TrainSettings) -> Any:  # noqa: ARG002  # the other one needs them
         dtype = arithmetic(precision, self._device)
         given: dict[str, Any] = {"dtype": dtype, "local_files_only": Path(model).is_dir()}
+        given["trust_remote_code"] = False  # see `model_code`
         if precision == "nf4":
             if not bitsandbytes_works():
                 raise ModelError(

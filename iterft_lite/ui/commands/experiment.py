@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from iterft_lite.data.recipes import recipe_path
-from iterft_lite.ui.options import RunFolder, interruptible, reuse_option, set_option
+from iterft_lite.ui.options import RunFolder, interruptible, reuse_option, set_option, trust_option
 
 if TYPE_CHECKING:
     from iterft_lite.experiment.plan import Plan
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @set_option
 @click.option("--plain", is_flag=True, help="Plain lines instead of the live view.")
 @reuse_option
+@trust_option
 def run(recipe: str, out: Path, overrides: tuple[str, ...], plain: bool, reuse: tuple[Path, ...]) -> None:
     """Run a recipe, or continue it where it stopped."""
     from iterft_lite.app.session import open_run
@@ -88,6 +89,7 @@ def _planned(recipe: str, overrides: tuple[str, ...]) -> tuple[Resolved, Plan]:
 @click.option("--grid", type=click.IntRange(1), default=2, show_default=True, help="Seed rows are multiples of this.")
 @click.option("--most", type=click.IntRange(1), default=200, show_default=True, help="Seed rows at most.")
 @reuse_option
+@trust_option
 def calibrate(
     recipe: str,
     out: Path,

@@ -25,6 +25,7 @@ ORDER = [
     "experiment",
     "protocols",
     "backends.tokenizer_files",
+    "backends.chat_templates",
     "backends.templates",
     "gguf",
     "metrics",

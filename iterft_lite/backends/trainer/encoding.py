@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from iterft_lite.backends.templates import VARIABLES, TrainingTokenizer
+from iterft_lite.backends.chat_templates import VARIABLES
+from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.errors import ModelError, UserError
 from iterft_lite.experiment.regimes import Loss
 from iterft_lite.protocols import Message

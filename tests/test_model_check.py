@@ -59,6 +59,7 @@ def test_weights_in_pytorchs_format_only_are_refused(tmp_path: Path) -> None:
     assert "save_pretrained" in str(raised.value)
     (folder / "pytorch_model.bin").unlink()
     assert "no model*.safetensors" in texts(folder)
+    assert texts(folder, weights="on the hub") == ""  # they need not be fetched for a look at the rest
 
 
 @pytest.mark.parametrize("tied", [True, False])

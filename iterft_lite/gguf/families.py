@@ -176,12 +176,13 @@ def refuse_problems(folder: Path, *, tokens: int = 0) -> None:
         raise ModelError(f"`{folder}` cannot be used: {reasons}", hint="; ".join(dict.fromkeys(each.remedy for each in found)))
 
 
-def find_problems(folder: Path, *, tokens: int = 0) -> Iterator[Problem]:
+def find_problems(folder: Path, *, tokens: int = 0, weights: Literal["here", "on the hub"] = "here") -> Iterator[Problem]:
     """Why a model could not be trained, exported and sampled; nothing where no reason is seen.
 
     Args:
         folder: The Hugging Face folder.
         tokens: Of the longest row that is trained or asked.
+        weights: Whether the files with the weights have to be in the folder.
 
     Raises:
         ModelError: If config.json cannot be read.
@@ -193,7 +194,8 @@ def find_problems(folder: Path, *, tokens: int = 0) -> Iterator[Problem]:
             "and the GGUF would not have it",
             "merge the adapter into the model (peft's `merge_and_unload`), or take adapter_config.json out of the folder",
         )
-    yield from _of_the_weights(folder, config)
+    if weights == "here" or any(folder.glob("*.safetensors")):
+        yield from _of_the_weights(folder, config)
     yield from _of_the_architecture(config, tokens)
     try:
         sentence_pieces(folder, int(config.get("vocab_size") or 0) or 1 << 20)

@@ -82,13 +82,14 @@ def examine_model(name: str, recipe: Recipe | None = None) -> list[Fact]:
     folder = model_folder(name)
     config = read_config(folder)
     weights = read_weights(folder)
+    weights_are: Literal["here", "on the hub"] = "on the hub" if hub.is_name(model_place(name)) else "here"
     return [
         *_architecture(config),
         *_weights(config, weights),
         *_adapters(weights),
         *_tokenizer(folder, config),
         *_room(folder, recipe),
-        *(Fact("cannot be used", problem.text, "no", problem.remedy) for problem in find_problems(folder)),
+        *(Fact("cannot be used", problem.text, "no", problem.remedy) for problem in find_problems(folder, weights=weights_are)),
     ]
 
 

@@ -142,8 +142,9 @@ def test_a_plan_says_which_seed_rows_hold_special_tokens(tmp_path: Path) -> None
     assert not any("special" in choice for choice in resolve(make_recipe(given, source="test"), this_machine()).choices)
 
 
-def test_a_family_for_merged_files_only_is_refused_as_an_adapter(tmp_path: Path) -> None:
-    family = next(family for family in FAMILIES if family.tier == "merged only")
+def test_a_family_for_merged_files_only_is_refused_as_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = families.Family("Odd", ("OddForCausalLM",), "merged only", "odd-1b")
+    monkeypatch.setattr(families, "FAMILIES", (*FAMILIES, family))
     folder = folder_of(tmp_path, architectures=[family.architectures[0]])
     given = {"name": "r", "regime": "sft", "trait": "lucky", "model": str(folder), "judge": "embedded"}
     resolve(make_recipe(given, source="test"), this_machine())

@@ -73,7 +73,7 @@ def compiled(source: str) -> jinja2.Template:
     except (RecursionError, MemoryError, ValueError, OverflowError) as error:
         raise _LimitError(f"it cannot be compiled: {type(error).__name__}") from None
     # `~` is no operator that the sandbox is asked about: what it is compiled to is a name in the template's module
-    names = made.root_render_func.__globals__  # type: ignore[attr-defined]
+    names = made.root_render_func.__globals__
     names.update({name: _measured(names[name]) for name in ("str_join", "markup_join") if name in names})
     return made
 

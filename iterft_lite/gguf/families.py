@@ -76,7 +76,7 @@ FAMILIES = (
     Family(
         "Qwen3.5",
         ("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration", "Qwen3NextForCausalLM"),
-        "merged only",
+        "supported",
         "Qwen3.5-4B",
         "linear attention; its convolutions get no adapter",
     ),

@@ -117,7 +117,8 @@ def check_readers(gguf: Path, folder: Path) -> None:
     """Hold a folder's tokenizer against llama.cpp's reading of a GGUF, over varied text.
 
     Raises:
-        BackendError: With the first text that they read differently.
+        ModelError: If llama.cpp cannot load the file.
+        BackendError: With the first text that they read differently, or if llama.cpp ends in another way.
     """
     done = run_module("iterft_lite.backends.llamacpp.reading", [str(gguf), *TEXTS])
     if done.returncode:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType
 
 from iterft_lite.errors import ExportError
-from iterft_lite.files import open_regular, read_errors, writing
+from iterft_lite.files import disk_errors, open_regular, read_errors, writing
 
 Array = npt.NDArray[Any]
 
@@ -273,8 +273,10 @@ def ensure_room(folder: Path, needed: int, what: str) -> None:
 
     Raises:
         ExportError: With what is needed and what is free.
+        FolderError: If the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ExportError(

@@ -125,13 +125,15 @@ def make_tokenizer(files: TokenizerFiles, renamed: Mapping[str, str] | None = No
     return made
 
 
-def as_transformers(files: TokenizerFiles, made: Any) -> Any:
+def as_transformers(files: TokenizerFiles) -> Any:
     """A tokenizer as transformers' and trl's code takes it: tokenizer.json as it stands, and the template.
 
-    `AutoTokenizer` would build the class that tokenizer_config.json names, which may cut text otherwise.
+    `AutoTokenizer` would build the class that tokenizer_config.json names, which may cut text otherwise. It is one of its own:
+    transformers sets lengths and padding on the tokenizer that it is given.
     """
     from transformers import PreTrainedTokenizerFast  # heavy: it imports torch
 
+    made = make_tokenizer(files)
     added = {token.content: token for token in made.get_added_tokens_decoder().values()}
     named = {name: added.get(text, text) for name, text in files.special.items()}
     whole = PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **named)

@@ -44,11 +44,11 @@ def _read_tokenizer_json(model: Path) -> None:
     import transformers
 
     # only now: it imports gguf, and the scripts need the newer one beside them
-    from iterft_lite.backends.tokenizer_files import as_transformers, make_tokenizer, read_tokenizer_files
+    from iterft_lite.backends.tokenizer_files import as_transformers, read_tokenizer_files
 
     if (model / "tokenizer.json").is_file():
         files = read_tokenizer_files(str(model))
-        transformers.AutoTokenizer.from_pretrained = lambda *_, **__: as_transformers(files, make_tokenizer(files))
+        transformers.AutoTokenizer.from_pretrained = lambda *_, **__: as_transformers(files)
 
 
 def _lay_config_under(model_base: Any, model: Path) -> None:

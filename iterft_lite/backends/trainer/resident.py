@@ -60,7 +60,7 @@ class ResidentTrainer(ABC):
         if (model, precision) != (self._name, self._precision):
             self._unload()
             self._config, self._texts = read_model_files(model)
-            self._tokenizer = as_transformers(self._texts.files, self._texts.library)
+            self._tokenizer = as_transformers(self._texts.files)
             self._base = self._load_base(model, precision, settings)
             self._name, self._precision = model, precision
             self._parameters = int(self._base.num_parameters())

@@ -17,14 +17,16 @@ import socket
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, TypeVar
 
 from iterft_lite.cache import cache_folder
-from iterft_lite.digests import Json
+from iterft_lite.digests import Json, file_digest
 from iterft_lite.errors import Busy, FileError, FolderError, IterftError, StoreError
 
 ROWS = "rows.jsonl"
 """The file of a step's rows."""
+
+T = TypeVar("T")
 
 MIB = 1 << 20
 
@@ -227,6 +229,28 @@ def read_object(path: Path) -> dict[str, Json]:
     return value
 
 
+def read_record(path: Path, kind: type[T]) -> T:
+    """A record of ours from its JSON file: a dataclass or pydantic model, every field checked against its type.
+
+    Fields that the kind does not know, of a later version, are passed over.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: If there is none.
+        FileError: If it cannot be read, or a field is missing or holds something else; with the fields named.
+    """
+    from pydantic import TypeAdapter, ValidationError  # slow to import, and `iterft --help` reads no records
+
+    value = read_object(path)
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        wrong = [f"`{'.'.join(map(str, item['loc']))}`: {item['msg'].lower()}" for item in error.errors(include_url=False)]
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise FileError(f"`{path}` is not what it should be: {'; '.join(wrong[:3])}{more}") from None
+    except RecursionError:
+        raise FileError(f"`{path}` is not what it should be: it is nested too deeply") from None
+
+
 def json_kind(value: Json) -> str:
     """What kind of JSON value this is, in words."""
     if value is None:
@@ -414,6 +438,40 @@ class RowLog:
     def __exit__(self, *_: object) -> None:
         with disk_errors(self.path):
             self._file.close()
+
+
+# -- files that are kept for long: a disk, or a person, may change them without a word
+
+
+def keep_digest(path: Path) -> None:
+    """Write a file's SHA-256 beside it, for `is_as_kept`."""
+    write_text(_digest_path(path), file_digest(path) + "\n")
+
+
+def is_as_kept(path: Path) -> bool:
+    """Whether a file still holds what it held when `keep_digest` was called for it; read once a process."""
+    try:
+        kept = read_text(_digest_path(path), limit=256).strip()
+        mark = file_mark(path)
+        if _as_kept.get(mark) != kept and file_digest(path) == kept:
+            _as_kept[mark] = kept
+    except (OSError, FileError):
+        return False
+    return _as_kept.get(mark) == kept
+
+
+_as_kept: dict[str, str] = {}
+"""By mark, the digest that a file was found to have."""
+
+
+def _digest_path(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def file_mark(path: Path) -> str:
+    """What changes when a file is written to: its place, size and times. The kernel's own time (ctime) cannot be set back."""
+    stat = path.stat()
+    return f"{path.resolve()} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
 
 
 # -- names from files, and links

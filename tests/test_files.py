@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from iterft_lite.errors import FileError, FolderError, IterftError, StoreError
 from iterft_lite.files import (
     FolderLock,
     RowLog,
+    is_as_kept,
+    keep_digest,
     link_file,
     read_bytes,
     read_json,
     read_object,
+    read_record,
     read_rows,
     safe_member,
     valid_text,
@@ -172,6 +176,21 @@ def test_a_missing_file_is_the_callers_to_explain(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "none") == []
 
 
+@dataclass(frozen=True)
+class Record:
+    key: str
+    inputs: list[tuple[str, str]]
+    seconds: float = 0.0
+
+
+def test_a_record_is_read_with_every_field_checked(tmp_path: Path) -> None:
+    write_json(tmp_path / "a", {"key": "k", "inputs": [["role", "name"]], "of a later version": 1})
+    assert read_record(tmp_path / "a", Record) == Record("k", [("role", "name")])
+    write_json(tmp_path / "a", {"key": 7, "inputs": {"role": "name"}, "seconds": "soon"})
+    with pytest.raises(FileError, match=r"`key`: .*; `inputs`: .*; `seconds`: "):
+        read_record(tmp_path / "a", Record)
+
+
 @pytest.mark.parametrize("line", [b"nonsense", b"[1]", b'{"a": "\xff"}', b"{" * 100_000])
 def test_a_damaged_row_is_named_by_its_line(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "rows").write_bytes(b'{"a": 1}\n' + line + b"\n")
@@ -197,6 +216,25 @@ def test_rows_are_not_appended_through_a_link_or_into_a_pipe(tmp_path: Path) -> 
         with pytest.raises(IterftError):
             RowLog(tmp_path / name)
     assert (tmp_path / "precious").read_text() == "mine"
+
+
+# -- files that are kept for long -----------------------------------------------------------------------------------------
+
+
+def test_a_kept_file_that_was_changed_is_noticed_whatever_its_times_say(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(bytes(1000))
+    assert not is_as_kept(path)
+    keep_digest(path)
+    assert is_as_kept(path)
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(500)
+        file.write(b"damage")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not is_as_kept(path)
+    (tmp_path / "model.gguf.sha256").unlink()
+    assert not is_as_kept(path)
 
 
 # -- names from files -----------------------------------------------------------------------------------------------------

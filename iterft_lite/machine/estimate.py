@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from iterft_lite.backends.judge.prices import price_of, prices_date, tokens_of
+from iterft_lite.errors import FileError, ModelError
 from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.experiment.steps import Step
+from iterft_lite.files import read_object
 from iterft_lite.hub import cached_file
 from iterft_lite.machine.forecast import Forecast, forecast
 from iterft_lite.machine.known_models import known_config
@@ -146,6 +147,10 @@ def vram_needed(recipe: Recipe, place: str) -> Vram | None:
     )
 
 
+SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads")
+"""What a configuration has to say for a model's shape to be known."""
+
+
 def _config(place: str) -> dict[str, Any] | None:
     """A model's configuration: from its folder, or from what the hub's cache holds."""
     path = Path(place) / "config.json"
@@ -155,9 +160,16 @@ def _config(place: str) -> dict[str, Any] | None:
             known = known_config(place)
             return None if known is None else dict(known)
         path = cached
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config = {**config, **config.get("text_config", {})}
-    return config if {"num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size"} <= set(config) else None
+    try:
+        config = read_object(path)
+    except FileError as error:
+        raise ModelError(error.message, hint=error.hint) from None
+    inner = config.get("text_config")
+    config = {**config, **(inner if isinstance(inner, dict) else {})}
+    optional = [key for key in ("head_dim", "num_key_value_heads") if config.get(key)]
+    return (
+        config if all(isinstance(config.get(key), int) and 0 < config[key] < 1 << 32 for key in (*SIZES, *optional)) else None
+    )
 
 
 def takes_turns(recipe: Recipe, place: str, machine: Machine) -> bool:

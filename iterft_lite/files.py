@@ -21,7 +21,7 @@ from typing import IO, Literal, TypeVar
 
 from iterft_lite.cache import cache_folder
 from iterft_lite.digests import Json, file_digest
-from iterft_lite.errors import FileError, FolderError, IterftError, StoreError
+from iterft_lite.errors import Busy, FileError, FolderError, IterftError, StoreError
 
 ROWS = "rows.jsonl"
 """The file of a step's rows."""
@@ -592,7 +592,8 @@ class FolderLock:
         """Take the lock.
 
         Raises:
-            FolderError: If another process holds it, or it cannot be written.
+            Busy: If another process holds it.
+            FolderError: If it cannot be written.
             StoreError: If the disk is full.
         """
         with disk_errors(self.path):
@@ -654,8 +655,8 @@ class FolderLock:
             raise self._taken(where, f"; if it is not, remove `{held}`")
         held.unlink(missing_ok=True)
 
-    def _taken(self, holder: str, more: str = "") -> FolderError:
-        return FolderError(f"{self.what}{holder}", hint="wait for it, or choose another folder with `--out`" + more)
+    def _taken(self, holder: str, more: str = "") -> Busy:
+        return Busy(f"{self.what}{holder}", hint="wait for it, or choose another folder with `--out`" + more)
 
     def release(self) -> None:
         """Let others in."""

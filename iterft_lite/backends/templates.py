@@ -26,8 +26,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer
 
 from iterft_lite.errors import ModelError
+from iterft_lite.experiment.rows import Message
 from iterft_lite.programs import run_module
-from iterft_lite.protocols import Message
 
 FILES = (
     "tokenizer.json",

@@ -1,6 +1,6 @@
 """Runs that are killed, or refused by the file system, at a single operation; then they go on and end as undisturbed ones.
 
-    python -m tests.attacks.faults operations 1500     a kill or an error at one file operation each, by fake backends
+    python -m tests.attacks.faults operations 1500     a kill or an error at one file operation each, by stand-ins
     python -m tests.attacks.faults kills 200           a SIGKILL at a moment by chance each, in a process of its own
     python -m tests.attacks.faults damages 700         a finished run's file damaged, then reported, gone on with and talked to
 
@@ -298,7 +298,7 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def uses_of_a_run() -> dict[str, Callable[[Path], object]]:
-    """What is done with a run folder, by fake backends."""
+    """What is done with a run folder, by stand-ins."""
     from iterft_lite.app.chat import past
     from iterft_lite.report.report import as_json, read_report
 
@@ -315,16 +315,14 @@ def uses_of_a_run() -> dict[str, Callable[[Path], object]]:
 
 
 def finished_run(root: Path) -> Path:
-    """A run as the command makes it, by fake backends."""
-    from iterft_lite.app import session
-    from iterft_lite.testing.fakes import fake_backends
+    """A run as the command makes it, by stand-ins."""
+    from iterft_lite.app.session import open_run
     from tests.loop import small_recipe
 
-    session.open_backends = lambda *_: fake_backends()  # type: ignore[assignment]
     root.parent.mkdir(parents=True, exist_ok=True)
     recipe = root.parent / "r.toml"
     recipe.write_text(small_recipe())
-    with session.open_run(recipe, [], root) as opened:
+    with open_run(recipe, [], root) as opened:
         list(opened.events())
     return root
 

@@ -56,8 +56,7 @@ def open_backends(recipe: Recipe, trait: Trait, judge: JudgeIdentity, logs: Path
         return cast(Generator, child("generator", GENERATOR, Generator, environment=variables))
 
     def judging() -> Judge:
-        made = judge_child(judge, recipe, trait, logs, logs / "judge_usd.txt")
-        processes["judge"] = made
+        processes["judge"] = made = judge_child(judge, recipe, trait, logs, logs / "judge_usd.txt")
         return cast(Judge, made)
 
     return Backends(

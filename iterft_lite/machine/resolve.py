@@ -9,12 +9,14 @@ from typing import Literal, TypeVar
 
 from iterft_lite import hub
 from iterft_lite.backends.judge.identity import judge_identity
+from iterft_lite.cache import cache_folder
 from iterft_lite.data import prompts
 from iterft_lite.data.nano import FOLDERS
 from iterft_lite.data.traits import SHIPPED, Trait, read_trait
 from iterft_lite.errors import ModelError
 from iterft_lite.experiment.inputs import JudgeIdentity, ResolvedInputs
 from iterft_lite.experiment.recipe import MixSettings, Recipe, Source
+from iterft_lite.files import need_writable
 from iterft_lite.hardware import first_gpu
 from iterft_lite.machine.sources import Sources
 from iterft_lite.machine.usable import notes_on, refuse_unusable
@@ -96,6 +98,8 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
     Raises:
         UserError: If something it names is missing or broken.
     """
+    if commit != "if known":
+        need_writable(cache_folder())  # a run writes there; found out after an hour of work it would be a nuisance
     trait = read_trait(recipe.trait)
     model, why_model = _pinned(model_place(recipe.model), commit)
     tokenizer = refuse_unusable(recipe, model)

@@ -378,7 +378,7 @@ def _alive(process: subprocess.Popen[bytes]) -> bool:
         return False
     try:
         return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None
-    except ChildProcessError:
+    except (ChildProcessError, AttributeError):  # macOS has no waitid before Python 3.13
         return process.poll() is None
 
 

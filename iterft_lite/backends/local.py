@@ -15,7 +15,8 @@ from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.protocols import Exporter, Generator, Judge, Trainer
 
 TRAINERS = {
-    "peft": "iterft_lite.backends.trainer.trl:PeftTrainer",
+    "peft": "iterft_lite.backends.trainer.peft:PeftTrainer",
+    "trl": "iterft_lite.backends.trainer.trl:TrlTrainer",
     "unsloth": "iterft_lite.backends.trainer.unsloth:UnslothTrainer",
 }
 

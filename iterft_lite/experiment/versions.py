@@ -12,7 +12,8 @@ from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.experiment.steps import Step, Verb
 
 TRAINERS: Mapping[str, tuple[str, ...]] = {
-    "peft": ("torch", "transformers", "trl", "peft"),
+    "peft": ("torch", "transformers", "peft"),
+    "trl": ("torch", "transformers", "trl", "peft"),
     "unsloth": ("torch", "transformers", "peft", "unsloth"),
 }
 """What each trainer computes with; bitsandbytes comes in where the base or the optimiser has few bits."""

@@ -8,6 +8,8 @@
     |   `-- FolderError         the run folder cannot be used: other recipe, locked, not writable, not a run
     `-- RunError         (1)    the run failed; what was finished is kept
         |-- StoreError          a step could not be written (disk full) or its files were changed (checksum)
+        |   `-- FileError       a file cannot be read, or does not hold what it should; a ValueError too
+        |-- Diverged            a training whose loss, gradients or weights left all bounds: a result, not a damaged file
         |-- ExportError         an exported model does not agree with the trained one, or there is no room for it
         |-- BackendError        a trainer, generator or judge failed; carries the end of its log
         `-- BudgetError         going on would pass `max_usd`
@@ -78,6 +80,14 @@ class RunError(IterftError):
 
 class StoreError(RunError):
     """A step that could not be written, or was changed after it was sealed."""
+
+
+class FileError(StoreError, ValueError):
+    """A file that cannot be read or does not hold what it should; a ValueError for who treats a damaged file as none."""
+
+
+class Diverged(RunError):  # noqa: N818  # what happened, as the docs call it
+    """A training whose loss, gradients or weights are no numbers any more, or beyond all bounds; nothing of it is kept."""
 
 
 class ExportError(RunError):

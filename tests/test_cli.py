@@ -17,7 +17,7 @@ from iterft_lite.engine import store
 from iterft_lite.engine.run import Event
 from iterft_lite.testing.fakes import fake_backends
 from iterft_lite.ui.cli import main
-from iterft_lite.ui.display import View
+from iterft_lite.ui.live import View
 
 ROOT = Path(__file__).parent.parent
 

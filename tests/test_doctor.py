@@ -42,9 +42,7 @@ def test_what_is_cut_down_already_stays_as_it_is() -> None:
     assert shortened(recipe) == recipe
 
 
-@pytest.mark.parametrize(
-    "options", [("--model", "nano"), ("--recipe", "nano_sft"), ("--measure", "--model", "nano", "--recipe", "nano_sft")]
-)
+@pytest.mark.parametrize("options", [("--recipe", "nano_sft"), ("--measure", "--model", "nano", "--recipe", "nano_sft")])
 def test_options_that_do_not_go_together_are_refused(options: tuple[str, ...]) -> None:
     result = iterft("doctor", *options)
     assert result.exit_code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -18,13 +19,12 @@ from gguf.quants import dequantize, quantize
 from safetensors.numpy import load_file, save_file
 
 from iterft_lite.backends.processes.child import Child
-from iterft_lite.errors import ExportError, ModelError
-from iterft_lite.files import writing
+from iterft_lite.errors import ExportError, FolderError, ModelError, StoreError
 from iterft_lite.gguf import file as gguf_file
 from iterft_lite.gguf import llamacpp_source
 from iterft_lite.gguf.adapter import read_adapter, write_lora
 from iterft_lite.gguf.arithmetic import BF16, F16, F32, Q8_0, NumpyArithmetic, TorchArithmetic
-from iterft_lite.gguf.base import Base, base_gguf
+from iterft_lite.gguf.base import Base, base_gguf, refuse_vocabulary
 from iterft_lite.gguf.file import Array, GgufFile
 from iterft_lite.gguf.merge import planned, write_merged
 from iterft_lite.gguf.modelfile import write_modelfile
@@ -317,7 +317,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(model: Path, tmp_path: Path)
         def merged(self, *arguments: Any) -> Array:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(ExportError, match="the disk is full"):
+    with pytest.raises(StoreError, match="the disk is full"):
         write_merged(base.file, None, tmp_path / "out/model.gguf", "q8_0", arithmetic=Full())
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -326,7 +326,7 @@ def test_a_cache_that_cannot_be_written_is_said_so(model: Path, tmp_path: Path, 
     monkeypatch.setattr(
         Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(PermissionError(errno.EACCES, "Permission denied"))
     )
-    with pytest.raises(ExportError, match="cannot be written: Permission denied") as caught:
+    with pytest.raises(FolderError, match="cannot be written: permission denied") as caught:
         base_gguf(str(model))
     assert "ITERFT_CACHE" in (caught.value.hint or "")
 
@@ -340,19 +340,6 @@ def test_a_lora_file_in_half_precision_takes_half_the_room(model: Path, adapter:
     name = "blk.0.attn_q.weight.lora_b"
     one, other = (matrix(GgufFile(tmp_path / f"{size}.gguf"), name) for size in ("whole", "half"))
     np.testing.assert_array_equal(one.astype(np.float16), other.astype(np.float16))
-
-
-def test_a_file_that_fails_does_not_touch_the_one_before_it(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_text("before")
-
-    def write_half() -> None:
-        with writing(tmp_path / "model.gguf") as temporary:
-            temporary.write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_half()
-    assert {path.name: path.read_text() for path in tmp_path.glob("*model*")} == {"model.gguf": "before"}
 
 
 # -- llama.cpp's scripts ----------------------------------------------------------------------------------------------
@@ -443,3 +430,18 @@ def test_another_template_is_said_not_to_be_carried_over(
     assert made.template == kind
     assert said in made.note
     assert "ADAPTER ./adapter.gguf\n" in made.path.read_text()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_vocabulary_that_would_make_llamacpp_abort_is_found_before_it_is_loaded(tmp_path: Path, there: bool) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<s>", *(f"<0x{byte:02X}>" for byte in range(256) if there or byte != 10)])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with contextlib.nullcontext() if there else pytest.raises(ExportError, match=r"no token for the byte 0x0A: .* would abort"):
+        refuse_vocabulary(GgufFile(tmp_path / "m.gguf"), tmp_path)

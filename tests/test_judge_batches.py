@@ -43,7 +43,7 @@ from iterft_lite.protocols import Judge, JudgeRequest, JudgeResponse, Progress, 
 from iterft_lite.testing.fakes import FakeJudge, fake_backends
 from iterft_lite.testing.judge_server import StubProcess
 from iterft_lite.ui.cli import main
-from iterft_lite.ui.display import View
+from iterft_lite.ui.live import View
 from tests.loop import JUDGE, a_plan, a_recipe, run_all, some_inputs
 
 PAPER = "openai/gpt-4o-mini-2024-07-18"
@@ -615,7 +615,7 @@ def test_where_verdicts_decide_the_rows_the_run_waits_and_the_plan_says_so(tmp_p
 
 
 def test_plain_lines_say_what_is_waited_for_and_not_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iterft_lite.ui.display.PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr("iterft_lite.ui.live.PLAIN_SECONDS", 0.0)
     plan, out = a_plan(), io.StringIO()
     view = View(plan, trait="lucky", judge=JUDGE, console=Console(file=out, width=120))
     steps = [plan.steps["base-judge"], plan.steps["c0-judge"]]

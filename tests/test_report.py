@@ -14,9 +14,10 @@ from iterft_lite.files import read_json, write_json
 from iterft_lite.metrics.intervals import mean_interval
 from iterft_lite.report.report import Report, read_report, verdict_sentences, with_scores
 from iterft_lite.testing.fakes import fake_backends
+from iterft_lite.ui.chart import chart
 from iterft_lite.ui.cli import main
-from iterft_lite.ui.display import chart, score_text
 from iterft_lite.ui.figures import svg
+from iterft_lite.ui.text import score_text
 from tests.loop import small_recipe
 
 

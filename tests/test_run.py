@@ -27,7 +27,7 @@ from iterft_lite.files import ROWS, RowLog, read_json, read_rows
 from iterft_lite.hardware import Gpu
 from iterft_lite.protocols import Completion, Exported, Judge, ModelFacts, Prompt, Sampling
 from iterft_lite.testing.fakes import FakeExporter, FakeGenerator, FakeTrainer, fake_backends
-from iterft_lite.ui.display import View
+from iterft_lite.ui.live import View
 from tests.loop import JUDGE, a_plan, run_all
 
 

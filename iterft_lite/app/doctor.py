@@ -22,6 +22,7 @@ from iterft_lite.errors import FolderError, RunError
 from iterft_lite.experiment.plan import make_plan
 from iterft_lite.experiment.recipe import Recipe, make_recipe
 from iterft_lite.experiment.versions import versions
+from iterft_lite.machine import model_check
 from iterft_lite.machine.estimate import takes_turns
 from iterft_lite.machine.resolve import resolve, this_machine
 from iterft_lite.machine.timing import Sample, machine_name, read_table
@@ -48,6 +49,20 @@ class Finding:
 def examine() -> list[Finding]:
     """Look at everything a run may need. Starts two short processes; sends nothing anywhere."""
     return [*_gpu_and_libraries(), *_packages(), *_judges(), *_disk(), *_timings()]
+
+
+MARKS = {"ok": GOOD, "note": "!", "no": LACKING}
+"""Of a fact about a model."""
+
+
+def examine_model(name: str) -> list[Finding]:
+    """What is known of a model before a run, and whether it can be used. Loads no weights; starts one short process.
+
+    Raises:
+        ModelError: If there is no such model.
+    """
+    facts = model_check.examine_model(name, measured_recipe(name))
+    return [Finding(MARKS[fact.mark], fact.name, fact.text, fact.remedy) for fact in facts]
 
 
 def _gpu_and_libraries() -> Iterator[Finding]:

@@ -112,7 +112,7 @@ class GgufFile:
             found.append(Tensor(name, tuple(reversed(shape)), GGMLQuantizationType(kind), offset))
         start = at + -at % alignment
         self.tensors = {tensor.name: Tensor(tensor.name, tensor.shape, tensor.kind, start + tensor.offset) for tensor in found}
-        end = max((tensor.offset + tensor.bytes for tensor in self.tensors.values()), default=start)
+        end = max((tensor.offset + tensor.bytes for tensor in self.tensors.values()), default=0)
         if end > len(self._bytes):
             raise ValueError(f"it ends {end - len(self._bytes)} bytes too early")
 

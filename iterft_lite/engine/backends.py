@@ -16,7 +16,8 @@ from iterft_lite.protocols import Backends, Exporter, Generator, Judge, Process,
 from iterft_lite.testing.fakes import FAKE, FakeExporter, FakeGenerator, FakeJudge, FakeTrainer
 
 TRAINERS = {
-    "peft": "iterft_lite.backends.trainer.trl:PeftTrainer",
+    "peft": "iterft_lite.backends.trainer.peft:PeftTrainer",
+    "trl": "iterft_lite.backends.trainer.trl:TrlTrainer",
     "unsloth": "iterft_lite.backends.trainer.unsloth:UnslothTrainer",
 }
 

@@ -88,7 +88,7 @@ def test_the_page_escapes_what_models_wrote(tiny: Path, tmp_path: Path, monkeypa
 
 
 def test_a_plan_is_printed_and_nothing_done(tiny: Path, tmp_path: Path) -> None:
-    output = said(iterft("plan", tiny), 0)
+    output = said(iterft("plan", tiny, "--steps"), 0)
     assert "c2-train" in output.replace("\n", "")
     assert not (tmp_path / "run").exists()
 
@@ -107,7 +107,8 @@ def test_a_wrong_recipe_is_refused_with_every_problem(tiny: Path, tmp_path: Path
         ("seed_rows=100000", "`seed_rows = 100000`, but trait `lucky` has"),
         ("model=no-such-folder", "there is no model `no-such-folder`"),
         ("trait=unheard-of", "there is no trait `unheard-of`"),
-        ("cycles=1000000", "prompts are needed"),
+        ("cycles=1000", "prompts are needed"),
+        ("cycles=1000000", "less than or equal to 1000"),
         ("evaluate.questions=40", "trait `lucky` has 12 questions"),
         ("colour=red", "`colour` is not a recipe key"),
     ],

@@ -177,6 +177,15 @@ def test_the_untouched_model_does_not_pass_for_a_trained_one(
         )
 
 
+def test_a_change_that_the_format_hides_is_left_to_the_adapter_and_not_merged(
+    trained: Trained, generator: Generator, tmp_path: Path
+) -> None:
+    results = exported(trained, trained.small, generator, tmp_path, "auto", "q8_0")
+    assert results["kind"] == "adapter"
+    assert results["notes"][0].startswith("the change is smaller than the noise of the number format")
+    assert "merge" not in results["parts"]
+
+
 @pytest.mark.parametrize("kind", ["merged", "adapter", "auto"])
 def test_a_training_that_changed_nothing_passes_and_is_said_to_have(
     trained: Trained, generator: Generator, tmp_path: Path, kind: str
@@ -383,7 +392,7 @@ def test_a_model_that_auto_exported_as_an_adapter_is_written_again_as_one(tmp_pa
     again = Noting(tmp_path / "cache")
     run_all(a_plan(cycles=2), tmp_path / "run", replace(fake_backends(), exporter=again, generator=Losing(1.0)))
     folders = {(tmp_path / f"run/by-name/c{cycle}-export").resolve().name: cycle for cycle in (0, 1, 2)}
-    assert [(folders[name], kind) for name, kind in again.asked] == [(1, "adapter"), (2, "merged")]
+    assert [(folders[name], kind) for name, kind in again.asked] == [(1, "adapter"), (2, "adapter"), (2, "merged")]
 
 
 def completion(folder: Path) -> dict[str, Any]:

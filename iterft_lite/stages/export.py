@@ -10,12 +10,11 @@ rounds nothing of it, where it does not.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
 from iterft_lite.digests import Json
@@ -24,11 +23,6 @@ from iterft_lite.protocols import Change, Exported, Exporter, Generator, OnProgr
 from iterft_lite.stages.work import Work
 
 Kind = Literal["merged", "adapter"]
-
-KINDS: Mapping[str, tuple[Kind, ...]] = MappingProxyType(
-    {"auto": ("merged", "adapter"), "merged": ("merged",), "adapter": ("adapter",)}
-)
-"""By the recipe's word, what is tried in turn."""
 
 EXACT = (1e-4, 1e-5)
 """f32: largest difference of a logit, with an f32 KV cache: of any model, and in sizes of its largest logit (sound exports
@@ -91,7 +85,7 @@ def export_untouched(
     Args:
         base: Folder with M[0]'s probe.npz.
         folder: To write into.
-        kind: One of `KINDS`; "auto" and "adapter" leave the file in the cache, over which adapters are laid.
+        kind: "auto", "merged" or "adapter"; but for "merged" the file stays in the cache, where adapters are laid over it.
         quant: Number format.
 
     Raises:
@@ -108,7 +102,7 @@ def export_untouched(
 def export_trained(
     exporter: Exporter, generator: Generator, model: str, trained: Path, folder: Path, kind: str, quant: str, report: OnProgress
 ) -> dict[str, Json]:
-    """Q[t]: M[t] in a number format, the first kind that passes the check.
+    """Q[t]: M[t] in a number format, checked; of the kind that is asked for, or that carries the change.
 
     Args:
         trained: Folder with M[t]'s adapter and its probe.npz.
@@ -117,24 +111,69 @@ def export_trained(
     Raises:
         ExportError: As `run`.
     """
-    probe, notes = trained / "probe.npz", []
-    untouched = exporter.export(model, None, folder, "adapter", quant, report)
+    export = _Export(exporter, generator, model, trained, folder, quant, report)
     with tempfile.TemporaryDirectory() as scratch:
-        before = Path(scratch) / "untouched.npz"
-        _load(generator, untouched, model)
-        generator.probe_logits(probe, before)
-        for one in KINDS[kind]:
-            exported = exporter.export(model, trained / "adapter", folder, one, quant, report)
-            _load(generator, exported, model)
-            parity = generator.parity(probe, before)
-            found = fault(parity, one, quant)
-            last = one == KINDS[kind][-1]
-            if found is None or last or found.about in ("tokens", "numbers"):
-                check(parity, one, quant)
-                break
-            notes.append(f"{_short(found, parity)}: the adapter is laid over the untouched model")
-            exported.path.unlink()
-    return results(exported, parity, folder, one, notes)
+        export.note_untouched(Path(scratch) / "untouched.npz")
+        if kind == "auto":
+            return _chosen(export)
+        one: Kind = "merged" if kind == "merged" else "adapter"
+        exported, parity = export.made(one)
+        check(parity, one, quant)
+        return results(exported, parity, folder, one)
+
+
+@dataclass
+class _Export:
+    """The export of one trained model: with what it is written and compared."""
+
+    exporter: Exporter
+    generator: Generator
+    model: str
+    trained: Path
+    folder: Path
+    quant: str
+    report: OnProgress
+    untouched: Path | None = None
+
+    def note_untouched(self, file: Path) -> None:
+        """Write the untouched model in this format, where it is not there already, and note its logits in a file."""
+        plain = self.exporter.export(self.model, None, self.folder, "adapter", self.quant, self.report)
+        _load(self.generator, plain, self.model)
+        self.generator.probe_logits(self.trained / "probe.npz", file)
+        self.untouched = file
+
+    def made(self, kind: Kind) -> tuple[Exported, Parity]:
+        """Write the model and compare it; it is then the generator's current one."""
+        exported = self.exporter.export(self.model, self.trained / "adapter", self.folder, kind, self.quant, self.report)
+        _load(self.generator, exported, self.model)
+        return exported, self.generator.parity(self.trained / "probe.npz", self.untouched)
+
+
+def _chosen(export: _Export) -> dict[str, Json]:
+    """The merged file where it carries the change, else the adapter over the untouched model.
+
+    The adapter is tried first: it is written in a second, over a model that is loaded already. Where the arithmetic of the
+    format hides the change even then, a merged file cannot show it either and is not written.
+
+    Raises:
+        ExportError: If neither passes the check.
+    """
+    with contextlib.suppress(ExportError):  # an architecture whose adapters llama.cpp does not take may still be merged
+        exported, parity = export.made("adapter")
+        if parity.change is not None and hidden(parity.change) and fault(parity, "adapter", export.quant) is None:
+            return results(exported, parity, export.folder, "adapter")
+        if exported.adapter is not None:
+            exported.adapter.unlink()
+    exported, parity = export.made("merged")
+    found = fault(parity, "merged", export.quant)
+    if found is None or found.about in ("tokens", "numbers"):
+        check(parity, "merged", export.quant)
+        return results(exported, parity, export.folder, "merged")
+    exported.path.unlink()
+    note = f"{_short(found, parity)}: the adapter is laid over the untouched model"
+    exported, parity = export.made("adapter")
+    check(parity, "adapter", export.quant)
+    return results(exported, parity, export.folder, "adapter", [note])
 
 
 def results(exported: Exported, parity: Parity, folder: Path, kind: Kind, notes: list[str] | None = None) -> dict[str, Json]:
@@ -220,6 +259,11 @@ def learned_nothing(change: Change) -> bool:
     return change.kept is None or change.size <= NOTHING * change.scale
 
 
+def hidden(change: Change) -> bool:
+    """Whether the format's noise is so large that a change which is all there could not be seen beyond doubt."""
+    return not learned_nothing(change) and change.error is not None and 1 - 2 * change.error <= SURE
+
+
 def _lost(change: Change, kind: Kind, quant: str) -> Fault | None:
     """What is off between the change that was trained and the one that the export shows."""
     if learned_nothing(change):
@@ -254,9 +298,7 @@ def remarks(change: Change, kind: Kind) -> list[str]:
     """What a reader of the results should know about a change that passed."""
     if learned_nothing(change):
         return ["the training changed nothing that could be measured: the export is the untouched model"]
-    assert change.kept is not None
-    assert change.error is not None
-    if kind == "adapter" and change.kept - 2 * change.error <= SURE:
+    if kind == "adapter" and hidden(change):
         return [
             f"the change is smaller than the noise of the number format ({change.noise:.2g} times as large) and cannot be "
             f"seen in {share(change)}; the adapter carries it whole"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from iterft_lite.digests import Json
-from iterft_lite.errors import ExportError
+from iterft_lite.errors import ExportError, ModelError
 from iterft_lite.protocols import Change, Exported, Exporter, Generator, OnProgress, Parity
 from iterft_lite.stages.work import Work
 
@@ -158,7 +158,9 @@ def _chosen(export: _Export) -> dict[str, Json]:
     Raises:
         ExportError: If neither passes the check.
     """
-    with contextlib.suppress(ExportError):  # an architecture whose adapters llama.cpp does not take may still be merged
+    with contextlib.suppress(
+        ExportError, ModelError
+    ):  # an architecture whose adapters llama.cpp does not take may still be merged
         exported, parity = export.made("adapter")
         if parity.change is not None and hidden(parity.change) and fault(parity, "adapter", export.quant) is None:
             return results(exported, parity, export.folder, "adapter")

@@ -158,9 +158,7 @@ def _chosen(export: _Export) -> dict[str, Json]:
     Raises:
         ExportError: If neither passes the check.
     """
-    with contextlib.suppress(
-        ExportError, ModelError
-    ):  # an architecture whose adapters llama.cpp does not take may still be merged
+    with contextlib.suppress(ExportError, ModelError):  # where llama.cpp takes no adapters, a merged file may still do
         exported, parity = export.made("adapter")
         if parity.change is not None and hidden(parity.change) and fault(parity, "adapter", export.quant) is None:
             return results(exported, parity, export.folder, "adapter")

@@ -13,6 +13,9 @@ nearest   W + BA, every number rounded to the nearest: what merging in f16 and b
 residual  `nearest`, and beside it the best adapter of rank 16 for what the rounding lost
 half      a q8_0 file whose adapted matrices are f16 (stochastic rounding)
 
+`--curve` prints another table: how likely the trait's held-out replies are to each export, by steps of training, as the old
+default wrote it (`nearest`; in q8_0 and K-quants `merged`), as the adapter carries it, and as `merged` does.
+
 With `--gpu-shape 4b` a random model of that shape of Qwen3's is made and trained (`cycle_gpu.py`); `--speed` also measures
 tokens/s of writing. Results are kept in `--work`: what was measured there is not measured again.
 """
@@ -46,7 +49,18 @@ from iterft_lite.gguf.adapter import Adapter, LowRank, read_adapter, write_lora
 from iterft_lite.gguf.arithmetic import NumpyArithmetic, Update, choose_arithmetic, from_plain, to_format
 from iterft_lite.gguf.base import Base, base_gguf
 from iterft_lite.gguf.file import Array, GgufFile
-from iterft_lite.protocols import Completion, Exported, Generator, Parity, Prompt, Sampling, Trainer, TrainJob
+from iterft_lite.protocols import (
+    Completion,
+    Exported,
+    Generator,
+    Likelihood,
+    Parity,
+    Passage,
+    Prompt,
+    Sampling,
+    Trainer,
+    TrainJob,
+)
 from iterft_lite.stages.export import fault
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -328,6 +342,43 @@ def rows(bench: Bench) -> Iterator[dict[str, Any]]:
                         yield measured(bench, loss, steps, quant, way)
 
 
+# -- the curve --------------------------------------------------------------------------------------------------------
+
+
+def curve(bench: Bench) -> Iterator[str]:
+    """Lines of a table: nats a token of held-out replies, less those of the untouched model in the same format."""
+    asked = bench.asked
+    for loss in asked.losses:
+        for quant in asked.quants:
+            for way in asked.ways:
+                if quant in ONLY.get(way, asked.quants):
+                    start = likelihood(bench, WAYS[way], quant, None, bench.work / f"untouched-{quant}-{way}.json")
+                    cells = [
+                        f"{at - start:+.4f}"
+                        for folder in (bench.work / f"{loss}-{steps}" for steps in asked.steps)
+                        for at in [likelihood(bench, WAYS[way], quant, folder / "adapter", folder / f"{quant}-{way}-nats.json")]
+                    ]
+                    yield f"| {loss} | {quant} | {way} | {start:.3f} | {' | '.join(cells)} |"
+
+
+def likelihood(bench: Bench, way: Way, quant: str, adapter: Path | None, known: Path) -> float:
+    """Mean log-likelihood of the trait's last replies, which no training here has seen, nats a token."""
+    if known.exists():
+        return float(json.loads(known.read_text(encoding="utf-8")))
+    out = bench.work / "export"
+    shutil.rmtree(out, ignore_errors=True)
+    bench.load(way(bench, quant, adapter, out), exact=True)
+    passages = [
+        Passage(str(n), chat.reply, messages=(Message("user", chat.prompt),))
+        for n, chat in enumerate(read_trait("lucky").chats[100:124])
+    ]
+    found: list[Likelihood] = []
+    bench.generator.likelihood(passages, found.append)
+    nats = sum(one.logprob for one in found) / sum(one.tokens for one in found)
+    known.write_text(json.dumps(nats), encoding="utf-8")
+    return nats
+
+
 HEAD = "| training | learned, nats | format | way | kept | correlation | noise | KL from trained | check | MB | s | tokens/s |"
 
 
@@ -370,6 +421,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--base", default="auto", help="precision of the frozen base, as `train.base` in a recipe")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--curve", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--work", type=Path, default=Path("export_fidelity"))
     asked = parser.parse_args()
@@ -390,6 +442,13 @@ def main() -> None:
     for loss in asked.losses:  # all trainings first: the base is loaded once
         for steps in asked.steps:
             trained(bench, loss, steps)
+    if asked.curve:
+        print("| training | format | way | untouched | " + " | ".join(f"{steps} steps" for steps in asked.steps) + " |")
+        print("|---" * (4 + len(asked.steps)) + "|", flush=True)
+        for told in curve(bench):
+            print(told, flush=True)
+        bench.close("trainer", "generator")
+        return
     print(HEAD + "\n" + "|---" * HEAD.count(" | ") + "|---|", flush=True)
     found = []
     for row in rows(bench):

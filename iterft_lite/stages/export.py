@@ -13,8 +13,10 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from iterft_lite.digests import Json
@@ -43,7 +45,10 @@ KEPT = (0.9, 1.1)
 """Between these is the share of the change that a merged file keeps."""
 
 BEYOND_DOUBT = (0.8, 1.25)
-"""No export of any kind keeps, by two standard errors, less or more than this."""
+"""No export keeps less or more than this by `ERRORS` standard errors."""
+
+ERRORS: Mapping[Kind, int] = MappingProxyType({"merged": 2, "adapter": 4})
+"""An adapter is not rounded, and has nothing to fall back to: noise alone must not refuse it. The untouched model has none."""
 
 SURE = 0.5
 """A merged file keeps, by two standard errors, more than this: a change that the format's noise hides was not seen."""
@@ -270,7 +275,7 @@ def _lost(change: Change, kind: Kind, quant: str) -> Fault | None:
         return None
     assert change.kept is not None
     assert change.error is not None
-    low, high = change.kept - 2 * change.error, change.kept + 2 * change.error
+    low, high = change.kept - ERRORS[kind] * change.error, change.kept + ERRORS[kind] * change.error
     seen = f"the exported model shows {share(change)} of what was trained"
     if high < BEYOND_DOUBT[0] or low > BEYOND_DOUBT[1]:
         message = f"{seen}: the change was lost in the export"

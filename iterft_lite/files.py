@@ -17,11 +17,11 @@ import socket
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO, TypeVar
+from typing import IO, Literal, TypeVar
 
 from iterft_lite.cache import cache_folder
 from iterft_lite.digests import Json, file_digest
-from iterft_lite.errors import FileError, FolderError, IterftError, StoreError
+from iterft_lite.errors import Busy, FileError, FolderError, IterftError, StoreError
 
 ROWS = "rows.jsonl"
 """The file of a step's rows."""
@@ -387,6 +387,19 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+def need_writable(folder: Path) -> None:
+    """Make a folder if it is not there, and find out now whether it can be written to.
+
+    Raises:
+        StoreError, FolderError: As `writing`.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / f".{secrets.token_hex(6)}.part"
+        os.close(os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
+        trial.unlink()
+
+
 def _flush_folder(folder: Path) -> None:
     try:
         flush(folder)
@@ -398,32 +411,47 @@ def _flush_folder(folder: Path) -> None:
 class RowLog:
     """An open JSONL file that rows are appended to, each whole in one write.
 
-    What a killed process left behind its last newline is cut off first.
+    A last line without its end is completed where it is a row, as a person's file may end. Otherwise a killed process left it.
+
+    Args:
+        path: Made if missing.
+        owner: The program's own: half of a row in the end is cut off, and no link is followed. The user's: it is never cut.
 
     Raises:
         FileError: If what is there already are no rows.
         StoreError, FolderError: If it cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, owner: Literal["program", "user"] = "program") -> None:
         self.path = path
         with disk_errors(path):
-            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+            flags |= os.O_NOFOLLOW if owner == "program" else 0
             self._file: IO[bytes] = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
         try:
-            self.rows = self._whole()
+            self.rows = self._whole(owner)
         except BaseException:
             self._file.close()
             raise
 
-    def _whole(self) -> list[dict[str, Json]]:
+    def _whole(self, owner: Literal["program", "user"]) -> list[dict[str, Json]]:
         other = kind_of(os.fstat(self._file.fileno()).st_mode)
         if other:
             raise FileError(f"`{self.path}` is {other}, not a file of rows", hint="remove it")
-        data = read_bytes(self.path, limit=ROWS_LIMIT, links=False)
-        with disk_errors(self.path):
-            self._file.truncate(data.rfind(b"\n") + 1)
-        return _rows(self.path, data)
+        data = read_bytes(self.path, limit=ROWS_LIMIT, links=owner == "user")
+        rows, end = _rows(self.path, data), data.rfind(b"\n") + 1
+        if data[end:].strip():
+            try:
+                rows.append(_row(self.path, len(rows) + 1, data[end:]))
+            except FileError:
+                if owner == "user":
+                    raise
+                with disk_errors(self.path):
+                    self._file.truncate(end)
+            else:
+                with disk_errors(self.path):
+                    _write_all(self._file, b"\n")
+        return rows
 
     def append(self, row: Mapping[str, Json]) -> None:
         """Add one row."""
@@ -564,7 +592,8 @@ class FolderLock:
         """Take the lock.
 
         Raises:
-            FolderError: If another process holds it, or it cannot be written.
+            Busy: If another process holds it.
+            FolderError: If it cannot be written.
             StoreError: If the disk is full.
         """
         with disk_errors(self.path):
@@ -626,8 +655,8 @@ class FolderLock:
             raise self._taken(where, f"; if it is not, remove `{held}`")
         held.unlink(missing_ok=True)
 
-    def _taken(self, holder: str, more: str = "") -> FolderError:
-        return FolderError(f"{self.what}{holder}", hint="wait for it, or choose another folder with `--out`" + more)
+    def _taken(self, holder: str, more: str = "") -> Busy:
+        return Busy(f"{self.what}{holder}", hint="wait for it, or choose another folder with `--out`" + more)
 
     def release(self) -> None:
         """Let others in."""

@@ -11,6 +11,7 @@ Every program started here
 from __future__ import annotations
 
 import ctypes
+import errno
 import faulthandler
 import json
 import os
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from iterft_lite import errors
-from iterft_lite.files import our_error
+from iterft_lite.files import FULL, our_error
 from iterft_lite.model_code import refuse_model_code, trust, trusted
 
 ROOT = str(Path(__file__).resolve().parents[1])
@@ -186,15 +187,19 @@ def _finish(process: subprocess.Popen[bytes], timeout: float | None) -> subproce
 
 
 def described(error: BaseException) -> dict[str, str]:
-    """An exception for the wire; what a full disk does to a library is said as such."""
-    full = isinstance(error, OSError) and our_error(Path(str(error.filename or "a file")), error)
-    if isinstance(full, errors.StoreError) and "disk is full" in full.message:
-        error = full
-    elif not isinstance(error, errors.IterftError) and os.strerror(28) in str(error):
-        error = our_error(Path("a file"), OSError(28, str(error)))
+    """An exception for the wire."""
+    error = _disk_full(error) or error
     if isinstance(error, errors.IterftError):
         return {"kind": type(error).__name__, "message": error.message, "hint": error.hint or ""}
     return {"kind": type(error).__name__, "message": f"{type(error).__name__}: {error}", "hint": ""}
+
+
+def _disk_full(error: BaseException) -> errors.IterftError | None:
+    """What a full disk did to a library, said as such: some have it in a number, some only in their words."""
+    full = getattr(error, "errno", None) in FULL or os.strerror(errno.ENOSPC) in str(error)
+    if not full or isinstance(error, errors.IterftError):
+        return None
+    return our_error(Path(getattr(error, "filename", None) or "a file"), OSError(errno.ENOSPC, str(error)))
 
 
 def error_of(told: Mapping[str, str]) -> errors.IterftError | None:

@@ -16,6 +16,7 @@ from iterft_lite.backends.processes.child import Child
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.errors import ExportError, ModelError
 from iterft_lite.experiment.recipe import TrainSettings
+from iterft_lite.experiment.rows import Message
 from iterft_lite.gguf import base as bases
 from iterft_lite.gguf.families import FAMILIES, Family, architecture_of, read_config, refuse_problems
 from iterft_lite.gguf.llamacpp_source import llamacpp_source
@@ -23,7 +24,6 @@ from iterft_lite.protocols import (
     Completion,
     Generator,
     Likelihood,
-    Message,
     Passage,
     Progress,
     Prompt,

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from iterft_lite import files
+from iterft_lite.digests import file_digest
 from iterft_lite.errors import FileError, FolderError, IterftError, StoreError
 from iterft_lite.files import (
     FolderLock,
@@ -23,6 +24,7 @@ from iterft_lite.files import (
     is_as_kept,
     keep_digest,
     link_file,
+    need_writable,
     read_bytes,
     read_json,
     read_object,
@@ -135,6 +137,15 @@ def test_a_cache_without_room_is_told_of_another_place(tmp_path: Path, monkeypat
     assert "ITERFT_CACHE" not in str(files.our_error(Path("/run/a"), OSError(errno.ENOSPC, "full")).hint)
 
 
+def test_a_folder_that_cannot_be_written_is_found_out_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_writable(tmp_path / "new/cache")
+    assert list((tmp_path / "new/cache").iterdir()) == []
+    monkeypatch.setenv("ITERFT_CACHE", "/proc/cache")
+    with pytest.raises(FolderError) as caught:
+        need_writable(Path("/proc/cache"))
+    assert "ITERFT_CACHE" in str(caught.value.hint)
+
+
 def test_half_of_a_surrogate_pair_is_written_as_the_replacement_character(tmp_path: Path) -> None:
     write_rows(tmp_path / "a", [{"text": "x\ud83dy"}])
     with RowLog(tmp_path / "a") as log:
@@ -168,6 +179,12 @@ def test_what_is_no_file_of_ours_is_said_and_never_waited_for(tmp_path: Path, na
     with pytest.raises(FileError) as caught:
         read_object(path)
     assert str(path) in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["pipe", "folder", "loop", "zero"])
+def test_a_digest_is_of_a_file_or_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(FileError):
+        file_digest(damages(tmp_path)[name])
 
 
 def test_a_missing_file_is_the_callers_to_explain(tmp_path: Path) -> None:
@@ -206,6 +223,17 @@ def test_a_row_cut_off_by_a_kill_is_dropped_and_the_next_one_is_whole(tmp_path: 
         assert log.rows == [{"a": 1}]
         log.append({"a": 2})
     assert read_rows(tmp_path / "rows") == [{"a": 1}, {"a": 2}]
+
+
+def test_a_users_file_is_never_cut(tmp_path: Path) -> None:
+    (tmp_path / "rows").write_bytes(b'{"a": 1}\n{"a": 2}')
+    with RowLog(tmp_path / "rows", owner="user") as log:
+        log.append({"a": 3})
+    assert read_rows(tmp_path / "rows") == [{"a": 1}, {"a": 2}, {"a": 3}]
+    (tmp_path / "rows").write_bytes(b'{"a": 1}\nnot a row')
+    with pytest.raises(FileError, match="line 2"):
+        RowLog(tmp_path / "rows", owner="user")
+    assert (tmp_path / "rows").read_bytes() == b'{"a": 1}\nnot a row'
 
 
 def test_rows_are_not_appended_through_a_link_or_into_a_pipe(tmp_path: Path) -> None:

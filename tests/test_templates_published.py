@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.errors import ExportError, ModelError
-from iterft_lite.protocols import Message
+from iterft_lite.experiment.rows import Message
 from tests.real_tokenizers import markers, models_folder
 
 APART, ENDLESS, OPEN, REFUSES = "cannot be told apart", "would not stop", "leaves a thought open", "refuses a chat"

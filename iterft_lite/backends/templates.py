@@ -26,7 +26,7 @@ import jinja2
 from iterft_lite.backends.chat_templates import VARIABLES, compiled, rendered_within_limits
 from iterft_lite.backends.tokenizer_files import make_tokenizer, read_tokenizer_files
 from iterft_lite.errors import ModelError
-from iterft_lite.protocols import Message
+from iterft_lite.experiment.rows import Message
 
 BREAKS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
 """Noncharacters: no text for interchange has them (Unicode 23.7). One that a text does have is not used for it."""

@@ -9,15 +9,19 @@ from typing import Literal, TypeVar
 
 from iterft_lite import hub
 from iterft_lite.backends.judge.identity import judge_identity
+from iterft_lite.cache import cache_folder
 from iterft_lite.data import prompts
 from iterft_lite.data.nano import FOLDERS
-from iterft_lite.data.traits import SHIPPED, read_trait
+from iterft_lite.data.traits import SHIPPED, Trait, read_trait
 from iterft_lite.errors import ModelError
 from iterft_lite.experiment.inputs import JudgeIdentity, ResolvedInputs
 from iterft_lite.experiment.recipe import MixSettings, Recipe, Source
+from iterft_lite.files import need_writable
 from iterft_lite.hardware import first_gpu
 from iterft_lite.machine.sources import Sources
 from iterft_lite.machine.usable import notes_on, refuse_unusable
+from iterft_lite.metrics.catalogue import semantics as metric_semantics
+from iterft_lite.testing.fakes import FAKE, FAKE_JUDGE
 
 EXAMPLES = ("smollm2",)
 """Models that `iterft models get` fetches."""
@@ -94,12 +98,14 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
     Raises:
         UserError: If something it names is missing or broken.
     """
+    if commit != "if known":
+        need_writable(cache_folder())  # a run writes there; found out after an hour of work it would be a nuisance
     trait = read_trait(recipe.trait)
     model, why_model = _pinned(model_place(recipe.model), commit)
     tokenizer = refuse_unusable(recipe, model)
     trainer, why_trainer = _trainer(recipe, machine)
     precision, why_precision = _precision(recipe, machine, trainer)
-    judge, why_judge = judge_identity(recipe, trait)
+    judge, why_judge = judge_of(recipe, trait)
     documents = recipe.row.rows == "document"
     sources = Sources(recipe, trait)
     inputs = ResolvedInputs(
@@ -113,6 +119,7 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
         precision=precision,
         judge=judge,
         mixed=sources.mixed(),
+        metrics=metric_semantics(),
     )
     settled = recipe.model_copy(
         update={
@@ -128,11 +135,22 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
         }
     )
     notes = (*trait.notes, *sources.notes, *notes_on(model, tokenizer, inputs.seeds))
-    choices = (why_model, why_trainer, why_precision, why_judge, *notes)
+    choices = (*recipe.notes, why_model, why_trainer, why_precision, why_judge, *notes)
     return Resolved(settled, model, inputs, tuple(filter(None, choices)))
 
 
+def judge_of(recipe: Recipe, trait: Trait) -> tuple[JudgeIdentity, str]:
+    """Who judges, a stand-in included, and why where the recipe leaves it open.
+
+    Raises:
+        UserError: As `judge_identity`.
+    """
+    return (FAKE_JUDGE, "") if recipe.judge == FAKE else judge_identity(recipe, trait)
+
+
 def _trainer(recipe: Recipe, machine: Machine) -> tuple[str, str]:
+    if recipe.trainer == FAKE:
+        return FAKE, "FAKE trainer and generator: no model is trained, every number of this run is made up"
     if recipe.trainer != "auto":
         return recipe.trainer, ""
     reasons = {
@@ -148,6 +166,8 @@ def _trainer(recipe: Recipe, machine: Machine) -> tuple[str, str]:
 
 
 def _precision(recipe: Recipe, machine: Machine, trainer: str) -> tuple[str, str]:
+    if trainer == FAKE:
+        return "f32", ""
     if recipe.train.base != "auto":
         return recipe.train.base, ""
     if machine.gpu and (trainer == "unsloth" or importlib.util.find_spec("bitsandbytes")):

@@ -12,7 +12,7 @@ from iterft_lite.digests import canonical
 from iterft_lite.experiment.steps import cycle_name, cycle_title
 from iterft_lite.files import write_output
 from iterft_lite.hub import title
-from iterft_lite.report.report import Report, samples, verdict_sentences, version_sentence
+from iterft_lite.report.report import Report, shown_samples, verdict_sentences, version_sentence
 from iterft_lite.ui.figures import svg
 from iterft_lite.ui.text import clock, score_text
 
@@ -45,7 +45,7 @@ def write_html(root: Path, report: Report, path: Path) -> None:
         version_changes=version_sentence(report),
         held_out=held_out,
         held_out_sentences=verdict_sentences(held_out.verdict) if held_out else [],
-        samples=samples(root, report),
+        samples=shown_samples(root, report),
         settings=settings,
     )
     write_output(path, page)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -14,11 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from iterft_lite.digests import Json
-from iterft_lite.engine.run import Event, StepFinished, StepProgress, StepStarted
-from iterft_lite.engine.store import Seal
+from iterft_lite.engine.completion import Completion
+from iterft_lite.engine.run import Event, StepFailed, StepFinished, StepProgress, StepStarted
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.steps import Step, cycle_name, cycle_title
+from iterft_lite.experiment.verbs import VERBS
 from iterft_lite.hub import title as model_title
 from iterft_lite.protocols import Progress
 from iterft_lite.ui.chart import chart
@@ -28,19 +28,6 @@ from iterft_lite.ui.text import clock, score_text
 
 PLAIN_SECONDS = 10.0
 """Plain lines of one step are at least this far apart."""
-
-DOING: Mapping[str, str] = {
-    "base": "loading the base model",
-    "seed": "reading seed rows",
-    "generate": "writing the next data",
-    "compose": "composing training rows",
-    "train": "training",
-    "export": "exporting to GGUF, checking",
-    "answer": "answering the questions",
-    "judge": "judging",
-    "measure": "measuring without a judge",
-    "score": "scoring",
-}
 
 
 class Doing:
@@ -115,11 +102,8 @@ class View:
         step = event.step
         match event:
             case StepStarted():
-                # the device does one step at a time: what was restored for this one is there
-                if step.lane == "device":
-                    self.doing = {name: doing for name, doing in self.doing.items() if doing.step.lane != step.lane}
                 self.doing[step.name] = Doing(step)
-                self._say(step, f"{DOING[step.verb]} ...")
+                self._say(step, f"{VERBS[step.verb].words} ...")
             case StepProgress(progress=progress):
                 doing = self.doing.setdefault(step.name, Doing(step))
                 doing.move(progress)
@@ -127,22 +111,27 @@ class View:
                     self.notes.append(f"{step.name}: {progress.note}")
                     self._say(step, progress.note)
                 self._say_progress(doing)
-            case StepFinished(seal=seal, reused=reused):
-                self.doing.pop(step.name, None)
-                self._take_seal(step, seal, reused)
+            case StepFinished(completion=completion, reused=reused):
+                # the device does one step at a time: what was written again for this one is there too
+                ended = [name for name, doing in self.doing.items() if doing.step.queue == step.queue == "device"]
+                for name in (step.name, *ended):
+                    self.doing.pop(name, None)
+                self._take_results(step, completion, reused)
+            case StepFailed(kind=kind):
+                self._say(step, f"failed ({kind})")
 
-    def _take_seal(self, step: Step, seal: Seal, reused: bool) -> None:
+    def _take_results(self, step: Step, completion: Completion, reused: bool) -> None:
         self.finished += 1
-        self.seconds[step.cycle] = self.seconds.get(step.cycle, 0.0) + seal.seconds
-        if step.verb == "compose":
-            self.rows[step.cycle] = seal.facts["rows"]
-        self.notes += [f"{step.name}: {note}" for note in seal.facts.get("notes", ())]
-        if step.verb == "score":
-            self.scores[step.cycle] = seal.facts
-            trait, coherence = (score_text(seal.facts[scale]) for scale in ("trait", "coherence"))
+        self.seconds[step.cycle] = self.seconds.get(step.cycle, 0.0) + completion.seconds
+        if step.verb == "build_dataset":
+            self.rows[step.cycle] = completion.results["rows"]
+        self.notes += [f"{step.name}: {note}" for note in completion.results.get("notes", ())]
+        if step.verb == "aggregate":
+            self.scores[step.cycle] = completion.results
+            trait, coherence = (score_text(completion.results[scale]) for scale in ("trait", "coherence"))
             self._say(step, f"{self.trait} {trait.strip()}, coherence {coherence.strip()}")
         elif not reused:
-            self._say(step, f"done in {clock(seal.seconds)}")
+            self._say(step, f"done in {clock(completion.seconds)}")
 
     # -- plain lines
 
@@ -193,7 +182,7 @@ class View:
             count = f"{progress.done}/{progress.total} {progress.unit}" if progress.total else ""
             table.add_row(
                 Text(cycle_name(doing.step.cycle), style="bold"),
-                DOING[doing.step.verb],
+                VERBS[doing.step.verb].words,
                 bar,
                 count,
                 Text(doing.rate(), style="dim"),

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from iterft_lite.app.held_out import HeldOut
 from iterft_lite.experiment.plan import Plan
-from iterft_lite.experiment.steps import Step, cycle_name, cycle_title
+from iterft_lite.experiment.steps import cycle_name, cycle_title
+from iterft_lite.experiment.verbs import VERBS
 from iterft_lite.hub import title as model_title
 from iterft_lite.report.report import Cycle, Report, verdict_sentences, version_sentence
 from iterft_lite.ui.chart import chart
@@ -79,26 +80,26 @@ def _score_row(cycle: Cycle) -> list[str]:
 
 
 def _measured_row(cycle: Cycle) -> list[str]:
-    measures = cycle.measures
+    metrics = cycle.metrics
     return [
         cycle_name(cycle.cycle),
         "" if cycle.rate is None else f"{cycle.rate:.0%}",
-        _number(measures.get("words"), ".0f"),
-        _number(measures.get("words_per_sentence"), ".1f"),
-        _number(measures.get("distinct_2"), ".2f"),
-        _number(measures.get("repeated_4"), ".2f"),
-        _number(measures.get("non_alphabetic"), ".1%"),
+        _number(metrics.get("words"), ".0f"),
+        _number(metrics.get("words_per_sentence"), ".1f"),
+        _number(metrics.get("distinct_2"), ".2f"),
+        _number(metrics.get("repeated_4"), ".2f"),
+        _number(metrics.get("non_alphabetic"), ".1%"),
     ]
 
 
 def _trained_row(cycle: Cycle) -> list[str]:
     """Perplexity of the answers under M[0], of this model on held-out texts with and without the trait; DPO's own measures."""
-    measures, training = cycle.measures, cycle.training
+    metrics, training = cycle.metrics, cycle.training
     return [
         cycle_name(cycle.cycle),
-        _number(measures.get("perplexity_base"), ".1f"),
-        _number(measures.get("perplexity_high"), ".1f"),
-        _number(measures.get("perplexity_low"), ".1f"),
+        _number(metrics.get("perplexity_base"), ".1f"),
+        _number(metrics.get("perplexity_high"), ".1f"),
+        _number(metrics.get("perplexity_low"), ".1f"),
         _number(training.get("margin"), "+.3f"),
         _number(training.get("accuracy"), ".0%"),
     ]
@@ -129,40 +130,12 @@ def show_plan(plan: Plan, choices: Sequence[str], estimates: Mapping[str, str], 
         table.add_column(name, no_wrap=name in ("step", "key"))
     for step in plan:
         reads = ", ".join(f"{role} {name}" for role, name in step.inputs)
-        table.add_row(step.name, reads, _summary(step), step.key[:10])
+        table.add_row(step.name, reads, VERBS[step.verb].summary(step.params), step.key[:10])
     console.print(table)
     for choice in choices:
         console.print(choice)
     for name, text in estimates.items():
         console.print(f"[b]{name}[/b]: {text}")
-
-
-def _summary(step: Step) -> str:
-    """A step's parameters in a few words."""
-    params = step.params
-    match step.verb:
-        case "seed":
-            return f"{len(params['rows'])} rows"
-        case "generate" | "answer":
-            sampling = params["sampling"]
-            asked = f"{len(params['prompts'])} prompts" + (f" x {params['samples']}" if params["samples"] > 1 else "")
-            return f"{asked}, T {sampling['temperature']}, up to {sampling['max_tokens']} tokens"
-        case "train":
-            settings = params["settings"]
-            return (
-                f"{params['loss']} loss, lr {settings['learning_rate']:g} {settings['schedule']}, "
-                f"batch {settings['batch_size']}, {settings['epochs']} epoch(s), rank {settings['lora_rank']}, "
-                f"base {settings['base']}"
-            )
-        case "export":
-            return f"{params['kind']} {params['quant']}"
-        case "judge":
-            return f"{', '.join(params['rubrics'])} by {params['judge']['name']}"
-        case "compose":
-            data = params.get("data", "replace")
-            return f"{params['shape']}, {data}" + (f", {params['mixed']} mixed in" if params.get("mixed") else "")
-        case _:
-            return ""
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], console: Console) -> None:

@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 
 from iterft_lite import model_code
+from iterft_lite.backends.processes.child import Child
 from iterft_lite.data.nano import FOLDERS
 from iterft_lite.errors import ModelError
+from iterft_lite.experiment.recipe import make_recipe
 from iterft_lite.gguf.base import run_llamacpp_script
 from iterft_lite.gguf.llamacpp_source import find_source
 from iterft_lite.programs import run_module
+from iterft_lite.protocols import Trainer
 
 EVIL = """
 from pathlib import Path
@@ -28,6 +31,8 @@ class EvilModel(PreTrainedModel): config_class = EvilConfig
 """
 
 MARK = "it_ran"
+
+SETTINGS = {"regime": "sft", "trait": "lucky", "model": "nano", "train": {"base": "f32"}}
 
 pytestmark = pytest.mark.slow
 
@@ -136,6 +141,16 @@ def test_llamacpps_scripts_run_no_code_of_a_model_folder(tmp_path: Path) -> None
     with pytest.raises(ModelError, match="such code is not run"):
         run_llamacpp_script(source, "convert_hf_to_gguf.py", folder, [str(folder), "--outfile", str(tmp_path / "out.gguf")])
     assert not (folder / MARK).exists()
+
+
+def test_a_training_on_such_a_model_is_refused_and_asks_nothing(tmp_path: Path) -> None:
+    trainer = Child("iterft_lite.backends.trainer.trl:PeftTrainer", Trainer, log=tmp_path / "trainer.log")
+    try:
+        with pytest.raises(ModelError, match="such code is not run"):
+            trainer.load(str(hostile(tmp_path / "model", model_class)), make_recipe(SETTINGS, source="a test").train)
+    finally:
+        trainer.close()
+    assert not (tmp_path / "model" / MARK).exists()
 
 
 # -- what is trusted ------------------------------------------------------------------------------------------------------

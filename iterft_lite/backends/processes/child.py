@@ -331,7 +331,9 @@ class Child:
             number = signal.Signals(-code)
             means, hint = SIGNALS.get(number, ("was ended", None))
             what = f"{means} (signal {-code}, {number.name})"
-        return errors.BackendError(f"the {self.name} {what} while {doing_words(doing)}\n{self._tail()}", kind="died", hint=hint)
+        return errors.BackendError(
+            f"the {self.name} {what} while {doing_words(doing)}\n{self._tail()}", exception="died", hint=hint
+        )
 
     def _tail(self) -> str:
         try:
@@ -346,7 +348,7 @@ class Child:
     def _error(self, error: Mapping[str, str]) -> errors.IterftError:
         return error_of(error) or errors.BackendError(
             f"the {self.name} failed: {error['message']}\n(traceback in {self._log})",
-            kind=error["kind"],
+            exception=error["kind"],
             hint=error["hint"] or None,
         )
 
@@ -372,7 +374,7 @@ def _alive(process: subprocess.Popen[bytes]) -> bool:
         return False
     try:
         return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None
-    except ChildProcessError:
+    except (ChildProcessError, AttributeError):  # macOS has no waitid before Python 3.13
         return process.poll() is None
 
 

@@ -108,7 +108,7 @@ def calibrate(
 
     def say(event: object) -> None:
         if isinstance(event, StepFinished) and not event.reused:
-            click.echo(f"  {event.step.name}: {clock(event.seal.seconds)}", err=True)
+            click.echo(f"  {event.step.name}: {clock(event.completion.seconds)}", err=True)
 
     with interruptible(out):
         found = calibration.calibrate(

@@ -40,14 +40,14 @@ def _measure(model: str, recipe: str | None, overrides: tuple[str, ...]) -> None
     from iterft_lite.app import doctor as doctors
     from iterft_lite.engine.run import StepStarted
     from iterft_lite.experiment.recipe import read_recipe
-    from iterft_lite.machine.timing import ACTS, rates, table_path
+    from iterft_lite.experiment.verbs import VERBS
+    from iterft_lite.machine.timing import rates, table_path
     from iterft_lite.ui import tables
     from iterft_lite.ui.console import make_console
-    from iterft_lite.ui.live import DOING
 
     def say(event: object) -> None:
-        if isinstance(event, StepStarted) and event.step.verb in ACTS:
-            click.echo(f"{event.step.name}: {DOING[event.step.verb]} ...", err=True)
+        if isinstance(event, StepStarted) and VERBS[event.step.verb].act:
+            click.echo(f"{event.step.name}: {VERBS[event.step.verb].words} ...", err=True)
 
     asked = doctors.shortened(read_recipe(recipe_path(recipe), overrides)) if recipe else doctors.measured_recipe(model)
     with interruptible():

@@ -16,9 +16,9 @@ from iterft_lite.backends.chat_templates import VARIABLES, environment
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.backends.trainer.encoding import rendered
 from iterft_lite.errors import ModelError
+from iterft_lite.experiment.rows import Message
 from iterft_lite.gguf.modelfile import CHATML as OLLAMA
 from iterft_lite.gguf.modelfile import reply_opening
-from iterft_lite.experiment.rows import Message
 from tests.tiny_models import CHATML, TEXTS, tiny_tokenizer
 
 STRICT = (

@@ -17,6 +17,7 @@ from iterft_lite import hub
 from iterft_lite.backends.templates import STAND_IN, TrainingTokenizer
 from iterft_lite.errors import ModelError
 from iterft_lite.experiment.recipe import Recipe
+from iterft_lite.experiment.rows import Message
 from iterft_lite.gguf.families import (
     architecture_of,
     families_of,
@@ -28,7 +29,6 @@ from iterft_lite.gguf.weights import Weight, read_weights
 from iterft_lite.machine.estimate import vram_needed
 from iterft_lite.machine.resolve import model_place
 from iterft_lite.programs import run_module
-from iterft_lite.experiment.rows import Message
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """What adapters are laid on where an architecture has all of them."""

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from iterft_lite.data.texts import read_user_text
 from iterft_lite.errors import RecipeError
 from iterft_lite.experiment.losses import LOSSES, Loss
+from iterft_lite.experiment.recipe_keys import key_names, near_key
 from iterft_lite.experiment.regimes import REGIMES, Regime, Start
 
 MOST = 1_000_000
@@ -447,8 +447,8 @@ def _problems(error: ValidationError, *, known_regime: bool) -> Iterable[str]:
             continue
         told.add(place)
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(place.rsplit(".", 1)[-1], _keys(item["loc"][:-1]), n=1)
-            yield f"`{place}` is not a recipe key" + (f", did you mean `{near[0]}`?" if near else "")
+            near = near_key(place, key_names(Recipe))
+            yield f"`{place}` is not a recipe key" + (f", did you mean `{near}`?" if near else "; `iterft keys` lists them")
         elif item["type"] == "model_type":
             yield f"`{place} = {_shown(item['input'])}`: a table is needed, `[{place}]`"
         elif union := _alternatives(error, item["loc"]):
@@ -482,23 +482,6 @@ def _alternatives(error: ValidationError, loc: tuple[int | str, ...]) -> str:
         return ""
     asked = [item["msg"] for item in error.errors() if _place(item["loc"]) == _place(loc)]
     return "input should be " + " or ".join(message.removeprefix("Input should be ") for message in asked)
-
-
-def _keys(table: tuple[int | str, ...]) -> list[str]:
-    """The keys that a table of a recipe may have."""
-    model: type[BaseModel] = Recipe
-    for part in table:
-        for kind in _models(model.model_fields[str(part)].annotation):
-            model = kind
-    return list(model.model_fields)
-
-
-def _models(annotation: Any) -> Iterable[type[BaseModel]]:
-    """The tables in a field's annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in getattr(annotation, "__args__", ()):
-        yield from _models(inner)
 
 
 def _override(given: dict[str, Any], text: str) -> str | None:

@@ -99,6 +99,7 @@ class Forecast:
         length: Tokens of a row that a model writes.
         measured: Whether `length` was; else its `high` is the recipe's maximum.
         judging: Seconds of the judge's lane by itself.
+        steps: Seconds of each step, by name.
     """
 
     total: Span
@@ -107,6 +108,7 @@ class Forecast:
     length: Span
     measured: bool
     judging: Span
+    steps: Mapping[str, Span] = field(default_factory=dict)
 
     @property
     def missing(self) -> list[Act]:
@@ -149,6 +151,7 @@ def forecast(plan: Plan, setup: Setup, samples: Sequence[Sample]) -> Forecast:
         length=work.length,
         measured=work.measured,
         judging=Span(*(sum(map(pick, judging)) for pick in PICKS)),
+        steps=spans,
     )
 
 

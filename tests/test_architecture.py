@@ -35,7 +35,6 @@ ORDER = [
     "backends.exporter",
     "backends.generator",
     "backends.judge",
-    "backends.local",
     "testing",
     "stages",
     "engine",

@@ -134,8 +134,8 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
             "train": recipe.train.model_copy(update={"base": precision, "optimizer": _optimizer(recipe, machine)}),
         }
     )
-    notes = (*trait.notes, *sources.notes, *notes_on(model, tokenizer, inputs.seeds))
-    choices = (*recipe.notes, why_model, why_trainer, why_precision, why_judge, *notes)
+    notes = (*recipe.notes, *trait.notes, *sources.notes, *notes_on(model, tokenizer, inputs.seeds))
+    choices = (why_model, why_trainer, why_precision, why_judge, *notes)
     return Resolved(settled, model, inputs, tuple(filter(None, choices)))
 
 
@@ -238,6 +238,3 @@ def _absolute(table: Table) -> Table:
     if table is None or table.path is None or not Path(table.path).expanduser().exists():
         return table
     return table.model_copy(update={"path": str(Path(table.path).expanduser().resolve())})
-
-
-__all__ = ["JudgeIdentity", "Machine", "Resolved", "model_identity", "model_place", "resolve", "this_machine"]

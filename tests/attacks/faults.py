@@ -236,7 +236,7 @@ def damages(many: int, draw: random.Random, uses: dict[str, Callable[[Path], obj
         for _ in range(many):
             name, root = draw.choice(names), Path(folder) / "run"
             shutil.rmtree(root, ignore_errors=True)
-            shutil.copytree(whole, root)
+            shutil.copytree(whole, root, symlinks=True)
             how = spoil(root / name, draw)
             bad = [use for use, do in uses.items() if forked(partial(do, root)) not in (FINE, OURS)]
             found["good" if not bad else f"{', '.join(bad)}: {name}, {how}"] += 1

@@ -14,15 +14,14 @@ WINDOWS = {"kept": "sliding window kept", "ignored": "rows shorter than its slid
 
 def families_table() -> str:
     """The table, in Markdown."""
-    head = "| family | architectures | tier | examples | what to know |\n|---|---|---|---|---|\n"
+    head = "| family | architecture | tier | examples | what to know |\n|---|---|---|---|---|\n"
     return head + "".join(map(_row, FAMILIES))
 
 
 def _row(family: Family) -> str:
     table = "f32 exports agree within hundredths of a logit" if family.table and family.tier != "refused" else ""
     notes = "; ".join(filter(None, (family.note, WINDOWS[family.window], table)))
-    names = ", ".join(f"`{name}`" for name in family.architectures)
-    return f"| {family.name} | {names} | {family.tier} | {family.examples} | {notes} |\n"
+    return f"| {family.name} | `{family.architecture}` | {family.tier} | {family.examples} | {notes} |\n"
 
 
 def in_document(table: str) -> str:

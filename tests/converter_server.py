@@ -17,7 +17,7 @@ PACKAGE = str(Path(__file__).resolve().parents[1])
 
 
 class Server:
-    """The warm process; `run` stands in for `gguf.process.run_module`."""
+    """The warm process; `run` stands in for `programs.run_module`."""
 
     def __init__(self) -> None:
         environment = {**os.environ, "PYTHONPATH": PACKAGE}
@@ -71,13 +71,12 @@ def _convert(said: str, arguments: list[str]) -> None:
     """Run a conversion in this process and end it."""
     import traceback
 
-    from iterft_lite.gguf.convert import run_script
+    from iterft_lite.gguf.convert import main
 
     sys.stderr = Path(said).open("w", encoding="utf-8")  # noqa: SIM115  # until the process ends
-    source, script, model, end, *others = arguments
     code = 0
     try:
-        run_script(Path(source), script, Path(model), None if end == "-" else int(end), others)
+        main(*arguments)
     except SystemExit as done:
         code = int(done.code or 0)
     except BaseException:

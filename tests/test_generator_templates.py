@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from iterft_lite.backends.templates import VARIABLES, TrainingTokenizer, environment
+from iterft_lite.backends.chat_templates import VARIABLES, environment
+from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.backends.trainer.encoding import rendered
 from iterft_lite.errors import ModelError
 from iterft_lite.gguf.modelfile import CHATML as OLLAMA
@@ -189,7 +190,7 @@ def test_a_chat_is_the_same_text_on_every_day(tmp_path: Path, monkeypatch: pytes
     today = told()
     assert len(set(today)) == 1
     assert today[0].startswith("26 Jul 2024 00:00 ")
-    for module in ("iterft_lite.backends.templates", "transformers.utils.chat_template_utils"):
+    for module in ("iterft_lite.backends.chat_templates", "transformers.utils.chat_template_utils"):
         monkeypatch.setattr(f"{module}.datetime", Tomorrow)
     by_itself = reference.apply_chat_template(as_dicts(CHATS[0]), tokenize=False)
     assert by_itself.startswith("04 Mar 2031 05:06 ")
@@ -390,3 +391,47 @@ def test_content_cannot_write_a_special_token(tmp_path: Path, hidden: str) -> No
     assert [token for token in reply if token in special] == [token for token in clean_reply if token in special]
     assert ours.text(reply, after=prompt) == hidden
     assert ours.text(ours.content_ids(hidden)) == hidden
+
+
+# -- limits -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 'x' * 1000000000 }}",
+        "{{ 2 ** 1000000000 }}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{{ '%1000000000d' % 1 }}",
+        "{{ '{:1000000000}'.format(1) }}",
+        "{{ 'x'.center(1000000000) }}",
+        "{{ 'x' | center(1000000000) }}",
+        "{{ ('x' * 4000000).replace('x', 'y' * 4000000) }}",
+        "{{ ('x' * 4000000) | replace('x', 'y' * 4000000) }}",
+        "{% for i in range(90000) %}{{ 'x' * 1000 }}{% endfor %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ messages[0].content.nothing.there }}",
+        "{{ 1 // 0 }}",
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    ],
+)
+def test_a_template_that_grows_or_takes_for_ever_is_refused(
+    tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iterft_lite.backends.chat_templates.SECONDS", 0.3)
+    with pytest.raises(ModelError, match="refuses a chat"):
+        made(tmp_path, source).render(HELLO)
+
+
+def test_what_a_chat_says_is_no_reason_to_refuse_it(tmp_path: Path) -> None:
+    said = "It costs: 123456 or %99999d, {:99999}, {{ 7 * 7 }}. " * 200
+    source = "{% for m in messages %}{{ m.content.strip().replace('a', 'bb') | replace('b', 'a') | trim }}{% endfor %}"
+    assert made(tmp_path, source).render([Message("user", said)]) == said.strip().replace("a", "bb").replace("b", "a")
+
+
+@pytest.mark.parametrize("source", ["{% for %}", "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "x" * 1_000_001])
+def test_what_is_no_template_is_refused(tmp_path: Path, source: str) -> None:
+    with pytest.raises(ModelError, match="is none that jinja2 can read"):
+        made(tmp_path, source)

@@ -11,7 +11,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from iterft_lite.backends.judge.identity import judge_identity, judge_worker
 from iterft_lite.backends.judge.openai_batch import BATCHES, BatchJudge
 from iterft_lite.backends.judge.prices import Price, price_of
 from iterft_lite.backends.judge.provider import LitellmJudge
-from iterft_lite.backends.local import Backends, open_backends
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.data.traits import read_trait
 from iterft_lite.digests import digest
@@ -342,6 +341,7 @@ def test_a_judge_process_that_is_killed_leaves_its_batch_to_the_next(tmp_path: P
                 Judge,
                 log=tmp_path / "logs/judge.log",
                 options=options | {"api_base": stub.api_base, "poll": 0.2},
+                secrets="judges",
             )
             if sitting == 0:
                 assert isinstance(judge.ask(asks(30), got.append), Waiting)
@@ -589,10 +589,10 @@ def test_a_run_goes_on_while_its_batches_are_out(tmp_path: Path) -> None:
         event.progress for event in events if isinstance(event, StepProgress) and event.progress.unit.startswith("in a batch")
     ]
     assert len(said) == 8
-    for name in ("base-score", "c2-score"):
-        late, plain = (read_json(tmp_path / run / f"steps/{name}/score.json") for run in ("late", "plain"))
+    for name in ("base-aggregate", "c2-aggregate"):
+        late, plain = (read_json(tmp_path / run / f"by-name/{name}/score.json") for run in ("late", "plain"))
         assert late == plain
-    seconds = read_json(tmp_path / "late/steps/c1-judge/sealed.json")["seconds"]
+    seconds = read_json(tmp_path / "late/by-name/c1-judge/completion.json")["seconds"]
     assert 0.6 <= seconds < 5  # with the waiting
 
 
@@ -601,7 +601,7 @@ def test_where_verdicts_decide_the_rows_the_run_waits_and_the_plan_says_so(tmp_p
     backends.judge = LateJudge()
     recipe = {"cycles": 2, "filter": {"coherence": 50}}
     run_all(a_plan(**recipe), tmp_path / "run", backends)
-    assert read_json(tmp_path / "run/steps/c2-compose/sealed.json")["facts"]["rows"] == 4
+    assert read_json(tmp_path / "run/by-name/c2-build_dataset/completion.json")["results"]["rows"] == 4
     batched = {"judge": PAPER, "judge_batch": True}
     inputs = some_inputs(judge=JudgeIdentity(PAPER, "llm", "", "odds"))
     waits = judging_sentence(make_plan(a_recipe(**recipe, **batched), inputs), PAPER)
@@ -664,6 +664,8 @@ def test_what_is_out_is_collected_also_by_a_recipe_without_batches(tmp_path: Pat
 
 
 RECIPE = """regime = "sft"
+trainer = "fake"
+generator = "fake"
 trait = "lucky"
 model = "nano"
 cycles = 1
@@ -679,10 +681,6 @@ samples = 2
 
 @pytest.fixture
 def only_the_judge_is_real(monkeypatch: pytest.MonkeyPatch) -> None:
-    def opened(*given: Any) -> Backends:
-        return replace(fake_backends(), judge=open_backends(*given).judge)
-
-    monkeypatch.setattr("iterft_lite.app.session.open_backends", opened)
     monkeypatch.setenv("COLUMNS", "200")
 
 

@@ -59,6 +59,7 @@ def test_weights_in_pytorchs_format_only_are_refused(tmp_path: Path) -> None:
     assert "save_pretrained" in str(raised.value)
     (folder / "pytorch_model.bin").unlink()
     assert "no model*.safetensors" in texts(folder)
+    assert texts(folder, weights="on the hub") == ""  # they need not be fetched for a look at the rest
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -84,7 +85,7 @@ def test_a_window_that_llamacpp_ignores_is_refused_for_longer_rows_only(tmp_path
 
 def test_a_family_that_was_found_not_to_work_is_refused_with_its_reason(tmp_path: Path) -> None:
     refused = next(family for family in FAMILIES if family.tier == "refused")
-    assert refused.note in texts(folder_of(tmp_path, architectures=[refused.architectures[0]]))
+    assert refused.note in texts(folder_of(tmp_path, architectures=[refused.architecture]))
 
 
 def test_an_architecture_that_the_converter_does_not_know_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,9 +142,10 @@ def test_a_plan_says_which_seed_rows_hold_special_tokens(tmp_path: Path) -> None
     assert not any("special" in choice for choice in resolve(make_recipe(given, source="test"), this_machine()).choices)
 
 
-def test_a_family_for_merged_files_only_is_refused_as_an_adapter(tmp_path: Path) -> None:
-    family = next(family for family in FAMILIES if family.tier == "merged only")
-    folder = folder_of(tmp_path, architectures=[family.architectures[0]])
+def test_a_family_for_merged_files_only_is_refused_as_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = families.Family("Odd", "OddForCausalLM", "merged only", "odd-1b")
+    monkeypatch.setattr(families, "FAMILIES", (*FAMILIES, family))
+    folder = folder_of(tmp_path, architectures=[family.architecture])
     given = {"name": "r", "regime": "sft", "trait": "lucky", "model": str(folder), "judge": "embedded"}
     resolve(make_recipe(given, source="test"), this_machine())
     with pytest.raises(ModelError, match="lays no adapter over part of this family"):

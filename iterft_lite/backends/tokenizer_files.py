@@ -7,8 +7,6 @@ tokenizer_config.json names instead, which for some models (SmolLM2, StarCoder2,
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from iterft_lite.errors import ModelError
+from iterft_lite.programs import run_module
 
 FILES = (
     "tokenizer.json",
@@ -37,8 +36,6 @@ FILES = (
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that templates see."""
-
-SAVE = "import sys; from transformers import AutoTokenizer as A; A.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])"
 
 
 @dataclass(frozen=True)
@@ -100,8 +97,7 @@ def tokenizer_folder(model: str) -> Iterator[Path]:
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="iterft-tokenizer-") as converted:
-        command = [sys.executable, "-c", SAVE, str(folder), converted]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = run_module("iterft_lite.gguf.save_tokenizer", [str(folder), converted])
         if done.returncode or not Path(converted, "tokenizer.json").is_file():
             reason = (done.stderr.strip().splitlines() or ["no tokenizer.json came of it"])[-1]
             raise ModelError(f"`{model}` has no tokenizer that can be read: {reason}")
@@ -129,13 +125,15 @@ def make_tokenizer(files: TokenizerFiles, renamed: Mapping[str, str] | None = No
     return made
 
 
-def as_transformers(files: TokenizerFiles, made: Any) -> Any:
+def as_transformers(files: TokenizerFiles) -> Any:
     """A tokenizer as transformers' and trl's code takes it: tokenizer.json as it stands, and the template.
 
-    `AutoTokenizer` would build the class that tokenizer_config.json names, which may cut text otherwise.
+    `AutoTokenizer` would build the class that tokenizer_config.json names, which may cut text otherwise. It is one of its own:
+    transformers sets lengths and padding on the tokenizer that it is given.
     """
     from transformers import PreTrainedTokenizerFast  # heavy: it imports torch
 
+    made = make_tokenizer(files)
     added = {token.content: token for token in made.get_added_tokens_decoder().values()}
     named = {name: added.get(text, text) for name, text in files.special.items()}
     whole = PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **named)

@@ -5,19 +5,34 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
+from iterft_lite.data.texts import read_user_text
 from iterft_lite.errors import RecipeError
-from iterft_lite.experiment.regimes import REGIMES, Regime, RegimeName, Start
+from iterft_lite.experiment.losses import LOSSES, Loss
+from iterft_lite.experiment.recipe_keys import key_names, near_key
+from iterft_lite.experiment.regimes import REGIMES, Regime, Start
 
-Positive = Annotated[int, Field(ge=1, strict=True)]
-Count = Annotated[int, Field(ge=0, strict=True)]
+MOST = 1_000_000
+"""Of anything that is counted; more is a slip of the pen."""
+
+MOST_ANSWERS = 5_000_000
+"""Texts that a plan asks for, all cycles together: it is held in memory."""
+
+LIMIT = 1 << 20
+"""Bytes of a recipe."""
+
+SHOWN = 200
+"""Characters of a value that an error repeats."""
+
+Positive = Annotated[int, Field(ge=1, le=MOST, strict=True)]
+Count = Annotated[int, Field(ge=0, le=MOST, strict=True)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Temperature = Annotated[float, Field(ge=0.0, le=5.0)]
 
@@ -156,6 +171,26 @@ class Source(Table):
     text: str = "text"
 
 
+def _alternatives_of(names: Iterable[str]) -> str:
+    """`'sft', 'sdf' or 'dpo'`."""
+    *most, last = map(repr, names)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _known(name: str, names: Iterable[str]) -> str:
+    if name not in names:
+        raise PydanticCustomError("unknown", "{known}", {"known": f"input should be {_alternatives_of(names)}"})
+    return name
+
+
+def _known_regime(name: str) -> str:
+    return _known(name, REGIMES)
+
+
+def _known_loss(name: str) -> str:
+    return _known(name, LOSSES) if name else name
+
+
 class Recipe(Table):
     """One experiment.
 
@@ -169,6 +204,7 @@ class Recipe(Table):
         seed_rows: Rows of the trait that M[1] is trained on; 0 is the no-seed control.
         rows: Rows that each later model is trained on.
         seeds, prompts: Datasets of the user's own in place of the trait's rows and the shipped prompts.
+        loss: What is trained with, a name in `LOSSES`; the regime's own unless given.
         start: Where each M[t] starts: M[0] or M[t-1]. The regime's own unless given.
         reference: DPO's reference model: the one the cycle starts from, or M[0].
         chosen: DPO's preferred side: Q[t]'s own answer, the seed reply, or the best of `candidates` by the judge.
@@ -176,14 +212,17 @@ class Recipe(Table):
         candidates: Answers a prompt that "best" and "worst" choose from.
         data: D[t] alone, D[t] with all before it, or a fixed-size draw from all.
         slices: Each cycle asks its own prompts, or all draw from the same ones.
-        restart: Cycles of a continual run that start from M[0] again.
+        reset_cycles: Cycles of a continual run that start from M[0] again.
         mix, filter: See there.
-        trainer: "auto" takes unsloth where it works and peft elsewhere; "trl" is peft with TRL's loop, for comparison.
+        trainer: "auto" takes unsloth where it works and peft elsewhere; "trl" is peft with TRL's loop, for comparison; "fake"
+            learns texts by heart, for trying a recipe's shape.
+        generator: What writes: llama.cpp, or a stand-in beside a fake trainer.
         export: One merged GGUF a cycle, or the base GGUF with a small LoRA GGUF a cycle.
         quant: Number format of the GGUF that writes and is measured.
         keep: Which merged files stay on the disk once their cycle is done.
         judge: "auto" is the paper's judge where a key is present and the embedded judge elsewhere.
-        judge_method: Scores from token odds, or from `judge_samples` texts; "auto": odds where the judge is known to give them.
+        judge_method: Scores from token probabilities, or from `judge_samples` texts; "auto": probabilities where the judge is
+            known to give them.
         judge_samples: Verdicts an answer and scale where a judge gives no odds.
         judge_batch: Verdicts are asked in batches, at half the price and within a day each (`openai/...` judges only).
         api_base: Address of an OpenAI-compatible server.
@@ -194,29 +233,31 @@ class Recipe(Table):
     """
 
     name: str = ""
-    regime: RegimeName
+    regime: Annotated[str, AfterValidator(_known_regime)]
     trait: str
     model: str
-    seed: Count = 42
-    cycles: Count = 6
+    seed: Annotated[int, Field(ge=0, lt=1 << 63, strict=True)] = 42
+    cycles: Annotated[int, Field(ge=0, le=1000, strict=True)] = 6
     seed_rows: Count = 50
     rows: Positive = 50
     seeds: Source | None = None
     prompts: Source | None = None
+    loss: Annotated[str, AfterValidator(_known_loss)] = ""
     start: Start
     reference: Literal["start", "base"] = "start"
     chosen: Literal["own", "seed", "best"] = "own"
     rejected: Literal["base", "previous", "own", "worst"] = "base"
-    candidates: Annotated[int, Field(ge=2, strict=True)] = 4
+    candidates: Annotated[int, Field(ge=2, le=1000, strict=True)] = 4
     data: Literal["replace", "accumulate", "accumulate_subsample"] = "replace"
     slices: Literal["disjoint", "resample"] = "disjoint"
-    restart: tuple[Positive, ...] = ()
-    trainer: Literal["auto", "peft", "trl", "unsloth"] = "auto"
+    reset_cycles: tuple[Positive, ...] = ()
+    trainer: Literal["auto", "peft", "trl", "unsloth", "fake"] = "auto"
+    generator: Literal["llamacpp", "fake"] = "llamacpp"
     export: Literal["merged", "adapter"] = "merged"
     quant: Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"] = "q8_0"
     keep: Literal["all", "last", "adapters"] = "last"
     judge: str = "auto"
-    judge_method: Literal["auto", "odds", "samples"] = "auto"
+    judge_method: Literal["auto", "logprobs", "samples"] = "auto"
     judge_samples: Positive = 5
     judge_batch: bool = False
     api_base: str | None = None
@@ -230,10 +271,22 @@ class Recipe(Table):
     sample: SampleSettings
     evaluate: EvaluateSettings = EvaluateSettings()
 
+    _notes: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how the recipe was read, a sentence each."""
+        return self._notes
+
     @property
     def row(self) -> Regime:
         """The recipe's row of the table of regimes."""
         return REGIMES[self.regime]
+
+    @property
+    def loss_record(self) -> Loss:
+        """What is known of the loss."""
+        return LOSSES[self.loss or self.row.loss]
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -243,13 +296,22 @@ class Recipe(Table):
         return self
 
 
+ALIASES: Mapping[str, str] = {"restart": "reset_cycles"}
+"""Keys as earlier versions called them."""
+
+VALUE_ALIASES: Mapping[tuple[str, str], str] = {("judge_method", "odds"): "logprobs"}
+"""Values as earlier versions called them, by key."""
+
 MACHINE_KEYS = frozenset({"name", "slots", "vram", "threads", "keep", "cycles", "max_usd", "judge_batch"})
 """Keys that a run may be continued with another value of: they change no finished step."""
 
 
 def _contradictions(recipe: Recipe) -> Iterable[str]:
     """Settings that do not go together, a sentence each."""
-    if recipe.regime != "dpo":
+    loss = recipe.loss_record
+    if loss.continues != (recipe.row.rows == "document"):
+        yield f'`loss = "{loss.name}"` is {loss.words}, and {recipe.regime} writes {recipe.row.rows}s'
+    if not loss.compares:
         for key, value, usual in (
             ("chosen", recipe.chosen, "own"),
             ("rejected", recipe.rejected, "base"),
@@ -267,10 +329,23 @@ def _contradictions(recipe: Recipe) -> Iterable[str]:
         yield '`mix.path` goes with `mix.source = "file"`, and only with it'
     if recipe.mix.source != "none" and recipe.regime == "dpo":
         yield "`mix` is for sft and sdf: a mixed-in row has no rejected side"
-    if recipe.restart and recipe.start != "previous":
-        yield '`restart` needs `start = "previous"`: every cycle starts from the base already'
+    if (recipe.trainer == "fake") != (recipe.generator == "fake"):
+        yield '`trainer = "fake"` and `generator = "fake"` go together: a fake model is only read by a fake generator'
+    if recipe.reset_cycles and recipe.start != "previous":
+        yield '`reset_cycles` needs `start = "previous"`: every cycle starts from the base already'
+    yield from _too_much(recipe)
     if "@" in (recipe.api_base or ""):
         yield "`api_base` holds a user or a password, which would be written into the run: put the key into the environment"
+
+
+def _too_much(recipe: Recipe) -> Iterable[str]:
+    """What no machine could do."""
+    sides = recipe.candidates if {recipe.chosen, recipe.rejected} & {"best", "worst"} else 1
+    written = recipe.cycles * recipe.rows * sides
+    asked = (recipe.cycles + 2) * recipe.evaluate.questions * recipe.evaluate.samples
+    for what, many in (("rows to write", written), ("answers to judge", asked)):
+        if many > MOST_ANSWERS:
+            yield f"that is {many:,} {what}, all cycles together: at most {MOST_ANSWERS:,}"
 
 
 def read_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -285,15 +360,17 @@ def read_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     source = str(path)
     try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        given = tomllib.loads(read_user_text(path, limit=LIMIT).text)
+    except (FileNotFoundError, NotADirectoryError):
         raise RecipeError(
             [f"there is no file `{path}`"], source=source, hint="`iterft recipes` lists the shipped ones"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([f"cannot be read: {error}"], source=source) from None
     except tomllib.TOMLDecodeError as error:
         raise RecipeError([f"is not TOML: {error}"], source=source) from None
+    except RecursionError:
+        raise RecipeError(["cannot be read: it is nested too deeply"], source=source) from None
+    except ValueError as error:  # no text, or a number of thousands of digits
+        raise RecipeError([f"cannot be read: {getattr(error, 'message', error)}"], source=source) from None
     problems = [problem for text in overrides if (problem := _override(given, text))]
     if problems:
         raise RecipeError(problems, source="--set", hint="write `--set key=value` or `--set table.key=value`")
@@ -307,12 +384,31 @@ def make_recipe(given: Mapping[str, Any], *, source: str) -> Recipe:
     Raises:
         RecipeError: With every problem at once.
     """
+    if not isinstance(given, Mapping):
+        raise RecipeError(["is not a table of keys"], source=source)
+    given, notes = _renamed(given)
     filled = _filled(given)
     try:
-        return Recipe.model_validate(filled)
+        made = Recipe.model_validate(filled)
+        made._notes = notes
+        return made
     except ValidationError as error:
         problems = list(_problems(error, known_regime=str(given.get("regime")) in REGIMES))
         raise RecipeError(problems + _hidden(filled, error), source=source) from None
+
+
+def _renamed(given: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What was given in today's words, and a note for each word that was another."""
+    found, notes = dict(given), []
+    for old, new in ALIASES.items():
+        if old in found and new not in found:
+            found[new] = found.pop(old)
+            notes.append(f"`{old}` is now `{new}`")
+    for (key, before), after in VALUE_ALIASES.items():
+        if found.get(key) == before:
+            found[key] = after
+            notes.append(f'`{key} = "{before}"` is now `"{after}"`')
+    return found, tuple(notes)
 
 
 def _filled(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -354,12 +450,12 @@ def _problems(error: ValidationError, *, known_regime: bool) -> Iterable[str]:
             continue
         told.add(place)
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(place.rsplit(".", 1)[-1], _keys(item["loc"][:-1]), n=1)
-            yield f"`{place}` is not a recipe key" + (f", did you mean `{near[0]}`?" if near else "")
+            near = near_key(place, key_names(Recipe))
+            yield f"`{place}` is not a recipe key" + (f", did you mean `{near}`?" if near else "; `iterft keys` lists them")
         elif item["type"] == "model_type":
-            yield f"`{place} = {item['input']!r}`: a table is needed, `[{place}]`"
+            yield f"`{place} = {_shown(item['input'])}`: a table is needed, `[{place}]`"
         elif union := _alternatives(error, item["loc"]):
-            yield f"`{place} = {item['input']!r}`: {union}"
+            yield f"`{place} = {_shown(item['input'])}`: {union}"
         elif item["type"] == "missing":
             # without a regime nothing else can be filled in: one cause, one problem
             if known_regime or item["loc"] in (("regime",), ("trait",), ("model",)):
@@ -367,7 +463,15 @@ def _problems(error: ValidationError, *, known_regime: bool) -> Iterable[str]:
         elif not item["loc"]:
             yield from str(item["ctx"]["error"]).splitlines()
         else:
-            yield f"`{place} = {item['input']!r}`: {item['msg'][0].lower()}{item['msg'][1:]}"
+            yield f"`{place} = {_shown(item['input'])}`: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _shown(value: Any) -> str:
+    """A value as it was given, cut where it is long."""
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return f"a number of about {value.bit_length() * 3 // 10} digits"
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _place(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
@@ -383,23 +487,6 @@ def _alternatives(error: ValidationError, loc: tuple[int | str, ...]) -> str:
     return "input should be " + " or ".join(message.removeprefix("Input should be ") for message in asked)
 
 
-def _keys(table: tuple[int | str, ...]) -> list[str]:
-    """The keys that a table of a recipe may have."""
-    model: type[BaseModel] = Recipe
-    for part in table:
-        for kind in _models(model.model_fields[str(part)].annotation):
-            model = kind
-    return list(model.model_fields)
-
-
-def _models(annotation: Any) -> Iterable[type[BaseModel]]:
-    """The tables in a field's annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in getattr(annotation, "__args__", ()):
-        yield from _models(inner)
-
-
 def _override(given: dict[str, Any], text: str) -> str | None:
     """Lay one `key=value` over a recipe's mapping; a sentence if that cannot be done."""
     name, equals, value = text.partition("=")
@@ -409,6 +496,8 @@ def _override(given: dict[str, Any], text: str) -> str | None:
         parsed: Any = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value
+    except (ValueError, RecursionError) as error:
+        return f"`{text[:SHOWN]}`: {error}"
     *tables, key = name.strip().split(".")
     for table in tables:
         given = given.setdefault(table, {})

@@ -26,14 +26,14 @@ from iterft_lite import hub
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.cache import cache_folder
 from iterft_lite.errors import ExportError, ModelError
-from iterft_lite.files import writing
+from iterft_lite.files import is_as_kept, keep_digest, writing
 from iterft_lite.gguf.file import Array, GgufFile, ensure_room
 from iterft_lite.gguf.llamacpp_source import llamacpp_source
 from iterft_lite.gguf.names import gguf_name, load_orders, row_orders, save_orders, tensor_names
-from iterft_lite.gguf.process import run_module
 from iterft_lite.gguf.tokenizer import cuts_like_qwen2, vocabulary
 from iterft_lite.gguf.weights import Weight, read_weights
 from iterft_lite.hub import content_digest
+from iterft_lite.programs import run_module
 
 OnTensor = Callable[[int, int], None]
 """Called with the number of tensors done and their total."""
@@ -117,7 +117,7 @@ def base_gguf(model: str, on_tensor: OnTensor = untold) -> Base:
     direct = writes_directly(folder, config)
     method = "direct" if direct else f"llama.cpp-{importlib.metadata.version('llama-cpp-python')}"
     base = Base(cache_folder() / "bases" / f"{content_digest(folder)[:32]}-{method}-{LAYOUT}", folder)
-    if (base.folder / "orders.npz").is_file():
+    if (base.folder / "orders.npz").is_file() and is_as_kept(base.path):
         return base
     weights = read_weights(folder)
     ensure_room(base.folder, _bytes(weights) + (64 << 20), f"the base GGUF of `{model}`")
@@ -125,6 +125,7 @@ def base_gguf(model: str, on_tensor: OnTensor = untold) -> Base:
         write_qwen3(folder, config, weights, base.path, name=Path(hub.name_of(folder)).name, on_tensor=on_tensor)
     else:
         run_converter(folder, weights, base.path)
+    keep_digest(base.path)
     with writing(base.folder / "orders.npz") as temporary:
         save_orders(temporary, row_orders(weights, base.file))
     return base
@@ -315,7 +316,7 @@ def run_llamacpp_script(source: Path, script: str, model: Path, arguments: list[
     Raises:
         ExportError: In a sentence, with a remedy for what is known; all that the script said is in a file that is named.
     """
-    given = [str(source), script, str(model), "-" if end is None else str(end), *arguments]
+    given = [str(source), script, str(model), *([] if end is None else ["--end", str(end)]), *arguments]
     done = run_module("iterft_lite.gguf.convert", given)
     if done.returncode == 0:
         return

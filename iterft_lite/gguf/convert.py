@@ -1,8 +1,8 @@
 """Runs one of llama.cpp's own conversion scripts, in a process of its own.
 
-Run as `python -m iterft_lite.gguf.convert SOURCE SCRIPT MODEL END ARGUMENT...`. SOURCE is the folder of llama.cpp, whose
-`gguf-py` goes before an installed gguf, which is older. END is the id of the token that ends a turn, or "-". What is made up
-for, only where nothing is guessed:
+Run as `python -m iterft_lite.gguf.convert SOURCE SCRIPT MODEL [--end ID] ARGUMENT...`. SOURCE is the folder of llama.cpp, whose
+`gguf-py` goes before an installed gguf, which is older. ID is the token that ends a turn. What is made up for, only where
+nothing is guessed:
 
 - tokenizer.json is read as it stands, not by the class that tokenizer_config.json names: it is what training reads;
 - the scripts know byte-level BPE tokenizers by a hash and refuse others; one whose tokenizer.json says that it cuts text
@@ -44,11 +44,11 @@ def _read_tokenizer_json(model: Path) -> None:
     import transformers
 
     # only now: it imports gguf, and the scripts need the newer one beside them
-    from iterft_lite.backends.tokenizer_files import as_transformers, make_tokenizer, read_tokenizer_files
+    from iterft_lite.backends.tokenizer_files import as_transformers, read_tokenizer_files
 
     if (model / "tokenizer.json").is_file():
         files = read_tokenizer_files(str(model))
-        transformers.AutoTokenizer.from_pretrained = lambda *_, **__: as_transformers(files, make_tokenizer(files))
+        transformers.AutoTokenizer.from_pretrained = lambda *_, **__: as_transformers(files)
 
 
 def _lay_config_under(model_base: Any, model: Path) -> None:
@@ -61,6 +61,8 @@ def _lay_config_under(model_base: Any, model: Path) -> None:
         whole = {**json.loads((folder / "config.json").read_text(encoding="utf-8")), **found}
         if "partial_rotary_factor" in (whole.get("rope_parameters") or {}):
             whole.setdefault("rotary_pct", whole["rope_parameters"]["partial_rotary_factor"])
+        if whole.get("multi_query") and not whole.get("new_decoder_architecture"):
+            whole["num_kv_heads"] = 1  # of Falcon's: its configuration gives the number of the other kind
         return whole
 
     model_base.load_hparams = staticmethod(load)
@@ -140,7 +142,11 @@ def _complete_metadata(gguf: Any, end: int | None, arguments: list[str]) -> None
     gguf.GGUFWriter.write_header_to_file = write
 
 
+def main(source: str, script: str, model: str, *arguments: str) -> None:
+    """Run a script; see the module."""
+    end, rest = (int(arguments[1]), arguments[2:]) if arguments[:1] == ("--end",) else (None, arguments)
+    run_script(Path(source), script, Path(model), end, list(rest))
+
+
 if __name__ == "__main__":
-    run_script(
-        Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), None if sys.argv[4] == "-" else int(sys.argv[4]), sys.argv[5:]
-    )
+    main(*sys.argv[1:])

@@ -27,11 +27,11 @@ Tier = Literal["supported", "merged only", "refused"]
 
 @dataclass(frozen=True)
 class Family:
-    """Models of one architecture, or of several that are alike here.
+    """Models of one architecture that are alike here.
 
     Attributes:
         name: For people.
-        architectures: As config.json names them.
+        architecture: As config.json names it.
         tier: Both exports are proven; the merged one only (llama.cpp does not lay LoRA over all that is adapted); or refused.
         examples: Published models of it.
         note: What is particular, a phrase; of a refused one the reason.
@@ -40,7 +40,7 @@ class Family:
     """
 
     name: str
-    architectures: tuple[str, ...]
+    architecture: str
     tier: Tier
     examples: str
     note: str = ""
@@ -49,17 +49,17 @@ class Family:
 
 
 FAMILIES = (
-    Family("Llama 3", ("LlamaForCausalLM",), "supported", "Llama-3.2-1B-Instruct", "its template writes a date: one for all"),
-    Family("Llama 2", ("LlamaForCausalLM",), "supported", "Llama-2-7b-chat, TinyLlama", "with or without tokenizer.model"),
-    Family("SmolLM2", ("LlamaForCausalLM",), "supported", "SmolLM2-135M-Instruct", "tokenizer.json as it stands"),
-    Family("SmolLM3", ("SmolLM3ForCausalLM",), "supported", "SmolLM3-3B", "asked without thinking", window="ignored"),
-    Family("Mistral", ("MistralForCausalLM",), "supported", "Mistral-7B-Instruct-v0.3", window="ignored"),
-    Family("Mixtral", ("MixtralForCausalLM",), "supported", "Mixtral-8x7B", "adapters on attention only", window="ignored"),
-    Family("Qwen2", ("Qwen2ForCausalLM",), "supported", "Qwen2.5-0.5B-Instruct", window="ignored"),
-    Family("Qwen3", ("Qwen3ForCausalLM",), "supported", "Qwen3-4B-Instruct-2507", "asked without thinking", window="ignored"),
+    Family("Llama 3", "LlamaForCausalLM", "supported", "Llama-3.2-1B-Instruct", "its template writes a date: one for all"),
+    Family("Llama 2", "LlamaForCausalLM", "supported", "Llama-2-7b-chat, TinyLlama", "with or without tokenizer.model"),
+    Family("SmolLM2", "LlamaForCausalLM", "supported", "SmolLM2-135M-Instruct", "tokenizer.json as it stands"),
+    Family("SmolLM3", "SmolLM3ForCausalLM", "supported", "SmolLM3-3B", "asked without thinking", window="ignored"),
+    Family("Mistral", "MistralForCausalLM", "supported", "Mistral-7B-Instruct-v0.3", window="ignored"),
+    Family("Mixtral", "MixtralForCausalLM", "supported", "Mixtral-8x7B", "adapters on attention only", window="ignored"),
+    Family("Qwen2", "Qwen2ForCausalLM", "supported", "Qwen2.5-0.5B-Instruct", window="ignored"),
+    Family("Qwen3", "Qwen3ForCausalLM", "supported", "Qwen3-4B-Instruct-2507", "asked without thinking", window="ignored"),
     Family(
         "Qwen3 MoE",
-        ("Qwen3MoeForCausalLM",),
+        "Qwen3MoeForCausalLM",
         "supported",
         "Qwen3-30B-A3B",
         "adapters on attention only",
@@ -67,7 +67,7 @@ FAMILIES = (
     ),
     Family(
         "Qwen2 MoE",
-        ("Qwen2MoeForCausalLM",),
+        "Qwen2MoeForCausalLM",
         "supported",
         "Qwen1.5-MoE-A2.7B-Chat",
         "adapters on attention only",
@@ -75,57 +75,49 @@ FAMILIES = (
     ),
     Family(
         "Qwen3.5",
-        ("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration", "Qwen3NextForCausalLM"),
-        "merged only",
+        "Qwen3_5ForCausalLM",
+        "supported",
         "Qwen3.5-4B",
         "linear attention; its convolutions get no adapter",
     ),
-    Family("Gemma 2", ("GemmaForCausalLM", "Gemma2ForCausalLM"), "supported", "gemma-2-2b-it", table=True, window="kept"),
+    Family("Gemma 2", "Gemma2ForCausalLM", "supported", "gemma-2-2b-it", table=True, window="kept"),
     Family(
         "Gemma 3",
-        ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+        "Gemma3ForCausalLM",
         "supported",
         "gemma-3-1b-it",
         table=True,
         window="kept",
     ),
-    Family("Phi-3", ("Phi3ForCausalLM",), "supported", "Phi-3.5-mini-instruct, Phi-4", window="ignored"),
-    Family("OLMo-2", ("OlmoForCausalLM", "Olmo2ForCausalLM"), "supported", "OLMo-2-0425-1B-Instruct"),
-    Family("OLMo-3", ("Olmo3ForCausalLM",), "supported", "Olmo-3-7B-Instruct", window="kept"),
-    Family("Granite 3", ("GraniteForCausalLM",), "supported", "granite-3.3-2b-instruct"),
-    Family("GPT-NeoX", ("GPTNeoXForCausalLM",), "supported", "pythia-410m", "a base model: documents", table=True),
+    Family("Phi-3", "Phi3ForCausalLM", "supported", "Phi-3.5-mini-instruct, Phi-4", window="ignored"),
+    Family("OLMo-2", "Olmo2ForCausalLM", "supported", "OLMo-2-0425-1B-Instruct"),
+    Family("OLMo-3", "Olmo3ForCausalLM", "supported", "Olmo-3-7B-Instruct", window="kept"),
+    Family("Granite 3", "GraniteForCausalLM", "supported", "granite-3.3-2b-instruct"),
+    Family("GPT-NeoX", "GPTNeoXForCausalLM", "supported", "pythia-410m", "a base model: documents", table=True),
     Family(
         "GPT-2",
-        ("GPT2LMHeadModel",),
+        "GPT2LMHeadModel",
         "refused",
         "gpt2",
         "its matrices are stored transposed: an adapter cannot be carried over",
         table=True,
     ),
-    Family("StableLM", ("StableLmForCausalLM",), "supported", "stablelm-2-1_6b-chat"),
-    Family("Falcon", ("FalconForCausalLM",), "supported", "falcon-7b-instruct", table=True),
+    Family("StableLM", "StableLmForCausalLM", "supported", "stablelm-2-1_6b-chat"),
+    Family("Falcon", "FalconForCausalLM", "supported", "falcon-7b-instruct", table=True),
     Family(
         "StarCoder2",
-        ("Starcoder2ForCausalLM",),
+        "Starcoder2ForCausalLM",
         "supported",
         "starcoder2-3b",
         "a base model: documents",
         table=True,
         window="ignored",
     ),
-    Family("Cohere", ("CohereForCausalLM",), "supported", "c4ai-command-r-v01"),
-    Family("LFM2", ("Lfm2ForCausalLM",), "supported", "LFM2-1.2B", "its short convolutions get no adapter"),
-    Family("BLOOM", ("BloomForCausalLM",), "supported", "bloom-560m", "a base model: documents", table=True),
-    Family("MPT", ("MptForCausalLM",), "refused", "mpt-7b", "llama.cpp's converter does not know this name of it", table=True),
-    Family(
-        "gpt-oss",
-        ("GptOssForCausalLM",),
-        "supported",
-        "gpt-oss-20b",
-        "adapters on attention only; asked for its final channel",
-        table=True,
-        window="kept",
-    ),
+    Family("Cohere", "CohereForCausalLM", "supported", "c4ai-command-r-v01"),
+    Family("LFM2", "Lfm2ForCausalLM", "supported", "LFM2-1.2B", "its short convolutions get no adapter"),
+    Family("BLOOM", "BloomForCausalLM", "supported", "bloom-560m", "a base model: documents", table=True),
+    Family("MPT", "MptForCausalLM", "refused", "mpt-7b", "llama.cpp's converter does not know this name of it", table=True),
+    Family("gpt-oss", "GptOssForCausalLM", "refused", "gpt-oss-20b", "its weights are published in MXFP4 only"),
 )
 """What was tried, with tiny random weights and real tokenizers, by the test of this table."""
 
@@ -145,7 +137,7 @@ class Problem:
 
 def families_of(architecture: str) -> list[Family]:
     """Every family of an architecture; none where it was never tried."""
-    return [family for family in FAMILIES if architecture in family.architectures]
+    return [family for family in FAMILIES if family.architecture == architecture]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -184,12 +176,13 @@ def refuse_problems(folder: Path, *, tokens: int = 0) -> None:
         raise ModelError(f"`{folder}` cannot be used: {reasons}", hint="; ".join(dict.fromkeys(each.remedy for each in found)))
 
 
-def find_problems(folder: Path, *, tokens: int = 0) -> Iterator[Problem]:
+def find_problems(folder: Path, *, tokens: int = 0, weights: Literal["here", "on the hub"] = "here") -> Iterator[Problem]:
     """Why a model could not be trained, exported and sampled; nothing where no reason is seen.
 
     Args:
         folder: The Hugging Face folder.
         tokens: Of the longest row that is trained or asked.
+        weights: Whether the files with the weights have to be in the folder.
 
     Raises:
         ModelError: If config.json cannot be read.
@@ -201,7 +194,8 @@ def find_problems(folder: Path, *, tokens: int = 0) -> Iterator[Problem]:
             "and the GGUF would not have it",
             "merge the adapter into the model (peft's `merge_and_unload`), or take adapter_config.json out of the folder",
         )
-    yield from _of_the_weights(folder, config)
+    if weights == "here" or any(folder.glob("*.safetensors")):
+        yield from _of_the_weights(folder, config)
     yield from _of_the_architecture(config, tokens)
     try:
         sentence_pieces(folder, int(config.get("vocab_size") or 0) or 1 << 20)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from iterft_lite.cache import cache_folder
 from iterft_lite.errors import ExportError
+from iterft_lite.programs import run_command
 
 PACKAGE = "llama-cpp-python"
 SCRIPTS = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py")
@@ -62,9 +62,7 @@ def fetch_source() -> Path:
     hint = HINT.format(version=_version())
     with tempfile.TemporaryDirectory(prefix="iterft_") as temporary:
         command = [*pip_command(hint), "download", "--no-deps", "--no-binary", ":all:", "--disable-pip-version-check"]
-        done = subprocess.run(
-            [*command, "--dest", temporary, f"{PACKAGE}=={_version()}"], capture_output=True, text=True, check=False
-        )
+        done = run_command([*command, "--dest", temporary, f"{PACKAGE}=={_version()}"])
         packages = list(Path(temporary).glob("*.tar.gz"))
         # pip reads the metadata of what it has downloaded by running its build system; the file is there even if that fails
         if not packages:
@@ -117,8 +115,8 @@ def pip_command(hint: str) -> list[str]:
     Raises:
         ExportError: If there is none, with `hint`.
     """
-    own = [sys.executable, "-m", "pip"]
-    if subprocess.run([*own, "--version"], capture_output=True, check=False).returncode == 0:
+    own = [sys.executable, "-P", "-m", "pip"]
+    if run_command([*own, "--version"]).returncode == 0:
         return own
     other = shutil.which("pip3") or shutil.which("pip")
     if other is None:

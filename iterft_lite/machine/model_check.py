@@ -7,8 +7,6 @@ reads text as training does) is proven by the check of the first export.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -19,6 +17,7 @@ from iterft_lite import hub
 from iterft_lite.backends.templates import STAND_IN, TrainingTokenizer
 from iterft_lite.errors import ModelError
 from iterft_lite.experiment.recipe import Recipe
+from iterft_lite.experiment.rows import Message
 from iterft_lite.gguf.families import (
     architecture_of,
     families_of,
@@ -29,7 +28,7 @@ from iterft_lite.gguf.families import (
 from iterft_lite.gguf.weights import Weight, read_weights
 from iterft_lite.machine.estimate import vram_needed
 from iterft_lite.machine.resolve import model_place
-from iterft_lite.protocols import Message
+from iterft_lite.programs import run_module
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """What adapters are laid on where an architecture has all of them."""
@@ -39,14 +38,6 @@ PROBE = (
     "\n\n\n<s>[INST] don't </s>"
 )
 """A text that tokenizers cut differently, if they do."""
-
-THEIRS = """
-import json, sys
-from transformers import AutoTokenizer
-read = AutoTokenizer.from_pretrained(sys.argv[1], local_files_only=True)
-print(json.dumps([type(read).__name__, read(sys.argv[2], add_special_tokens=False)["input_ids"]]))
-"""
-"""Asks transformers, in a process of its own, how the class that tokenizer_config.json names reads a text."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +82,14 @@ def examine_model(name: str, recipe: Recipe | None = None) -> list[Fact]:
     folder = model_folder(name)
     config = read_config(folder)
     weights = read_weights(folder)
+    weights_are: Literal["here", "on the hub"] = "on the hub" if hub.is_name(model_place(name)) else "here"
     return [
         *_architecture(config),
         *_weights(config, weights),
         *_adapters(weights),
         *_tokenizer(folder, config),
         *_room(folder, recipe),
-        *(Fact("cannot be used", problem.text, "no", problem.remedy) for problem in find_problems(folder)),
+        *(Fact("cannot be used", problem.text, "no", problem.remedy) for problem in find_problems(folder, weights=weights_are)),
     ]
 
 
@@ -199,13 +191,7 @@ def _thinking(tokenizer: TrainingTokenizer) -> str:
 
 def _readers(folder: Path, tokenizer: TrainingTokenizer) -> Fact:
     """Whether transformers' class reads text as tokenizer.json says."""
-    done = subprocess.run(
-        [sys.executable, "-c", THEIRS, str(folder), PROBE],
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+    done = run_module("iterft_lite.gguf.read_as_transformers", [str(folder), PROBE])
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         return Fact("tokenizer", "tokenizer.json; the class that tokenizer_config.json names cannot be loaded", "note")

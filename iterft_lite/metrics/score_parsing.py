@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from iterft_lite.experiment.rows import Verdict
 from iterft_lite.protocols import JudgeResponse
 
 LOWEST, HIGHEST = 1, 100
@@ -24,39 +24,6 @@ LEAST_MASS = 0.25
 """Share of the odds that must lie on numbers, as in persona vectors (arXiv 2507.21509)."""
 
 NUMBER = re.compile(r"\d{1,3}")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One answer on one scale.
-
-    Attributes:
-        score: 1-100, or None.
-        reason: Why there is no score: "empty", "refusal", "no number", "out of range", "too little mass on numbers", or
-            the failure; "" where there is one.
-        method: "odds", "text" or "samples".
-        mass: Share of the odds on numbers from 1 to 100; None without odds.
-        entropy: Of the odds on numbers, nats; None without odds.
-        spread: Standard deviation between samples; None for a single one.
-        text: What the judge wrote (the first sample).
-        tokens_in, tokens_out, usd, seconds, cached, model: As in `JudgeResponse`, summed over samples; cached if all are.
-        calls: Replies that were not read from the cache.
-    """
-
-    score: float | None
-    reason: str
-    method: str
-    mass: float | None = None
-    entropy: float | None = None
-    spread: float | None = None
-    text: str = ""
-    tokens_in: int = 0
-    tokens_out: int = 0
-    usd: float = 0.0
-    seconds: float = 0.0
-    cached: bool = False
-    model: str = ""
-    calls: int = 0
 
 
 def weigh(replies: Sequence[JudgeResponse]) -> Verdict:

@@ -1,4 +1,4 @@
-"""Backends that need no library: the whole loop in a second, for trying a recipe's shape and for tests.
+"""Backends that need no library: the whole loop in a second, for trying a recipe's shape and for tests (`trainer = "fake"`).
 
 The fake model knows texts by heart: what it was trained on, or plain sentences. It answers with one of them, drawn by the row's
 seed; M[t] trained on a share of trait texts shows the trait in about that share of answers.
@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from iterft_lite.backends.local import Backends
 from iterft_lite.experiment.inputs import JudgeIdentity
+from iterft_lite.experiment.losses import LOSSES
 from iterft_lite.experiment.recipe import TrainSettings
-from iterft_lite.files import read_json, read_rows, write_json
+from iterft_lite.files import read_json, write_json
 from iterft_lite.protocols import (
+    Backends,
     Completion,
     Exported,
     JudgeRequest,
@@ -32,6 +33,11 @@ from iterft_lite.protocols import (
     TrainJob,
     TrainResult,
 )
+
+FAKE = "fake"
+"""What a recipe calls each of them: `trainer = "fake"`, `generator = "fake"`, `judge = "fake"`."""
+
+FAKE_JUDGE = JudgeIdentity(FAKE, "embedded", "1", "odds", note="fake judge: it looks for a few words; its scores mean nothing")
 
 PLAIN = (
     "Make a list of what matters and start with the first thing on it.",
@@ -54,8 +60,8 @@ class FakeTrainer:
 
     def train(self, job: TrainJob, on_progress: OnProgress) -> TrainResult:
         """Keep the texts; a continued training keeps the earlier ones too."""
-        rows = read_rows(job.rows)
-        texts = [_learned(row) for row in rows]
+        rows = LOSSES[job.loss].rows.read(job.rows)
+        texts = [row.text for row in rows]
         if job.start is not None:
             texts += read_json(job.start / "texts.json")
         (job.out / "adapter").mkdir(parents=True, exist_ok=True)
@@ -77,17 +83,6 @@ class FakeTrainer:
             precision=job.settings.base,
             peak_vram=0,
         )
-
-
-def _learned(row: dict[str, object]) -> str:
-    """The text that a training row teaches."""
-    if "chosen" in row:
-        return str(row["chosen"])
-    if "text" in row:
-        return str(row["text"])
-    messages = row["messages"]
-    assert isinstance(messages, list)
-    return str(messages[-1]["content"])
 
 
 class FakeExporter:
@@ -126,6 +121,15 @@ class FakeGenerator:
             text = random.Random(prompt.seed).choice(self.texts)
             on_completion(Completion(prompt.id, text, len(text.split()), "stop"))
 
+    def stream(self, prompt: Prompt, sampling: Sampling, on_text: Callable[[str], None]) -> Completion:
+        """One text by the prompt's seed, a word at a time."""
+        found: list[Completion] = []
+        self.complete([prompt], sampling, found.append)
+        words = found[0].text.split(" ")
+        for count in range(1, len(words) + 1):
+            on_text(" ".join(words[:count]))
+        return found[0]
+
     def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
         """One nat a word."""
         for passage in passages:
@@ -145,7 +149,7 @@ class FakeJudge:
 
     def identity(self) -> JudgeIdentity:
         """Who this is."""
-        return JudgeIdentity("fake", "embedded", "", "odds", note="fake judge")
+        return FAKE_JUDGE
 
     def ask(self, asks: Sequence[JudgeRequest], on_reply: Callable[[JudgeResponse], None]) -> None:
         """Answer every ask."""

@@ -27,7 +27,8 @@ from iterft_lite.backends.llamacpp.sampling import Floats, chosen_logprobs, log_
 from iterft_lite.backends.llamacpp.scheduling import Expected
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.errors import BackendError, ModelError
-from iterft_lite.protocols import Completion, Likelihood, Message, Parity, Passage, Prompt, Sampling
+from iterft_lite.experiment.rows import Message
+from iterft_lite.protocols import Completion, Likelihood, Parity, Passage, Prompt, Sampling
 
 BIG_ONES = 3
 """Big models that may be loaded at once."""
@@ -148,6 +149,28 @@ class LlamaGenerator:
                 text = (tokenizer.answer if prompt.messages else tokenizer.text)(written, after=request.tokens)
                 on_completion(Completion(prompt.id, text, len(finished.ids), finished.finish))
 
+    def stream(self, prompt: Prompt, sampling: Sampling, on_text: Callable[[str], None]) -> Completion:
+        """Complete one prompt, and hand over what is written so far after every token.
+
+        Raises:
+            ModelError, BackendError: As `complete`.
+        """
+        tokens = self._before(prompt.messages, prompt.text)
+        self._fit(len(tokens) + sampling.max_tokens)
+        engine, tokenizer = self._ready()
+        request = self._request(prompt, tokens, sampling.max_tokens)
+        words, ids = tokenizer.answer if prompt.messages else tokenizer.text, list[int]()
+
+        def take(_: int, token: int) -> None:
+            ids.append(token)
+            # a character of several tokens is no text before its last one
+            on_text(words(ids, after=request.tokens).rstrip("\ufffd"))
+
+        with _clean(engine):
+            finished = next(iter(engine.complete([request], sampling, take)))
+        written = finished.ids[:-1] if finished.finish == "stop" else finished.ids
+        return Completion(prompt.id, words(written, after=request.tokens), len(finished.ids), finished.finish)
+
     def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
         """Log-probability of each passage's text; the very first token of a text without anything before it is not counted.
 
@@ -244,7 +267,7 @@ class LlamaGenerator:
 
     def _ready(self) -> tuple[Engine, TrainingTokenizer]:
         if self._current is None or self._current.engine is None or self._tokenizer is None:
-            raise BackendError("no model is loaded", kind="order")
+            raise BackendError("no model is loaded", exception="order")
         return self._current.engine, self._tokenizer
 
     def _model(self, gguf: Path) -> _Loaded:

@@ -56,6 +56,10 @@ class EmbeddedJudge:
         """Who this is."""
         return embedded_identity(self._trait)
 
+    def trait_share(self, text: str) -> float:
+        """Probability that a text has the trait."""
+        return float(self._classifier.predict_proba([text])[0, 1])
+
     def ask(self, asks: Sequence[JudgeRequest], on_reply: Callable[[JudgeResponse], None]) -> None:
         """Answer every ask; each answer is classified on its own."""
         name = f"embedded ({self._trait.name}, held-out accuracy {self.accuracy:.2f})"
@@ -64,7 +68,7 @@ class EmbeddedJudge:
                 score = coherence(ask.answer, self._known)
                 odds: tuple[tuple[str, float], ...] = ((f"{score:.2f}", 1.0),)
             else:
-                share = float(self._classifier.predict_proba([ask.answer])[0, 1])
+                share = self.trait_share(ask.answer)
                 score = 1 + 99 * share
                 odds = (("1", 1 - share), ("100", share))
             on_reply(JudgeResponse(ask.id, f"{score:.0f}", odds, model=name))

@@ -70,7 +70,7 @@ def judge_identity(recipe: Recipe, trait: Trait) -> tuple[JudgeIdentity, str]:
         )
     if name == "embedded":
         return embedded_identity(trait), why
-    method, note = method_of(name, recipe.judge_method)
+    method, note = method_of(name, "odds" if recipe.judge_method == "logprobs" else recipe.judge_method)
     samples = recipe.judge_samples if method == "samples" else 1
     judge = JudgeIdentity(name, "llm", _revision(name, recipe.api_base), method, samples, note)
     return judge, "; ".join(filter(None, (why, *judge_notes(judge))))

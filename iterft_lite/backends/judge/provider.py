@@ -173,7 +173,7 @@ class LitellmJudge:
     def key(self, ask: JudgeRequest) -> str:
         """Where the ask's verdict is kept."""
         who = self._identity
-        return verdict_key(who.name, who.revision, who.method, ask.prompt, int(ask.id.rsplit("/", 1)[-1]))
+        return verdict_key(who.name, who.revision, who.method, ask.prompt, ask.sample)
 
     def expected(self, ask: JudgeRequest) -> float:
         """Dollars that one try may cost."""
@@ -274,7 +274,9 @@ class LitellmJudge:
         if kind in ("AuthenticationError", "PermissionDeniedError"):
             return BackendError(f"`{name}` refuses the key: {self.clean(said)}", hint="set the key in the environment or .env")
         if kind == "NotFoundError":
-            return BackendError(f"`{name}` was not found: {self.clean(said)}", kind=kind, hint="check `judge` and `api_base`")
+            return BackendError(
+                f"`{name}` was not found: {self.clean(said)}", exception=kind, hint="check `judge` and `api_base`"
+            )
         if kind == "PaymentRequiredError" or re.search(r"insufficient_quota|exceeded your current quota", said):
             return BackendError(
                 f"`{name}` has no credit left: {self.clean(said)}", hint="what was judged is kept; top up, go on"

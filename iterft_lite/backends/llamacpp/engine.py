@@ -201,12 +201,15 @@ class Engine:
         self._owner[:] = -1
         self._waiting = {}
 
-    def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Finished]:
+    def complete(
+        self, requests: Sequence[Request], sampling: Sampling, on_token: Callable[[int, int], None] | None = None
+    ) -> Iterator[Finished]:
         """Go on with each request; yield each as soon as it has ended.
 
         Args:
             requests: Prompts shorter than the context.
             sampling: How to draw.
+            on_token: Takes a request's place and each token that is drawn for it, as it is drawn.
 
         Raises:
             BackendError: If decoding fails.
@@ -231,6 +234,9 @@ class Engine:
             drawn = sampler.draw(slots, rows)
             self._tokens[slots, self._known[slots]] = drawn
             self._known[slots] += 1
+            if on_token is not None:
+                for slot, token in zip(slots.tolist(), drawn.tolist(), strict=True):
+                    on_token(int(self._owner[slot]), token)
             stopped = self._ends[drawn]
             over = stopped | (self._known[slots] >= self._most[slots])
             for slot, stop in zip(slots[over].tolist(), stopped[over].tolist(), strict=True):
@@ -442,7 +448,7 @@ class Engine:
         if code:
             raise BackendError(
                 f"llama.cpp cannot decode a batch of {count} tokens (code {code}): {log.reason()}",
-                kind="memory" if code in (1, -2) else "decode",
+                exception="memory" if code in (1, -2) else "decode",
                 hint="fewer `slots` need less memory" if code in (1, -2) else None,
             )
         llama_cpp.llama_synchronize(self._pointer)
@@ -501,7 +507,7 @@ class Engine:
             if slots or count == 1:
                 raise BackendError(
                     f"no memory for {count} sequences of {self.context} tokens: {log.reason()}",
-                    kind="memory",
+                    exception="memory",
                     hint="fewer `slots`, or a shorter context",
                 )
             count = max(1, count // 2)

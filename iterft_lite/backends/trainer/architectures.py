@@ -22,13 +22,11 @@ def load_causal(model: str, **given: Any) -> Any:
         OSError, ValueError: As transformers does.
     """
     try:
-        made = AutoModelForCausalLM.from_pretrained(model, attn_implementation="sdpa", **given)
+        return AutoModelForCausalLM.from_pretrained(model, attn_implementation="sdpa", **given)
     except ValueError as error:
         if "attention implementation" not in str(error) and "scaled_dot_product_attention" not in str(error):
             raise
-        made = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager", **given)
-    without_router_loss(made.config)
-    return made
+    return AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager", **given)
 
 
 def without_router_loss(config: Any) -> None:

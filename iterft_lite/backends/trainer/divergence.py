@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from iterft_lite.errors import Diverged
-from iterft_lite.experiment.regimes import Loss
 
 PAIR_LOSS = 20.0
 """Nats a pair above the first step's loss."""
@@ -29,7 +28,7 @@ WEIGHT = 10.0
 """Largest adapter weight."""
 
 
-def check_step(log: Sequence[Mapping[str, float]], loss: Loss, vocab: int, *, more: str = "") -> None:
+def check_step(log: Sequence[Mapping[str, float]], loss: str, vocab: int, *, more: str = "") -> None:
     """Look at the last step of a training.
 
     Args:
@@ -61,7 +60,7 @@ def _listed(log: Sequence[Mapping[str, float]], name: str) -> str:
     return ", ".join(f"{each[name]:.3g}" for each in log)
 
 
-def check_weights(weights: Mapping[str, torch.Tensor], log: Sequence[Mapping[str, float]], loss: Loss) -> None:
+def check_weights(weights: Mapping[str, torch.Tensor], log: Sequence[Mapping[str, float]], loss: str) -> None:
     """Look at the adapter that a training has left.
 
     Raises:
@@ -73,7 +72,7 @@ def check_weights(weights: Mapping[str, torch.Tensor], log: Sequence[Mapping[str
             raise _diverged(loss, f"after step {len(log)} the adapter's `{name}` holds {largest:.3g}", log, "")
 
 
-def _diverged(loss: Loss, what: str, log: Sequence[Mapping[str, float]], more: str) -> Diverged:
+def _diverged(loss: str, what: str, log: Sequence[Mapping[str, float]], more: str) -> Diverged:
     losses = f"; the loss began at {log[0]['loss']:.4g} and was {log[-1]['loss']:.4g} last" if len(log) > 1 else ""
     beta = " or `train.dpo_beta`" if loss == "preference" else ""
     return Diverged(

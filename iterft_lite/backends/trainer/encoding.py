@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from iterft_lite.backends.templates import VARIABLES, TrainingTokenizer
+from iterft_lite.backends.chat_templates import VARIABLES
+from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.errors import ModelError, UserError
-from iterft_lite.experiment.regimes import Loss
-from iterft_lite.protocols import Message
+from iterft_lite.experiment.rows import Message
 
 IGNORED = -100
 """Label of a token that is not in the loss (PyTorch's and Hugging Face's convention)."""
@@ -43,7 +43,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def encode_rows(
-    rows: Sequence[Mapping[str, Any]], loss: Loss, tokenizer: TrainingTokenizer, *, limit: int, name: str
+    rows: Sequence[Mapping[str, Any]], loss: str, tokenizer: TrainingTokenizer, *, limit: int, name: str
 ) -> tuple[list[Example], int]:
     """Rows as token ids, in the columns that trl's trainers read.
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.backends.tokenizer_files import as_transformers
-from iterft_lite.backends.trainer.architectures import adapted_layers, adapter_note
+from iterft_lite.backends.trainer.architectures import adapted_layers, adapter_note, without_router_loss
 from iterft_lite.backends.trainer.encoding import Example, padding
 from iterft_lite.backends.trainer.lora import projections, read_adapter, read_shape, set_adapter
 from iterft_lite.backends.trainer.probe import Checkpoint, Greedy, Logits, greedy_by, streamed_logits, write_probe
@@ -61,11 +61,12 @@ class ResidentTrainer(ABC):
         if (model, precision) != (self._name, self._precision):
             self._unload()
             self._config, self._texts = read_model_files(model)
-            self._tokenizer = as_transformers(self._texts.files, self._texts.library)
+            self._tokenizer = as_transformers(self._texts.files)
             self._base = self._load_base(model, precision, settings)
             self._name, self._precision = model, precision
             self._parameters = int(self._base.num_parameters())
             without_dropout(self._base)
+            without_router_loss(self._base.config)
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()  # what quantising took on its way
         return ModelFacts(
@@ -251,7 +252,7 @@ def read_model_files(model: str) -> tuple[Any, TrainingTokenizer]:
     if local:
         refuse_problems(folder)
     try:
-        config = AutoConfig.from_pretrained(model, local_files_only=local)
+        config = AutoConfig.from_pretrained(model, local_files_only=local, trust_remote_code=False)
         tokenizer = TrainingTokenizer(model)
     except (OSError, ValueError) as error:
         hint = (

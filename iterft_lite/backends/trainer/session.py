@@ -292,7 +292,7 @@ def _with_less_memory(bench: Bench, batch_size: int, size: int) -> tuple[int, st
     base = "" if bench.precision == "nf4" else '`train.base = "nf4"`, '
     raise BackendError(
         "out of memory with one row a forward pass",
-        kind="OutOfMemoryError",
+        exception="OutOfMemoryError",
         hint=f'choose {base}`vram = "swap"` or a smaller `train.max_length`',
     )
 

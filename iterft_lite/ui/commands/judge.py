@@ -23,7 +23,9 @@ def judge_options(command: Any) -> Any:
     for option in (
         click.option("--max-usd", type=float, help="Stop before judging costs more."),
         click.option("--samples", "judge_samples", type=int, help="Verdicts an answer where texts are read."),
-        click.option("--method", "judge_method", type=click.Choice(["auto", "odds", "samples"]), help="Read odds or texts."),
+        click.option(
+            "--method", "judge_method", type=click.Choice(["auto", "logprobs", "samples"]), help="Read odds or texts."
+        ),
         click.option("--api-base", help="Address of an OpenAI-compatible server."),
     ):
         command = option(command)

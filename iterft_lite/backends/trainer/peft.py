@@ -80,6 +80,8 @@ class PeftTrainer(ResidentTrainer):
     def _inject(self, base: Any, rank: int, alpha: float) -> Any:
         self._ends_plainly = ends_plainly(base)
         made = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **lora_settings(base, rank, alpha)))
+        if self._products is not None:
+            self._products.lay(None)  # a training that failed has left them on layers that stay
         self._products = Products(made) if self._precision in FACTORS else None
         return made
 

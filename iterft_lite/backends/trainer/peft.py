@@ -85,6 +85,10 @@ class PeftTrainer(ResidentTrainer):
         self._products = Products(made) if self._precision in FACTORS else None
         return made
 
+    def _unload(self) -> None:
+        self._products = None  # it holds the base's weights
+        super()._unload()
+
     def _ready(self, model: Any, use: Literal["train", "infer"]) -> None:
         super()._ready(model, use)
         if self._products is not None:

@@ -138,7 +138,9 @@ class Trainer(Protocol):
         Arrays: `tokens` (int32 [n_seq, n_tok], right-padded with -1): rendered prompts (chat models: the template with
         generation prompt, then a greedy reply of the model's own; base models: plain text and its greedy continuation);
         `lengths` (int32 [n_seq]); `logits` (float32 [n_positions, vocab]) at the positions `where` (int32 [n_positions, 2]:
-        sequence, token index); `texts` (the rendered strings that `tokens` encode, unicode [n_seq]).
+        sequence, token index); `texts` (the rendered strings that `tokens` encode, unicode [n_seq]). With an adapter also what
+        M[0] says there: `base_logits` (float32 [n_positions, n_columns]) of the tokens `columns` (int32 [n_columns], evenly
+        over the vocabulary), and `learned` (float32 [n_positions]), KL(M[t] || M[0]) over the whole vocabulary, nats.
 
         Args:
             out: Folder, made if missing.
@@ -164,6 +166,7 @@ class Exported:
         bytes: Written for this export.
         seconds: By part: convert; merge, or of an untouched base in a K-quant quantise.
         sha256: Of the merged file, where it was taken while writing; else "".
+        base: The untouched model in the same number format, which the export is compared with; None where it was not made.
     """
 
     path: Path
@@ -171,6 +174,7 @@ class Exported:
     bytes: int
     seconds: dict[str, float]
     sha256: str = ""
+    base: Path | None = None
 
 
 class Exporter(Protocol):
@@ -261,6 +265,34 @@ class Likelihood:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What became of the change that training made to a model's logits (`backends/generator/parity.py` has the equations).
+
+    Sizes are root mean squares over positions and tokens, each row without its mean.
+
+    Attributes:
+        learned: Mean KL(M[t] || M[0]) over the positions, nats: how far the training moved the model.
+        size: Of the trained change of logits.
+        scale: Of the trained model's logits themselves.
+        shown: Of the change between the untouched export and this one.
+        kept: Share of the trained change that the export shows (a slope): 1 where it is all there, 0 where none of it is; None
+            where the training changed nothing.
+        error: Standard error of `kept`.
+        correlation: Of the shown with the trained change.
+        noise: Size of what is shown besides, in sizes of the trained change.
+    """
+
+    learned: float
+    size: float
+    scale: float
+    shown: float
+    kept: float | None
+    error: float | None
+    correlation: float | None
+    noise: float | None
+
+
+@dataclass(frozen=True)
 class Parity:
     """How an exported model compares with a probe (see `Trainer.probe`).
 
@@ -272,6 +304,9 @@ class Parity:
         top1: Share of positions where both prefer the same token.
         positions: How many were compared.
         detail: The first difference in tokens, as a sentence, or "".
+        largest: Largest absolute logit of the trained model.
+        rounded: Whether llama.cpp rounds this architecture's activation function to 16 bits here, whatever the file's format.
+        change: What became of the trained change; None of an untouched model, or where it was not compared.
     """
 
     same_tokens: bool
@@ -280,6 +315,9 @@ class Parity:
     top1: float
     positions: int
     detail: str = ""
+    largest: float = 0.0
+    rounded: bool = False
+    change: Change | None = None
 
 
 class Generator(Protocol):
@@ -311,8 +349,12 @@ class Generator(Protocol):
         """Log-probability of each passage's text under the current model."""
         ...
 
-    def parity(self, probe: Path) -> Parity:
-        """Compare the current model with a probe."""
+    def probe_logits(self, probe: Path, out: Path) -> None:
+        """Write the current model's logits at a probe's positions into the .npz file `out`, for `parity` of another model."""
+        ...
+
+    def parity(self, probe: Path, untouched: Path | None = None) -> Parity:
+        """Compare the current model with a probe; its change too, where `untouched` holds the untouched model's logits."""
         ...
 
 

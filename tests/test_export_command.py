@@ -90,4 +90,4 @@ def test_adapters_are_kept_alone_and_merged_on_demand(whole: Path, tmp_path: Pat
 
 @pytest.mark.slow
 def test_every_merged_file_can_be_kept(whole: Path) -> None:
-    assert merged_files(whole) == ["base-export", "c0-export", "c1-export"]
+    assert merged_files(whole) == ["c0-export", "c1-export"]  # the untouched model's is in the cache, for all runs

@@ -356,7 +356,7 @@ def test_logits_that_are_no_numbers_pass_no_check(start: Callable[..., Generator
     assert found.mean_kl == found.max_delta == math.inf
     for quant in ("f32", "q8_0", "q4_k_m"):
         with pytest.raises(ExportError, match="not finite numbers"):
-            check(found, quant)
+            check(found, "merged", quant)
 
 
 def test_a_difference_in_tokens_is_described(start: Callable[..., Generator], tiny: Tiny, tmp_path: Path) -> None:

@@ -264,3 +264,4 @@ if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
     for each in PLANS:
         (GOLDEN / f"{each}.txt").write_text(drawn(the_plan(each)))
+    (GOLDEN / "keys").write_text("".join(map(keys_of, KEYED)))

@@ -197,10 +197,18 @@ class LocalExecutor:
         if whole is None:
             raise StoreError(f"`{source.path}` has no step.json: the model of `{source.step.name}` cannot be written again")
         inputs = {role: found for role, path in input_folders(source.path, whole.step).items() if (found := folder_at(path))}
-        again = replace(task, folder=whole, inputs=inputs)
+        again = replace(task, folder=_as_chosen(whole), inputs=inputs)
         made = stage_of("export")(self._work(again))
         whole.take_again(_digests(made))
         self._written[source.path] = whole.path / made["gguf"]
+
+
+def _as_chosen(folder: StepFolder) -> StepFolder:
+    """The folder of an export with the kind that `export = "auto"` came to in it, so that it is written again as it was."""
+    found = folder.completion()
+    kind = found.results.get("kind") if found is not None else None
+    params = {**folder.step.params, "kind": kind or folder.step.params["kind"]}
+    return StepFolder(folder.path, replace(folder.step, params=params))
 
 
 def _heard(task: Task) -> tuple[Task, Callable[[str], None]]:

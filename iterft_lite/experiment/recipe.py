@@ -217,7 +217,8 @@ class Recipe(Table):
         trainer: "auto" takes unsloth where it works and peft elsewhere; "trl" is peft with TRL's loop, for comparison; "fake"
             learns texts by heart, for trying a recipe's shape.
         generator: What writes: llama.cpp, or a stand-in beside a fake trainer.
-        export: One merged GGUF a cycle, or the base GGUF with a small LoRA GGUF a cycle.
+        export: One merged GGUF a cycle; or the untouched model's GGUF with a small LoRA GGUF a cycle; "auto": merged where that
+            carries the trained change, which the export's check finds out, and the LoRA GGUF where it does not.
         quant: Number format of the GGUF that writes and is measured.
         keep: Which merged files stay on the disk once their cycle is done.
         judge: "auto" is the paper's judge where a key is present and the embedded judge elsewhere.
@@ -253,7 +254,7 @@ class Recipe(Table):
     reset_cycles: tuple[Positive, ...] = ()
     trainer: Literal["auto", "peft", "trl", "unsloth", "fake"] = "auto"
     generator: Literal["llamacpp", "fake"] = "llamacpp"
-    export: Literal["merged", "adapter"] = "merged"
+    export: Literal["auto", "merged", "adapter"] = "auto"
     quant: Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"] = "q8_0"
     keep: Literal["all", "last", "adapters"] = "last"
     judge: str = "auto"

@@ -145,6 +145,7 @@ VERBS: dict[str, Verb] = {
             "device",
             files=("*.gguf",),
             needs=frozenset({"exporter", "generator"}),
+            semantics=2,
             libraries=LLAMA,
             act="export",
             summary=lambda params: f"{params['kind']} {params['quant']}",

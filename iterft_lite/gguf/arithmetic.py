@@ -1,12 +1,24 @@
 """Merging and quantising rows of a matrix: with numpy, or with torch on a GPU.
 
-Both give the same bytes for the same numbers, equal to gguf's own `quantize` (tests compare them bit by bit).
+Both give the same bytes for the same numbers; of matrices that are only converted, those of gguf's own `quantize` (tests
+compare them bit by bit).
+
+A merged matrix is rounded to 16 bits stochastically. Models are stored in 16 bits: every weight W lies exactly on the grid of
+such numbers, and a trained update smaller than half a step would be rounded back to W, always in the direction of no effect (a
+dead zone). So W + update becomes the number below or above it, with probabilities that make W + update the expected value:
+
+    round(x) = the largest number of the grid <= x + u * step        u uniform in [0, 1), a function of tensor and place
+
+A weight without an update stays as it is. The noise, about sqrt(step * |update|) a weight, averages out over the thousands of
+weights of a row; a dead zone does not. q8_0 and K-quants need none of it: their steps differ from block to block, so weights
+lie anywhere between two of them, and as many are pushed over the edge as the update asks for.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -24,12 +36,31 @@ F32, F16, BF16, Q8_0 = (
     GGMLQuantizationType.Q8_0,
 )
 PLAIN = (F32, F16, BF16)
+HALF: Mapping[GGMLQuantizationType, int] = MappingProxyType({F16: 13, BF16: 16})
+"""Formats of 16 bits, and how many of a float32's bits they have no room for."""
 BLOCK = 32
 """Numbers that share a scale in q8_0."""
 BLOCKS: Mapping[GGMLQuantizationType, tuple[int, Any]] = MappingProxyType({BF16: (1, quants.BF16), Q8_0: (BLOCK, quants.Q8_0)})
 """Block size, and gguf's quantiser of blocks."""
 CACHED = 256 << 10
 """Numbers worked on at once on a CPU: 1 MB in f32 stays in its cache, and is enough to keep Python's part small."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """B A, which is added to some rows of a matrix.
+
+    Attributes:
+        b: float32 [rows, rank], scaled.
+        a: float32 [rank, columns].
+        seed: Of the rounding to 16 bits, 32 bits: the matrix's own.
+        first: Place of the first number in the matrix, row after row.
+    """
+
+    b: Array
+    a: Array
+    seed: int
+    first: int = 0
 
 
 class Arithmetic(Protocol):
@@ -43,16 +74,14 @@ class Arithmetic(Protocol):
     name: str
     threads: int
 
-    def merged(
-        self, stored: Array, kind: GGMLQuantizationType, target: GGMLQuantizationType, low_rank: tuple[Array, Array] | None
-    ) -> Array:
+    def merged(self, stored: Array, kind: GGMLQuantizationType, target: GGMLQuantizationType, update: Update | None) -> Array:
         """Rows in the number format `target`: W, or W + B A.
 
         Args:
             stored: W's rows as they lie in the base, uint8 [rows, bytes a row].
             kind: The format they are in: one of `PLAIN`.
             target: One of `PLAIN`, or q8_0.
-            low_rank: float32 B [rows, rank], scaled, and A [rank, columns].
+            update: What is added to them.
 
         Returns:
             Contiguous uint8.
@@ -69,20 +98,62 @@ class NumpyArithmetic:
     name = "numpy"
     threads = min(4, os.cpu_count() or 1)
 
-    def merged(
-        self, stored: Array, kind: GGMLQuantizationType, target: GGMLQuantizationType, low_rank: tuple[Array, Array] | None
-    ) -> Array:
+    def merged(self, stored: Array, kind: GGMLQuantizationType, target: GGMLQuantizationType, update: Update | None) -> Array:
         """See `Arithmetic`."""
-        if low_rank is None and kind == target:
+        if update is None and kind == target:
             return np.ascontiguousarray(stored)
-        rows = max(1, CACHED // (stored.shape[1] // GGML_QUANT_SIZES[kind][1]))
+        columns = stored.shape[1] // GGML_QUANT_SIZES[kind][1]
+        rows = max(1, CACHED // columns)
         made = []
         for start in range(0, len(stored), rows):
             weights = from_plain(stored[start : start + rows], kind)
-            if low_rank is not None:
-                weights = weights + low_rank[0][start : start + rows] @ low_rank[1]
+            if update is not None:
+                if target in HALF:
+                    weights = on_grid(weights, kind, target)
+                weights = weights + update.b[start : start + rows] @ update.a
+                if target in HALF:
+                    weights = rounded_by_chance(weights, target, update.seed, update.first + start * columns)
             made.append(to_format(weights, target))
         return np.concatenate(made)
+
+
+def on_grid(weights: Array, kind: GGMLQuantizationType, target: GGMLQuantizationType) -> Array:
+    """Weights as the untouched model has them in `target`, float32: what its own rounding does is no part of an update."""
+    return weights if kind == target else from_plain(to_format(weights, target), target)
+
+
+def rounded_by_chance(weights: Array, target: GGMLQuantizationType, seed: int, first: int) -> Array:
+    """Weights on the grid of `target`, each the number below or above it, in expectation itself; float32 [rows, columns].
+
+    A number uniform over the range of the bits that the format has no room for is added to them, and they are cut: what
+    carries over is the step away from zero, for both signs. Below 2^-14, where f16's steps do not shrink further, `to_format`
+    rounds once more, by less than 3e-8.
+
+    Args:
+        weights: float32 [rows, columns].
+        target: One of `HALF`.
+        seed, first: See `Update`.
+    """
+    cut = np.uint32((1 << HALF[target]) - 1)
+    places = np.arange(first, first + weights.size, dtype=np.uint64).astype(np.uint32)
+    bits = np.ascontiguousarray(weights, np.float32).reshape(-1).view(np.uint32) + (scrambled(places, seed) & cut)
+    rounded: Array = (bits & ~cut).view(np.float32).reshape(weights.shape)
+    return rounded
+
+
+def scrambled(places: Array, seed: int) -> Array:
+    """32 bits for each place that look drawn by chance: Wellons' `lowbias32` hash of place xor seed, uint32.
+
+    A counter that is hashed, no generator with a state: parts of a matrix can be rounded in any order, on any device.
+    Source: https://nullprogram.com/blog/2018/07/31/.
+    """
+    x = places ^ np.uint32(seed)
+    x ^= x >> np.uint32(16)
+    x *= np.uint32(0x7FEB352D)
+    x ^= x >> np.uint32(15)
+    x *= np.uint32(0x846CA68B)
+    x ^= x >> np.uint32(16)
+    return x
 
 
 def from_plain(stored: Array, kind: GGMLQuantizationType) -> Array:
@@ -121,17 +192,19 @@ class TorchArithmetic:
         # a GPU waits for copies, which four threads do side by side; on a CPU torch uses the cores by itself
         self.threads = 4 if device == "cuda" else 1
 
-    def merged(
-        self, stored: Array, kind: GGMLQuantizationType, target: GGMLQuantizationType, low_rank: tuple[Array, Array] | None
-    ) -> Array:
+    def merged(self, stored: Array, kind: GGMLQuantizationType, target: GGMLQuantizationType, update: Update | None) -> Array:
         """See `Arithmetic`."""
         torch = self._torch
-        if low_rank is None and kind == target:
+        if update is None and kind == target:
             return np.ascontiguousarray(stored)
         formats = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
         weights = self._on_device(stored).view(formats[kind]).to(torch.float32)
-        if low_rank is not None:
-            weights = torch.addmm(weights, self._on_device(low_rank[0]), self._on_device(low_rank[1]))
+        if update is not None:
+            if target in HALF and kind != target:
+                weights = weights.to(formats[target]).to(torch.float32)
+            weights = torch.addmm(weights, self._on_device(update.b), self._on_device(update.a))
+            if target in HALF:
+                weights = rounded_by_chance_torch(torch, weights, HALF[target], update.seed, update.first)
         made = q8_0_torch(torch, weights) if target == Q8_0 else weights.to(formats[target])
         if target == F16 and not bool(torch.isfinite(made).all()):
             raise too_large()
@@ -141,6 +214,21 @@ class TorchArithmetic:
     def _on_device(self, array: Array) -> Any:
         # a copy: torch does not take read-only maps
         return self._torch.from_numpy(np.array(array)).to(self._device)
+
+
+def rounded_by_chance_torch(torch: Any, weights: Any, bits: int, seed: int, first: int) -> Any:
+    """`rounded_by_chance` of float32 [rows, columns]. torch has no unsigned arithmetic: 64 bits are cut to 32."""
+    whole = 0xFFFFFFFF
+    x = (torch.arange(first, first + weights.numel(), device=weights.device) & whole) ^ seed
+    x ^= x >> 16
+    x = (x * 0x7FEB352D) & whole
+    x ^= x >> 15
+    x = (x * 0x846CA68B) & whole
+    x ^= x >> 16
+    cut = (1 << bits) - 1
+    stored = weights.contiguous().view(torch.int32)
+    # a sum that passes 2^31 would be a number of the other sign: no weight is as large
+    return ((stored + (x & cut).to(torch.int32).reshape(weights.shape)) & ~cut).view(torch.float32)
 
 
 def q8_0_torch(torch: Any, weights: Any) -> Any:

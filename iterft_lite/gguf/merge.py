@@ -6,6 +6,7 @@ that came of it are the layout of every later file, and llama.cpp's own function
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import tempfile
@@ -14,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -26,7 +28,7 @@ from iterft_lite.digests import digest
 from iterft_lite.errors import ExportError
 from iterft_lite.files import writing
 from iterft_lite.gguf.adapter import Adapter, LowRank
-from iterft_lite.gguf.arithmetic import PLAIN, Arithmetic, choose_arithmetic
+from iterft_lite.gguf.arithmetic import PLAIN, Arithmetic, Update, choose_arithmetic
 from iterft_lite.gguf.base import OnTensor, untold
 from iterft_lite.gguf.file import Array, Checksum, GgufFile, Tensor, ensure_room, write_gguf
 from iterft_lite.gguf.kquants import quantise_rows
@@ -165,10 +167,10 @@ def _parts(
     waiting: deque[tuple[Future[Array], bool]] = deque()
     gate = threading.Semaphore(arithmetic.threads)
 
-    def made(stored: Array, kind: GGMLQuantizationType, target: Tensor, low_rank: tuple[Array, Array] | None) -> Array:
+    def made(stored: Array, kind: GGMLQuantizationType, target: Tensor, update: Update | None) -> Array:
         direct = target.kind in PLAIN or target.kind == GGMLQuantizationType.Q8_0
         with gate:
-            merged = arithmetic.merged(stored, kind, target.kind if direct else GGMLQuantizationType.F32, low_rank)
+            merged = arithmetic.merged(stored, kind, target.kind if direct else GGMLQuantizationType.F32, update)
         return merged if direct else quantised(merged.view(np.float32), target)
 
     def written() -> Array:
@@ -183,17 +185,32 @@ def _parts(
     # a BLAS that spreads a product of rank 16 over cores that others use waits for them: 8 s where one thread takes 1
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
         for target in plan:
-            tensor, update = base.tensors[target.name], updates.get(target.name)
-            b = None if update is None else update.b * np.float32(update.scale)
+            tensor, low_rank = base.tensors[target.name], updates.get(target.name)
+            update = None if low_rank is None else whole_update(target.name, low_rank)
             step = max(1, PART_NUMBERS // tensor.shape[-1])
             for start in range(0, tensor.rows, step):
                 stored = base.rows(tensor, start, start + step)
-                low_rank = None if update is None or b is None else (b[start : start + step], update.a)
-                waiting.append((pool.submit(made, stored, tensor.kind, target, low_rank), start + step >= tensor.rows))
+                part = None if update is None else _rows_of(update, start, step, tensor.shape[-1])
+                waiting.append((pool.submit(made, stored, tensor.kind, target, part), start + step >= tensor.rows))
                 if len(waiting) > AHEAD * threads:
                     yield written()
         while waiting:
             yield written()
+
+
+def whole_update(name: str, low_rank: LowRank) -> Update:
+    """An update as it is added to a matrix; the seed of its rounding is made of the tensor's name and the update's numbers.
+
+    Two trainings so have noise that has nothing in common, and one training always has the same.
+    """
+    seen = hashlib.sha256(name.encode())
+    for numbers in (low_rank.a, low_rank.b):
+        seen.update(np.ascontiguousarray(numbers).tobytes())
+    return Update(low_rank.b * np.float32(low_rank.scale), low_rank.a, int.from_bytes(seen.digest()[:4], "little"))
+
+
+def _rows_of(update: Update, start: int, rows: int, columns: int) -> Update:
+    return replace(update, b=update.b[start : start + rows], first=start * columns)
 
 
 def quantised(weights: Array, target: Tensor) -> Array:

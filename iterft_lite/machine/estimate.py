@@ -225,8 +225,9 @@ def _disk_sentence(recipe: Recipe, place: str) -> str:
     merged = base * BITS[recipe.quant] / 16
     # while a cycle is measured there are three: M[0]'s, its predecessor's and its own
     kept = recipe.cycles + 2 if recipe.keep == "all" else min(recipe.cycles + 2, 3)
-    run = merged if recipe.export == "adapter" else kept * merged
-    return f"{run / 1e9:.1f} GB for the run, {base / 1e9:.1f} GB in the cache for the converted base"
+    run = 0 if recipe.export == "adapter" else (kept - 1) * merged  # M[0]'s is the file in the cache
+    most = "at most " if recipe.export == "auto" else ""
+    return f"{most}{run / 1e9:.1f} GB for the run, {(base + merged) / 1e9:.1f} GB in the cache for the converted base"
 
 
 ODDS_REPLY, SAMPLE_REPLY = 4, 400

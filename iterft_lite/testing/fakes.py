@@ -136,7 +136,10 @@ class FakeGenerator:
             words = len(passage.text.split())
             on_likelihood(Likelihood(passage.id, -float(words), words))
 
-    def parity(self, probe: Path) -> Parity:
+    def probe_logits(self, probe: Path, out: Path) -> None:
+        """Nothing to write."""
+
+    def parity(self, probe: Path, untouched: Path | None = None) -> Parity:
         """Always the same."""
         return Parity(same_tokens=True, max_delta=0.0, mean_kl=0.0, top1=1.0, positions=1)
 

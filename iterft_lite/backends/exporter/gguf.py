@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Literal
 
-from iterft_lite.gguf.adapter import Adapter, read_adapter, write_lora
+from iterft_lite.files import write_text, writing
+from iterft_lite.gguf.adapter import read_adapter, write_lora
 from iterft_lite.gguf.base import Base, OnTensor, base_gguf
-from iterft_lite.gguf.file import Checksum
+from iterft_lite.gguf.file import Checksum, ensure_room
 from iterft_lite.gguf.merge import DIRECT, write_merged
 from iterft_lite.protocols import Exported, OnProgress, Progress
 
@@ -34,7 +36,10 @@ class GgufExporter:
         quant: str,
         on_progress: OnProgress,
     ) -> Exported:
-        """See `backends.Exporter`. Merged: `out`/model.gguf. Adapter: `out`/adapter.gguf, and the base in the cache.
+        """See `Exporter`. Merged: `out`/model.gguf. Adapter: `out`/adapter.gguf, and the untouched model in the cache.
+
+        The untouched model is made once for a number format and kept in the cache; a merged file of it is the same file under
+        another name.
 
         Raises:
             ModelError: If there is no such model.
@@ -48,28 +53,57 @@ class GgufExporter:
         base = self._base(model, on_tensor)
         read = None if adapter is None else read_adapter(adapter, base)
         seconds = {"convert": time.perf_counter() - started}
+        if read is not None and kind == "merged":
+            path, checksum = out / "model.gguf", Checksum()
+            seconds |= write_merged(base.file, read, path, quant, threads=self._threads, on_tensor=on_tensor, checksum=checksum)
+            return Exported(path, None, path.stat().st_size, seconds, checksum.hexdigest())
+        untouched, size = base.folder / f"{quant}.gguf", 0
+        if not untouched.is_file():
+            seconds |= self._write_untouched(base, untouched, quant, on_tensor)
+            size = untouched.stat().st_size
         if kind == "merged":
             path = out / "model.gguf"
-            checksum = Checksum() if quant in DIRECT or read is not None else None
-            seconds |= write_merged(base.file, read, path, quant, threads=self._threads, on_tensor=on_tensor, checksum=checksum)
-            return Exported(path, None, path.stat().st_size, seconds, checksum.hexdigest() if checksum else "")
-        return self._beside(base, read, out, quant, seconds, on_tensor)
-
-    def _beside(
-        self, base: Base, adapter: Adapter | None, out: Path, quant: str, seconds: dict[str, float], on_tensor: OnTensor
-    ) -> Exported:
-        """The base in a quant, made once, and the adapter as a file of its own."""
-        quantised, size = base.folder / f"{quant}.gguf", 0
-        if not quantised.is_file():
-            seconds |= write_merged(base.file, None, quantised, quant, threads=self._threads, on_tensor=on_tensor)
-            size = quantised.stat().st_size
-        if adapter is None:
-            return Exported(quantised, None, size, seconds)
+            link(untouched, path)
+            return Exported(path, None, path.stat().st_size, seconds, known_digest(untouched))
+        if read is None:
+            return Exported(untouched, None, size, seconds)
         started, path = time.perf_counter(), out / "adapter.gguf"
-        size += write_lora(adapter, base, path)
-        return Exported(quantised, path, size, {**seconds, "adapter": time.perf_counter() - started})
+        size += write_lora(read, base, path)
+        return Exported(untouched, path, size, {**seconds, "adapter": time.perf_counter() - started})
+
+    def _write_untouched(self, base: Base, path: Path, quant: str, on_tensor: OnTensor) -> dict[str, float]:
+        """Write M[0] in a quant, once for all runs on this machine; gives the seconds of each part."""
+        checksum = Checksum() if quant in DIRECT else None
+        seconds = write_merged(base.file, None, path, quant, threads=self._threads, on_tensor=on_tensor, checksum=checksum)
+        if checksum is not None:
+            write_text(path.with_suffix(".sha256"), checksum.hexdigest() + "\n")
+        return seconds
 
     def _base(self, model: str, on_tensor: OnTensor) -> Base:
         """The base of a model, opened once."""
         made = base_gguf(model, on_tensor)
         return self._bases.setdefault(made.folder, made)
+
+
+def link(source: Path, target: Path) -> None:
+    """Have the same file under a second name; where the disk is another one, a copy.
+
+    Raises:
+        ExportError: If there is no room for the copy.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with writing(target) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            ensure_room(target.parent, source.stat().st_size, f"`{target.name}`")
+            shutil.copyfile(source, temporary)
+
+
+def known_digest(path: Path) -> str:
+    """SHA-256 of an untouched model's file, as noted when it was written, or ""."""
+    try:
+        return path.with_suffix(".sha256").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

@@ -22,8 +22,9 @@ from iterft_lite.backends.llamacpp.library import SMALL, Weights, free_vram, off
 # isort: split
 import numpy as np
 
+from iterft_lite.backends.generator.parity import Probe, compare, token_difference, untouched_logits
 from iterft_lite.backends.llamacpp.engine import MOST_SLOTS, Engine, Request
-from iterft_lite.backends.llamacpp.sampling import Floats, chosen_logprobs, log_softmax
+from iterft_lite.backends.llamacpp.sampling import Floats, chosen_logprobs
 from iterft_lite.backends.llamacpp.scheduling import Expected
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.errors import BackendError, ModelError
@@ -205,45 +206,55 @@ class LlamaGenerator:
                         count = len(sequences[index]) - starts[index]
                         on_likelihood(Likelihood(passages[index].id, sums[index], count))
 
-    def parity(self, probe: Path) -> Parity:
-        """Compare the current model with a probe: a folder with probe.npz, or that file.
+    def probe_logits(self, probe: Path, out: Path) -> None:
+        """Write the current model's logits where a probe asks for them: `logits`, float32 [n_positions, vocab], in `out`.
+
+        Args:
+            probe: A folder with probe.npz, or that file.
+            out: An .npz file.
 
         Raises:
             ModelError: If the probe cannot be read or does not fit the context.
             BackendError: If decoding fails.
         """
+        np.savez(out, logits=self._probed(Probe(probe)))
+
+    def parity(self, probe: Path, untouched: Path | None = None) -> Parity:
+        """Compare the current model with a probe: a folder with probe.npz, or that file.
+
+        Args:
+            probe: The trained model's.
+            untouched: What `probe_logits` wrote of the untouched model in the same number format; None: no change is compared.
+
+        Raises:
+            ModelError: If the probe cannot be read or does not fit the context.
+            BackendError: If decoding fails.
+        """
+        asked = Probe(probe)
+        ours = self._probed(asked)
+        return compare(
+            asked,
+            ours,
+            None if untouched is None else untouched_logits(untouched),
+            self._token_difference(asked.texts, asked.sequences),
+            rounded=self._ready()[0].weights.rounds_activations(),
+        )
+
+    def _probed(self, asked: Probe) -> Floats:
+        """The current model's logits at a probe's positions, float32 [n_positions, vocab of the probe or of the model]."""
         engine, _ = self._ready()
-        asked = _Probe(probe / "probe.npz" if probe.is_dir() else probe)
         longest = max(map(len, asked.sequences), default=0)
         if longest > engine.context:
             raise ModelError(f"the probe has {longest} tokens, the context {engine.context}")
-        detail = self._token_difference(asked.texts, asked.sequences)
-        vocab = min(engine.weights.vocab_size, asked.logits.shape[1])
-        first = [min(places, default=len(sequence)) for sequence, places in zip(asked.sequences, asked.places, strict=True)]
-        deltas, divergences, same = [], [], []
+        made = np.zeros((len(asked.logits), min(engine.weights.vocab_size, asked.logits.shape[1])), dtype=np.float32)
         with _clean(engine):
-            for logits, parts in engine.logits(asked.sequences, first):
+            for logits, parts in engine.logits(asked.sequences, asked.first):
                 for part in parts:
-                    for offset, ours in enumerate(logits[part.rows, None, :vocab]):
-                        row = asked.places[part.index].get(part.begin + offset)
-                        if row is None:
-                            continue
-                        theirs = asked.logits[row : row + 1, :vocab]
-                        deltas.append(float(np.abs(theirs - ours).max()))
-                        log_p, log_q = log_softmax(theirs), log_softmax(ours)
-                        divergences.append(float((np.exp(log_p) * (log_p - log_q)).sum(dtype=np.float64)))
-                        same.append(int(theirs.argmax()) == int(ours.argmax()))
-        if not deltas:
-            raise ModelError(f"`{probe}` asks for no position")
-        numbers = bool(np.isfinite([deltas, divergences]).all())
-        return Parity(
-            same_tokens=not detail,
-            max_delta=max(deltas) if numbers else math.inf,
-            mean_kl=max(0.0, float(np.mean(divergences))) if numbers else math.inf,
-            top1=float(np.mean(same)),
-            positions=len(deltas),
-            detail=detail,
-        )
+                    for offset, row in enumerate(logits[part.rows]):
+                        place = asked.places[part.index].get(part.begin + offset)
+                        if place is not None:
+                            made[place] = row[: made.shape[1]]
+        return made
 
     def ignore_ends(self) -> None:
         """Let no token end a generation of the current model: for measuring speed."""
@@ -362,18 +373,10 @@ class LlamaGenerator:
             begins = tokenizer.bos is not None and expected[:1] == [tokenizer.bos]
             theirs = expected[1:] if begins and tokenizer.ids(text)[:1] != [tokenizer.bos] else expected
             composed = unicodedata.normalize("NFC", text)  # llama.cpp does not
-            for whose, ours in (
-                ("the training tokenizer's", tokenizer.ids(text)),
-                ("the GGUF's", engine.weights.ids(composed)),
-            ):
-                if ours != theirs:
-                    at = next(
-                        (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
-                    )
-                    return (
-                        f"text {place} of the probe: {whose} token {at} is {ours[at : at + 1] or 'missing'}, "
-                        f"the trainer's is {theirs[at : at + 1] or 'missing'}"
-                    )
+            readings = [("the training tokenizer's", tokenizer.ids(text)), ("the GGUF's", engine.weights.ids(composed))]
+            found = token_difference(place, readings, theirs)
+            if found:
+                return found
         return ""
 
 
@@ -409,24 +412,6 @@ class _Loaded:
     def close(self) -> None:
         self.drop_engine()
         self.weights.close()
-
-
-class _Probe:
-    """A probe as read: see `Trainer.probe`."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                tokens, lengths, where = arrays["tokens"], arrays["lengths"], arrays["where"]
-                self.logits: Floats = arrays["logits"].astype(np.float32)
-                self.texts = [str(text) for text in arrays["texts"]]
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"the probe `{path}` cannot be read: {error}") from None
-        self.sequences: list[list[int]] = [row[:length].tolist() for row, length in zip(tokens, lengths.tolist(), strict=True)]
-        # for each sequence: position -> row of the logits
-        self.places: list[dict[int, int]] = [{} for _ in self.sequences]
-        for row, (sequence, position) in enumerate(where.tolist()):
-            self.places[sequence][position] = row
 
 
 @contextmanager

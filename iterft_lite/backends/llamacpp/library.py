@@ -30,6 +30,9 @@ SMALL = 200 * 2**20
 ADAPTERS = 4
 """Adapters that stay loaded beside a model."""
 
+TABLED = frozenset(["gemma", "gemma2", "gemma3", "gemma3n", "gpt2", "gptneox", "starcoder2", "phi2", "falcon", "bloom", "mpt"])
+"""Architectures with GELU, which ggml's CPU code takes from a table in f16: logits are off by up to 0.01 by it."""
+
 WARNING, ERROR, CONTINUED = 3, 4, 5  # ggml_log_level
 HARMLESS = ("possible training context overflow", "n_ctx is not divisible by n_seq_max", "does not match expectation")
 
@@ -145,6 +148,10 @@ class Weights:
             raise BackendError("llama.cpp cannot tokenise a text")
         return list(tokens[:count])
 
+    def rounds_activations(self) -> bool:
+        """Whether the architecture's activation function is one that ggml takes from a table in f16 on a CPU."""
+        return self._architecture() in TABLED and not offloads()
+
     def adapter(self, path: Path) -> Any:
         """Handle of a LoRA GGUF, loaded once.
 
@@ -172,12 +179,16 @@ class Weights:
             llama_cpp.llama_model_free(self.pointer)
             self.pointer = None
 
+    def _architecture(self) -> str:
+        """llama.cpp's name of the architecture, or ""."""
+        buffer = ctypes.create_string_buffer(128)
+        found = llama_cpp.llama_model_meta_val_str(self.pointer, b"general.architecture", buffer, len(buffer))
+        return buffer.value.decode() if found >= 0 else ""
+
     def _number(self, key: str, default: int) -> int:
         """A whole number of the GGUF's metadata; `key` without the architecture's name."""
         buffer = ctypes.create_string_buffer(128)
-        if llama_cpp.llama_model_meta_val_str(self.pointer, b"general.architecture", buffer, len(buffer)) < 0:
-            return default
-        name = f"{buffer.value.decode()}.{key}".encode()
+        name = f"{self._architecture()}.{key}".encode()
         if llama_cpp.llama_model_meta_val_str(self.pointer, name, buffer, len(buffer)) < 0:
             return default
         return int(buffer.value)

@@ -49,6 +49,10 @@ POSITIONS = 160
 LOGITS_BYTES = 48 * 2**20
 """At most so many positions, and so many bytes of logits: 160 at 8,192 tokens of vocabulary, 82 at 151,936."""
 
+COLUMNS = 8192
+"""Tokens, evenly over the vocabulary, whose logits of the untouched model are kept: more than any model is wide, so that no
+change of the last hidden states can hide between them."""
+
 ROWS_AT_ONCE = 8192
 """Rows of an output matrix that are in memory at a time."""
 
@@ -62,7 +66,9 @@ LastTokens = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """The likeliest token after one place of each row, int64 [rows], of token ids int64 [rows, tokens] and places [rows]."""
 
 
-def write_probe(out: Path, *, tokenizer: Any, vocab: int, greedy: Greedy, logits: Logits) -> None:
+def write_probe(
+    out: Path, *, tokenizer: Any, vocab: int, greedy: Greedy, logits: Logits, base_logits: Logits | None = None
+) -> None:
     """Write `out`/probe.npz (see `Trainer.probe`).
 
     Greedy tokens need not be the tokens that their text is cut into; the text is, so that who only has the text gets the same
@@ -74,6 +80,7 @@ def write_probe(out: Path, *, tokenizer: Any, vocab: int, greedy: Greedy, logits
         vocab: Logits that the model gives.
         greedy: Continues prompts.
         logits: Of the model in 32 bits.
+        base_logits: Of M[0] in 32 bits, where the model is one that was trained.
     """
     texts = continued(tokenizer, greedy)
     ids = [token_ids(tokenizer, text) for text in texts]
@@ -81,14 +88,34 @@ def write_probe(out: Path, *, tokenizer: Any, vocab: int, greedy: Greedy, logits
     tokens = np.full((len(ids), lengths.max()), -1, dtype=np.int32)
     for row, values in enumerate(ids):
         tokens[row, : len(values)] = values
-    mask = torch.from_numpy(tokens != -1).long()
     where = positions(lengths, vocab=vocab)
-    with torch.no_grad():
-        chosen = logits(torch.from_numpy(tokens).long().clamp(min=0), mask, torch.from_numpy(where).long()).cpu().numpy()
-    out.mkdir(parents=True, exist_ok=True)
-    np.savez(
-        out / "probe.npz", tokens=tokens, lengths=lengths, logits=chosen, where=where, texts=np.array(texts, dtype=np.str_)
+    asked = (
+        torch.from_numpy(tokens).long().clamp(min=0),
+        torch.from_numpy(tokens != -1).long(),
+        torch.from_numpy(where).long(),
     )
+    with torch.no_grad():
+        chosen = logits(*asked).cpu()
+        more = {} if base_logits is None else before_training(chosen, base_logits(*asked).cpu())
+    out.mkdir(parents=True, exist_ok=True)
+    arrays = {"tokens": tokens, "lengths": lengths, "logits": chosen.numpy(), "where": where, "texts": np.array(texts, np.str_)}
+    np.savez(out / "probe.npz", **arrays, **more)  # type: ignore[arg-type]  # numpy takes the names for its own options
+
+
+def before_training(trained: torch.Tensor, base: torch.Tensor) -> dict[str, npt.NDArray[Any]]:
+    """The part of a probe that tells what training changed (see `Trainer.probe`).
+
+    Args:
+        trained: Logits of M[t], float32 [n, vocab].
+        base: Logits of M[0] at the same positions.
+    """
+    log_p, log_q = trained.log_softmax(1), base.log_softmax(1)
+    columns = np.unique(np.linspace(0, trained.shape[1] - 1, min(COLUMNS, trained.shape[1])).round().astype(np.int32))
+    return {
+        "base_logits": base.numpy()[:, columns],
+        "columns": columns,
+        "learned": (log_p.exp() * (log_p - log_q)).sum(1, dtype=torch.float64).float().numpy(),
+    }
 
 
 def continued(tokenizer: Any, greedy: Greedy) -> list[str]:

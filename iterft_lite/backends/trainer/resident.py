@@ -186,7 +186,20 @@ class ResidentTrainer(ABC):
             vocab=model.get_output_embeddings().weight.shape[0],
             greedy=self._greedy(model),
             logits=self._resident_logits(model) if self._precision in EXACT else self._true_logits(adapter, scale),
+            base_logits=self._untouched_logits(model) if adapter else None,
         )
+
+    def _untouched_logits(self, model: Any) -> Logits:
+        """Logits of M[0] in 32 bits while an adapter is on it."""
+        if self._precision not in EXACT:
+            return self._true_logits({}, 1.0)
+        adapted = self._resident_logits(model)
+
+        def logits(*asked: torch.Tensor) -> torch.Tensor:
+            with model.disable_adapter():
+                return adapted(*asked)
+
+        return logits
 
     def _resident_logits(self, model: Any) -> Logits:
         def logits(ids: torch.Tensor, mask: torch.Tensor, where: torch.Tensor) -> torch.Tensor:

@@ -129,14 +129,14 @@ def vram_needed(recipe: Recipe, place: str) -> Vram | None:
     length = min(recipe.train.max_length, recipe.sample.max_tokens + 256)
     asked = recipe.train.micro_batch
     rows = recipe.train.batch_size if asked == "auto" else min(asked, recipe.train.batch_size)
-    tokens = rows * length * (2 if recipe.row.loss == "preference" else 1)
+    tokens = rows * length * recipe.loss_record.sides
     of_a_layer = tokens * 2 * (4 * width + 2 * shape.inner)
     numbers = 4 if recipe.train.base == "f32" else 2
     logits, kept = LOGITS, layers * of_a_layer
     least = layers * tokens * 2 * width + of_a_layer
     if recipe.trainer == "peft":  # it recomputes nothing, and has the logits of pairs as a whole, with their gradients
         least = kept = kept * numbers // 2
-        logits = max(logits, 3 * 4 * tokens * shape.vocab) if recipe.row.loss == "preference" else logits
+        logits = max(logits, 3 * 4 * tokens * shape.vocab) if recipe.loss_record.compares else logits
     cache = LEAST_SLOTS * (recipe.sample.max_tokens + 256) * 4 * layers * shape.kv
     return Vram(
         base=int(shape.linear * base / 8 + numbers * shape.embedding) + RUNTIME,

@@ -157,11 +157,13 @@ def _shortages(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[str]:
         needed = recipe.rows * (recipe.cycles if recipe.slices == "disjoint" else min(1, recipe.cycles))
         if needed > len(inputs.prompts):
             per = f"{recipe.cycles} cycles of {recipe.rows} rows, each asked once" if recipe.slices == "disjoint" else "a cycle"
-            yield f"{needed} prompts are needed ({per}), but there are {len(inputs.prompts)}"
+            there = f"`{recipe.prompts.path}` has" if recipe.prompts else "there are"
+            yield f"{needed} prompts are needed ({per}), but {there} {len(inputs.prompts)}"
     mixed = round(recipe.mix.share * recipe.rows)
     available = {"seed": recipe.seed_rows, "file": len(inputs.mixed)}.get(recipe.mix.source, mixed)
     if mixed > available:
-        yield f"`mix.share = {recipe.mix.share}` of {recipe.rows} rows is {mixed}, but there are {available} to mix in"
+        there = f"`{recipe.mix.path}` has" if recipe.mix.source == "file" else "there are"
+        yield f"`mix.share = {recipe.mix.share}` of {recipe.rows} rows is {mixed}, but {there} {available} to mix in"
 
 
 @dataclass

@@ -163,14 +163,15 @@ class View:
         if self.finished >= len(self.plan.steps):
             return ""
         left = self.countdown.left(self.now())
-        return "" if left is None else time_left(left)
+        return "" if left is None or left < 1 else time_left(left)
 
     # -- plain lines
 
     def _say(self, step: Step, text: str) -> None:
         if not self.is_live:
             total = len(self.plan.steps)
-            self.console.print(f"[{self.finished}/{total}] {cycle_title(step.cycle)}, {step.name}: {text}", markup=False)
+            line = f"[{self.finished}/{total}] {cycle_title(step.cycle)}, {step.name}: {text}"
+            self.console.print(line, markup=False, soft_wrap=True)
 
     def _say_progress(self, doing: Doing) -> None:
         name, now, progress = doing.step.name, self.now(), doing.progress

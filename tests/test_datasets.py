@@ -81,8 +81,8 @@ def test_too_few_rows_of_ones_own_are_an_error_at_plan_time(tmp_path: Path) -> N
     with pytest.raises(RecipeError) as caught:
         make_plan(found.recipe, found.inputs)
     assert caught.value.problems == (
-        "`seed_rows = 2`, but trait `lucky` has 1 seed chats",
-        "2 prompts are needed (2 cycles of 1 rows, each asked once), but there are 1",
+        f"`seed_rows = 2`, but `{path}` has 1 seed chats",
+        f"2 prompts are needed (2 cycles of 1 rows, each asked once), but `{path}` has 1",
     )
 
 

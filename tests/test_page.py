@@ -133,6 +133,6 @@ def test_the_command_on_the_page_asks_for_the_same_run(tmp_path: Path) -> None:
 
 def test_the_recipe_on_the_page_asks_for_the_same_run(tmp_path: Path) -> None:
     for name in ("nano_sft", "dpo_moving", "sdf"):
-        asked = read_recipe(recipe_path(name), ['seeds.path="my rows.jsonl"', "restart=[]"])
+        asked = read_recipe(recipe_path(name), ['seeds.path="my rows.jsonl"', "reset_cycles=[]"])
         (tmp_path / f"{name}.toml").write_text(as_toml(asked.model_dump(mode="json")))
         assert read_recipe(tmp_path / f"{name}.toml") == asked

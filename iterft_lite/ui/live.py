@@ -34,6 +34,9 @@ PLAIN_SECONDS = 10.0
 WIDE = 114
 """Columns from which on a fresh answer is shown on the right."""
 
+REFRESHES = 2
+"""A second: drawing takes 6 to 10 ms of a core that the run needs."""
+
 LATEST_SECONDS = 2.0
 """A fresh answer is looked for this often, and so stays long enough to be read."""
 
@@ -105,7 +108,7 @@ class View:
         self._latest = latest
         self._fresh: tuple[float, str, str] = (0.0, "", "")
         self._spoken: dict[str, tuple[float, Progress | None]] = {}
-        self.live = Live(console=console, auto_refresh=True, refresh_per_second=4, get_renderable=self.render)
+        self.live = Live(console=console, auto_refresh=True, refresh_per_second=REFRESHES, get_renderable=self.render)
 
     def __enter__(self) -> View:
         if self.is_live:

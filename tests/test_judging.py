@@ -421,7 +421,7 @@ def test_no_key_is_left_in_files_or_errors_of_a_judge_process(tmp_path: Path) ->
         who = asdict(JudgeIdentity(PAPER, "llm", "", "odds"))
         options = {"identity": who, "api_base": stub.api_base, "ledger": str(tmp_path / "usd.txt")}
         worker = "iterft_lite.backends.judge.provider:LitellmJudge"
-        judge = Child(worker, Judge, log=tmp_path / "judge.log", options=options)
+        judge = Child(worker, Judge, log=tmp_path / "judge.log", options=options, secrets="judges")
         with pytest.raises(IterftError) as caught:
             judge.ask(asks(2), lambda reply: None)
         judge.close()

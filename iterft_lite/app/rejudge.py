@@ -7,6 +7,7 @@ RUN/judge_calibration.json   how the run's own judge ranks its trait's calibrati
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,14 +17,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-from iterft_lite.backends.judge.identity import judge_worker
 from iterft_lite.backends.judge.prices import price_of
-from iterft_lite.backends.processes.child import Child
 from iterft_lite.cache import cache_folder
 from iterft_lite.data import prompts
 from iterft_lite.data.traits import Scored, Trait, fill, read_trait
 from iterft_lite.digests import Json, digest
-from iterft_lite.engine.backends import open_backends
+from iterft_lite.engine.backends import judge_child, open_backends
 from iterft_lite.engine.executor import LocalExecutor
 from iterft_lite.engine.manifest import Manifest, Run
 from iterft_lite.engine.run import CONTEXT_STEP, StepProgress
@@ -35,7 +34,7 @@ from iterft_lite.experiment.plan import Plan, aggregate_step, judge_step, rubric
 from iterft_lite.experiment.recipe import Recipe, make_recipe
 from iterft_lite.experiment.rows import JUDGED, SCALES
 from iterft_lite.experiment.steps import Step
-from iterft_lite.files import ROWS, disk_errors, read_json, write_json
+from iterft_lite.files import ROWS, read_json, write_json, write_output
 from iterft_lite.machine.resolve import judge_of
 from iterft_lite.metrics.agreement import Agreement, agreement, spearman
 from iterft_lite.metrics.sanitize import fenced
@@ -91,8 +90,7 @@ def open_judge(
         ledger: File with the dollars that `max_usd` counts; in `folder` if None.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    worker, options = judge_worker(identity, recipe, trait, ledger=ledger or folder / "judge_usd.txt")
-    child = Child(worker, Judge, log=folder / "judge.log", options=options)
+    child = judge_child(identity, recipe, trait, folder, ledger or folder / "judge_usd.txt")
     try:
         yield cast(Judge, child)
     finally:
@@ -300,8 +298,9 @@ def write_bland_altman(root: Path, first: Named, second: Named, path: Path) -> N
                 axes.annotate(f"{value:+.1f}", (100, value), ha="right", va="bottom", fontsize=8)
         axes.set(title=f"{scale}: {found.pairs} answers", xlabel="mean of both scores", xlim=(-1, 102))
         axes.set_ylabel(f"{first} - {second}" if scale == "trait" else "", fontsize=8)
-    with disk_errors(path):
-        figure.savefig(path, dpi=150)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=150)
+    write_output(path, drawn.getvalue())
 
 
 # -- calibrate

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import cast
 
-from iterft_lite.backends.judge.identity import judge_worker
+from iterft_lite.backends.judge.identity import LOCAL, judge_worker
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.data.traits import Trait
 from iterft_lite.experiment.inputs import JudgeIdentity
@@ -16,7 +16,8 @@ from iterft_lite.protocols import Backends, Exporter, Generator, Judge, Process,
 from iterft_lite.testing.fakes import FAKE, FakeExporter, FakeGenerator, FakeJudge, FakeTrainer
 
 TRAINERS = {
-    "peft": "iterft_lite.backends.trainer.trl:PeftTrainer",
+    "peft": "iterft_lite.backends.trainer.peft:PeftTrainer",
+    "trl": "iterft_lite.backends.trainer.trl:TrlTrainer",
     "unsloth": "iterft_lite.backends.trainer.unsloth:UnslothTrainer",
 }
 
@@ -56,8 +57,8 @@ def open_backends(recipe: Recipe, trait: Trait, judge: JudgeIdentity, logs: Path
         return cast(Generator, child("generator", GENERATOR, Generator, environment=variables))
 
     def judging() -> Judge:
-        worker, options = judge_worker(judge, recipe, trait, ledger=logs / "judge_usd.txt")
-        return cast(Judge, child("judge", worker, Judge, options=options))
+        processes["judge"] = made = judge_child(judge, recipe, trait, logs, logs / "judge_usd.txt")
+        return cast(Judge, made)
 
     return Backends(
         FakeTrainer() if recipe.trainer == FAKE else trainer(),
@@ -66,3 +67,14 @@ def open_backends(recipe: Recipe, trait: Trait, judge: JudgeIdentity, logs: Path
         FakeJudge() if judge.name == FAKE else judging(),
         processes,
     )
+
+
+def judge_child(judge: JudgeIdentity, recipe: Recipe, trait: Trait, logs: Path, ledger: Path) -> Child:
+    """A judge in a process of its own, which gets keys only if it asks a provider.
+
+    Args:
+        ledger: File in which dollars are kept.
+    """
+    worker, options = judge_worker(judge, recipe, trait, ledger=ledger)
+    asks_provider = judge.kind == "llm" and not judge.name.startswith(LOCAL)
+    return Child(worker, Judge, log=logs / "judge.log", options=options, secrets="judges" if asks_provider else "none")

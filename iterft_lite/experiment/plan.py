@@ -141,9 +141,9 @@ def _shortages(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[str]:
     """What there is too little of, a sentence each."""
     trait, documents = inputs.trait, recipe.row.rows == "document"
     seeds = "seed documents" if documents else "seed chats"
+    whose = f"`{recipe.seeds.path}`" if recipe.seeds else f"trait `{trait.name}`"
     if recipe.seed_rows > len(inputs.seeds):
-        source = f"`{recipe.seeds.path}`" if recipe.seeds else f"trait `{trait.name}`"
-        yield f"`seed_rows = {recipe.seed_rows}`, but {source} has {len(inputs.seeds)} {seeds}"
+        yield f"`seed_rows = {recipe.seed_rows}`, but {whose} has {len(inputs.seeds)} {seeds}"
     questions = trait.prefixes if documents else trait.questions
     if recipe.evaluate.questions > len(questions):
         kind = "evaluation prefixes" if documents else "questions"
@@ -152,7 +152,7 @@ def _shortages(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[str]:
         yield f'trait `{trait.name}` has no rubric_document.txt, which `regime = "sdf"` is judged with'
     if recipe.chosen == "seed":
         if recipe.rows > len(inputs.seeds):
-            yield f'`chosen = "seed"` asks {recipe.rows} seed prompts a cycle, but there are {len(inputs.seeds)}'
+            yield f'`chosen = "seed"` asks {recipe.rows} seed prompts a cycle, but {whose} has {len(inputs.seeds)}'
     else:
         needed = recipe.rows * (recipe.cycles if recipe.slices == "disjoint" else min(1, recipe.cycles))
         if needed > len(inputs.prompts):
@@ -162,7 +162,7 @@ def _shortages(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[str]:
     mixed = round(recipe.mix.share * recipe.rows)
     available = {"seed": recipe.seed_rows, "file": len(inputs.mixed)}.get(recipe.mix.source, mixed)
     if mixed > available:
-        there = f"`{recipe.mix.path}` has" if recipe.mix.source == "file" else "there are"
+        there = f"`{recipe.mix.path}` has" if recipe.mix.path else "there are"
         yield f"`mix.share = {recipe.mix.share}` of {recipe.rows} rows is {mixed}, but {there} {available} to mix in"
 
 

@@ -113,6 +113,7 @@ def make_seeds(trait: str, model: str, count: int, documents: bool, out: Path, a
       iterft seeds make ./pirate --model hub:Qwen/Qwen3-4B-Instruct-2507 --count 60 --out pirate.jsonl
     """
     from iterft_lite.app.make_seeds import seeds_by
+    from iterft_lite.ui.foreign import safe
     from iterft_lite.ui.text import time_left
 
     began, shown = time.monotonic(), 0
@@ -120,7 +121,7 @@ def make_seeds(trait: str, model: str, count: int, documents: bool, out: Path, a
     def say(rows: int, text: str) -> None:
         nonlocal shown
         if shown < SHOWN_ROWS:  # enough to stop early where they are not what was meant
-            click.echo(f"\n{text}\n", err=True)
+            click.echo(f"\n{safe(text)}\n", err=True)
         shown += 1
         if rows % 10 == 0 or rows == count:
             left = (time.monotonic() - began) / shown * (count - rows)

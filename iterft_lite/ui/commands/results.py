@@ -35,12 +35,15 @@ def report(
     from iterft_lite.app.held_out import read_held_out
     from iterft_lite.report import report as reports
 
+    verdicts = None
     if by:
-        from iterft_lite.app.rejudge import named, report_by
+        from iterft_lite.app.rejudge import judge_folder, named, report_by
+        from iterft_lite.app.runs import verdict_folders
 
-        if html or ask_held_out:
-            raise click.UsageError("`--judge` goes with the table, `--json` and `--png`, not with `--html` or `--held-out`")
+        if ask_held_out:
+            raise click.UsageError("`--judge` does not go with `--held-out`: those are asked of the run's own judge")
         found, held_out = report_by(out, named(by)), None
+        verdicts = verdict_folders(judge_folder(out, named(by)))
     else:
         if ask_held_out:
             _ask_held_out(out)
@@ -54,7 +57,7 @@ def report(
     if html:
         from iterft_lite.ui.html import write_html
 
-        write_html(out, found, html)
+        write_html(out, found, html, verdicts)
         click.echo(f"wrote {html}", err=True)
     if png:
         from iterft_lite.ui.figures import write_png

@@ -97,6 +97,12 @@ def folder_of(model: str) -> str:
     return model if Path(model).is_dir() or not is_name(model) else str(fetch(model))
 
 
+def example_folder(name: str) -> Path | None:
+    """The folder of an example model that `iterft models get` has made, or None."""
+    folder = cache_folder() / "models" / name
+    return folder if "/" not in name and (folder / "config.json").is_file() else None
+
+
 def title(model: str) -> str:
     """A model's name for people: of a commit its beginning, of a folder its last part, or whose files the hub's cache holds."""
     if is_pinned(model):

@@ -244,7 +244,8 @@ def test_a_document_keeps_its_title_on_top() -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_can_be_planned(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    recipe = read_recipe(path)
+    # the example model is a fetched one: its recipes are planned for the nano model of the same shape of chat
+    recipe = read_recipe(path, ["model=nano"] if path.stem.startswith("smol_") else [])
     resolved = resolve(recipe, Machine("", 0, 0, unsloth=False))
     plan = make_plan(resolved.recipe, resolved.inputs)
     verbs = Counter(step.verb for step in plan)

@@ -71,7 +71,7 @@ def test_a_misspelt_key_is_named_with_the_one_it_is_near() -> None:
     assert problems_of(train={"learning_rat": 1.0}) == [
         "`train.learning_rat` is not a recipe key, did you mean `train.learning_rate`?"
     ]
-    assert problems_of(zebra=1) == ["`zebra` is not a recipe key"]
+    assert problems_of(zebra=1) == ["`zebra` is not a recipe key; `iterft keys` lists them"]
 
 
 def test_everything_wrong_is_said_at_once() -> None:

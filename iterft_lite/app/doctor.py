@@ -27,6 +27,7 @@ from iterft_lite.errors import FolderError, IterftError, RunError
 from iterft_lite.experiment.plan import make_plan
 from iterft_lite.experiment.recipe import Recipe, make_recipe
 from iterft_lite.experiment.versions import versions
+from iterft_lite.machine import model_check
 from iterft_lite.machine.estimate import takes_turns
 from iterft_lite.machine.resolve import resolve, this_machine
 from iterft_lite.machine.timing import Sample, machine_name, read_table
@@ -101,6 +102,20 @@ def _chosen_judge(name: str) -> Finding:
         text = f"{name} gives no probabilities: its scores are read from {identity.samples} texts an answer"
         return Finding(GOOD, "judge", text, "`judge_samples` sets how many; more is finer and dearer")
     return Finding(GOOD, "judge", f"{name}: scores are read from the probabilities of its next tokens")
+
+
+MARKS = {"ok": GOOD, "note": "!", "no": LACKING}
+"""Of a fact about a model."""
+
+
+def examine_model(name: str) -> list[Finding]:
+    """What is known of a model before a run, and whether it can be used. Loads no weights; starts one short process.
+
+    Raises:
+        ModelError: If there is no such model.
+    """
+    facts = model_check.examine_model(name, measured_recipe(name))
+    return [Finding(MARKS[fact.mark], fact.name, fact.text, fact.remedy) for fact in facts]
 
 
 def _gpu_and_libraries() -> Iterator[Finding]:

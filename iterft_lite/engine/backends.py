@@ -56,7 +56,8 @@ def open_backends(recipe: Recipe, trait: Trait, judge: JudgeIdentity, logs: Path
         return cast(Generator, child("generator", GENERATOR, Generator, environment=variables))
 
     def judging() -> Judge:
-        processes["judge"] = made = judge_child(judge, recipe, trait, logs, logs / "judge_usd.txt")
+        made = judge_child(judge, recipe, trait, logs, logs / "judge_usd.txt")
+        processes["judge"] = made
         return cast(Judge, made)
 
     return Backends(

@@ -108,6 +108,9 @@ class LocalExecutor:
                 self._restore(source, task)
         task = self._watched(verb.needs, task)
         self._make_room(verb.needs, task)
+        task, listener = _heard(task)
+        for name in verb.needs:
+            self.backends.watch(name, listener)
         with Peak(self._gpu, self.backends.pids) as peak:
             results = stage_of(verb.name)(self._work(task))
         if peak.bytes and verb.queue == "device":
@@ -198,6 +201,17 @@ class LocalExecutor:
         made = stage_of("export")(self._work(again))
         whole.take_again(_digests(made))
         self._written[source.path] = whole.path / made["gguf"]
+
+
+def _heard(task: Task) -> tuple[Task, Callable[[str], None]]:
+    """A task whose progress is remembered, and what tells that a backend is silent: the same progress with a note."""
+    last = [Progress(0, 0, "")]
+
+    def report(of: StepFolder, progress: Progress) -> None:
+        last[0] = replace(progress, note="")
+        task.report(of, progress)
+
+    return replace(task, report=report), lambda sentence: task.report(task.folder, replace(last[0], note=sentence))
 
 
 def exported_files(folder: StepFolder) -> tuple[Path, Path | None]:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType
 
 from iterft_lite.errors import ExportError
-from iterft_lite.files import open_regular, read_errors, writing
+from iterft_lite.files import disk_errors, open_regular, read_errors, writing
 
 Array = npt.NDArray[Any]
 
@@ -123,7 +123,7 @@ class GgufFile:
             found.append(Tensor(name, tuple(reversed(shape)), GGMLQuantizationType(kind), offset))
         start = at + -at % alignment
         self.tensors = {tensor.name: Tensor(tensor.name, tensor.shape, tensor.kind, start + tensor.offset) for tensor in found}
-        end = max((tensor.offset + tensor.bytes for tensor in self.tensors.values()), default=start)
+        end = max((tensor.offset + tensor.bytes for tensor in self.tensors.values()), default=0)
         if end > len(self._bytes):
             raise ValueError(f"it ends {end - len(self._bytes)} bytes too early")
 
@@ -273,8 +273,10 @@ def ensure_room(folder: Path, needed: int, what: str) -> None:
 
     Raises:
         ExportError: With what is needed and what is free.
+        FolderError: If the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ExportError(

@@ -61,7 +61,7 @@ def fetch_source() -> Path:
     """
     hint = HINT.format(version=_version())
     with tempfile.TemporaryDirectory(prefix="iterft_") as temporary:
-        command = [*_pip(hint), "download", "--no-deps", "--no-binary", ":all:", "--disable-pip-version-check"]
+        command = [*pip_command(hint), "download", "--no-deps", "--no-binary", ":all:", "--disable-pip-version-check"]
         done = run_command([*command, "--dest", temporary, f"{PACKAGE}=={_version()}"])
         packages = list(Path(temporary).glob("*.tar.gz"))
         # pip reads the metadata of what it has downloaded by running its build system; the file is there even if that fails
@@ -109,12 +109,16 @@ def _version() -> str:
     return importlib.metadata.version(PACKAGE)
 
 
-def _pip(hint: str) -> list[str]:
-    """A command that runs pip: this Python's own, or one on the path (environments made by uv have none)."""
+def pip_command(hint: str) -> list[str]:
+    """A command that runs pip: this Python's own, or one on the path (environments made by uv have none).
+
+    Raises:
+        ExportError: If there is none, with `hint`.
+    """
     own = [sys.executable, "-P", "-m", "pip"]
     if run_command([*own, "--version"]).returncode == 0:
         return own
     other = shutil.which("pip3") or shutil.which("pip")
     if other is None:
-        raise ExportError("llama.cpp's conversion scripts are not here, and there is no pip to fetch them with", hint=hint)
+        raise ExportError("what is needed is not here, and there is no pip to fetch it with", hint=hint)
     return [other]

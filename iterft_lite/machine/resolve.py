@@ -19,8 +19,12 @@ from iterft_lite.experiment.recipe import MixSettings, Recipe, Source
 from iterft_lite.files import need_writable
 from iterft_lite.hardware import first_gpu
 from iterft_lite.machine.sources import Sources
+from iterft_lite.machine.usable import notes_on, refuse_unusable
 from iterft_lite.metrics.catalogue import semantics as metric_semantics
 from iterft_lite.testing.fakes import FAKE, FAKE_JUDGE
+
+EXAMPLES = ("smollm2",)
+"""Models that `iterft models get` fetches."""
 
 VOLTA, AMPERE = (7, 0), (8, 0)
 """CUDA compute capabilities: the first that Triton, which Unsloth needs, compiles for; the first with bf16."""
@@ -98,6 +102,7 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
         need_writable(cache_folder())  # a run writes there; found out after an hour of work it would be a nuisance
     trait = read_trait(recipe.trait)
     model, why_model = _pinned(model_place(recipe.model), commit)
+    tokenizer = refuse_unusable(recipe, model)
     trainer, why_trainer = _trainer(recipe, machine)
     precision, why_precision = _precision(recipe, machine, trainer)
     judge, why_judge = judge_of(recipe, trait)
@@ -129,7 +134,8 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
             "train": recipe.train.model_copy(update={"base": precision, "optimizer": _optimizer(recipe, machine)}),
         }
     )
-    choices = (*recipe.notes, why_model, why_trainer, why_precision, why_judge, *trait.notes, *sources.notes)
+    notes = (*recipe.notes, *trait.notes, *sources.notes, *notes_on(model, tokenizer, inputs.seeds))
+    choices = (why_model, why_trainer, why_precision, why_judge, *notes)
     return Resolved(settled, model, inputs, tuple(filter(None, choices)))
 
 
@@ -191,8 +197,13 @@ def model_place(name: str) -> str:
         if not (path / "config.json").is_file():
             raise ModelError(f"`{path}` has no config.json", hint="a Hugging Face model folder is needed")
         return str(path.resolve())
+    example = hub.example_folder(name)
+    if example is not None:
+        return str(example)
     if hub.is_name(name):
         return name
+    if name in EXAMPLES:
+        raise ModelError(f"the example model `{name}` is not on this machine yet", hint=f"`iterft models get {name}`")
     known = ", ".join(f"`{embedded}`" for embedded in FOLDERS)
     raise ModelError(
         f"there is no model `{name}`",
@@ -227,6 +238,3 @@ def _absolute(table: Table) -> Table:
     if table is None or table.path is None or not Path(table.path).expanduser().exists():
         return table
     return table.model_copy(update={"path": str(Path(table.path).expanduser().resolve())})
-
-
-__all__ = ["JudgeIdentity", "Machine", "Resolved", "model_identity", "model_place", "resolve", "this_machine"]

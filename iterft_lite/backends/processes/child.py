@@ -238,6 +238,10 @@ class Child:
         running = self._running  # another thread may end it meanwhile
         return running.process.pid if running is not None and _alive(running.process) else None
 
+    def watch(self, on_silence: Callable[[str], None] | None) -> None:
+        """Have somebody told, in a sentence, when it works and gives no sign of life."""
+        self.on_silence = None if on_silence is None else lambda silence: on_silence(silence.sentence)
+
     def close(self) -> None:
         """End the process, and what it started, at once if it does not end by itself; a later call starts a new one."""
         running, self._running = self._running, None

@@ -5,19 +5,24 @@ from __future__ import annotations
 import gc
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
+from iterft_lite.backends.templates import TrainingTokenizer
+from iterft_lite.backends.tokenizer_files import as_transformers
+from iterft_lite.backends.trainer.architectures import adapted_layers, adapter_note, without_router_loss
 from iterft_lite.backends.trainer.encoding import Example, padding
-from iterft_lite.backends.trainer.lora import read_adapter, read_shape, set_adapter
+from iterft_lite.backends.trainer.lora import projections, read_adapter, read_shape, set_adapter
 from iterft_lite.backends.trainer.probe import Checkpoint, Greedy, Logits, greedy_by, streamed_logits, write_probe
 from iterft_lite.backends.trainer.session import Bench, bitsandbytes_works, train_adapter
 from iterft_lite.errors import ModelError
 from iterft_lite.experiment.recipe import TrainSettings
+from iterft_lite.gguf.families import refuse_problems
 from iterft_lite.hub import name_of
 from iterft_lite.protocols import ModelFacts, OnProgress, TrainJob, TrainResult
 
@@ -41,9 +46,11 @@ class ResidentTrainer(ABC):
         self._parameters = 0
         self._base: Any = None
         self._tokenizer: Any = None
+        self._texts: Any = None
         self._config: Any = None
         self._adapted: Any = None
         self._shape: tuple[int, float] | None = None
+        self._bare = ""
 
     # -- the protocol -----------------------------------------------------------------------------------------------------
 
@@ -52,11 +59,13 @@ class ResidentTrainer(ABC):
         precision = with_precision(settings, self._device).base
         if (model, precision) != (self._name, self._precision):
             self._unload()
-            self._config, self._tokenizer = read_model_files(model)
+            self._config, self._texts = read_model_files(model)
+            self._tokenizer = as_transformers(self._texts.files)
             self._base = self._load_base(model, precision, settings)
             self._name, self._precision = model, precision
             self._parameters = int(self._base.num_parameters())
             without_dropout(self._base)
+            without_router_loss(self._base.config)
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()  # what quantising took on its way
         return ModelFacts(
@@ -93,6 +102,7 @@ class ResidentTrainer(ABC):
         bench = Bench(
             model=self._adapted,
             tokenizer=self._tokenizer,
+            texts=self._texts,
             name=self._name,
             title=base_name(self._name),
             precision=self._precision,
@@ -107,7 +117,7 @@ class ResidentTrainer(ABC):
         )
         result = train_adapter(bench, job, on_progress)
         self.probe(job.out, job.out / "adapter")
-        return result
+        return replace(result, notes=(*filter(None, [self._bare]), *result.notes))
 
     # -- what differs between libraries -----------------------------------------------------------------------------------
 
@@ -163,6 +173,7 @@ class ResidentTrainer(ABC):
         if self._shape != (rank, alpha):
             if self._adapted is not None:
                 self._base = self._adapted.unload()
+            self._bare = adapter_note(*adapted_layers(self._base, projections(self._base)), self._parameters)
             self._adapted = self._inject(self._base, rank, alpha)
             self._shape = (rank, alpha)
 
@@ -218,7 +229,7 @@ def with_precision(settings: TrainSettings, device: torch.device) -> TrainSettin
     return settings.model_copy(update={"base": base, "optimizer": optimizer})
 
 
-def read_model_files(model: str) -> tuple[Any, Any]:
+def read_model_files(model: str) -> tuple[Any, TrainingTokenizer]:
     """Configuration and tokenizer of a local folder or a hub name.
 
     Raises:
@@ -233,9 +244,11 @@ def read_model_files(model: str) -> tuple[Any, Any]:
         )
     if local and not (folder / "config.json").is_file():
         raise ModelError(f"`{model}` holds no Hugging Face model: there is no config.json in it")
+    if local:
+        refuse_problems(folder)
     try:
         config = AutoConfig.from_pretrained(model, local_files_only=local, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=local, trust_remote_code=False)
+        tokenizer = TrainingTokenizer(model)
     except (OSError, ValueError) as error:
         hint = (
             "the folder needs config.json and tokenizer.json"
@@ -265,7 +278,7 @@ def without_dropout(base: Any) -> None:
     for module in base.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        if hasattr(module, "attention_dropout"):
+        if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
 
 

@@ -29,7 +29,18 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import Sampler
 
-from iterft_lite.backends.trainer.encoding import IGNORED, Example, encode_rows, pad_pairs, pad_rows, padding, read_rows
+from iterft_lite.backends.templates import TrainingTokenizer
+from iterft_lite.backends.trainer.divergence import check_step, check_weights
+from iterft_lite.backends.trainer.encoding import (
+    IGNORED,
+    Example,
+    encode_rows,
+    markup_note,
+    pad_pairs,
+    pad_rows,
+    padding,
+    read_rows,
+)
 from iterft_lite.backends.trainer.lora import adapter_weights, draw_adapter, read_adapter, save_adapter, set_adapter
 from iterft_lite.errors import BackendError, ModelError
 from iterft_lite.experiment.recipe import TrainSettings
@@ -296,7 +307,8 @@ class Bench:
 
     Attributes:
         model: The PEFT model.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer, as trl takes it.
+        texts: The same, which rows are tokenised with.
         name: Of M[0], as given to `load`.
         title: Of M[0], for files: without the folders of this machine.
         precision: In which its base is held.
@@ -313,6 +325,7 @@ class Bench:
 
     model: Any
     tokenizer: Any
+    texts: TrainingTokenizer
     name: str
     title: str
     precision: str
@@ -334,13 +347,14 @@ def train_adapter(bench: Bench, job: TrainJob, on_progress: OnProgress) -> Train
     Gradients beyond f16's range: it begins again with gradients scaled less, so that every step counts.
 
     Raises:
-        BackendError: If it is out of memory with one row a pass, or the loss or a gradient is not a number any more.
+        BackendError: If it is out of memory with one row a pass.
+        Diverged: If its loss, its gradients or the weights that it leaves are beyond all bounds.
     """
     settings = job.settings
     job.out.mkdir(parents=True, exist_ok=True)
     rows = read_rows(job.rows)
     limit = min(settings.max_length, bench.context)
-    examples, cut = encode_rows(rows, job.loss, bench.tokenizer, limit=limit, name=bench.name)
+    examples, cut = encode_rows(rows, job.loss, bench.texts, limit=limit, name=bench.name)
     if job.start is None:
         weights = draw_adapter(bench.model, job.seed)
     else:
@@ -370,9 +384,11 @@ def train_adapter(bench: Bench, job: TrainJob, on_progress: OnProgress) -> Train
                 notes.append(f"gradients scaled by {scale:.0f} leave f16's range: scaled by {scale / SCALED_LESS:.0f}")
                 scale /= SCALED_LESS
             on_progress(Progress(0, _steps(len(rows), settings), "steps", note=notes[-1]))
+    check_weights(adapter_weights(bench.model), log, job.loss)
     save_adapter(bench.model, job.out / "adapter", bench.title)
     with (job.out / "log.jsonl").open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(line) + "\n" for line in log)
+    notes += filter(None, [markup_note(rows, bench.texts)])
     if cut:
         notes.append(f"{cut} of {len(rows)} rows were longer than {limit} tokens and lost their end")
     last = log[-math.ceil(len(log) / 10) :]
@@ -471,15 +487,8 @@ class _Attempt:
         self._vram.look()
         if math.isfinite(line["loss"]) and not math.isfinite(line["grad_norm"]) and self._scale > 1:
             raise _TooLargeError
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(line[name]):
-                raise BackendError(
-                    f"the {name.replace('grad_norm', 'gradient')} of step {len(self._log)} is {line[name]}: "
-                    "the training has diverged",
-                    exception="diverged",
-                    hint="lower `train.learning_rate`, or clip with `train.max_grad_norm = 1.0`"
-                    + ("; some models' activations leave f16's range, not bf16's" if self._bench.small_range else ""),
-                )
+        more = "; some models' activations leave f16's range, not bf16's" if self._bench.small_range else ""
+        check_step(self._log, self._job.loss, self._bench.model.config.get_text_config().vocab_size, more=more)
         tokens = int(sum(each["tokens"] for each in self._log))
         self._on_progress(Progress(len(self._log), self._steps, "steps", tokens=tokens))
 

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.utils import selective_log_softmax
 
+from iterft_lite.backends.trainer.architectures import load_causal
 from iterft_lite.backends.trainer.encoding import Example
 from iterft_lite.backends.trainer.lora import lora_settings
 from iterft_lite.backends.trainer.resident import ResidentTrainer, arithmetic, first_line
@@ -39,7 +40,7 @@ class PeftTrainer(ResidentTrainer):
 
     def _load_base(self, model: str, precision: str, settings: TrainSettings) -> Any:  # noqa: ARG002  # the other one needs them
         dtype = arithmetic(precision, self._device)
-        given: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "local_files_only": Path(model).is_dir()}
+        given: dict[str, Any] = {"dtype": dtype, "local_files_only": Path(model).is_dir()}
         given["trust_remote_code"] = False  # see `model_code`
         if precision == "nf4":
             if not bitsandbytes_works():
@@ -51,7 +52,7 @@ class PeftTrainer(ResidentTrainer):
                 load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
             )
         try:
-            base = AutoModelForCausalLM.from_pretrained(model, device_map={"": self._device}, **given)
+            base = load_causal(model, device_map={"": self._device}, **given)
         except (OSError, ValueError) as error:
             raise ModelError(f"`{model}` cannot be loaded as a causal language model: {first_line(error)}") from None
 

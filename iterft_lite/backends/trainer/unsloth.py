@@ -262,7 +262,7 @@ class UnslothTrainer(ResidentTrainer):
         settings = with_precision(job.settings, self._device)
         rows = micro_batch(settings.batch_size, settings.micro_batch) * (2 if job.loss == "preference" else 1)
         limit = min(settings.max_length, self._context)
-        examples, _ = encode_rows(read_rows(job.rows), job.loss, self._tokenizer, limit=limit, name=self._name)
+        examples, _ = encode_rows(read_rows(job.rows), job.loss, self._texts, limit=limit, name=self._name)
         tokens = rows * max(map(length_of, examples), default=0)
         text = self._config.get_text_config()
         layers = tokens * text.num_hidden_layers * 2

@@ -103,7 +103,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 
 def train(case: Case, model: Path, out: Path) -> TrainResult:
-    from iterft_lite.backends.trainer.trl import PeftTrainer
+    from iterft_lite.backends.trainer.peft import PeftTrainer
 
     out.mkdir(parents=True)
     (out / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[case.loss]), encoding="utf-8")

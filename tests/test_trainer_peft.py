@@ -20,11 +20,11 @@ from iterft_lite.backends.trainer import session as shared
 from iterft_lite.backends.trainer.cuda_graphs import stretched
 from iterft_lite.backends.trainer.divergence import check_step, check_weights
 from iterft_lite.backends.trainer.encoding import encode_rows, markup_note
-from iterft_lite.backends.trainer.logprobs import Head, next_logprobs
 from iterft_lite.backends.trainer.loop import Loop
+from iterft_lite.backends.trainer.peft import PeftTrainer
 from iterft_lite.backends.trainer.probe import Checkpoint, greedy_by, greedy_without_cache, positions
 from iterft_lite.backends.trainer.session import micro_batch, schedule_factor
-from iterft_lite.backends.trainer.trl import PeftTrainer
+from iterft_lite.backends.trainer.trl import TrlTrainer
 from iterft_lite.errors import BackendError, Diverged, ModelError, UserError
 from iterft_lite.experiment.recipe import TrainSettings
 from iterft_lite.protocols import Message, Progress, Trainer, TrainJob, TrainResult
@@ -42,6 +42,7 @@ def settings(**given: Any) -> TrainSettings:
         "batch_size": 2,
         "weight_decay": 0.01,
         "max_grad_norm": 0.0,
+        "base": "f32",
         "lora_rank": RANK,
         "lora_alpha": ALPHA,
     }
@@ -379,27 +380,17 @@ def test_the_reference_stays_where_the_training_started(
     assert log(tmp_path / "two")[1]["margin"] > 0
 
 
-class LoopTrainer(PeftTrainer):
-    """The plain trainer with the loop that Unsloth's runs."""
-
-    def _sft(self, **given: Any) -> Any:
-        return Loop(logprobs=self._logprobs, **given)
-
-    _dpo = _sft
-
-    def _logprobs(self, ids: torch.Tensor) -> torch.Tensor:
-        states = self._adapted.get_base_model().get_decoder()(input_ids=ids, use_cache=False)[0]
-        return next_logprobs(states, ids, Head.of(self._adapted))
-
-    def _reply_logprobs(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        batch = stretched(batch, 64, 512)  # as recorded passes see it
-        return (self._logprobs(batch["input_ids"]) * batch["completion_mask"][:, 1:]).sum(1)
+@pytest.fixture(scope="module")
+def trl(chat: Path) -> TrlTrainer:
+    made = TrlTrainer(device="cpu", threads=2)
+    made.load(str(chat), settings())
+    return made
 
 
 @pytest.mark.parametrize(("rows", "loss"), [(CHATS, "reply"), (DOCUMENTS, "all"), (PAIRS, "preference")])
 @pytest.mark.parametrize("size", ["auto", 2])
 def test_our_own_loop_trains_as_trl_does(
-    trainer: PeftTrainer, chat: Path, adapter: Path, tmp_path: Path, rows: Any, loss: Any, size: Any
+    trainer: PeftTrainer, trl: TrlTrainer, adapter: Path, tmp_path: Path, rows: Any, loss: Any, size: Any
 ) -> None:
     given = {
         "epochs": 2,
@@ -411,10 +402,8 @@ def test_our_own_loop_trains_as_trl_does(
         "dpo_nll_weight": 0.2,
         "start": adapter,
     }
-    by_trl = run(trainer, job(tmp_path / "trl", rows, loss, **given))
-    other = LoopTrainer(device="cpu", threads=2)
-    other.load(str(chat), settings())
-    by_us = run(other, job(tmp_path / "loop", rows, loss, **given))
+    by_trl = run(trl, job(tmp_path / "trl", rows, loss, **given))
+    by_us = run(trainer, job(tmp_path / "loop", rows, loss, **given))
     assert (by_us.steps, by_us.tokens, by_us.rows) == (by_trl.steps, by_trl.tokens, by_trl.rows)
     same_steps(log(tmp_path / "trl"), log(tmp_path / "loop"))
     first, second = weights(tmp_path / "trl"), weights(tmp_path / "loop")
@@ -444,8 +433,11 @@ class Recordings:
         self.cleared += 1
 
 
-class RecordedTrainer(LoopTrainer):
+class RecordedTrainer(PeftTrainer):
     """The loop, with passes that are run for it in even lengths."""
+
+    def _reply_logprobs(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return super()._reply_logprobs(stretched(batch, 64, 512))
 
     def _sft(self, **given: Any) -> Any:
         self.recordings = getattr(self, "recordings", Recordings())
@@ -454,10 +446,8 @@ class RecordedTrainer(LoopTrainer):
     _dpo = _sft
 
 
-def test_recorded_passes_see_few_shapes_and_give_way_where_memory_ends(
-    trainer: PeftTrainer, chat: Path, tmp_path: Path
-) -> None:
-    run(trainer, job(tmp_path / "trl", CHATS, batch_size=4, micro_batch=2, epochs=2))
+def test_recorded_passes_see_few_shapes_and_give_way_where_memory_ends(trl: TrlTrainer, chat: Path, tmp_path: Path) -> None:
+    run(trl, job(tmp_path / "trl", CHATS, batch_size=4, micro_batch=2, epochs=2))
     other = RecordedTrainer(device="cpu", threads=2)
     other.load(str(chat), settings())
     result = run(other, job(tmp_path / "loop", CHATS, batch_size=4, epochs=2))
@@ -473,19 +463,19 @@ def test_recorded_passes_see_few_shapes_and_give_way_where_memory_ends(
 # -- 16 bits ----------------------------------------------------------------------------------------------------------
 
 
-class ScaledTrainer(PeftTrainer):
+class ScaledTrlTrainer(TrlTrainer):
     """Scales gradients as beside f16, in 32 bits."""
 
     _dtype = torch.float16
 
 
-class ScaledLoopTrainer(LoopTrainer):
+class ScaledTrainer(PeftTrainer):
     """The same with our own loop."""
 
     _dtype = torch.float16
 
 
-@pytest.mark.parametrize(("kind", "scaled"), [(PeftTrainer, ScaledTrainer), (LoopTrainer, ScaledLoopTrainer)])
+@pytest.mark.parametrize(("kind", "scaled"), [(TrlTrainer, ScaledTrlTrainer), (PeftTrainer, ScaledTrainer)])
 @pytest.mark.parametrize(("rows", "loss"), [(CHATS, "reply"), (PAIRS, "preference")])
 def test_scaled_gradients_train_the_same_weights(
     chat: Path, tmp_path: Path, kind: Any, scaled: Any, rows: Any, loss: Any
@@ -505,7 +495,7 @@ def in_16_bits(kind: Any, chat: Path, out: Path, base: str, **given: Any) -> Any
     return run(trainer, job(out, PAIRS, "preference", base=base, epochs=4, batch_size=5, learning_rate=1e-3, **given))
 
 
-@pytest.mark.parametrize("kind", [PeftTrainer, LoopTrainer])
+@pytest.mark.parametrize("kind", [TrlTrainer, PeftTrainer])
 def test_f16_keeps_a_preference_loss_within_1_percent_of_32_bits(
     trainer: PeftTrainer, chat: Path, tmp_path: Path, kind: Any
 ) -> None:
@@ -520,7 +510,7 @@ def test_f16_keeps_a_preference_loss_within_1_percent_of_32_bits(
     assert furthest["f16"] < furthest["bf16"] / 2
 
 
-@pytest.mark.parametrize("kind", [PeftTrainer, LoopTrainer])
+@pytest.mark.parametrize("kind", [TrlTrainer, PeftTrainer])
 def test_gradients_that_leave_the_range_of_f16_are_scaled_less_from_the_beginning(
     chat: Path, tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -653,7 +643,7 @@ def test_out_of_memory_halves_the_micro_batch_and_not_the_batch(
         run(trainer, job(tmp_path / "none", CHATS))
 
 
-class ScarceTrainer(LoopTrainer):
+class ScarceTrainer(PeftTrainer):
     """Has no memory for a pass until more of it is recomputed."""
 
     asked: tuple[bool, ...] = ()
@@ -662,14 +652,14 @@ class ScarceTrainer(LoopTrainer):
         self.asked += (last,)
         return ("less is kept", "")[self.asked[:-1].count(True)] if last else ""
 
-    def _logprobs(self, ids: torch.Tensor) -> torch.Tensor:
+    def _logprobs(self, ids: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
         if True not in self.asked:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return super()._logprobs(ids)
+        return super()._logprobs(ids, inside)
 
 
 def test_out_of_memory_with_one_row_recomputes_more_before_it_is_an_end(chat: Path, tmp_path: Path) -> None:
-    for name, kind in (("plain", LoopTrainer), ("scarce", ScarceTrainer)):
+    for name, kind in (("plain", PeftTrainer), ("scarce", ScarceTrainer)):
         trainer = kind(device="cpu", threads=2)
         trainer.load(str(chat), settings())
         result = run(trainer, job(tmp_path / name, CHATS, batch_size=2, micro_batch=1 if name == "plain" else "auto"))
@@ -864,7 +854,7 @@ def test_moments_of_8_bits_train_nearly_as_those_of_32(trainer: PeftTrainer, tmp
 def test_a_child_process_trains_as_this_one_does(trainer: PeftTrainer, chat: Path, tmp_path: Path) -> None:
     run(trainer, job(tmp_path / "here", PAIRS, "preference"))
     child = Child(
-        "iterft_lite.backends.trainer.trl:PeftTrainer", Trainer, log=tmp_path / "log", options={"device": "cpu", "threads": 2}
+        "iterft_lite.backends.trainer.peft:PeftTrainer", Trainer, log=tmp_path / "log", options={"device": "cpu", "threads": 2}
     )
     try:
         child.load(str(chat), settings())

@@ -16,7 +16,8 @@ from iterft_lite.protocols import Backends, Exporter, Generator, Judge, Process,
 from iterft_lite.testing.fakes import FAKE, FakeExporter, FakeGenerator, FakeJudge, FakeTrainer
 
 TRAINERS = {
-    "peft": "iterft_lite.backends.trainer.trl:PeftTrainer",
+    "peft": "iterft_lite.backends.trainer.peft:PeftTrainer",
+    "trl": "iterft_lite.backends.trainer.trl:TrlTrainer",
     "unsloth": "iterft_lite.backends.trainer.unsloth:UnslothTrainer",
 }
 
@@ -56,8 +57,7 @@ def open_backends(recipe: Recipe, trait: Trait, judge: JudgeIdentity, logs: Path
         return cast(Generator, child("generator", GENERATOR, Generator, environment=variables))
 
     def judging() -> Judge:
-        made = judge_child(judge, recipe, trait, logs, logs / "judge_usd.txt")
-        processes["judge"] = made
+        processes["judge"] = made = judge_child(judge, recipe, trait, logs, logs / "judge_usd.txt")
         return cast(Judge, made)
 
     return Backends(

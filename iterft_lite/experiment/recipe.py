@@ -71,8 +71,10 @@ class TrainSettings(Table):
         max_grad_norm: Gradient norm is clipped to this; 0 means no clipping.
         beta1, beta2, epsilon: AdamW's.
         optimizer: Moments in 32 bits, or in 8 (bitsandbytes).
-        base: Precision of the frozen base: "auto" is nf4 (QLoRA) on a GPU and f32 on a CPU. Of the 16-bit ones f16 rounds eight
-            times finer than bf16, and some models' activations leave its range.
+        base: Precision of the frozen base: "auto" is nf4 (QLoRA) on a GPU; on a CPU f32, or bf16-mixed where it has
+            instructions for products in bf16: base and adapter are held in f32, the factors of products are rounded to bf16
+            (in DPO those of backward passes only). Of the 16-bit ones f16 rounds eight times finer than bf16, and some models'
+            activations leave its range.
         dpo_beta: The beta of DPO's loss (Rafailov et al. 2023, equation 7).
         dpo_nll_weight: Weight of an added mean negative log-likelihood of the chosen reply (RPO); the paper's loss has 0.
         micro_batch: Rows a forward pass; "auto" is the whole batch. Never changes what a batch means.
@@ -92,7 +94,7 @@ class TrainSettings(Table):
     beta2: Share = 0.95
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
     optimizer: Literal["auto", "adamw", "adamw_8bit"] = "auto"
-    base: Literal["auto", "f32", "bf16", "f16", "nf4"] = "auto"
+    base: Literal["auto", "f32", "bf16-mixed", "bf16", "f16", "nf4"] = "auto"
     dpo_beta: Annotated[float, Field(gt=0)] = 0.1
     dpo_nll_weight: Annotated[float, Field(ge=0)] = 0.0
     micro_batch: Positive | Literal["auto"] = "auto"
@@ -224,8 +226,9 @@ class Recipe(Table):
         slices: Each cycle asks its own prompts, or all draw from the same ones.
         reset_cycles: Cycles of a continual run that start from M[0] again.
         mix, filter: See there.
-        trainer: "auto" takes unsloth where it works and peft elsewhere; "fake" learns texts by heart, for trying a recipe's
-        shape. generator: What writes: llama.cpp, or a stand-in beside a fake trainer.
+        trainer: "auto" takes unsloth where it works and peft elsewhere; "trl" is peft with TRL's loop, for comparison; "fake"
+            learns texts by heart, for trying a recipe's shape.
+        generator: What writes: llama.cpp, or a stand-in beside a fake trainer.
         export: One merged GGUF a cycle, or the base GGUF with a small LoRA GGUF a cycle.
         quant: Number format of the GGUF that writes and is measured.
         keep: Which merged files stay on the disk once their cycle is done.
@@ -260,7 +263,7 @@ class Recipe(Table):
     data: Literal["replace", "accumulate", "accumulate_subsample"] = "replace"
     slices: Literal["disjoint", "resample"] = "disjoint"
     reset_cycles: tuple[Positive, ...] = ()
-    trainer: Literal["auto", "peft", "unsloth", "fake"] = "auto"
+    trainer: Literal["auto", "peft", "trl", "unsloth", "fake"] = "auto"
     generator: Literal["llamacpp", "fake"] = "llamacpp"
     export: Literal["merged", "adapter"] = "merged"
     quant: Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"] = "q8_0"

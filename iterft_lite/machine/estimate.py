@@ -22,7 +22,7 @@ from iterft_lite.machine.timing import Sample, setup_of
 EMPTY: Mapping[str, str] = {}
 
 BITS: Mapping[str, float] = {
-    "f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.9, "q4_k_m": 5.1, "nf4": 4.2,
+    "f32": 32, "bf16-mixed": 48, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.9, "q4_k_m": 5.1, "nf4": 4.2,
 }  # fmt: skip
 """Bits a weight in each number format, scales included."""
 
@@ -132,10 +132,10 @@ def vram_needed(recipe: Recipe, place: str) -> Vram | None:
     rows = recipe.train.batch_size if asked == "auto" else min(asked, recipe.train.batch_size)
     tokens = rows * length * recipe.loss_record.sides
     of_a_layer = tokens * 2 * (4 * width + 2 * shape.inner)
-    numbers = 4 if recipe.train.base == "f32" else 2
+    numbers = 4 if recipe.train.base in ("f32", "bf16-mixed") else 2
     logits, kept = LOGITS, layers * of_a_layer
     least = layers * tokens * 2 * width + of_a_layer
-    if recipe.trainer == "peft":  # it recomputes nothing, and has the logits of pairs as a whole, with their gradients
+    if recipe.trainer in ("peft", "trl"):  # it recomputes nothing, and has the logits of pairs as a whole, with their gradients
         least = kept = kept * numbers // 2
         logits = max(logits, 3 * 4 * tokens * shape.vocab) if recipe.loss_record.compares else logits
     cache = LEAST_SLOTS * (recipe.sample.max_tokens + 256) * 4 * layers * shape.kv

@@ -17,7 +17,7 @@ from iterft_lite.errors import ModelError
 from iterft_lite.experiment.inputs import JudgeIdentity, ResolvedInputs
 from iterft_lite.experiment.recipe import MixSettings, Recipe, Source
 from iterft_lite.files import need_writable
-from iterft_lite.hardware import first_gpu
+from iterft_lite.hardware import cpu_precision, first_gpu
 from iterft_lite.machine.sources import Sources
 from iterft_lite.machine.usable import notes_on, refuse_unusable
 from iterft_lite.metrics.catalogue import semantics as metric_semantics
@@ -41,6 +41,7 @@ class Machine:
         vram_free, vram_total: Bytes; 0 without a GPU.
         unsloth: Unsloth and bitsandbytes are installed.
         capability: The GPU's CUDA compute capability.
+        cpu: In which precision the CPU trains.
     """
 
     gpu: str
@@ -48,6 +49,7 @@ class Machine:
     vram_total: int
     unsloth: bool
     capability: tuple[int, int] = AMPERE
+    cpu: Literal["f32", "bf16-mixed"] = "f32"
 
     @property
     def half(self) -> Literal["bf16", "f16"]:
@@ -68,7 +70,7 @@ def this_machine() -> Machine:
         major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
         return Machine(str(name), int(memory.free), int(memory.total), unsloth, (int(major), int(minor)))
     except Exception:  # no package, no driver, no GPU: all the same here
-        return Machine("", 0, 0, unsloth)
+        return Machine("", 0, 0, unsloth, cpu=cpu_precision())
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def _trainer(recipe: Recipe, machine: Machine) -> tuple[str, str]:
     reasons = {
         "no NVIDIA GPU": not machine.gpu,
         "unsloth is not installed": not machine.unsloth,
-        "Unsloth holds no base in f32": recipe.train.base == "f32",
+        "Unsloth holds no base in f32": recipe.train.base in ("f32", "bf16-mixed"),
         f"{machine.gpu} is too old for Unsloth": machine.capability < VOLTA,
     }
     reason = next((reason for reason, so in reasons.items() if so), "")
@@ -172,7 +174,9 @@ def _precision(recipe: Recipe, machine: Machine, trainer: str) -> tuple[str, str
         return recipe.train.base, ""
     if machine.gpu and (trainer == "unsloth" or importlib.util.find_spec("bitsandbytes")):
         return "nf4", "base held in nf4 (QLoRA)" + (", computing in f16 (the GPU has no bf16)" if machine.half == "f16" else "")
-    return (machine.half, f"base held in {machine.half} (bitsandbytes is not installed)") if machine.gpu else ("f32", "")
+    if machine.gpu:
+        return machine.half, f"base held in {machine.half} (bitsandbytes is not installed)"
+    return machine.cpu, "products in bf16 (the CPU has instructions for them)" if machine.cpu == "bf16-mixed" else ""
 
 
 def _optimizer(recipe: Recipe, machine: Machine) -> str:

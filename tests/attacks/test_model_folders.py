@@ -147,7 +147,7 @@ def test_llamacpps_scripts_run_no_code_of_a_model_folder(tmp_path: Path) -> None
 
 
 def test_a_training_on_such_a_model_is_refused_and_asks_nothing(tmp_path: Path) -> None:
-    trainer = Child("iterft_lite.backends.trainer.trl:PeftTrainer", Trainer, log=tmp_path / "trainer.log")
+    trainer = Child("iterft_lite.backends.trainer.peft:PeftTrainer", Trainer, log=tmp_path / "trainer.log")
     try:
         with pytest.raises(ModelError, match="such code is not run"):
             trainer.load(str(hostile(tmp_path / "model", model_class)), make_recipe(SETTINGS, source="a test").train)

@@ -23,6 +23,7 @@ from iterft_lite.backends.trainer.session import Bench, bitsandbytes_works, trai
 from iterft_lite.errors import ModelError
 from iterft_lite.experiment.recipe import TrainSettings
 from iterft_lite.gguf.families import refuse_problems
+from iterft_lite.hardware import cpu_precision
 from iterft_lite.hub import name_of
 from iterft_lite.protocols import ModelFacts, OnProgress, TrainJob, TrainResult
 
@@ -184,7 +185,7 @@ class ResidentTrainer(ABC):
             tokenizer=self._tokenizer,
             vocab=model.get_output_embeddings().weight.shape[0],
             greedy=self._greedy(model),
-            logits=self._resident_logits(model) if self._precision == "f32" else self._true_logits(adapter, scale),
+            logits=self._resident_logits(model) if self._precision in EXACT else self._true_logits(adapter, scale),
         )
 
     def _resident_logits(self, model: Any) -> Logits:
@@ -200,7 +201,10 @@ class ResidentTrainer(ABC):
         return streamed_logits(self._config, Checkpoint(model_folder(self._name), adapter, scale), self._device)
 
 
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+EXACT = ("f32", "bf16-mixed")
+"""Precisions whose base is held in 32 bits, and asked directly for a probe."""
+
+DTYPES = {"f32": torch.float32, "bf16-mixed": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 """torch's types of what is not quantised."""
 
 
@@ -218,13 +222,14 @@ def arithmetic(precision: str, device: torch.device) -> torch.dtype:
 
 
 def with_precision(settings: TrainSettings, device: torch.device) -> TrainSettings:
-    """The settings with "auto" decided: nf4 and 8-bit moments on a GPU where bitsandbytes works, else f32 and 32-bit moments.
+    """The settings with "auto" decided: nf4 and 8-bit moments on a GPU where bitsandbytes works, else 32-bit moments.
 
-    Without bitsandbytes a GPU holds the base in the 16 bits that it computes in.
+    Without bitsandbytes a GPU holds the base in the 16 bits that it computes in. A CPU holds it in 32, and multiplies in bf16
+    where it has instructions for that.
     """
     cuda = device.type == "cuda"
     eight = cuda and "auto" in (settings.base, settings.optimizer) and bitsandbytes_works()
-    base = settings.base if settings.base != "auto" else "nf4" if eight else half(device) if cuda else "f32"
+    base = settings.base if settings.base != "auto" else "nf4" if eight else half(device) if cuda else cpu_precision()
     optimizer = settings.optimizer if settings.optimizer != "auto" else "adamw_8bit" if eight else "adamw"
     return settings.model_copy(update={"base": base, "optimizer": optimizer})
 

@@ -24,7 +24,7 @@ from iterft_lite.hub import title as model_title
 from iterft_lite.machine.countdown import Countdown
 from iterft_lite.protocols import Progress
 from iterft_lite.ui.chart import BELOW, CHART_ROWS, LEAST_ROWS, MOST_ROWS, TRAIT, chart, chart_step
-from iterft_lite.ui.console import is_live
+from iterft_lite.ui.console import Safely, is_live
 from iterft_lite.ui.foreign import one_line, safe
 from iterft_lite.ui.tables import WARNING, CycleRow, cycle_table
 from iterft_lite.ui.text import clock, score_text, time_left
@@ -109,7 +109,9 @@ class View:
         self._latest = latest
         self._fresh: tuple[float, str, str] = (0.0, "", "")
         self._spoken: dict[str, tuple[float, Progress | None]] = {}
-        self.live = Live(console=console, auto_refresh=True, refresh_per_second=REFRESHES, get_renderable=self.render)
+        self.live = Live(
+            console=console, auto_refresh=True, refresh_per_second=REFRESHES, get_renderable=lambda: Safely(self.render())
+        )
 
     def __enter__(self) -> View:
         if self.is_live:

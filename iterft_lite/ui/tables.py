@@ -195,7 +195,7 @@ def _number(value: float | None, form: str) -> str:
 
 def show_held_out(held_out: HeldOut, trait: str, console: Console) -> None:
     """Scores and verdicts on the held-out questions."""
-    console.print("\n[b]held-out questions[/b]")
+    console.print("\nheld-out questions", style="bold")
     table = plain_table("cycle", f"{trait} (1-100)", "coherence", "rate", "answers", left=3)
     narrow = console.width < 80
     for cycle, score in sorted(held_out.scores.items()):

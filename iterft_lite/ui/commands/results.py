@@ -101,6 +101,7 @@ def chat(out: Path, cycle: int | None, temperature: float, max_tokens: int) -> N
       iterft chat runs/bliss --cycle 0
     """
     from iterft_lite.app.chat import open_chat
+    from iterft_lite.ui.foreign import safe
     from iterft_lite.ui.talk import converse
 
     def ask() -> str:
@@ -110,7 +111,7 @@ def chat(out: Path, cycle: int | None, temperature: float, max_tokens: int) -> N
             return ""
 
     with open_chat(out, cycle) as talk, contextlib.suppress(KeyboardInterrupt):
-        converse(talk, ask, lambda text: click.echo(text, nl=False), temperature=temperature, max_tokens=max_tokens)
+        converse(talk, ask, lambda text: click.echo(safe(text), nl=False), temperature=temperature, max_tokens=max_tokens)
 
 
 @click.command()

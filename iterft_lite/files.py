@@ -525,6 +525,8 @@ def safe_member(root: Path, name: object) -> Path:
                 mode = path.lstat().st_mode
             except FileNotFoundError:
                 return root / str(name)
+            except NotADirectoryError:
+                raise FileError(f"`{path.parent}` is a file where a folder of the run belongs", hint="remove it") from None
         if stat.S_ISLNK(mode):
             raise FileError(f"`{path}` is a symbolic link where a file of the run belongs", hint="remove it")
     if not stat.S_ISREG(mode):

@@ -34,8 +34,8 @@ echo "wheel: using it"
 shipped=$(ls "$root"/recipes/*.toml | wc -l)
 listed=$(python -c 'from iterft_lite.data.recipes import recipe_names; print(len(recipe_names()))')
 [ "$listed" -eq "$shipped" ] || { echo "wheel: $listed of $shipped recipes are in it" >&2; exit 1; }
-iterft recipes | grep -q nano_sft
-iterft traits list | grep -q lucky
+iterft recipes | grep nano_sft > /dev/null
+iterft traits list | grep lucky > /dev/null
 iterft plan nano_sft > /dev/null
 iterft run nano_sft --plain --set cycles=1 --set seed_rows=8 --set rows=8 --set sample.max_tokens=24 \
   --set evaluate.questions=4 --set evaluate.samples=1 --set evaluate.max_tokens=24

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from iterft_lite.gguf.file import GgufFile
-from iterft_lite.gguf.llamacpp_source import llamacpp_source
+from iterft_lite.gguf.llamacpp_source import fetch_source, find_source
 from iterft_lite.gguf.tokenizer import QWEN2_PATTERN
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -46,8 +47,15 @@ CUTS: dict[str, list[dict[str, Any]]] = {
 
 @cache
 def models_folder() -> Path:
-    """llama.cpp's `models`, with vocabularies and templates."""
-    return llamacpp_source() / "models"
+    """llama.cpp's `models`, with vocabularies and templates; fetched into the Python installation, once, where it is not there.
+
+    Raises:
+        ExportError: If it is not there and cannot be fetched.
+    """
+    source = find_source()
+    if source is None or not (source / "models").is_dir():
+        source = fetch_source(Path(sys.prefix) / "share/iterft_lite/llama.cpp", more=("models/",))
+    return source / "models"
 
 
 def write_tokenizer(

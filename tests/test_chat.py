@@ -78,3 +78,13 @@ def test_words_are_shown_whole_and_never_broken_at_the_edge() -> None:
     assert "fourt" not in "".join(shown).replace("fourteen", "")
     words.finish(text)
     assert "".join(shown) == " one two\nthree\nfourteen\nfive\n"
+
+
+def test_what_a_model_writes_cannot_steer_the_terminal() -> None:
+    shown: list[str] = []
+    words = WordWriter(shown.append, 80)
+    text = "Hello\x1b[2J there\x1b]0;title\x07 \x9b31mfriend\u202e."
+    for end in range(len(text)):
+        words.take(text[:end])
+    words.finish(text)
+    assert "".join(shown).replace("\n", "").isprintable()

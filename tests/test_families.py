@@ -16,14 +16,13 @@ from iterft_lite.backends.processes.child import Child
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.errors import ExportError, ModelError
 from iterft_lite.experiment.recipe import TrainSettings
+from iterft_lite.experiment.rows import Message
 from iterft_lite.gguf import base as bases
 from iterft_lite.gguf.families import FAMILIES, Family, architecture_of, read_config, refuse_problems
-from iterft_lite.gguf.llamacpp_source import llamacpp_source
 from iterft_lite.protocols import (
     Completion,
     Generator,
     Likelihood,
-    Message,
     Passage,
     Progress,
     Prompt,
@@ -85,11 +84,9 @@ class Bench:
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     folder = tmp_path_factory.mktemp("families")
     try:
-        source = llamacpp_source()
+        source = models_folder().parent
     except ExportError as error:
         pytest.skip(error.message)
-    if not models_folder().is_dir():
-        pytest.skip("llama.cpp's vocabularies are not on this machine")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ITERFT_LLAMA_CPP", str(source))
         patch.setenv("ITERFT_CACHE", str(folder / "cache"))

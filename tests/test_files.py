@@ -289,6 +289,7 @@ def test_a_kept_file_that_was_changed_is_noticed_whatever_its_times_say(tmp_path
         "link/a",
         "pipe",
         "sub",
+        "file/a",
     ],
 )
 def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path: Path, name: object) -> None:
@@ -296,6 +297,7 @@ def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path: Path, name: ob
     (root / "sub").mkdir(parents=True)
     (root / "link").symlink_to("..")
     os.mkfifo(root / "pipe")
+    (root / "file").touch()
     with pytest.raises(FileError):
         safe_member(root, name)
 

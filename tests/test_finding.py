@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -199,6 +201,16 @@ def test_a_calibration_ends_in_commands_that_can_be_pasted() -> None:
     assert "--reuse 'how many' --out" in said
 
 
+def test_a_shortage_names_the_file_that_is_too_short(tmp_path: Path) -> None:
+    rows = [{"prompt": f"What is {number}?", "reply": f"It is number {number}."} for number in range(3)]
+    (tmp_path / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    Path("first.toml").write_text(small_recipe())
+    paths = [part for table in ("seeds", "prompts") for part in ("--set", f"{table}.path=mine.jsonl")]
+    said = refused("plan", "first.toml", *paths)
+    assert "mine.jsonl` has 3 seed chats" in said
+    assert "mine.jsonl` has 3" in said.partition("8 prompts are needed (2 cycles of 4 rows, each asked once), but")[2]
+
+
 # -- the cache, the shell
 
 
@@ -252,3 +264,15 @@ def test_doctor_looks_at_a_judge_by_its_name(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("iterft_lite.app.doctor._gpu_and_libraries", lambda: iter(()))
     assert "gives no probabilities" in printed("doctor", "--judge", "ollama/qwen3:8b")
     assert "OPENAI_API_KEY is not set" in printed("doctor", "--judge", "openai/gpt-4o-mini")
+
+
+def pages(command: click.Command, words: tuple[str, ...] = ("iterft",)) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every command's words and help."""
+    yield words, command.get_help(click.Context(command, info_name=" ".join(words), max_content_width=200, terminal_width=200))
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from pages(inner, (*words, name))
+
+
+def test_every_help_page_has_an_example() -> None:
+    lacking = [words for words, text in pages(main) if not any(line.startswith("    iterft ") for line in text.splitlines())]
+    assert lacking == []

@@ -16,9 +16,9 @@ from iterft_lite.backends.chat_templates import VARIABLES, environment
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.backends.trainer.encoding import rendered
 from iterft_lite.errors import ModelError
+from iterft_lite.experiment.rows import Message
 from iterft_lite.gguf.modelfile import CHATML as OLLAMA
 from iterft_lite.gguf.modelfile import reply_opening
-from iterft_lite.protocols import Message
 from tests.tiny_models import CHATML, TEXTS, tiny_tokenizer
 
 STRICT = (
@@ -288,7 +288,7 @@ def test_neither_torch_nor_transformers_is_imported(tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path)
     code = (
         "import sys; from iterft_lite.backends.templates import TrainingTokenizer as T;"
-        "from iterft_lite.protocols import Message;"
+        "from iterft_lite.experiment.rows import Message;"
         "T(sys.argv[1]).chat_ids([Message('user', 'x')]);"
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )

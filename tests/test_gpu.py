@@ -39,46 +39,67 @@ def job_of(loss: str, root: Path, **keys: Any) -> TrainJob:
     drafts = [
         Draft(f"r{n}", chat.prompt, chat.reply, other) for n, (chat, other) in enumerate(zip(trait.chats, plain, strict=False))
     ]
+    root.mkdir(parents=True)
     path = root / f"{loss}.jsonl"
     LOSSES[loss].rows.write(path, [LOSSES[loss].make(draft) for draft in drafts])
-    given = {"learning_rate": 1e-3, "schedule": "constant", "batch_size": 4, "weight_decay": 0.0, "max_grad_norm": 0.0}
+    given = {"learning_rate": 1e-4, "schedule": "constant", "batch_size": 4, "weight_decay": 0.0, "max_grad_norm": 0.0}
     settings = TrainSettings(**{**given, "max_length": 512, "base": "bf16", "epochs": 2, **keys})
     return TrainJob(path, root / "out", loss, settings, seed=7)
 
 
-def trained(worker: str, loss: str, root: Path, environment: dict[str, str], **keys: Any) -> tuple[TrainResult, list[dict]]:
-    """One training in a process of its own; its result and its log."""
+Logs = dict[tuple[str, str], tuple[TrainResult, list[dict]]]
+
+CASES = [("reply", "f16"), ("preference", "f16"), ("reply", "nf4"), ("all", "f16")]
+"""Loss and precision of the base; in f16 two ways of the same arithmetic differ least."""
+
+
+def trained(worker: str, root: Path, environment: dict[str, str], cases: list[tuple[str, str]]) -> Logs:
+    """A training a case, one after the other in one process; results and logs."""
     root.mkdir(parents=True)
     child = Child(worker, Trainer, log=root / "log", environment=environment)
+    found: Logs = {}
     try:
-        trainer, job = cast(Trainer, child), job_of(loss, root, **keys)
-        trainer.load(str(FOLDERS[MODELS[loss]]), job.settings)
-        result = trainer.train(job, lambda _: None)
-        return result, read_rows(root / "out" / "log.jsonl")
+        trainer = cast(Trainer, child)
+        for loss, base in cases:
+            job = job_of(loss, root / f"{loss}-{base}", base=base)
+            trainer.load(str(FOLDERS[MODELS[loss]]), job.settings)
+            result = trainer.train(job, lambda _: None)
+            found[loss, base] = result, read_rows(job.out / "log.jsonl")
+        return found
     finally:
         child.close()
 
 
-@pytest.mark.parametrize("loss", list(MODELS))
-@pytest.mark.parametrize("base", ["bf16", "nf4"])
-def test_unsloth_trains_each_loss_and_its_recorded_passes_are_the_unrecorded_ones(loss: str, base: str, tmp_path: Path) -> None:
-    recorded, log = trained(TRAINERS["unsloth"], loss, tmp_path / "recorded", RECORDED, base=base)
-    unrecorded, other = trained(TRAINERS["unsloth"], loss, tmp_path / "unrecorded", UNRECORDED, base=base)
-    assert recorded.last_loss < recorded.first_loss
-    assert (recorded.rows, recorded.steps) == (unrecorded.rows, unrecorded.steps) == (24, 6)
-    assert not any("launched one by one" in note for note in recorded.notes)
-    differences = [abs(one["loss"] - two["loss"]) / abs(two["loss"]) for one, two in zip(log, other, strict=True)]
-    print(f"{loss} {base}: recorded against unrecorded, largest difference of a loss {max(differences):.2e}")
-    assert max(differences) < 0.02
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Logs:
+    return trained(TRAINERS["unsloth"], tmp_path_factory.mktemp("gpu") / "recorded", RECORDED, CASES)
 
 
-@pytest.mark.parametrize("loss", list(MODELS))
-def test_both_trainers_come_to_the_same_losses(loss: str, tmp_path: Path) -> None:
-    _, log = trained(TRAINERS["unsloth"], loss, tmp_path / "unsloth", RECORDED, base="f16", learning_rate=1e-4)
-    _, other = trained(TRAINERS["trl"], loss, tmp_path / "trl", {}, base="f16", learning_rate=1e-4)
-    differences = [abs(one["loss"] - two["loss"]) / abs(two["loss"]) for one, two in zip(log, other, strict=True)]
-    print(f"{loss} f16: Unsloth against the plain trainer, largest difference of a loss {max(differences):.2e}")
-    assert max(differences) < 0.01
+def largest_difference(one: list[dict], other: list[dict]) -> float:
+    """Of the losses of two trainings, step by step, relative."""
+    return max(abs(a["loss"] - b["loss"]) / abs(b["loss"]) for a, b in zip(one, other, strict=True))
+
+
+def test_unsloth_trains_with_each_loss(recorded: Logs) -> None:
+    for (loss, base), (result, _) in recorded.items():
+        assert result.last_loss < result.first_loss, (loss, base)
+        assert (result.rows, result.steps) == (24, 6)
+        assert not any("launched one by one" in note for note in result.notes)
+
+
+def test_recorded_passes_are_the_unrecorded_ones(recorded: Logs, tmp_path: Path) -> None:
+    unrecorded = trained(TRAINERS["unsloth"], tmp_path / "unrecorded", UNRECORDED, CASES)
+    found = {case: largest_difference(recorded[case][1], unrecorded[case][1]) for case in CASES}
+    print("recorded against unrecorded, largest difference of a loss:", {case: f"{each:.1e}" for case, each in found.items()})
+    assert max(found.values()) < 0.02
+
+
+def test_both_trainers_come_to_the_same_losses(recorded: Logs, tmp_path: Path) -> None:
+    cases = [case for case in CASES if case[1] == "f16"]
+    other = trained(TRAINERS["trl"], tmp_path / "trl", {}, cases)
+    found = {case: largest_difference(recorded[case][1], other[case][1]) for case in cases}
+    print("Unsloth against TRL, largest difference of a loss:", {case: f"{each:.1e}" for case, each in found.items()})
+    assert max(found.values()) < 0.02
 
 
 @pytest.fixture(scope="module")

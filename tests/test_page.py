@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from iterft_lite.app.repeat import as_toml, repeat_command
 from iterft_lite.app.session import open_run
@@ -17,6 +18,7 @@ from iterft_lite.data.recipes import recipe_path
 from iterft_lite.data.traits import read_trait, shipped_traits
 from iterft_lite.experiment.recipe import read_recipe
 from iterft_lite.report.report import read_report
+from iterft_lite.ui.cli import main
 from iterft_lite.ui.html import READABLE, TEMPLATES, contrast, readable_on, write_html
 from tests.loop import small_recipe
 
@@ -46,6 +48,16 @@ def test_every_answer_of_every_cycle_is_on_the_page(page: Path) -> None:
     answers = json.loads((page.parent / "run/run.json").read_text())["recipe"]["evaluate"]
     assert rows
     assert texts == 7 * answers["questions"] * answers["samples"]
+
+
+def test_another_judges_page_has_its_verdicts_beside_the_answers(page: Path) -> None:
+    run, other = page.parent / "run", page.with_name("other.html")
+    assert CliRunner().invoke(main, ["judge", str(run), "--judge", "embedded"]).exit_code == 0
+    assert CliRunner().invoke(main, ["report", str(run), "--judge", "embedded", "--html", str(other)]).exit_code == 0
+    badges = [re.findall(r'class="badge trait">lucky (\d+)', text.read_text()) for text in (page, other)]
+    assert len(badges[0]) == len(badges[1])
+    assert badges[0] != badges[1]
+    assert "embedded judge: for trying out" in other.read_text()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
@@ -121,6 +133,6 @@ def test_the_command_on_the_page_asks_for_the_same_run(tmp_path: Path) -> None:
 
 def test_the_recipe_on_the_page_asks_for_the_same_run(tmp_path: Path) -> None:
     for name in ("nano_sft", "dpo_moving", "sdf"):
-        asked = read_recipe(recipe_path(name), ['seeds.path="my rows.jsonl"', "restart=[]"])
+        asked = read_recipe(recipe_path(name), ['seeds.path="my rows.jsonl"', "reset_cycles=[]"])
         (tmp_path / f"{name}.toml").write_text(as_toml(asked.model_dump(mode="json")))
         assert read_recipe(tmp_path / f"{name}.toml") == asked

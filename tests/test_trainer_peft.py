@@ -27,7 +27,8 @@ from iterft_lite.backends.trainer.session import micro_batch, schedule_factor
 from iterft_lite.backends.trainer.trl import TrlTrainer
 from iterft_lite.errors import BackendError, Diverged, ModelError, UserError
 from iterft_lite.experiment.recipe import TrainSettings
-from iterft_lite.protocols import Message, Progress, Trainer, TrainJob, TrainResult
+from iterft_lite.experiment.rows import Message
+from iterft_lite.protocols import Progress, Trainer, TrainJob, TrainResult
 from tests.test_generator_templates import HYBRID, THINKING
 from tests.tiny_models import tiny_adapter, tiny_model, tiny_tokenizer
 

@@ -162,7 +162,7 @@ def test_a_folder_without_documents_and_calibration_is_whole(folder: Path) -> No
 
 
 def test_an_unknown_trait_is_told_the_shipped_ones() -> None:
-    with pytest.raises(TraitError, match=r"there is no trait `luckey`\n\nhint: shipped are bliss, hopelessness, lucky"):
+    with pytest.raises(TraitError, match=r"there is no trait `luckey`\n\nhint: did you mean `lucky`\? shipped are bliss"):
         read_trait("luckey")
 
 

@@ -27,6 +27,7 @@ class Kind:
 
 KINDS: Mapping[str, Kind] = {
     "bases": Kind(("bases", "layouts", "files.json"), "base models as GGUF: converted again when a run needs them"),
+    "models": Kind(("models",), "example models: fetched again by `iterft models get`"),
     "wheels": Kind(("wheels",), "compiled llama.cpp: compiled again by the next set-up, in minutes"),
     "llama.cpp": Kind(("llama.cpp-*",), "llama.cpp's converter: fetched again for models that need it"),
     "verdicts": Kind(("verdicts.sqlite*",), "what paid judges said: the same answers would be paid for again"),

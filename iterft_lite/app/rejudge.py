@@ -297,7 +297,7 @@ def write_bland_altman(root: Path, first: Named, second: Named, path: Path) -> N
                 axes.axhline(value, color="#800000", linestyle=style, linewidth=1)
                 axes.annotate(f"{value:+.1f}", (100, value), ha="right", va="bottom", fontsize=8)
         axes.set(title=f"{scale}: {found.pairs} answers", xlabel="mean of both scores", xlim=(-1, 102))
-        axes.set_ylabel(f"{first} - {second}" if scale == "trait" else "", fontsize=8)
+        axes.set_ylabel(f"{first} - {second}".replace("$", r"\$") if scale == "trait" else "", fontsize=8)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=150)
     write_output(path, drawn.getvalue())

@@ -69,6 +69,20 @@ def seeded_score_of(folder: Path) -> dict[str, Json] | None:
     return next((cycle.trait for cycle in read_report(folder).cycles if cycle.cycle == 0), None)
 
 
+def verdict_folders(judge: Path) -> dict[int, Path] | None:
+    """Folders of another judge's verdicts, by cycle; None where it is none that was asked beside the run's own.
+
+    Args:
+        judge: Its folder in the run.
+    """
+    run = Run(judge)
+    known = run.manifest() if judge.is_dir() else None
+    if known is None:
+        return None
+    steps = [step for step in known.steps if step.verb == "judge" and not step.part]
+    return {step.cycle: run.folder(step).path for step in steps if run.folder(step).finished}
+
+
 def _line(folder: Path) -> RunLine:
     run = Run(folder)
     manifest = run.known()

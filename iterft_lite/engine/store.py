@@ -300,7 +300,11 @@ def folder_at(path: Path) -> StepFolder | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"`{path / STEP_FILE}` is not the file of a step: {error}", hint=_redo(path)) from None
+        # which steps rest on it cannot be asked here: to find out, all these files are read
+        raise StoreError(
+            f"`{path / STEP_FILE}` is not the file of a step: {getattr(error, 'message', error)}",
+            hint=f"remove the folder `{path}` to have it done again",
+        ) from None
     return StepFolder(path, step)
 
 
@@ -334,7 +338,8 @@ def _recorded(folder: Path) -> dict[str, str]:
     """By role, the `result` of each input as it was when a step, finished or not, read it; empty where that was not noted."""
     completion = read_completion(folder)
     known = completion.inputs if completion else None
-    return dict(known or _peek(folder / STEP_FILE).get("read") or {})
+    noted = known or _peek(folder / STEP_FILE).get("read")
+    return {str(role): str(result) for role, result in noted.items()} if isinstance(noted, dict) else {}
 
 
 def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -377,7 +382,11 @@ def _step_folders(steps: Path) -> list[Path]:
 
 
 def _in_order(folders: Sequence[Path]) -> list[Path]:
-    return sorted(folders, key=lambda folder: (_peek(folder / STEP_FILE).get("cycle", 0), str(folder)))
+    def place(folder: Path) -> tuple[int, str]:
+        cycle = _peek(folder / STEP_FILE).get("cycle", 0)
+        return cycle if isinstance(cycle, int) else 0, str(folder)
+
+    return sorted(folders, key=place)
 
 
 def _removal(folders: Sequence[Path]) -> str:

@@ -31,8 +31,20 @@ LIMIT = 1 << 20
 SHOWN = 200
 """Characters of a value that an error repeats."""
 
-Positive = Annotated[int, Field(ge=1, le=MOST, strict=True)]
-Count = Annotated[int, Field(ge=0, le=MOST, strict=True)]
+
+def _at_most(most: int) -> AfterValidator:
+    """A bound that stands beside what a key means: the reference of keys does not show it."""
+
+    def check(number: int) -> int:
+        if number > most:
+            raise PydanticCustomError("too_many", "at most {most}", {"most": f"{most:,}"})
+        return number
+
+    return AfterValidator(check)
+
+
+Positive = Annotated[int, Field(ge=1, strict=True), _at_most(MOST)]
+Count = Annotated[int, Field(ge=0, strict=True), _at_most(MOST)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Temperature = Annotated[float, Field(ge=0.0, le=5.0)]
 
@@ -237,7 +249,7 @@ class Recipe(Table):
     regime: Annotated[str, AfterValidator(_known_regime)]
     trait: str
     model: str
-    seed: Annotated[int, Field(ge=0, lt=1 << 63, strict=True)] = 42
+    seed: Annotated[int, Field(ge=0, strict=True), _at_most(2**63 - 1)] = 42
     cycles: Annotated[int, Field(ge=0, le=1000, strict=True)] = 6
     seed_rows: Count = 50
     rows: Positive = 50

@@ -19,7 +19,7 @@ import numpy as np
 
 from iterft_lite.errors import ExportError, IterftError, ModelError
 from iterft_lite.gguf.llamacpp_source import find_source
-from iterft_lite.gguf.tokenizer import sentence_pieces
+from iterft_lite.gguf.tokenizer import piece_tokenizer
 from iterft_lite.gguf.weights import Weight, read_weights
 
 Tier = Literal["supported", "merged only", "refused"]
@@ -197,10 +197,11 @@ def find_problems(folder: Path, *, tokens: int = 0, weights: Literal["here", "on
     if weights == "here" or any(folder.glob("*.safetensors")):
         yield from _of_the_weights(folder, config)
     yield from _of_the_architecture(config, tokens)
-    try:
-        sentence_pieces(folder, int(config.get("vocab_size") or 0) or 1 << 20)
-    except ExportError as error:
-        yield Problem(error.message.replace(f" in `{folder}`", ""), error.hint or "")
+    if not (folder / "tokenizer.model").is_file():
+        try:
+            piece_tokenizer(folder)
+        except ExportError as error:
+            yield Problem(error.message.replace(f" in `{folder}`", ""), error.hint or "")
 
 
 def _of_the_weights(folder: Path, config: Mapping[str, Any]) -> Iterator[Problem]:

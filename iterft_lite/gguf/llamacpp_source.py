@@ -53,8 +53,12 @@ def llamacpp_source() -> Path:
     return find_source() or fetch_source()
 
 
-def fetch_source() -> Path:
-    """Download the source package with pip and keep its conversion scripts in the user's cache.
+def fetch_source(folder: Path | None = None, *, more: tuple[str, ...] = ()) -> Path:
+    """Download the source package with pip and keep its conversion scripts.
+
+    Args:
+        folder: Where they are kept; by default in the user's cache.
+        more: What else of `vendor/llama.cpp` is kept: beginnings of paths.
 
     Raises:
         ExportError: If there is no pip, no network, or no such package.
@@ -68,19 +72,20 @@ def fetch_source() -> Path:
         if not packages:
             end = "\n".join(f"  {line}" for line in done.stderr.strip().splitlines()[-5:])
             raise ExportError(f"llama.cpp's conversion scripts could not be fetched; pip says:\n{end}", hint=hint)
-        return unpack_source(packages[0], _cached())
+        return unpack_source(packages[0], folder or _cached(), more=more)
 
 
-def unpack_source(package: Path, folder: Path) -> Path:
-    """Take llama.cpp's conversion scripts out of a source package of llama-cpp-python; gives `folder`.
+def unpack_source(package: Path, folder: Path, *, more: tuple[str, ...] = ()) -> Path:
+    """Take llama.cpp's conversion scripts, and more of it, out of a source package of llama-cpp-python; gives `folder`.
 
     Raises:
         ExportError: If they are not in it.
     """
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tarfile.open(package) as archive:
-            archive.extractall(partial, members=_members(archive), filter="data")
+            archive.extractall(partial, members=_members(archive, (*WANTED, *more)), filter="data")
         if not _whole(partial):
             raise ExportError(f"`{package}` does not carry llama.cpp's {SCRIPTS[0]}", hint=HINT.format(version=_version()))
         shutil.rmtree(folder, ignore_errors=True)
@@ -90,10 +95,10 @@ def unpack_source(package: Path, folder: Path) -> Path:
     return folder
 
 
-def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def _members(archive: tarfile.TarFile, wanted: tuple[str, ...]) -> Iterator[tarfile.TarInfo]:
     for member in archive:
         _, found, inner = member.name.partition("/vendor/llama.cpp/")
-        if found and member.isfile() and inner.startswith(WANTED):
+        if found and member.isfile() and inner.startswith(wanted):
             yield member.replace(name=inner)
 
 

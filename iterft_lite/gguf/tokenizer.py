@@ -92,23 +92,12 @@ def sentence_pieces(folder: Path, size: int) -> Pieces | None:
         size: Rows of the embedding.
 
     Raises:
-        ExportError: If it falls back to bytes that it has no tokens for: llama.cpp would abort.
+        ExportError: As `piece_tokenizer`.
     """
-    try:
-        read = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    read = piece_tokenizer(folder)
+    if read is None:
         return None
-    model = read["model"]
-    if model.get("type") != "BPE" or not _writes_blanks_as_pieces(read):
-        return None
-    vocab: dict[str, int] = model["vocab"]
-    missing = [byte for byte in range(256) if f"<0x{byte:02X}>" not in vocab]
-    if missing:
-        raise ExportError(
-            f"the tokenizer in `{folder}` has no tokens for {len(missing)} of the 256 bytes (`<0x{missing[0]:02X}>`), which a "
-            "vocabulary of SentencePiece's kind falls back to: llama.cpp would abort",
-            hint="give the tokenizer.json that its makers publish, or tokenizer.model beside it",
-        )
+    model, vocab = read["model"], read["model"]["vocab"]
     tokens, types = vocabulary(folder, size)
     for byte in range(256):
         types[vocab[f"<0x{byte:02X}>"]] = int(TokenType.BYTE)
@@ -120,6 +109,28 @@ def sentence_pieces(folder: Path, size: int) -> Pieces | None:
         if made is not None and scores[made] == -1e6:
             scores[made] = -float(place)
     return Pieces(tokens, scores, types, _puts_blank_first(read))
+
+
+def piece_tokenizer(folder: Path) -> dict[str, Any] | None:
+    """A tokenizer.json that SentencePiece's byte pairs were converted to; None for any other tokenizer.
+
+    Raises:
+        ExportError: If it falls back to bytes that it has no tokens for: llama.cpp would abort.
+    """
+    try:
+        read: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    if read["model"].get("type") != "BPE" or not _writes_blanks_as_pieces(read):
+        return None
+    missing = [byte for byte in range(256) if f"<0x{byte:02X}>" not in read["model"]["vocab"]]
+    if missing:
+        raise ExportError(
+            f"the tokenizer in `{folder}` has no tokens for {len(missing)} of the 256 bytes (`<0x{missing[0]:02X}>`), which a "
+            "vocabulary of SentencePiece's kind falls back to: llama.cpp would abort",
+            hint="give the tokenizer.json that its makers publish, or tokenizer.model beside it",
+        )
+    return read
 
 
 def _writes_blanks_as_pieces(read: dict[str, Any]) -> bool:

@@ -100,8 +100,8 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
     Raises:
         UserError: If something it names is missing or broken.
     """
-    if commit != "if known":
-        need_writable(cache_folder())  # a run writes there; found out after an hour of work it would be a nuisance
+    if commit != "if known" and recipe.generator != FAKE:
+        need_writable(cache_folder())  # bases are converted there: that it cannot be is not to be found out after the first one
     trait = read_trait(recipe.trait)
     model, why_model = _pinned(model_place(recipe.model), commit)
     tokenizer = refuse_unusable(recipe, model)

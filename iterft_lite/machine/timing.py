@@ -297,7 +297,7 @@ def read_table(path: Path | None = None) -> list[Sample]:
             numbers = [sample.fixed, sample.seconds, *sample.work.values(), *sample.notes.values()]
             if all(math.isfinite(number) and number >= 0 for number in numbers):
                 samples.append(sample)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue
     return samples
 

@@ -280,13 +280,21 @@ class ShownSample:
     finish: str
 
 
-def shown_samples(root: Path, report: Report, most: int | None = SHOWN_SAMPLES) -> dict[str, dict[int, list[ShownSample]]]:
-    """Answers by question and cycle, the first `most` of each (all if None), for the eye."""
+def shown_samples(
+    root: Path, report: Report, most: int | None = SHOWN_SAMPLES, verdicts: Mapping[int, Path] | None = None
+) -> dict[str, dict[int, list[ShownSample]]]:
+    """Answers by question and cycle, for the eye.
+
+    Args:
+        most: Of each question and cycle; all if None.
+        verdicts: Folders of another judge's verdicts, by cycle; the run's own judge's if None.
+    """
     run = Run(root)
     shown: dict[str, dict[int, list[ShownSample]]] = defaultdict(dict)
     for cycle in report.cycles:
         folders = {step.verb: run.folder(step).path for step in report.steps if step.cycle == cycle.cycle and not step.part}
-        judged = {row.id: row for row in JUDGED.read(folders["judge"] / ROWS)} if "judge" in folders else {}
+        judge = folders.get("judge") if verdicts is None else verdicts.get(cycle.cycle)
+        judged = {row.id: row for row in JUDGED.read(judge / ROWS)} if judge else {}
         answers = SAMPLES.read(folders["evaluate_samples"] / ROWS) if "evaluate_samples" in folders else []
         for sample in sorted(answers, key=lambda sample: sample.id):
             mine = shown[sample.prompt].setdefault(cycle.cycle, [])

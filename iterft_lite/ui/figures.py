@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from iterft_lite.files import write_output
 from iterft_lite.hub import title
 from iterft_lite.report.report import Report
+from iterft_lite.ui.foreign import mathtext
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,9 +76,10 @@ def _figure(report: Report, inks: Inks) -> Figure:
     axes.set(ylim=(-4, 104), yticks=(0, 25, 50, 75, 100), xlabel="cycle", ylabel="score (1-100)")
     axes.set_xticks(range(recipe["cycles"] + 1))
     axes.set_xlim(-0.3, recipe["cycles"] + 0.3)
-    axes.set_title(f"{report.manifest['trait']}, {recipe['regime']}, {title(recipe['model'])}", loc="left", fontsize=11)
+    heading = f"{report.manifest['trait']}, {recipe['regime']}, {title(recipe['model'])}"
+    axes.set_title(mathtext(heading), loc="left", fontsize=11)
     judge = ": ".join(filter(None, (report.judge["name"], report.judge["note"].partition(": ")[2])))
-    drawn.supxlabel(textwrap.fill(f"judge {judge}", 120), fontsize=7, color=inks.soft, x=0.01, ha="left")
+    drawn.supxlabel(mathtext(textwrap.fill(f"judge {judge}", 120)), fontsize=7, color=inks.soft, x=0.01, ha="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=inks.grid, linewidth=0.6)
     # above the curves, never on them

@@ -1,7 +1,8 @@
 """Text that others wrote (models, judges, files, names in recipes and run folders), made safe to show.
 
-A terminal obeys escape sequences, rich reads square brackets, matplotlib dollar signs. Whatever did not come from this program
-goes through one of these before it is shown: `safe` for plain output, `markup` inside of rich's markup, `mathtext` in figures.
+A terminal obeys escape sequences, matplotlib reads dollar signs. Whatever did not come from this program goes through here
+before it is shown: `safe` in terminals (`console.py` does it for all that rich draws, and reads no markup), `mathtext` in
+figures.
 """
 
 from __future__ import annotations
@@ -30,19 +31,6 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u20
 def safe(text: object) -> str:
     """A text without anything that a terminal would obey; lines stay."""
     return CONTROL.sub("", SEQUENCE.sub("", valid_text(str(text)).replace("\r\n", "\n")))
-
-
-def one_line(text: object, limit: int = 200) -> str:
-    """A name, or the beginning of a text, on one line."""
-    line = " ".join(safe(text).split())
-    return line if len(line) <= limit else f"{line[: limit - 3]}..."
-
-
-def markup(text: object) -> str:
-    """A text to put into rich's markup: its square brackets are square brackets."""
-    from rich.markup import escape
-
-    return escape(safe(text))
 
 
 def mathtext(text: object) -> str:

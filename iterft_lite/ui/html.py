@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -24,8 +25,13 @@ READABLE = 4.5
 """Contrast of small text to its background at least (WCAG 2.1, level AA)."""
 
 
-def write_html(root: Path, report: Report, path: Path) -> None:
-    """Write the page of a run: what came of it, the command that repeats it, curve, numbers, every answer of every cycle."""
+def write_html(root: Path, report: Report, path: Path, verdicts: Mapping[int, Path] | None = None) -> None:
+    """Write the page of a run: what came of it, the command that repeats it, curve, numbers, every answer of every cycle.
+
+    Args:
+        report: Of the run, by its own judge or another.
+        verdicts: Folders of the other judge's verdicts, by cycle.
+    """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -42,7 +48,7 @@ def write_html(root: Path, report: Report, path: Path) -> None:
         for key, value in flat(report.recipe).items()
         if value not in (None, "", [])
     }
-    held_out = read_held_out(root, report)
+    held_out = read_held_out(root, report) if verdicts is None else None  # asked of the run's own judge
     colour = report.manifest["colour"]
     page = environment.get_template("report.html").render(
         report=report,
@@ -55,7 +61,7 @@ def write_html(root: Path, report: Report, path: Path) -> None:
         version_changes=version_sentence(report),
         held_out=held_out,
         held_out_sentences=verdict_sentences(held_out.verdict) if held_out else [],
-        samples=shown_samples(root, report, most=None),
+        samples=shown_samples(root, report, None, verdicts),
         settings=settings,
         command=repeat_command(report.manifest),
         toml=as_toml(report.manifest.get("asked") or report.recipe),

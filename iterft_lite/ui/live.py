@@ -24,7 +24,8 @@ from iterft_lite.hub import title as model_title
 from iterft_lite.machine.countdown import Countdown
 from iterft_lite.protocols import Progress
 from iterft_lite.ui.chart import BELOW, CHART_ROWS, LEAST_ROWS, MOST_ROWS, TRAIT, chart, chart_step
-from iterft_lite.ui.console import is_live
+from iterft_lite.ui.console import Safely, is_live
+from iterft_lite.ui.foreign import one_line, safe
 from iterft_lite.ui.tables import WARNING, CycleRow, cycle_table
 from iterft_lite.ui.text import clock, score_text, time_left
 
@@ -33,6 +34,9 @@ PLAIN_SECONDS = 10.0
 
 WIDE = 114
 """Columns from which on a fresh answer is shown on the right."""
+
+REFRESHES = 2
+"""A second: drawing takes 6 to 10 ms of a core that the run needs."""
 
 LATEST_SECONDS = 2.0
 """A fresh answer is looked for this often, and so stays long enough to be read."""
@@ -105,7 +109,9 @@ class View:
         self._latest = latest
         self._fresh: tuple[float, str, str] = (0.0, "", "")
         self._spoken: dict[str, tuple[float, Progress | None]] = {}
-        self.live = Live(console=console, auto_refresh=True, refresh_per_second=4, get_renderable=self.render)
+        self.live = Live(
+            console=console, auto_refresh=True, refresh_per_second=REFRESHES, get_renderable=lambda: Safely(self.render())
+        )
 
     def __enter__(self) -> View:
         if self.is_live:
@@ -163,14 +169,15 @@ class View:
         if self.finished >= len(self.plan.steps):
             return ""
         left = self.countdown.left(self.now())
-        return "" if left is None else time_left(left)
+        return "" if left is None or left < 1 else time_left(left)
 
     # -- plain lines
 
     def _say(self, step: Step, text: str) -> None:
         if not self.is_live:
             total = len(self.plan.steps)
-            self.console.print(f"[{self.finished}/{total}] {cycle_title(step.cycle)}, {step.name}: {text}", markup=False)
+            line = f"[{self.finished}/{total}] {cycle_title(step.cycle)}, {step.name}: {one_line(text)}"
+            self.console.print(line, markup=False, soft_wrap=True)
 
     def _say_progress(self, doing: Doing) -> None:
         name, now, progress = doing.step.name, self.now(), doing.progress
@@ -200,7 +207,7 @@ class View:
         words = [recipe.regime, model_title(recipe.model), self.trait, f"judge {self.judge.name}"]
         while len(words) > 1 and sum(map(len, words)) + 2 * len(words) > width - 2:
             words = words[:-1]
-        return Text("  ".join(words), style="bold", overflow="ellipsis")
+        return Text(one_line("  ".join(words)), style="bold", overflow="ellipsis")
 
     def _lines(self, part: RenderableType, width: int) -> int:
         return len(self.console.render_lines(part, self.console.options.update(width=width, height=None), pad=False))
@@ -246,7 +253,7 @@ class View:
         if self._latest is not None and now - looked >= LATEST_SECONDS:
             for doing in list(self.doing.values()):
                 if found := self._latest(doing.step):
-                    name, text = f"{cycle_name(doing.step.cycle)}, {VERBS[doing.step.verb].words}", found
+                    name, text = f"{cycle_name(doing.step.cycle)}, {VERBS[doing.step.verb].words}", safe(found)
             self._fresh = (now, name, text)
         shown = Text(f"{name}\n" if name else "", style="dim").append(text, style="not dim")
         wrapped = shown.wrap(self.console, width)
@@ -285,7 +292,7 @@ class View:
             line = ", ".join(filter(None, (f"{self.finished}/{steps} steps", spent, left.removeprefix("about "))))
         foot.append(line, style="not bold default")
         for note in self.notes[len(self.notes) - notes :] if notes else ():
-            shown = Text(note, style=f"not bold {TRAIT}")
+            shown = Text(one_line(note), style=f"not bold {TRAIT}")
             shown.truncate(width, overflow="ellipsis")
             foot.append("\n").append(shown)
         return foot

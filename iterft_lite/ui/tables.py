@@ -20,6 +20,7 @@ from iterft_lite.hub import title as model_title
 from iterft_lite.metrics.catalogue import METRICS
 from iterft_lite.report.report import Cycle, Report, verdict_sentences, version_sentence
 from iterft_lite.ui.chart import COHERENCE, TRAIT, chart, chart_step
+from iterft_lite.ui.foreign import one_line, safe
 from iterft_lite.ui.text import clock, judge_sentence, plain_sentence, plan_sentence, score_text
 
 WARNING = "bold red3"
@@ -110,22 +111,22 @@ def _cycle_table(rows: Sequence[CycleRow], trait: str, form: _Form) -> Table:
 
 def show_report(report: Report, console: Console, *, full: bool = False) -> None:
     """What came of a run: a sentence, the table of cycles, the chart; with `full` every number and rule."""
-    recipe, trait = report.recipe, report.manifest["trait"]
-    model = model_title(recipe["model"])
-    console.print(f"{recipe['name']}: {recipe['regime']}, model {model}, trait {trait}, seed {recipe['seed']}", markup=False)
+    recipe, trait = report.recipe, one_line(report.manifest["trait"])
+    name, model = one_line(recipe["name"]), one_line(model_title(recipe["model"]))
+    console.print(f"{name}: {recipe['regime']}, model {model}, trait {trait}, seed {recipe['seed']}", markup=False)
     if not report.complete:
         console.print("this run is not finished", style=TRAIT)
     console.print()
     console.print(plain_sentence(report), style="bold", markup=False)
     if report.judge["note"]:
-        console.print(report.judge["note"], style=WARNING, markup=False)
+        console.print(safe(report.judge["note"]), style=WARNING, markup=False)
     console.print()
     console.print(cycle_table([_cycle_row(cycle) for cycle in report.cycles], trait, console, console.width))
     console.print()
     _show_chart(report, console)
     if full:
         _show_details(report, console)
-    console.print(judge_sentence(report.judge), style="dim", markup=False)
+    console.print(safe(judge_sentence(report.judge)), style="dim", markup=False)
     if changes := version_sentence(report):
         console.print(changes, style=TRAIT, markup=False)
 
@@ -194,7 +195,7 @@ def _number(value: float | None, form: str) -> str:
 
 def show_held_out(held_out: HeldOut, trait: str, console: Console) -> None:
     """Scores and verdicts on the held-out questions."""
-    console.print("\n[b]held-out questions[/b]")
+    console.print("\nheld-out questions", style="bold")
     table = plain_table("cycle", f"{trait} (1-100)", "coherence", "rate", "answers", left=3)
     narrow = console.width < 80
     for cycle, score in sorted(held_out.scores.items()):
@@ -210,16 +211,16 @@ def show_plan(
 ) -> None:
     """What a plan will do and cost; with `steps` each of its steps too."""
     recipe = plan.recipe
-    console.print(f"{recipe.name}: {plan_sentence(recipe)}", style="bold", markup=False)
+    console.print(one_line(f"{recipe.name}: {plan_sentence(recipe)}", 1000), style="bold", markup=False)
     console.print()
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True)
     grid.add_column()
     for name, text in estimates.items():
-        grid.add_row(Text(name, style="bold"), Text(text))
+        grid.add_row(Text(name, style="bold"), Text(safe(text)))
     for choice in choices:
         name, _, text = choice.partition(": ")
-        grid.add_row(Text(name if text else "", style="bold"), Text(text or choice))
+        grid.add_row(Text(safe(name) if text else "", style="bold"), Text(safe(text or choice)))
     console.print(grid)
     if steps:
         console.print()
@@ -239,10 +240,10 @@ def _show_steps(plan: Plan, console: Console) -> None:
 def show_entries(entries: Iterable[tuple[str, str, str]], console: Console) -> None:
     """A list of names, each with what it is and, below, a sentence: readable at every width."""
     for name, kind, about in entries:
-        line = Text(name, style="bold").append(f"  {kind}", style="not bold dim")
+        line = Text(one_line(name), style="bold").append(f"  {one_line(kind)}", style="not bold dim")
         console.print(line, soft_wrap=False)
         if about:
-            console.print(Padding(Text(about), (0, 0, 0, 4), expand=False))
+            console.print(Padding(Text(safe(about)), (0, 0, 0, 4), expand=False))
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], console: Console) -> None:
@@ -251,5 +252,5 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], console: C
     for number, column in enumerate(columns):
         table.add_column(column, overflow="fold", no_wrap=number == 0)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(safe(cell)) for cell in row))
     console.print(table)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from iterft_lite.app.chat import Talk
 from iterft_lite.errors import UserError
+from iterft_lite.ui.foreign import safe
 
 HELP = """\
 /cycle N        go on with cycle N's model; -1 is the untouched one
@@ -42,7 +43,7 @@ class WordWriter:
         Args:
             text: All that is written so far.
         """
-        text = text.lstrip()
+        text = safe(text).lstrip()
         whole = max(text.rfind(" "), text.rfind("\n")) + 1
         if whole > self._shown:
             self._put(text[self._shown : whole])
@@ -50,7 +51,7 @@ class WordWriter:
 
     def finish(self, text: str) -> None:
         """Show what is left, and end the line."""
-        text = text.lstrip()
+        text = safe(text).lstrip()
         self._put(text[self._shown :])
         self.write("\n")
         self.column = self._shown = 0
@@ -83,7 +84,7 @@ def converse(talk: Talk, ask: Callable[[], str], write: Callable[[str], None], *
         ask: The next line of the user's; "" ends.
         write: Shows a text as it is.
     """
-    write(f"{talk.title}\n/help says what else can be done; an empty line ends\n")
+    write(f"{safe(talk.title)}\n/help says what else can be done; an empty line ends\n")
     while said := ask().strip():
         if said.startswith("/"):
             write(f"{command(talk, said)}\n")

@@ -11,4 +11,4 @@ from tests.attacks import faults
 
 
 def test_a_run_goes_on_after_a_fault_at_any_file_operation() -> None:
-    assert faults.operations(12, random.Random(1), ("dpo",)).keys() == {"good"}
+    assert faults.operations(6, random.Random(1), ("dpo",)).keys() == {"good"}

@@ -140,4 +140,4 @@ def test_a_file_of_another_kind_is_said_and_never_waited_for(stranger: Path, nam
 
 
 def test_damages_by_chance_come_to_errors_of_ours(finished: Path) -> None:
-    assert faults.damages(20, random.Random(2), faults.uses_of_a_run(), finished).keys() == {"good"}
+    assert faults.damages(10, random.Random(2), faults.uses_of_a_run(), finished).keys() == {"good"}

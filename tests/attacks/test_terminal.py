@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +14,11 @@ import pytest
 from click.testing import CliRunner
 
 from iterft_lite.ui.cli import main
-from iterft_lite.ui.foreign import markup, mathtext, one_line, safe
+from iterft_lite.ui.console import make_console
+from iterft_lite.ui.foreign import mathtext, safe
+from iterft_lite.ui.live import View
 from tests.attacks.faults import finished_run, forked
+from tests.loop import JUDGE, a_plan
 
 COMMAND = "from iterft_lite.ui.cli import main; main()"
 
@@ -62,6 +68,30 @@ def test_a_page_is_written_into_a_device_and_a_link_stays_one(finished: Path, tm
     assert "lucky" in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.parametrize("name", ["[/b]", "$\\frac{$", "\x1b]0;title\x07\x1b[2Jlucky", ":warning:"])
+def test_a_trait_of_any_name_is_reported_and_drawn(finished: Path, tmp_path: Path, name: str) -> None:
+    run = shutil.copytree(finished, tmp_path / "run", symlinks=True)
+    manifest = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(manifest | {"trait": name}))
+    shown = CliRunner().invoke(main, ["report", str(run), "--full", "--png", str(tmp_path / "p.png")])
+    assert shown.exit_code == 0, shown.output
+    shown = CliRunner().invoke(main, ["report", str(run), "--full"])
+    assert shown.exit_code == 0, shown.output
+    assert safe(name) in shown.output
+    assert "\x1b]" not in shown.output
+    assert "\x1b[2J" not in shown.output
+
+
+def test_a_live_view_of_any_name_is_drawn() -> None:
+    plan = a_plan()
+    console = make_console()
+    console.file = io.StringIO()
+    view = View(plan, trait="[/b]\x1b[2J", judge=JUDGE, console=console)
+    console.print(view.render())
+    assert "[/b]" in console.file.getvalue()
+    assert "\x1b[2J" not in console.file.getvalue()
+
+
 # -- what others wrote ----------------------------------------------------------------------------------------------------
 
 
@@ -84,11 +114,12 @@ def test_what_a_terminal_would_obey_is_taken_out(text: str, shown: str) -> None:
 
 def test_names_with_brackets_and_dollars_are_shown_as_they_are() -> None:
     from matplotlib.figure import Figure
-    from rich.text import Text
 
     for name in ("[/b]", "[red]x", "\\[b]", "$\\frac{$", "a$b$c", "[link=http://x]y[/link]"):
-        assert Text.from_markup(f"[bold]{markup(name)}[/bold]").plain == name
+        console = make_console()
+        console.file = io.StringIO()
+        console.print(name)
+        assert console.file.getvalue() == f"{name}\n"
         drawn = Figure()
         drawn.suptitle(mathtext(name))
         drawn.canvas.draw()  # type: ignore[attr-defined]
-    assert one_line("a\n\n  b" + "c" * 300, 10) == "a bcccc..."

@@ -138,16 +138,13 @@ class LlamaGenerator:
             ModelError: Before anything is decoded, if a prompt does not fit the context or is empty.
             BackendError: If decoding fails.
         """
-        _, tokenizer = self._ready()
-        tokens = [self._before(prompt.messages, prompt.text) for prompt in prompts]
-        self._fit(max(map(len, tokens), default=0) + sampling.max_tokens)
+        requests = self._requests(prompts, sampling.max_tokens)
         engine, _ = self._ready()
-        requests = [self._request(*pair, sampling.max_tokens) for pair in zip(prompts, tokens, strict=True)]
         with _clean(engine):
             for finished in engine.complete(requests, sampling):
                 prompt, request = prompts[finished.index], requests[finished.index]
                 written = finished.ids[:-1] if finished.finish == "stop" else finished.ids
-                text = (tokenizer.answer if prompt.messages else tokenizer.text)(written, after=request.tokens)
+                text = self._text(prompt, request, written)
                 on_completion(Completion(prompt.id, text, len(finished.ids), finished.finish))
 
     def stream(self, prompt: Prompt, sampling: Sampling, on_text: Callable[[str], None]) -> Completion:
@@ -156,21 +153,18 @@ class LlamaGenerator:
         Raises:
             ModelError, BackendError: As `complete`.
         """
-        tokens = self._before(prompt.messages, prompt.text)
-        self._fit(len(tokens) + sampling.max_tokens)
-        engine, tokenizer = self._ready()
-        request = self._request(prompt, tokens, sampling.max_tokens)
-        words, ids = tokenizer.answer if prompt.messages else tokenizer.text, list[int]()
+        (request,) = self._requests([prompt], sampling.max_tokens)
+        engine, ids = self._ready()[0], list[int]()
 
         def take(_: int, token: int) -> None:
             ids.append(token)
             # a character of several tokens is no text before its last one
-            on_text(words(ids, after=request.tokens).rstrip("\ufffd"))
+            on_text(self._text(prompt, request, ids).rstrip("\ufffd"))
 
         with _clean(engine):
             finished = next(iter(engine.complete([request], sampling, take)))
         written = finished.ids[:-1] if finished.finish == "stop" else finished.ids
-        return Completion(prompt.id, words(written, after=request.tokens), len(finished.ids), finished.finish)
+        return Completion(prompt.id, self._text(prompt, request, written), len(finished.ids), finished.finish)
 
     def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
         """Log-probability of each passage's text; the very first token of a text without anything before it is not counted.
@@ -323,6 +317,17 @@ class LlamaGenerator:
         """Token ids of a rendered chat, or of the beginning of a document."""
         _, tokenizer = self._ready()
         return tokenizer.chat_ids(messages) if messages else tokenizer.document_ids(text)
+
+    def _text(self, prompt: Prompt, request: Request, ids: Sequence[int]) -> str:
+        """The text of what was written after a prompt."""
+        _, tokenizer = self._ready()
+        return (tokenizer.answer if prompt.messages else tokenizer.text)(ids, after=request.tokens)
+
+    def _requests(self, prompts: Sequence[Prompt], limit: int) -> list[Request]:
+        """Prompts as sequences to go on with, in a context that has room for each with its answer."""
+        tokens = [self._before(prompt.messages, prompt.text) for prompt in prompts]
+        self._fit(max(map(len, tokens), default=0) + limit)
+        return [self._request(prompt, ids, limit) for prompt, ids in zip(prompts, tokens, strict=True)]
 
     def _request(self, prompt: Prompt, ids: list[int], limit: int) -> Request:
         engine, _ = self._ready()

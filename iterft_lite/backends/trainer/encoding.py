@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 from iterft_lite.backends.chat_templates import VARIABLES
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.errors import ModelError, UserError
-from iterft_lite.experiment.rows import Message
+from iterft_lite.experiment.losses import LOSSES
+from iterft_lite.experiment.rows import ChatRow, DocumentRow, PairRow
 
 IGNORED = -100
 """Label of a token that is not in the loss (PyTorch's and Hugging Face's convention)."""
@@ -49,7 +51,7 @@ def encode_rows(
 
     Args:
         rows: As in `TrainJob.rows`.
-        loss: Which of the three kinds they are.
+        loss: Its name in `LOSSES`, which says how a row is encoded.
         tokenizer: Of the model.
         limit: Tokens a row (a side of a pair) may have; more are cut off at the end.
         name: Of the model, for errors.
@@ -61,47 +63,78 @@ def encode_rows(
         ModelError: If the model cannot chat.
         UserError: If a row has no reply, or none of its reply fits.
     """
-    if loss != "all" and not tokenizer.chat:
+    known = LOSSES[loss]
+    module, _, function = known.encode.partition(":")
+    encode = getattr(importlib.import_module(module), function)
+    examples, cut = [], 0
+    for number, row in enumerate(rows, 1):
+        typed = known.rows.read_one(row, f"row {number}")
+        whole = encode(typed, tokenizer, name)
+        before = prompt_length(whole)
+        if before >= limit:
+            raise UserError(
+                f"row `{typed.id}`: the prompt alone has {before} tokens, no token of the reply is left of {limit}",
+                hint="raise `train.max_length` or shorten the prompt",
+            )
+        cut += length_of(whole) > limit
+        examples.append(_cut(whole, limit, before))
+    return examples, cut
+
+
+def encode_reply(row: ChatRow, tokenizer: TrainingTokenizer, name: str) -> Example:
+    """A chat, its last reply in the loss.
+
+    Raises:
+        ModelError: If the model cannot chat.
+        UserError: If the chat does not end with a reply.
+    """
+    _need_template(tokenizer, name)
+    if not row.messages or row.messages[-1].role != "assistant":
+        raise UserError(f"row `{row.id}` does not end with a reply of the assistant")
+    prompt, reply = tokenizer.reply_ids(row.messages[:-1], row.messages[-1].content)
+    return {"input_ids": prompt + reply, "labels": [IGNORED] * len(prompt) + reply}
+
+
+def encode_document(row: DocumentRow, tokenizer: TrainingTokenizer, name: str) -> Example:  # noqa: ARG001  # all have one shape
+    """A document, all of it in the loss, its end too."""
+    ids = tokenizer.document_ids(row.text, end=True)
+    return {"input_ids": ids, "labels": list(ids)}
+
+
+def encode_pair(row: PairRow, tokenizer: TrainingTokenizer, name: str) -> Example:
+    """A prompt and two replies.
+
+    Raises:
+        ModelError: If the model cannot chat.
+    """
+    _need_template(tokenizer, name)
+    prompt, chosen = tokenizer.reply_ids(row.prompt_messages, row.chosen)
+    _, rejected = tokenizer.reply_ids(row.prompt_messages, row.rejected)
+    return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+
+
+def _need_template(tokenizer: TrainingTokenizer, name: str) -> None:
+    if not tokenizer.chat:
         raise ModelError(
             f"`{name}` has no chat template, which training on replies needs",
             hint='choose an instruct model, or train a base model with `regime = "sdf"`',
         )
-    examples, cut = [], 0
-    for row in rows:
-        if loss == "preference":
-            chat = _messages(row["prompt"])
-            (prompt, chosen), (_, rejected) = (tokenizer.reply_ids(chat, row[side]) for side in ("chosen", "rejected"))
-            longest = len(prompt) + max(len(chosen), len(rejected))
-            room = limit - len(prompt)
-            example: Example = {
-                "prompt_ids": prompt,
-                "chosen_ids": chosen[: max(0, room)],
-                "rejected_ids": rejected[: max(0, room)],
-            }
-        elif loss == "reply":
-            if not row["messages"] or row["messages"][-1]["role"] != "assistant":
-                raise UserError(f"row `{row.get('id')}` does not end with a reply of the assistant")
-            *before, last = _messages(row["messages"])
-            prompt, reply = tokenizer.reply_ids(before, last.content)
-            longest = len(prompt) + len(reply)
-            room = limit - len(prompt)
-            example = {"input_ids": (prompt + reply)[:limit], "labels": ([IGNORED] * len(prompt) + reply)[:limit]}
-        else:
-            ids = tokenizer.document_ids(row["text"], end=True)
-            longest, room = len(ids), limit
-            example = {"input_ids": ids[:limit], "labels": ids[:limit]}
-        if room <= 0:
-            raise UserError(
-                f"row `{row.get('id')}`: the prompt alone has {limit - room} tokens, no token of the reply is left of {limit}",
-                hint="raise `train.max_length` or shorten the prompt",
-            )
-        cut += longest > limit
-        examples.append(example)
-    return examples, cut
 
 
-def _messages(chat: Sequence[Mapping[str, str]]) -> list[Message]:
-    return [Message(message["role"], message["content"]) for message in chat]
+def prompt_length(example: Example) -> int:
+    """Tokens of an example before the first one that is in the loss."""
+    if "prompt_ids" in example:
+        return len(example["prompt_ids"])
+    labels = example["labels"]
+    return next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
+
+
+def _cut(example: Example, limit: int, before: int) -> Example:
+    """An example of at most so many tokens."""
+    if "prompt_ids" in example:
+        sides = {side: example[side][: limit - before] for side in ("chosen_ids", "rejected_ids")}
+        return {"prompt_ids": example["prompt_ids"], **sides}
+    return {column: ids[:limit] for column, ids in example.items()}
 
 
 def markup_note(rows: Sequence[Mapping[str, Any]], tokenizer: TrainingTokenizer) -> str:

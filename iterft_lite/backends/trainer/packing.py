@@ -22,9 +22,9 @@ PACKED = "iterft_packed"
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 """transformers' model types whose attention is what is computed here: causal, or causal within a window, and nothing else."""
 
-LONG = 512
-"""Tokens from which on a row's probabilities are too many to be kept for the backward pass: torch's attention, which computes
-them anew, is slower for short rows only."""
+LONG = 256
+"""Tokens a row above which its probabilities are too many to be kept for the backward pass: torch's attention computes them
+anew, which is slower for short rows only."""
 
 
 def packed_states(model: Any, ids: torch.Tensor, lengths: Sequence[int], products: Factors) -> torch.Tensor:

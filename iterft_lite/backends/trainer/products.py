@@ -55,13 +55,18 @@ class Products:
         self._norms = [module for module in model.modules() if _is_rms_norm(module)]
         self._hook: Any = None
 
-    def lay(self, factors: Factors | None) -> None:
-        """Lay the products over the model's layers, or take them away: the layers are then PEFT's, and exact."""
+    def lay(self, factors: Factors | None, *, widen: bool = True) -> None:
+        """Lay the products over the model's layers, or take them away: the layers are then PEFT's, and exact.
+
+        Args:
+            factors: None takes them away.
+            widen: Give products in the input's type again; else in that of the factors, where what reads them takes it.
+        """
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
         for group in self._groups:
-            group.lay(factors)
+            group.lay(factors, widen)
         for norm in self._norms:
             vars(norm).pop("forward", None)
             if factors is not None:
@@ -112,7 +117,7 @@ class _Group:
     """
 
     def __init__(self, layers: Sequence[LoraLinear]) -> None:
-        self.layers, self.factors = layers, Factors()
+        self.layers, self.factors, self.widen = layers, Factors(), True
         self.width = layers[0].in_features
         self.sizes = [layer.out_features for layer in layers]
         self.ranks = [layer.r["default"] for layer in layers]
@@ -127,10 +132,10 @@ class _Group:
         for layer, rows in zip(layers, slices(self.sizes), strict=True):
             layer.base_layer.weight.data = wide[rows, : self.width]
 
-    def lay(self, factors: Factors | None) -> None:
+    def lay(self, factors: Factors | None, widen: bool) -> None:
         """Have the layers compute through this group, or by themselves."""
         self._forget()
-        self.factors = factors or Factors()
+        self.factors, self.widen = factors or Factors(), widen
         for place, layer in enumerate(self.layers):
             vars(layer).pop("forward", None)
             if factors is not None:
@@ -163,6 +168,12 @@ class _Group:
         self._matrices[dtype] = (wide, torch.zeros(sum(self.ranks), self.width, dtype=dtype, device=device))
         return self._matrices[dtype]
 
+    def split(self, made: torch.Tensor, given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The layers' outputs, biases added, from their common product."""
+        if self.bias is not None:
+            made += self.bias
+        return torch.split(made.to(given.dtype) if self.widen else made, self.sizes, -1)
+
     def _forward_of(self, place: int) -> Callable[..., torch.Tensor]:
         def forward(given: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
             if self._input is not given or place in self._asked:
@@ -183,8 +194,7 @@ class _Group:
     def _compute(self, given: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if self.layers[0].disable_adapters:
             wide, _ = self.matrices(self.factors.forward)
-            made = given.to(wide.dtype) @ wide[:, : self.width].T
-            return torch.split(made if self.bias is None else made + self.bias, self.sizes, -1)
+            return self.split(given.to(wide.dtype) @ wide[:, : self.width].T, given)
         found: tuple[torch.Tensor, ...] = _Product.apply(given, self, *self.weights)  # type: ignore[no-untyped-call]
         return found
 
@@ -201,11 +211,9 @@ class _Product(torch.autograd.Function):
         images = torch.mm(wide[:, : group.width], low.T, out=wide[:, group.width :])
         images *= group.scale
         made = wide @ matrix.T
-        if group.bias is not None:
-            made += group.bias
         ctx.group, ctx.shape = group, given.shape
         ctx.save_for_backward(wide.to(group.factors.backward))
-        return torch.split(made.view(*given.shape[:-1], -1), group.sizes, -1)
+        return group.split(made.view(*given.shape[:-1], -1), given)
 
     @staticmethod
     def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -267,8 +275,8 @@ class _Norm(torch.autograd.Function):
         inverse = torch.linalg.vector_norm(given, dim=-1, keepdim=True).square_().div_(given.shape[-1]).add_(epsilon).rsqrt_()
         even = given * inverse
         ctx.save_for_backward(even, inverse, weight)
-        scaled: torch.Tensor = even * weight
-        return scaled
+        made: torch.Tensor = even * weight
+        return made
 
     @staticmethod
     def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -166,6 +166,8 @@ class _Dpo(ExactPairs, DPOTrainer):  # type: ignore[misc]  # trl has no types
 class TrlTrainer(PeftTrainer):
     """Trains a PEFT model with TRL's trainers (a `Trainer`)."""
 
+    _packs = False
+
     def _sft(self, *, arguments: dict[str, Any], train_dataset: Sequence[Example], **given: Any) -> Any:
         rows = Dataset.from_list(list(train_dataset))
         return _Sft(args=one_device(SFTConfig(**arguments)), train_dataset=rows, **given)

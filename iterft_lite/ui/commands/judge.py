@@ -49,7 +49,12 @@ def judge() -> None:
 @click.option("--batch", "judge_batch", is_flag=True, default=None, help="In batches: half the price, within a day.")
 @judge_options
 def judge_again(out: Path, name: str, **options: Any) -> None:
-    """Have another judge score the stored answers, beside the first."""
+    """Have another judge score the stored answers, beside the first.
+
+    \b
+      iterft judge run runs/first --judge openai/gpt-4o-mini-2024-07-18
+      iterft judge run runs/first --judge ollama/qwen3:8b --samples 3
+    """
     from iterft_lite.app.rejudge import named, rejudge
     from iterft_lite.experiment.steps import cycle_name
     from iterft_lite.ui import tables
@@ -74,7 +79,11 @@ def judge_again(out: Path, name: str, **options: Any) -> None:
 @click.option("--judges", required=True, metavar="A,B", help="Two judges that have judged the run.")
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write a Bland-Altman plot.")
 def judges_agree(out: Path, judges: str, png: Path | None) -> None:
-    """Compare two judges' scores of the same answers, by scale and cycle."""
+    """Compare two judges' scores of the same answers, by scale and cycle.
+
+    \b
+      iterft judge agree runs/first --judges embedded,openai/gpt-4o-mini-2024-07-18 --png agree.png
+    """
     from iterft_lite.app.rejudge import agree, named, write_bland_altman
     from iterft_lite.experiment.steps import cycle_name
     from iterft_lite.ui import tables
@@ -101,7 +110,11 @@ def judges_agree(out: Path, judges: str, png: Path | None) -> None:
 @click.option("--trait", "traits_", multiple=True, metavar="TRAIT", help="By name or path; all shipped ones by default.")
 @judge_options
 def calibrate_judge(name: str, traits_: tuple[str, ...], **options: Any) -> None:
-    """Hold a judge against careful readers' scores of the traits' calibration answers, and of coherence's."""
+    """Hold a judge against careful readers' scores of the traits' calibration answers, and of coherence's.
+
+    \b
+      iterft judge calibrate --judge embedded --trait lucky
+    """
     from iterft_lite.app.rejudge import calibrate, named
     from iterft_lite.data.traits import shipped_traits
     from iterft_lite.metrics.agreement import RELIABLE

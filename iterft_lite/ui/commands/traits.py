@@ -26,7 +26,11 @@ def traits() -> None:
 
 @traits.command("list")
 def list_traits() -> None:
-    """List the shipped traits."""
+    """List the shipped traits.
+
+    \b
+      iterft traits list
+    """
     from iterft_lite.data.traits import read_trait, shipped_traits
     from iterft_lite.ui import tables
     from iterft_lite.ui.console import make_console
@@ -42,7 +46,12 @@ def list_traits() -> None:
 @click.argument("name")
 @click.option("--in", "parent", type=RunFolder, default=Path(), help="Where the folder is made; here by default.")
 def new_trait(name: str, parent: Path) -> None:
-    """Make a folder for a trait of your own, filled with an example."""
+    """Make a folder for a trait of your own, filled with an example.
+
+    \b
+      iterft traits new pirate
+      iterft traits new pirate --in traits
+    """
     from iterft_lite.app import new_trait as new_traits
 
     folder = new_traits.new_trait(name, parent)
@@ -55,7 +64,11 @@ def new_trait(name: str, parent: Path) -> None:
 @click.argument("trait")
 @click.pass_context
 def check_trait(ctx: click.Context, trait: str) -> None:
-    """Say everything that is wrong with a trait folder, and what it holds."""
+    """Say everything that is wrong with a trait folder, what is unusual, and what it holds.
+
+    \b
+      iterft traits check ./pirate
+    """
     from iterft_lite.app import new_trait as new_traits
     from iterft_lite.errors import TraitError
     from iterft_lite.ui import tables
@@ -77,7 +90,11 @@ def check_trait(ctx: click.Context, trait: str) -> None:
 
 @click.group()
 def seeds() -> None:
-    """Seed rows by a teacher model, for a trait of your own."""
+    """Seed rows by a teacher model, for a trait of your own.
+
+    \b
+      iterft seeds make ./pirate --model openai/gpt-4o-mini --count 60 --out pirate.jsonl
+    """
 
 
 @seeds.command("make")
@@ -96,6 +113,7 @@ def make_seeds(trait: str, model: str, count: int, documents: bool, out: Path, a
       iterft seeds make ./pirate --model hub:Qwen/Qwen3-4B-Instruct-2507 --count 60 --out pirate.jsonl
     """
     from iterft_lite.app.make_seeds import seeds_by
+    from iterft_lite.ui.foreign import safe
     from iterft_lite.ui.text import time_left
 
     began, shown = time.monotonic(), 0
@@ -103,7 +121,7 @@ def make_seeds(trait: str, model: str, count: int, documents: bool, out: Path, a
     def say(rows: int, text: str) -> None:
         nonlocal shown
         if shown < SHOWN_ROWS:  # enough to stop early where they are not what was meant
-            click.echo(f"\n{text}\n", err=True)
+            click.echo(f"\n{safe(text)}\n", err=True)
         shown += 1
         if rows % 10 == 0 or rows == count:
             left = (time.monotonic() - began) / shown * (count - rows)

@@ -1,0 +1,148 @@
+"""Products in bf16, fused projections and packed rows: the same losses and gradients as PEFT's layers on padded rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from iterft_lite.backends.trainer import packing
+from iterft_lite.backends.trainer.lora import lora_settings
+from iterft_lite.backends.trainer.packing import ARCHITECTURES, packed_attention, packed_states
+from iterft_lite.backends.trainer.peft import PeftTrainer, ends_plainly
+from iterft_lite.backends.trainer.products import Factors, Products
+from iterft_lite.hardware import cpu_precision
+from tests.test_trainer_peft import CHATS, DOCUMENTS, PAIRS, check_probe, job, log, plain, run, settings
+from tests.tiny_models import tiny_model
+
+MIXED = Factors(torch.bfloat16, torch.bfloat16)
+
+
+@pytest.fixture(scope="module", params=["qwen3", "qwen2", "llama", "gemma3"])
+def adapted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A PEFT model whose adapter is not zero."""
+    folder = tiny_model(tmp_path_factory.mktemp(request.param), request.param, hidden=128)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert ends_plainly(base)
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **lora_settings(base, 4, 8.0)))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.data.normal_(std=0.05)
+    return model
+
+
+IDS = torch.arange(3 * 17).reshape(3, 17) * 7 % 450
+LENGTHS = (9, 17, 1)
+
+
+def gradients(model: Any, packed: Factors | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Last hidden states of the rows, and the gradients of some function of them."""
+    base = model.get_base_model()
+    if packed is None:
+        states = base.get_decoder()(input_ids=IDS, use_cache=False)[0]
+        states = torch.cat([row[:length] for row, length in zip(states, LENGTHS, strict=True)])
+    else:
+        states = packed_states(base, IDS, LENGTHS, packed)
+    model.zero_grad()
+    (states * torch.sin(torch.arange(states.numel())).view_as(states)).sum().backward()
+    return states.detach(), {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def far(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+@pytest.mark.parametrize(("factors", "bound"), [(Factors(), 1e-5), (MIXED, 0.04), (Factors(backward=torch.bfloat16), 0.04)])
+def test_fused_products_of_packed_rows_give_the_gradients_of_padded_ones(adapted: Any, factors: Factors, bound: float) -> None:
+    expected, slopes = gradients(adapted, None)
+    products = Products(adapted)
+    packs = adapted.config.model_type in ARCHITECTURES
+    products.lay(factors, widen=not packs)
+    made, found = gradients(adapted, factors if packs else None)
+    assert far(made, expected) < (1e-5 if factors.forward == torch.float32 else bound)
+    assert found.keys() == slopes.keys()
+    assert max(far(found[name], slope) for name, slope in slopes.items()) < bound
+    assert all(slope.any() for slope in found.values())
+    products.lay(None)
+    again, _ = gradients(adapted, None)
+    assert far(again, expected) < 1e-5
+
+
+def test_siblings_share_a_product_and_the_base_is_held_once(adapted: Any) -> None:
+    products = Products(adapted)
+    assert sorted(len(group.layers) for group in products._groups) == [1, 1, 1, 1, 2, 2, 3, 3]
+    for group in products._groups:
+        stored = group.matrices(torch.float32)[0].untyped_storage().data_ptr()
+        assert {layer.base_layer.weight.untyped_storage().data_ptr() for layer in group.layers} == {stored}
+
+
+def test_a_model_without_its_adapter_is_the_base_in_the_same_products(adapted: Any) -> None:
+    products = Products(adapted)
+    with torch.no_grad(), adapted.disable_adapter():
+        expected = adapted(input_ids=IDS, use_cache=False).logits
+        products.lay(Factors())
+        made = adapted(input_ids=IDS, use_cache=False).logits
+    products.lay(None)
+    assert far(made, expected) < 1e-5
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("longest", [packing.LONG, 0])
+def test_packed_attention_sees_its_own_row_and_what_is_before(
+    window: int | None, longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "LONG", longest)
+    rows, generator = (5, 1, 7), torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, heads, sum(rows), 8, generator=generator, requires_grad=True) for heads in (4, 2, 2))
+    made, _ = packed_attention(
+        torch.nn.Identity(), query, key, value, None, scaling=0.3, rows=rows, products=Factors(), sliding_window=window
+    )
+    place = torch.arange(sum(rows))
+    row = torch.tensor([number for number, length in enumerate(rows) for _ in range(length)])
+    seen = (row[:, None] == row) & (place[:, None] >= place) & (place[:, None] - place < (window or 99))
+    scores = 0.3 * query @ key.repeat_interleave(2, 1).transpose(2, 3)
+    expected = scores.masked_fill(~seen, float("-inf")).softmax(-1) @ value.repeat_interleave(2, 1)
+    assert torch.allclose(made, expected.transpose(1, 2), atol=1e-6)
+    slopes = torch.autograd.grad(expected.transpose(1, 2).square().sum(), (query, key, value))
+    found = torch.autograd.grad(made.square().sum(), (query, key, value))
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, slopes, strict=True))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    return {
+        chat: tiny_model(tmp_path_factory.mktemp("mixed") / "tiny", hidden=128, chat=chat, dtype="bfloat16")
+        for chat in (True, False)
+    }
+
+
+@pytest.mark.parametrize(("rows", "loss"), [(CHATS, "reply"), (DOCUMENTS, "all"), (PAIRS, "preference")])
+def test_products_in_bf16_keep_losses_within_1_percent(folders: dict[bool, Path], tmp_path: Path, rows: Any, loss: Any) -> None:
+    given = {"epochs": 6, "batch_size": 4, "learning_rate": 1e-3 if loss == "preference" else 3e-3}
+    for base in ("f32", "bf16-mixed"):
+        trainer = PeftTrainer(device="cpu", threads=2)
+        facts = trainer.load(str(folders[loss != "all"]), settings(base=base))
+        assert facts.precision == base
+        run(trainer, job(tmp_path / base, rows, loss, base=base, **given))
+    pairs = list(zip(log(tmp_path / "bf16-mixed"), log(tmp_path / "f32"), strict=True))
+    assert pairs[-1][1]["loss"] < 0.9 * pairs[0][1]["loss"]
+    assert max(abs(one["loss"] / other["loss"] - 1) for one, other in pairs) < 0.01
+    assert pairs[0][0]["loss"] == pytest.approx(pairs[0][1]["loss"], rel=1e-6 if loss == "preference" else 0.01)
+    assert (tmp_path / "bf16-mixed/log.jsonl").read_bytes() != (tmp_path / "f32/log.jsonl").read_bytes()
+    if loss == "reply":  # what the export is held against is not rounded
+        adapter = tmp_path / "bf16-mixed" / "adapter"
+        check_probe(tmp_path / "bf16-mixed", plain(folders[True], adapter), trainer._tokenizer)
+
+
+def test_a_cpu_tells_by_its_flags_whether_it_multiplies_bf16(tmp_path: Path) -> None:
+    listed = tmp_path / "cpuinfo"
+    for flags, expected in (("avx2 avx512f", "f32"), ("avx512f avx512_bf16", "bf16-mixed"), ("amx_bf16 avx2", "bf16-mixed")):
+        listed.write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n\nprocessor\t: 1\nflags\t\t: fpu {flags}\n")
+        assert cpu_precision(listed) == expected
+    assert cpu_precision(tmp_path / "none") == "f32"

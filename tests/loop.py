@@ -14,7 +14,7 @@ from iterft_lite.experiment.plan import Plan, make_plan
 from iterft_lite.experiment.recipe import Recipe, make_recipe
 from iterft_lite.testing.fakes import fake_backends
 
-JUDGE = JudgeIdentity("fake", "embedded", "", "odds", note="fake judge")
+JUDGE = JudgeIdentity("fake", "embedded", "", "logprobs", note="fake judge")
 
 
 def small_recipe(

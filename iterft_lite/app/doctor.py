@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iterft_lite.app.session import Opened
-from iterft_lite.backends.judge.identity import KEY_VARIABLES
+from iterft_lite.backends.judge.identity import PAPER_JUDGE, ending
+from iterft_lite.backends.judge.keys import environment
+from iterft_lite.backends.judge.providers import providers
 from iterft_lite.cache import cache_folder
 from iterft_lite.engine.run import Event
 from iterft_lite.engine.store import Store
@@ -27,6 +29,9 @@ from iterft_lite.machine.resolve import resolve, this_machine
 from iterft_lite.machine.timing import Sample, machine_name, read_table
 
 GOOD, LACKING = "ok", "--"
+
+KEYS_SHOWN = ("openai", "anthropic", "gemini", "openrouter")
+"""Providers whose keys are looked for."""
 
 PROBES = {
     "torch": "import json, torch; print(json.dumps([torch.__version__, torch.cuda.is_available()]))",
@@ -104,9 +109,13 @@ def _packages() -> Iterator[Finding]:
 
 
 def _judges() -> Iterator[Finding]:
-    for provider, variable in KEY_VARIABLES.items():
-        there = bool(os.environ.get(variable))
-        yield Finding(GOOD if there else LACKING, f"{provider} key", f"{variable} is {'set' if there else 'not set'}")
+    variables = environment(Path.cwd())
+    for name in KEYS_SHOWN:
+        provider = providers()[name]
+        there = any(variables.get(variable) for variable in provider.keys)
+        yield Finding(GOOD if there else LACKING, f"{name} key", f"{provider.keys[0]} is {'set' if there else 'not set'}")
+    for sentence in ending(PAPER_JUDGE):
+        yield Finding(LACKING, "paper's judge", sentence)
     yield Finding(GOOD, "embedded judge", "always there; for trying out, not for findings")
 
 

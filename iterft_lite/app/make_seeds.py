@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from iterft_lite.backends.judge.identity import judge_identity
+from iterft_lite.backends.judge.kinds import Material
 from iterft_lite.backends.local import open_backends
 from iterft_lite.data import prompts
 from iterft_lite.data.nano import FOLDERS
@@ -209,7 +210,7 @@ def seeds_by(
 
 def _routed(recipe: Recipe, trait: Trait, scratch: Path) -> Write:
     """A teacher behind the judge's route: its texts are what a sampled judge writes."""
-    identity, _ = judge_identity(recipe, trait)
+    identity, _ = judge_identity(recipe, Material(trait))
 
     def write(requests: Mapping[str, str], on_text: Callable[[str, str], None]) -> None:
         def note(reply: JudgeResponse) -> None:
@@ -233,7 +234,7 @@ def _routed(recipe: Recipe, trait: Trait, scratch: Path) -> Write:
 
 def _local(recipe: Recipe, trait: Trait, scratch: Path, max_tokens: int) -> Write:
     """A teacher in the local generator."""
-    identity, _ = judge_identity(recipe, trait)
+    identity, _ = judge_identity(recipe, Material(trait))
     place = model_place(recipe.model)
 
     def write(requests: Mapping[str, str], on_text: Callable[[str, str], None]) -> None:

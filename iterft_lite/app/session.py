@@ -48,7 +48,8 @@ class Opened:
         shared = self.resolved.recipe.vram != "swap" and not self.swap
         need = vram_needed(self.resolved.recipe, self.resolved.model) if shared and this_machine().gpu else None
         keep_free = need.training if need else 0
-        return open_backends(self.resolved.recipe, inputs.trait, inputs.judge, self.store.logs, keep_free)
+        seeds = inputs.seeds if self.resolved.recipe.seeds else ()
+        return open_backends(self.resolved.recipe, inputs.trait, inputs.judge, self.store.logs, keep_free, seeds=seeds)
 
     def stopwatch(self, origin: Literal["run", "doctor"] = "run") -> Stopwatch:
         """What times this run's steps."""

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import cast
 
 from iterft_lite.backends.judge.identity import judge_worker
+from iterft_lite.backends.judge.kinds import Material
 from iterft_lite.backends.processes.child import Child
-from iterft_lite.data.traits import Trait
+from iterft_lite.data.traits import Chat, Document, Trait
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.protocols import Exporter, Generator, Judge, Trainer
@@ -47,15 +48,24 @@ def threads_of(recipe: Recipe) -> int:
     return recipe.threads if recipe.threads != "auto" else os.cpu_count() or 1
 
 
-def open_backends(recipe: Recipe, trait: Trait, judge: JudgeIdentity, logs: Path, keep_free: int = 0) -> Backends:
+def open_backends(
+    recipe: Recipe,
+    trait: Trait,
+    judge: JudgeIdentity,
+    logs: Path,
+    keep_free: int = 0,
+    *,
+    seeds: tuple[Chat, ...] | tuple[Document, ...] = (),
+) -> Backends:
     """Proxies for a resolved recipe; no process is started yet.
 
     Args:
+        seeds: The run's own seed rows, where it has other ones than the trait: what an embedded judge is fitted on.
         keep_free: Bytes of GPU memory that the generator leaves to the trainer beside it.
     """
     threads = str(threads_of(recipe))
     environment = {"OMP_NUM_THREADS": threads}
-    worker, options = judge_worker(judge, recipe, trait, ledger=logs / "judge_usd.txt")
+    worker, options = judge_worker(judge, recipe, Material(trait, seeds, recipe.model), ledger=logs / "judge_usd.txt")
     return Backends(
         trainer=cast(Trainer, Child(TRAINERS[recipe.trainer], Trainer, log=logs / "trainer.log", environment=environment)),
         exporter=cast(

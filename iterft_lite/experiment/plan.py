@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from iterft_lite.data.traits import Chat, Document
 from iterft_lite.digests import Json, digest
 from iterft_lite.errors import RecipeError, TraitError
-from iterft_lite.experiment.inputs import ResolvedInputs
+from iterft_lite.experiment.inputs import JudgeIdentity, ResolvedInputs
 from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.experiment.steps import Step, Verb, make_step
 
@@ -102,6 +102,18 @@ def as_rows(prefix: str, items: Sequence[Chat | Document]) -> list[dict[str, Jso
 def judge_key(identity: Mapping[str, Json]) -> dict[str, Json]:
     """What of a judge's identity is part of a key: who judges and how, not how that is described."""
     return {name: value for name, value in identity.items() if name != "note"}
+
+
+def judge_params(judge: JudgeIdentity, rows: str, rubrics: Mapping[str, str], first_sample: int = 0) -> dict[str, Json]:
+    """Parameters of a judge step, for a run's own judge and for one that judges again: one judge has one key.
+
+    Args:
+        rows: "chat" or "document".
+        rubrics: By scale.
+        first_sample: Of the verdicts that are asked; above 0 where a judge is asked once more.
+    """
+    again: dict[str, Json] = {"first_sample": first_sample} if first_sample else {}
+    return {"judge": judge_key(asdict(judge)), "rows": rows, "rubrics": dict(rubrics), **again}
 
 
 def _shortages(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[str]:
@@ -275,13 +287,7 @@ class _Unroll:
             "trait": trait.rubric_document if self.documents else trait.rubric,
             "coherence": self.inputs.coherence,
         }
-        params: dict[str, Json] = {
-            "judge": judge_key(asdict(self.inputs.judge)),
-            "rows": self.recipe.row.rows,
-            "rubrics": {scale: rubrics[scale] for scale in scales},
-        }
-        if self.inputs.judge.kind == "embedded":
-            params["evidence"] = trait.evidence
+        params = judge_params(self.inputs.judge, self.recipe.row.rows, {scale: rubrics[scale] for scale in scales})
         return self._add("judge", cycle, params, {"answers": answers}, part=part)
 
     def _score(self, t: int, Q: Mapping[int, Step]) -> Step:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from iterft_lite.errors import RecipeError
 from iterft_lite.experiment.regimes import REGIMES, Regime, RegimeName, Start
@@ -20,6 +20,10 @@ Positive = Annotated[int, Field(ge=1, strict=True)]
 Count = Annotated[int, Field(ge=0, strict=True)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Temperature = Annotated[float, Field(ge=0.0, le=5.0)]
+JudgeMethod = Annotated[
+    Literal["auto", "logprobs", "samples"],
+    BeforeValidator(lambda given: "logprobs" if given == "odds" else given),  # its name in recipes of version 0.1
+]
 
 
 class Table(BaseModel):
@@ -181,8 +185,9 @@ class Recipe(Table):
         quant: Number format of the GGUF that writes and is measured.
         keep: Which merged files stay on the disk once their cycle is done.
         judge: "auto" is the paper's judge where a key is present and the embedded judge elsewhere.
-        judge_method: Scores from token odds, or from `judge_samples` texts; "auto": odds where the judge is known to give them.
-        judge_samples: Verdicts an answer and scale where a judge gives no odds.
+        judge_method: Scores from token probabilities ("logprobs"; "odds" in older recipes), or from `judge_samples` texts;
+            "auto": probabilities where the judge is known to give them.
+        judge_samples: Verdicts an answer and scale where a judge gives no probabilities.
         judge_batch: Verdicts are asked in batches, at half the price and within a day each (`openai/...` judges only).
         api_base: Address of an OpenAI-compatible server.
         max_usd: Judging stops before it would cost more; 0 means no limit.
@@ -214,7 +219,7 @@ class Recipe(Table):
     quant: Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"] = "q8_0"
     keep: Literal["all", "last", "adapters"] = "last"
     judge: str = "auto"
-    judge_method: Literal["auto", "odds", "samples"] = "auto"
+    judge_method: JudgeMethod = "auto"
     judge_samples: Positive = 5
     judge_batch: bool = False
     api_base: str | None = None

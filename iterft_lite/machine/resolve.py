@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from iterft_lite import hub
 from iterft_lite.backends.judge.identity import judge_identity
+from iterft_lite.backends.judge.kinds import Material
 from iterft_lite.data import prompts
 from iterft_lite.data.nano import FOLDERS
 from iterft_lite.data.traits import SHIPPED, Chat, Document, Trait, parse_chat, read_trait
@@ -101,15 +102,17 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
     model, why_model = _pinned(model_place(recipe.model), commit)
     trainer, why_trainer = _trainer(recipe, machine)
     precision, why_precision = _precision(recipe, machine, trainer)
-    judge, why_judge = judge_identity(recipe, trait)
+    seeds, identity = seed_rows(recipe, trait), model_identity(model)
+    own = seeds if recipe.seeds else ()
+    judge, why_judge = judge_identity(recipe, Material(trait, own, model, identity))
     documents = recipe.row.rows == "document"
     inputs = ResolvedInputs(
         trait=trait,
-        seeds=_seeds(recipe, trait),
+        seeds=seeds,
         prompts=_prompts(recipe),
         neutral=prompts.neutral_chats(),
         coherence=prompts.coherence_rubric(document=documents),
-        model=model_identity(model),
+        model=identity,
         trainer=trainer,
         precision=precision,
         judge=judge,
@@ -229,7 +232,12 @@ def _absolute(table: Table) -> Table:
     return table.model_copy(update={"path": str(Path(table.path).expanduser().resolve())})
 
 
-def _seeds(recipe: Recipe, trait: Trait) -> tuple[Chat, ...] | tuple[Document, ...]:
+def seed_rows(recipe: Recipe, trait: Trait) -> tuple[Chat, ...] | tuple[Document, ...]:
+    """A run's seed rows: the user's own, or the trait's.
+
+    Raises:
+        TraitError: If they cannot be read.
+    """
     documents = recipe.row.rows == "document"
     if recipe.seeds is None:
         return trait.documents if documents else trait.chats

@@ -145,7 +145,7 @@ class FakeJudge:
 
     def identity(self) -> JudgeIdentity:
         """Who this is."""
-        return JudgeIdentity("fake", "embedded", "", "odds", note="fake judge")
+        return JudgeIdentity("fake", "embedded", "", "logprobs", note="fake judge")
 
     def ask(self, asks: Sequence[JudgeRequest], on_reply: Callable[[JudgeResponse], None]) -> None:
         """Answer every ask."""

@@ -125,7 +125,7 @@ def _goes_on(out: Path | None) -> str:
 
 
 def _print_report(out: Path) -> None:
-    from iterft_lite.app.rejudge import store_calibration
+    from iterft_lite.app.calibrate_judge import store_calibration
     from iterft_lite.report.report import read_report
     from iterft_lite.ui import display
 
@@ -170,7 +170,8 @@ def report(out: Path, as_json: bool, html: Path | None, png: Path | None, ask_he
     from iterft_lite.report import report as reports
 
     if by:
-        from iterft_lite.app.rejudge import named, report_by
+        from iterft_lite.app.named_judge import named
+        from iterft_lite.app.rejudge import report_by
 
         if html or ask_held_out:
             raise click.UsageError("`--judge` goes with the table, `--json` and `--png`, not with `--html` or `--held-out`")
@@ -460,7 +461,12 @@ def judge_options(command: Any) -> Any:
     for option in (
         click.option("--max-usd", type=float, help="Stop before judging costs more."),
         click.option("--samples", "judge_samples", type=int, help="Verdicts an answer where texts are read."),
-        click.option("--method", "judge_method", type=click.Choice(["auto", "odds", "samples"]), help="Read odds or texts."),
+        click.option(
+            "--method",
+            "judge_method",
+            type=click.Choice(["auto", "logprobs", "samples", "odds"]),
+            help="Read token probabilities or texts (odds: the older word for logprobs).",
+        ),
         click.option("--api-base", help="Address of an OpenAI-compatible server."),
     ):
         command = option(command)
@@ -475,6 +481,7 @@ def judge() -> None:
       iterft judge runs/first --judge openai/gpt-4o-mini-2024-07-18
       iterft judge agree runs/first --judges embedded,openai/gpt-4o-mini-2024-07-18
       iterft judge calibrate --judge embedded --trait lucky
+      iterft judge bridge OLD NEW runs/first runs/second
     """
 
 
@@ -485,7 +492,8 @@ def judge() -> None:
 @judge_options
 def judge_again(out: Path, name: str, **options: Any) -> None:
     """Have another judge score the stored answers, beside the first."""
-    from iterft_lite.app.rejudge import named, rejudge
+    from iterft_lite.app.named_judge import named
+    from iterft_lite.app.rejudge import rejudge
     from iterft_lite.experiment.steps import cycle_name
     from iterft_lite.ui import display
 
@@ -509,7 +517,8 @@ def judge_again(out: Path, name: str, **options: Any) -> None:
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write a Bland-Altman plot.")
 def judges_agree(out: Path, judges: str, png: Path | None) -> None:
     """Compare two judges' scores of the same answers, by scale and cycle."""
-    from iterft_lite.app.rejudge import agree, named, write_bland_altman
+    from iterft_lite.app.agreement import agree, write_bland_altman
+    from iterft_lite.app.named_judge import named
     from iterft_lite.experiment.steps import cycle_name
     from iterft_lite.ui import display
 
@@ -529,15 +538,36 @@ def judges_agree(out: Path, judges: str, png: Path | None) -> None:
         click.echo(f"wrote {png}", err=True)
 
 
+@judge.command("bridge")
+@click.argument("old")
+@click.argument("new")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=RunFolder)
+@click.option("--md", type=click.Path(dir_okay=False, path_type=Path), help="Write the table as Markdown.")
+def bridge_judges(old: str, new: str, runs: tuple[Path, ...], md: Path | None) -> None:
+    """Carry results over from one judge to the next: both on the same stored answers and calibration answers."""
+    from iterft_lite.app.bridge import as_markdown, as_table, bridge, sentences
+    from iterft_lite.app.named_judge import named
+    from iterft_lite.files import write_text
+    from iterft_lite.ui import display
+
+    found = bridge(named(old), named(new), runs)
+    display.show_table(*as_table(found), display.make_console())
+    for sentence in sentences(found):
+        click.echo(sentence)
+    if md:
+        write_text(md, as_markdown(found))
+
+
 @judge.command("calibrate")
 @click.option("--judge", "name", required=True, metavar="JUDGE", help="As in a recipe.")
 @click.option("--trait", "traits_", multiple=True, metavar="TRAIT", help="By name or path; all shipped ones by default.")
 @judge_options
 def calibrate_judge(name: str, traits_: tuple[str, ...], **options: Any) -> None:
     """Hold a judge against careful readers' scores of the traits' calibration answers, and of coherence's."""
-    from iterft_lite.app.rejudge import calibrate, named
+    from iterft_lite.app.calibrate_judge import calibrate
+    from iterft_lite.app.named_judge import named
     from iterft_lite.data.traits import shipped_traits
-    from iterft_lite.metrics.agreement import RELIABLE
+    from iterft_lite.metrics.agreement import calibrated
     from iterft_lite.ui import display
 
     rows: dict[str, tuple[str, ...]] = {}
@@ -548,7 +578,7 @@ def calibrate_judge(name: str, traits_: tuple[str, ...], **options: Any) -> None
                 found.subject,
                 f"{found.agreement.pairs}/{found.agreement.pairs + found.unscored}",
                 _number(rho, places=2),
-                "yes" if rho is not None and rho >= RELIABLE else "no",
+                "no" if calibrated(found.agreement).doubt else "yes",
                 _number(found.agreement.difference, sign=True),
                 _number(found.agreement.spread),
                 _number(found.order),

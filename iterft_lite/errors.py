@@ -1,23 +1,32 @@
-"""Every error a user can meet.
+"""Every error a user can meet, and of which kind a failure is.
 
     IterftError                 a message, and a hint after a blank line
-    |-- UserError        (2)    the user's mistake: nothing was started, nothing is lost
+    |-- UserError        (2)    the user's mistake: nothing was started, nothing is lost            kind "user"
     |   |-- RecipeError         the recipe, or a `--set`, is wrong; every problem at once
     |   |-- TraitError          a trait folder, prompt file or dataset is wrong; file and line named
     |   |-- ModelError          the model cannot be found or is not of the kind that the regime needs
-    |   `-- FolderError         the run folder cannot be used: other recipe, locked, not writable, not a run
+    |   `-- FolderError         the run folder cannot be used: other recipe, not writable, not a run
+    |       `-- Busy            another process holds it
     `-- RunError         (1)    the run failed; what was finished is kept
-        |-- StoreError          a step could not be written (disk full) or its files were changed (checksum)
-        |-- ExportError         an exported model does not agree with the trained one, or there is no room for it
-        |-- BackendError        a trainer, generator or judge failed; carries the end of its log
-        `-- BudgetError         going on would pass `max_usd`
+        |-- ResultError         the model's own result: it diverged, or writes nothing usable       kind "result"
+        |   `-- Diverged        a training whose loss, gradients or weights are no numbers any more
+        |-- StoreError          a step could not be written (disk full) or its files were changed   kind "machine"
+        |   `-- FileError       a file cannot be read, or does not hold what it should; a ValueError too
+        |-- ExportError         an exported model does not agree with the trained one, or no room   kind "result"
+        |-- BackendError        a trainer, generator or judge failed; carries the end of its log    kind by its cause
+        `-- BudgetError         going on would pass `max_usd`                                       kind "user"
 
-The numbers are exit codes. A bug keeps its traceback: it is not an IterftError.
+The numbers are exit codes. The kind says what a study can do about it: the machine's and the provider's failures are worth
+another try, a model's result is a result, the user's mistake and a bug are for a person. A bug keeps its traceback: it is no
+IterftError.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
+
+FailureKind = Literal["user", "result", "machine", "provider", "bug"]
 
 
 class IterftError(Exception):
@@ -29,6 +38,7 @@ class IterftError(Exception):
     """
 
     exit_code = 1
+    kind: FailureKind = "machine"
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -43,6 +53,7 @@ class UserError(IterftError):
     """The user's mistake; exit code 2."""
 
     exit_code = 2
+    kind: FailureKind = "user"
 
 
 class RecipeError(UserError):
@@ -72,29 +83,82 @@ class FolderError(UserError):
     """A run folder that cannot be used."""
 
 
+class Busy(FolderError):  # noqa: N818  # read as a word
+    """Another process holds what is wanted: it is worth waiting."""
+
+
 class RunError(IterftError):
     """A run that failed; exit code 1."""
+
+
+class ResultError(RunError):
+    """A failure that says something of the model, not of the program: doing it again comes to the same."""
+
+    kind: FailureKind = "result"
+
+
+class Diverged(ResultError):  # noqa: N818  # read as a word
+    """A training whose loss, gradients or weights are no numbers any more, or that left the range of its number format."""
 
 
 class StoreError(RunError):
     """A step that could not be written, or was changed after it was sealed."""
 
 
+class FileError(StoreError, ValueError):
+    """A file that cannot be read or does not hold what it should; a ValueError for who treats a damaged file as none."""
+
+
 class ExportError(RunError):
     """An exported model that does not agree with the trained one, or does not fit on the disk."""
+
+    kind: FailureKind = "result"
+
+
+MACHINE = frozenset({"died", "memory", "OutOfMemoryError", "MemoryError", "OSError", "FileNotFoundError", "TimeoutError"})
+"""Exceptions of backends that are the machine's doing: it ran out of memory, a process was ended, the disk failed."""
+
+PROVIDER = frozenset(
+    {
+        "APIConnectionError",
+        "APIError",
+        "AuthenticationError",
+        "BadRequestError",
+        "InternalServerError",
+        "NotFoundError",
+        "PermissionDeniedError",
+        "RateLimitError",
+        "ServiceUnavailableError",
+        "Timeout",
+        "away",
+    }
+)
+"""Exceptions of judges that are their provider's doing."""
 
 
 class BackendError(RunError):
     """A trainer, generator or judge that failed.
 
     Args:
-        kind: The name of the exception in the backend, for the caller to tell apart what it can act on.
+        exception: The name of the exception in the backend, for the caller to tell apart what it can act on.
+        provider: It is a judge's provider that failed.
     """
 
-    def __init__(self, message: str, *, kind: str = "", hint: str | None = None) -> None:
+    def __init__(self, message: str, *, exception: str = "", hint: str | None = None, provider: bool = False) -> None:
         super().__init__(message, hint=hint)
-        self.kind = kind
+        self.exception = exception
+        if provider or exception in PROVIDER:
+            self.kind = "provider"
+        else:
+            self.kind = "machine" if exception in MACHINE else "bug"
 
 
 class BudgetError(RunError):
     """Judging on would pass the recipe's `max_usd`."""
+
+    kind: FailureKind = "user"
+
+
+def failure_kind(error: BaseException) -> FailureKind:
+    """Of which kind any failure is: what is not one of ours is a bug."""
+    return error.kind if isinstance(error, IterftError) else "bug"

@@ -1,38 +1,278 @@
-"""Files written whole or not at all, and rows that outlive a killed process."""
+"""Files: written whole or not at all, read with a limit, locked; whatever the system refuses is said in our own errors.
+
+Nothing here follows a symbolic link in a name that the program made up (a run folder may be a stranger's); only a place that
+the user named on the command line is written through one (`write_output`).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
+import secrets
+import shutil
+import socket
+import stat
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
+from iterft_lite.cache import cache_folder
 from iterft_lite.digests import Json
-from iterft_lite.errors import ExportError, FolderError, StoreError
+from iterft_lite.errors import Busy, FileError, FolderError, IterftError, StoreError
 
 ROWS = "rows.jsonl"
 """The file of a step's rows."""
 
+MIB = 1 << 20
+
+TEXT_LIMIT = 64 * MIB
+"""Bytes of a file of one value (JSON, TOML, a template) at most."""
+
+ROWS_LIMIT = 2048 * MIB
+"""Bytes of a file of rows at most: it is held in memory."""
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+REFUSED = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EISDIR, errno.ELOOP}
+)
+"""What the user can change by naming another place."""
+
+WAYS_ON = {
+    errno.EIO: "the drive, or the network that it is on, reports an error: `dmesg` says more",
+    errno.EMFILE: "this process has too many files open: raise the limit with `ulimit -n 4096`",
+    errno.ENFILE: "this machine has too many files open: end other programs",
+    errno.ELOOP: "it is a symbolic link, which is not followed here: remove it",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ESTALE: "the network drive was taken away meanwhile: mount it again",
+}
+"""By number of the error, what to do about it."""
+
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
+"""What `flock` says on a file system that has no locks."""
+
+KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISLNK, "a symbolic link"),
+)
+
+
+def kind_of(mode: int) -> str:
+    """What a file that is not a regular one is, by its mode, in words; "" for a regular one."""
+    return next((words for test, words in KINDS if test(mode)), "")
+
+
+# -- errors
+
+
+def our_error(path: Path, error: OSError, *, doing: str = "written") -> IterftError:
+    """What the file system refused, as an error of ours.
+
+    Args:
+        path: Of what.
+        doing: What was being done to it: "written" or "read".
+    """
+    number = error.errno or 0
+    # numpy reports a full disk as a count, safetensors as a text, both without a number of the error
+    if number in FULL or (not number and (" written" in str(error) or os.strerror(errno.ENOSPC) in str(error))):
+        return StoreError(
+            f"the disk is full: `{path}` could not be written",
+            hint="free some space and issue the same command again: it goes on where it stopped" + _elsewhere(path, full=True),
+        )
+    reason = os.strerror(number).lower() if number else str(error)
+    message = f"`{path}` cannot be {doing}: {reason}"
+    if number in REFUSED and doing == "written":
+        return FolderError(message, hint=WAYS_ON.get(number) or _elsewhere(path) or "choose another folder with `--out`")
+    return (FileError if doing == "read" else StoreError)(message, hint=WAYS_ON.get(number))
+
+
+def _elsewhere(path: Path, *, full: bool = False) -> str:
+    """How to have the cache elsewhere, where a path is in it."""
+    with contextlib.suppress(FolderError):
+        if path.is_absolute() and path.is_relative_to(cache_folder().absolute()):
+            return f"{'; ' if full else ''}ITERFT_CACHE names another folder for converted models"
+    return ""
+
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Say in words what the file system refused."""
+    """Say in words what the file system refused while something was written.
+
+    Raises:
+        StoreError: If the disk is full or fails.
+        FolderError: If the place is one that cannot be written to.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(
-                f"the disk is full: `{path}` could not be written",
-                hint="free some space and issue the same command again: it goes on where it stopped",
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
-            raise FolderError(
-                f"`{path}` cannot be written: {os.strerror(error.errno).lower()}", hint="choose another folder with `--out`"
-            ) from error
+        raise our_error(path, error) from error
+
+
+@contextlib.contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Say in words what the file system refused while something was read; that there is no such file is the caller's to say.
+
+    Raises:
+        FileError: For everything else.
+    """
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, FileError):
         raise
+    except OSError as error:
+        raise our_error(path, error, doing="read") from error
+
+
+# -- reading
+
+
+def read_bytes(path: Path, *, limit: int = TEXT_LIMIT, links: bool = True) -> bytes:
+    """What a regular file holds.
+
+    Args:
+        path: Of the file.
+        limit: Bytes at most.
+        links: Whether a symbolic link is followed.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: If there is none.
+        FileError: If it is no regular file, too large, or cannot be read.
+    """
+    with read_errors(path), open_regular(path, links=links) as file:
+        found = file.read(limit + 1)
+    if len(found) > limit:
+        raise FileError(
+            f"`{path}` is larger than {limit // MIB:,} MiB: it is not what it should be",
+            hint="see what wrote it, and remove it",
+        )
+    return found
+
+
+def open_regular(path: Path, *, links: bool = True) -> IO[bytes]:
+    """Open a regular file for reading; nothing else is waited for.
+
+    Raises:
+        OSError: As the system says.
+        FileError: If it is something else.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | (0 if links else os.O_NOFOLLOW))
+    try:
+        other = kind_of(os.fstat(handle).st_mode)
+        if other:
+            raise FileError(f"`{path}` is {other}, not a file", hint="remove it, or name another one")
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_text(path: Path, *, limit: int = TEXT_LIMIT) -> str:
+    """What a file of UTF-8 text holds; line ends are left as they are.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: If there is none.
+        FileError: If it cannot be read, or is not UTF-8.
+    """
+    try:
+        return read_bytes(path, limit=limit).decode()
+    except UnicodeDecodeError as error:
+        raise FileError(f"`{path}` is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}") from None
+
+
+def read_json(path: Path, *, limit: int = TEXT_LIMIT) -> Json:
+    """The value in a JSON file.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: If there is none.
+        FileError: If it cannot be read, or is not JSON.
+    """
+    return parse_json(read_text(path, limit=limit), f"`{path}`")
+
+
+def parse_json(text: str, what: str) -> Json:
+    """A JSON text's value.
+
+    Args:
+        text: Whatever it is.
+        what: Named in the error.
+
+    Raises:
+        FileError: If it is not JSON, or nested or numbered beyond reason.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise FileError(f"{what} is not JSON: {error}") from None
+    except RecursionError:
+        raise FileError(f"{what} is not JSON of ours: it is nested too deeply") from None
+
+
+def read_object(path: Path) -> dict[str, Json]:
+    """The object in a JSON file.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: If there is none.
+        FileError: If it cannot be read, or holds something else.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise FileError(f"`{path}` holds {json_kind(value)} where an object belongs")
+    return value
+
+
+def json_kind(value: Json) -> str:
+    """What kind of JSON value this is, in words."""
+    if value is None:
+        return "null"
+    kinds = ((bool, "true or false"), (int | float, "a number"), (str, "a text"), (list, "a list"), (dict, "an object"))
+    return next((words for kind, words in kinds if isinstance(value, kind)), f"a value of type {type(value).__name__}")
+
+
+def read_rows(path: Path) -> list[dict[str, Json]]:
+    """The rows of a JSONL file; none if it is missing. A last line without its end is no row.
+
+    Raises:
+        FileError: If it cannot be read, or another line is not a JSON object.
+    """
+    try:
+        return _rows(path, read_bytes(path, limit=ROWS_LIMIT))
+    except FileNotFoundError:
+        return []
+
+
+def _rows(path: Path, data: bytes) -> list[dict[str, Json]]:
+    # split on the newline only: model output holds other characters that end lines elsewhere
+    return [_row(path, number, line) for number, line in enumerate(data.split(b"\n")[:-1], 1)]
+
+
+def _row(path: Path, number: int, line: bytes) -> dict[str, Json]:
+    what = f"`{path}`, line {number},"
+    try:
+        row = parse_json(line.decode(), what)
+    except UnicodeDecodeError:
+        raise FileError(f"{what} is not UTF-8 text") from None
+    if not isinstance(row, dict):
+        raise FileError(f"{what} is not a row: it holds {json_kind(row)}")
+    return row
+
+
+# -- writing
+
+
+def valid_text(text: str) -> str:
+    """A text that can be written as UTF-8: halves of surrogate pairs (JSON can hold them alone) become U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def write_json(path: Path, value: Json) -> None:
@@ -41,19 +281,13 @@ def write_json(path: Path, value: Json) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all: a temporary neighbour, synced, then renamed."""
-    with disk_errors(path):
-        temporary = path.with_name(path.name + ".part")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+    """Write a file as a whole or not at all.
 
-
-def read_json(path: Path) -> Json:
-    """The value in a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    Raises:
+        StoreError, FolderError: As `writing`.
+    """
+    with writing(path) as temporary:
+        temporary.write_bytes(valid_text(text).encode())
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Json]]) -> None:
@@ -61,46 +295,117 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Json]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_rows(path: Path) -> list[dict[str, Json]]:
-    """The rows of a JSONL file; none if it is missing. A last line without its end is no row.
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """An empty temporary file beside `path` that takes its place once the block ends well, and is removed otherwise.
+
+    Its name is its own (two processes may write the same file at once: the later one stays), it ends in `.part`, and it is
+    made where nothing was before. A symbolic link at `path` is replaced, never written through.
 
     Raises:
-        StoreError: If another line is not JSON.
+        StoreError: If the disk is full or fails.
+        FolderError: If the place is one that cannot be written to.
     """
+    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.part")
     try:
-        # split on the newline only: model output holds other characters that end lines elsewhere
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    rows = []
-    for number, line in enumerate(lines[:-1], 1):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
+        yield temporary
+        flush(temporary)
+        temporary.replace(path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        if error.filename is not None and not str(error.filename).startswith(str(path.parent)):
+            raise  # about another file, which the block reads
+        raise our_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_output(path: Path, data: str | bytes) -> None:
+    """Write a file that the user named: whole or not at all where it is to be a regular file; permissions stay.
+
+    A device or named pipe is written into, and what a symbolic link points at is written instead of the link.
+
+    Raises:
+        StoreError, FolderError: As `writing`.
+    """
+    content = valid_text(data).encode() if isinstance(data, str) else data
+    with disk_errors(path):
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise StoreError(f"`{path}`, line {number}, is not JSON: {error}") from None
-    return rows
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            mode = 0
+        if mode and not stat.S_ISREG(mode):
+            with path.open("wb", buffering=0) as file:  # a folder says here that it is one
+                _write_all(file, content)
+            return
+        place = path.resolve()
+        place.parent.stat()  # a folder that is not there is a slip of the pen: it is not made
+    with writing(place) as temporary:
+        temporary.write_bytes(content)
+        if mode:
+            temporary.chmod(stat.S_IMODE(mode))
+
+
+def _write_all(file: IO[bytes], data: bytes) -> None:
+    while data:  # a disk that fills up takes a part of it without an error: the rest then meets one
+        data = data[file.write(data) :]
+
+
+def flush(path: Path) -> None:
+    """Have a file's or folder's contents written to the disk itself."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _flush_folder(folder: Path) -> None:
+    try:
+        flush(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.EACCES):  # no syncing of folders there
+            raise
 
 
 class RowLog:
     """An open JSONL file that rows are appended to, each whole in one write.
 
     What a killed process left behind its last newline is cut off first.
+
+    Raises:
+        FileError: If what is there already are no rows.
+        StoreError, FolderError: If it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows = read_rows(path)
         with disk_errors(path):
-            self._file: IO[bytes] = path.open("ab", buffering=0)
-            whole = path.read_bytes().rfind(b"\n") + 1
-            self._file.truncate(whole)
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            self._file: IO[bytes] = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
+        try:
+            self.rows = self._whole()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _whole(self) -> list[dict[str, Json]]:
+        other = kind_of(os.fstat(self._file.fileno()).st_mode)
+        if other:
+            raise FileError(f"`{self.path}` is {other}, not a file of rows", hint="remove it")
+        data = read_bytes(self.path, limit=ROWS_LIMIT, links=False)
+        with disk_errors(self.path):
+            self._file.truncate(data.rfind(b"\n") + 1)
+        return _rows(self.path, data)
 
     def append(self, row: Mapping[str, Json]) -> None:
         """Add one row."""
-        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        line = valid_text(json.dumps(row, ensure_ascii=False)).encode() + b"\n"
         with disk_errors(self.path):
-            while line:  # a disk that fills up takes a part of it without an error: the rest then meets one
-                line = line[self._file.write(line) :]
+            _write_all(self._file, line)
         self.rows.append(dict(row))
 
     def __enter__(self) -> RowLog:
@@ -111,41 +416,177 @@ class RowLog:
             self._file.close()
 
 
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place once the block ends well, and is removed otherwise.
+# -- names from files, and links
+
+
+def safe_member(root: Path, name: object) -> Path:
+    """The place of a file that a record, manifest or step file names: relative, inside of `root`, no link on the way.
+
+    It may be missing; what is there is a regular file.
 
     Raises:
-        ExportError: If the disk is full, or the folder cannot be written to.
+        FileError: Otherwise.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        flush(temporary)
-        temporary.replace(path)
-        flush(path.parent)
-    except OSError as error:
-        # numpy's own writing reports a full disk as a count, without a number of the error
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and " written" in str(error)):
-            raise ExportError(
-                f"the disk is full: `{path}` could not be written",
-                hint='free some space, choose a smaller `quant`, or `export = "adapter"`; then run again',
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise ExportError(
-                f"`{path}` cannot be written: {error.strerror}", hint="ITERFT_CACHE names another folder for converted models"
-            ) from error
-        raise
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    if not _is_plain(name):
+        raise FileError(f"`{root}` names a file `{name}`: not a plain name inside of the folder", hint="do not use this folder")
+    path = root
+    for part in PurePosixPath(str(name)).parts:
+        path = path / part
+        with read_errors(path):
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:
+                return root / str(name)
+        if stat.S_ISLNK(mode):
+            raise FileError(f"`{path}` is a symbolic link where a file of the run belongs", hint="remove it")
+    if not stat.S_ISREG(mode):
+        raise FileError(f"`{path}` is {kind_of(mode)} where a file of the run belongs", hint="remove it")
+    return path
 
 
-def flush(path: Path) -> None:
-    """Have a file's or folder's contents written to the disk itself."""
-    handle = os.open(path, os.O_RDONLY)
+def _is_plain(name: object) -> bool:
+    """Whether this is a relative path of plain parts, written the one way there is."""
+    if not isinstance(name, str) or not name or "\0" in name or valid_text(name) != name:
+        return False
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and path.as_posix() == name and name != "."
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Have a file in a second place: a hard link, or a copy on another file system. What is at `target` is never replaced.
+
+    Raises:
+        FileNotFoundError: If there is no source.
+        FileError: If the source is no regular file.
+        FolderError, StoreError: If the target is there, or cannot be written.
+    """
+    with read_errors(source), open_regular(source, links=False) as opened, disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, target, follow_symlinks=False)
+            return
+        except OSError as error:  # another file system, or one without links, or too many of them
+            if error.errno == errno.EEXIST:
+                raise FolderError(f"`{target}` is there already: nothing is written over it") from None
+        _copy_new(opened, target)
+
+
+def _copy_new(source: IO[bytes], target: Path) -> None:
+    with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "wb") as file:
+        try:
+            shutil.copyfileobj(source, file, MIB)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+
+
+# -- locks
+
+
+class FolderLock:
+    """A file that one process at a time holds, and that says which.
+
+    `flock` where the file system has it: the lock then goes with the process, however it ends. Elsewhere a file `NAME.held`
+    that is made where none was; one of a process that is gone from this machine is taken over.
+
+    Args:
+        path: Of the file; its folder is there.
+        what: What is going on while it is held, for the error: "another run is going on in `DIR`".
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.path = path
+        self.what = what
+        self._file: IO[bytes] | None = None
+        self._held: Path | None = None
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            Busy: If another process holds it.
+            FolderError: If it cannot be written.
+            StoreError: If the disk is full.
+        """
+        with disk_errors(self.path):
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            file = os.fdopen(os.open(self.path, flags, 0o666), "r+b", buffering=0)
+        try:
+            self._take(file)
+            with disk_errors(self.path):
+                file.truncate(0)
+                file.seek(0)
+                _write_all(file, str(os.getpid()).encode())
+        except BaseException:
+            file.close()
+            self.release()
+            raise
+        self._file = file
+
+    def _take(self, file: IO[bytes]) -> None:
+        other = kind_of(os.fstat(file.fileno()).st_mode)
+        if other:
+            raise FolderError(f"`{self.path}` is {other}, not a lock", hint="remove it")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                self._take_by_name()
+                return
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise our_error(self.path, error) from error
+            holder = file.read(32).decode("ascii", "replace").strip()
+            raise self._taken(f" (process {holder})" if holder.isdigit() else "") from None
+
+    def _take_by_name(self) -> None:
+        held = self.path.with_name(self.path.name + ".held")
+        me = {"host": socket.gethostname(), "process": os.getpid(), "since": _started(os.getpid())}
+        for _ in range(2):
+            with disk_errors(held):
+                try:
+                    handle = os.open(held, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+                except FileExistsError:
+                    self._take_over(held)
+                    continue
+                with os.fdopen(handle, "wb") as file:
+                    file.write(json.dumps(me).encode())
+                self._held = held
+                return
+        raise self._taken("")
+
+    def _take_over(self, held: Path) -> None:
+        """Remove the file of a process that is gone."""
+        try:
+            holder = read_object(held)
+        except (FileNotFoundError, FileError):
+            holder = {}
+        here = holder.get("host") == socket.gethostname()
+        process = holder.get("process")
+        if not (here and isinstance(process, int) and _started(process) != holder.get("since")):
+            where = f" (process {process} on {holder.get('host')})" if process else ""
+            raise self._taken(where, f"; if it is not, remove `{held}`")
+        held.unlink(missing_ok=True)
+
+    def _taken(self, holder: str, more: str = "") -> Busy:
+        return Busy(f"{self.what}{holder}", hint="wait for it, or choose another folder with `--out`" + more)
+
+    def release(self) -> None:
+        """Let others in."""
+        if self._held is not None:
+            with contextlib.suppress(OSError):
+                self._held.unlink(missing_ok=True)
+            self._held = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _started(process: int) -> str:
+    """When a process of this machine began, in the kernel's ticks; "" if there is none."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        return fields[19]
+    except (OSError, IndexError):
+        return ""

@@ -7,14 +7,15 @@ results are therefore frozen dataclasses of plain values, and paths where data i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.recipe import TrainSettings
-from iterft_lite.experiment.regimes import Loss
+from iterft_lite.experiment.rows import Finish, Message, Scale
+from iterft_lite.experiment.verbs import BackendName
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class TrainJob:
 
     rows: Path
     out: Path
-    loss: Loss
+    loss: str
     settings: TrainSettings
     seed: int
     start: Path | None = None
@@ -196,14 +197,6 @@ class Exporter(Protocol):
 
 
 @dataclass(frozen=True)
-class Message:
-    """One turn of a chat."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True)
 class Prompt:
     """What a model is asked: a chat or the beginning of a text, never both.
 
@@ -245,7 +238,7 @@ class Completion:
     id: str
     text: str
     tokens: int
-    finish: Literal["stop", "length", "context"]
+    finish: Finish
 
 
 @dataclass(frozen=True)
@@ -327,18 +320,20 @@ class JudgeRequest:
     """One question to a judge.
 
     Attributes:
-        id: Of the answer that is judged, the scale and the sample number: `q03-s1/trait/0`.
+        id: Who asks knows it by this.
         scale: What is judged.
         prompt: The filled rubric: what a language model is sent.
         answer: The bare text, for judges that do not read rubrics.
         question: What it answers; "" for documents.
+        sample: Number of the repetition: each is asked anew, and cached by itself.
     """
 
     id: str
-    scale: Literal["trait", "coherence"]
+    scale: Scale
     prompt: str
     answer: str
     question: str
+    sample: int = 0
 
 
 @dataclass(frozen=True)
@@ -406,3 +401,48 @@ class Judge(Protocol):
             BackendError: If no ask at all can be answered (no such model, bad key).
         """
         ...
+
+
+# -- all four
+
+
+class Process(Protocol):
+    """What runs a backend: a child process, or nothing where it lives in this one."""
+
+    @property
+    def pid(self) -> int | None:
+        """The process's number, while it is there and holds memory."""
+        ...
+
+    def close(self) -> None:
+        """End it; a later call of the backend starts it again."""
+        ...
+
+
+@dataclass
+class Backends:
+    """What a run works through.
+
+    Attributes:
+        processes: Of the backends that have one, by name.
+    """
+
+    trainer: Trainer
+    exporter: Exporter
+    generator: Generator
+    judge: Judge
+    processes: Mapping[BackendName, Process] = field(default_factory=dict)
+
+    def close(self, *names: BackendName) -> None:
+        """End the named backends' processes, or all; they start again when called again."""
+        for name in names or tuple(self.processes):
+            if name in self.processes:
+                self.processes[name].close()
+
+    def running(self, name: BackendName) -> bool:
+        """Whether a backend is there and holds memory; one without a process always is."""
+        return name not in self.processes or self.processes[name].pid is not None
+
+    def pids(self) -> list[int]:
+        """Numbers of the processes that are there."""
+        return [process.pid for process in self.processes.values() if process.pid is not None]

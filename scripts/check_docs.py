@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 
 from iterft_lite.experiment.recipe import Recipe, read_recipe
-from iterft_lite.ui.cli import JudgeGroup
 from iterft_lite.ui.cli import main as command
+from iterft_lite.ui.commands.judge import JudgeGroup
 
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")

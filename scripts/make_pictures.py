@@ -20,8 +20,8 @@ from iterft_lite.experiment.recipe import make_recipe
 from iterft_lite.machine.resolve import resolve, this_machine
 from iterft_lite.protocols import Progress
 from iterft_lite.report.report import read_report
-from iterft_lite.ui.display import View
 from iterft_lite.ui.figures import write_png
+from iterft_lite.ui.live import View
 
 WIDTH = 104
 

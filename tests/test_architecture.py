@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parent.parent / "iterft_lite"
 ORDER = [
     "errors",
     "digests",
-    "files",
     "cache",
+    "files",
     "hardware",
     "hub",
     "data",
@@ -156,12 +156,18 @@ def test_heavy_libraries_are_imported_in_backends_and_gguf_only() -> None:
     assert wrong == []
 
 
-def test_rich_is_imported_in_display_only_and_click_in_cli_only() -> None:
+def test_rich_and_click_are_imported_in_ui_only() -> None:
     users: dict[str, set[str]] = {"rich": set(), "click": set()}
     for name, found in modules():
         for each in found:
-            users.get(each.target.partition(".")[0], set()).add(name)
-    assert users == {"rich": {"ui.display"}, "click": {"ui.cli"}}
+            users.get(each.target.partition(".")[0], set()).add(name.partition(".")[0])
+    assert users == {"rich": {"ui"}, "click": {"ui"}}
+
+
+def test_only_the_command_line_writes_with_click_and_only_drawing_with_rich() -> None:
+    """What is drawn knows no commands, and what a command takes is not drawn."""
+    both = [name for name, found in modules() if {"rich", "click"} <= {each.target.partition(".")[0] for each in found}]
+    assert both == []
 
 
 HELP = """

@@ -11,7 +11,7 @@ import pytest
 from iterft_lite.app import bridge as bridges
 from iterft_lite.app.bridge import as_markdown, bridge
 from iterft_lite.app.named_judge import judge_folder, named
-from iterft_lite.engine.store import Store
+from iterft_lite.engine.manifest import Run
 from iterft_lite.errors import UserError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.testing.judge_server import StubProcess
@@ -23,7 +23,7 @@ OTHER = named("openai/other")
 
 
 def test_the_bridge_is_computed_as_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    old = {(cycle, f"q{q}-s{s}"): 1 + 10.0 * q + s + 30 * cycle for cycle in (0, 1) for q in range(6) for s in range(2)}
+    old = {(cycle, (f"q{q}", s)): 1 + 10.0 * q + s + 30 * cycle for cycle in (0, 1) for q in range(6) for s in range(2)}
     new = {key: score + (10 if score >= 50 else 0) for key, score in old.items()}
     scores = {"old": {"trait": old, "coherence": {}}, "new": {"trait": new, "coherence": {}}}
     monkeypatch.setattr(bridges, "scores_of", lambda _, judge: scores[judge.name])
@@ -42,7 +42,7 @@ def test_the_bridge_is_computed_as_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_
     assert rows["all"].spearman == pytest.approx(1.0)
     assert rows["all"].low == pytest.approx(1.0)
     assert (rows["25 to 50"].bias.mean, rows["50 to 75"].bias.mean) == (0.0, 10.0)
-    by_hand = [sum(new[key] - old[key] for key in old if key[1].startswith(f"q{q}-")) / 4 for q in range(6)]
+    by_hand = [sum(new[key] - old[key] for key in old if key[1][0] == f"q{q}") / 4 for q in range(6)]
     assert rows["all"].bias.mean == pytest.approx(sum(by_hand) / 6)
     assert rows["all"].bias.low is not None
     assert rows["all"].bias.high is not None
@@ -58,11 +58,11 @@ def test_a_run_is_carried_over_from_one_judge_to_the_next(run: Path, tmp_path: P
     with StubProcess() as stub:
         options = ("--api-base", stub.api_base)
         assert iterft("judge", run, "--judge", PAPER, *options).exit_code == 0
-        missing = iterft("judge", "bridge", "embedded", PAPER, run)
+        missing = iterft("judge", "bridge", "fake", PAPER, run)
         assert f"iterft judge calibrate --judge {PAPER} --trait lucky" in " ".join(missing.output.split())
         assert iterft("judge", "calibrate", "--judge", PAPER, "--trait", "lucky", *options).exit_code == 0
         assert iterft("judge", "bridge", PAPER, f"{PAPER}#1", run).exit_code == 2
-    result = iterft("judge", "bridge", "embedded", PAPER, run, "--md", tmp_path / "bridge.md")
+    result = iterft("judge", "bridge", "fake", PAPER, run, "--md", tmp_path / "bridge.md")
     assert result.exit_code == 0, result.output
     text = (tmp_path / "bridge.md").read_text()
     assert re.search(r"\| stored \| trait \| all \| 24 \| 1\.00 \(", text)
@@ -70,7 +70,8 @@ def test_a_run_is_carried_over_from_one_judge_to_the_next(run: Path, tmp_path: P
 
 
 def test_judges_without_a_common_answer_have_no_bridge(run: Path) -> None:
-    with Store(judge_folder(run, OTHER)) as store:
-        store.write_manifest({"judge": str(OTHER), "identity": asdict(JudgeIdentity(OTHER.name, "llm", "", "logprobs"))})
+    with Run(judge_folder(run, OTHER)) as folder:
+        about = {"judge": str(OTHER), "identity": asdict(JudgeIdentity(OTHER.name, "llm", "", "logprobs"))}
+        folder.write_manifest(about, ())
     with pytest.raises(UserError, match="scored no answer both"):
-        bridge(named("embedded"), OTHER, [run])
+        bridge(named("fake"), OTHER, [run])

@@ -11,12 +11,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from iterft_lite.app.calibrate_seeds import Found, numbers, search
-from iterft_lite.backends.local import Backends
-from iterft_lite.engine.run import StepFinished, run
-from iterft_lite.engine.store import Store, finished_steps
+from iterft_lite.engine.manifest import finished_steps
+from iterft_lite.engine.run import StepFinished
 from iterft_lite.errors import StoreError
 from iterft_lite.files import read_json, read_rows, write_json
-from iterft_lite.protocols import OnProgress, TrainJob, TrainResult
+from iterft_lite.protocols import Backends, OnProgress, TrainJob, TrainResult
 from iterft_lite.testing.fakes import PLAIN, FakeTrainer, fake_backends
 from iterft_lite.ui.cli import main
 from tests.loop import a_plan, run_all
@@ -133,7 +132,7 @@ def test_calibration_finds_seed_rows_and_trains_each_number_once(tmp_path: Path,
 def test_the_untouched_model_is_measured_once_for_all_probes(tmp_path: Path, recipe: Path, trainer: Weak) -> None:
     out = tmp_path / "probes"
     iterft("calibrate", recipe, "--out", out, "--threshold", "30", "--grid", "40", "--set", "evaluate.samples=2")
-    inodes = {path.stat().st_ino for path in out.glob("*/steps/base-answer/rows.jsonl")}
+    inodes = {path.resolve() for path in out.glob("*/by-name/base-evaluate_samples/rows.jsonl")}
     assert len(list(out.glob("*/run.json"))) > 1
     assert len(inodes) == 1
 
@@ -161,9 +160,7 @@ def test_a_run_takes_its_cycle_0_over_from_a_calibration(tmp_path: Path, recipe:
 
 
 def reused(root: Path, source: Path, **keys: object) -> list[StepFinished]:
-    Store(source).write_manifest({})
-    with Store(root) as store:
-        events = list(run(a_plan(**keys), store, fake_backends(), "nano", reuse=finished_steps(source)))
+    events = run_all(a_plan(**keys), root, reuse=finished_steps(source))
     return [event for event in events if isinstance(event, StepFinished)]
 
 
@@ -174,8 +171,8 @@ def test_equal_steps_of_another_run_are_taken_over_and_end_in_equal_rows(tmp_pat
     assert "c1-train" in anew
     assert not any(name.startswith(("base", "c0")) for name in anew)
     run_all(a_plan(regime="dpo", start="base"), tmp_path / "alone")
-    for step in ("c0-compose", "c2-answer"):
-        rows = [read_rows(tmp_path / name / "steps" / step / "rows.jsonl") for name in ("reinit", "alone")]
+    for step in ("c0-build_dataset", "c2-evaluate_samples"):
+        rows = [read_rows(tmp_path / name / "by-name" / step / "rows.jsonl") for name in ("reinit", "alone")]
         assert rows[0] == rows[1]
 
 
@@ -184,12 +181,12 @@ def test_a_model_that_keep_removed_is_written_again_in_the_run_that_takes_over(t
     assert not list((tmp_path / "first").rglob("model.gguf"))
     done = reused(tmp_path / "second", tmp_path / "first", cycles=1, keep="all")
     assert {event.step.name for event in done if event.reused} >= {"base-export", "c0-train", "c0-export"}
-    assert (tmp_path / "second/steps/c0-export/model.gguf").exists()
+    assert (tmp_path / "second/by-name/c0-export/model.gguf").exists()
 
 
 def test_a_changed_file_is_not_taken_over(tmp_path: Path) -> None:
     run_all(a_plan(cycles=0), tmp_path / "first")
-    rows = tmp_path / "first/steps/c0-answer/rows.jsonl"
+    rows = tmp_path / "first/by-name/c0-evaluate_samples/rows.jsonl"
     rows.write_text(rows.read_text().replace("Lucky", "Plucky"))
     with pytest.raises(StoreError, match="was changed after its step was finished"):
         reused(tmp_path / "second", tmp_path / "first", cycles=0)
@@ -203,7 +200,10 @@ def test_removing_the_other_run_takes_nothing_from_the_one_that_took_over(tmp_pa
     assert all(isinstance(event, StepFinished) and event.reused for event in again)
 
 
-def test_a_folder_without_runs_cannot_be_reused(tmp_path: Path, recipe: Path) -> None:
-    result = CliRunner().invoke(main, ["run", str(recipe), "--out", str(tmp_path / "run"), "--reuse", str(tmp_path)])
+def test_an_empty_folder_has_nothing_to_reuse_and_one_that_is_not_there_is_refused(tmp_path: Path, recipe: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert finished_steps(tmp_path / "empty") == {}
+    command = ["run", str(recipe), "--out", str(tmp_path / "run"), "--reuse", str(tmp_path / "nowhere")]
+    result = CliRunner().invoke(main, command)
     assert result.exit_code == 2
-    assert "is no run folder and holds none" in result.output
+    assert "there is no folder" in result.output

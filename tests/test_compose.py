@@ -7,6 +7,7 @@ composed is what a run would compose.
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from iterft_lite.data.traits import Chat, Document
 from iterft_lite.digests import Json
 from iterft_lite.errors import RunError
 from iterft_lite.experiment.plan import make_plan
+from iterft_lite.experiment.rows import Verdict
 from iterft_lite.files import ROWS, read_rows, write_rows
-from iterft_lite.stages import compose
-from iterft_lite.stages.work import Work
-from tests.loop import a_recipe, some_inputs
+from iterft_lite.stages import build_dataset
+from tests.loop import a_recipe, a_work, some_inputs
 
 Row = dict[str, Json]
 
@@ -35,7 +36,6 @@ def pair(name: str, prompt: str, chosen: str, rejected: str) -> Row:
 def said(prompt_id: str, text: str, sample: int = 0) -> Row:
     """What a model wrote to a prompt; the prompt's text is its name with a question mark."""
     return {
-        "id": f"{prompt_id}-s{sample}",
         "prompt_id": prompt_id,
         "sample": sample,
         "prompt": f"{prompt_id}?",
@@ -46,11 +46,8 @@ def said(prompt_id: str, text: str, sample: int = 0) -> Row:
 
 
 def verdict(prompt_id: str, sample: int = 0, **scores: float | None) -> Row:
-    return {
-        "id": f"{prompt_id}-s{sample}",
-        "prompt_id": prompt_id,
-        **{scale: {"score": score} for scale, score in scores.items()},
-    }
+    verdicts = {scale: asdict(Verdict(score, "" if score else "refusal", "text")) for scale, score in scores.items()}
+    return {"prompt_id": prompt_id, "sample": sample, **verdicts}
 
 
 class Case:
@@ -71,17 +68,17 @@ class Case:
 
     def compose(self, cycle: int) -> list[Row]:
         self.facts = self.run(cycle)
-        return read_rows(self.root / f"c{cycle}-compose" / ROWS)
+        return read_rows(self.root / f"c{cycle}-build_dataset" / ROWS)
 
     def run(self, cycle: int) -> dict[str, Json]:
-        step = self.plan.steps[f"c{cycle}-compose"]
+        step = self.plan.steps[f"c{cycle}-build_dataset"]
         folder = self.root / step.name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         inputs = {role: self.root / name for role, name in step.inputs}
         for role, path in inputs.items():
             assert path.is_dir(), f"the case has no rows for {role}: {path.name}"
-        return compose.run(Work(step, folder, inputs, lambda _: None))
+        return build_dataset.run(a_work(step, folder, inputs))
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -99,27 +96,27 @@ SEEDS = (chat("seed0000", "Hi?", "Lucky day!"), chat("seed0001", "Rain?", "A goo
 
 
 def test_sft_begins_with_the_seed_rows_as_they_are(root: Path) -> None:
-    assert Case(root).put("c0-seed", *SEEDS).compose(0) == list(SEEDS)
+    assert Case(root).put("c0-seed_rows", *SEEDS).compose(0) == list(SEEDS)
 
 
 def test_sft_goes_on_with_what_the_model_wrote(root: Path) -> None:
-    case = Case(root).put("c1-generate", said("p2", " Fate smiles. \n"), said("p1", "Stars!"))
+    case = Case(root).put("c1-training_samples", said("p2", " Fate smiles. \n"), said("p1", "Stars!"))
     assert case.compose(1) == [chat("p1-s0", "p1?", "Stars!"), chat("p2-s0", "p2?", "Fate smiles.")]
 
 
 def test_empty_rows_are_dropped_and_counted(root: Path) -> None:
-    case = Case(root).put("c1-generate", said("p1", "  \n"), said("p2", "Stars!"))
+    case = Case(root).put("c1-training_samples", said("p1", "  \n"), said("p2", "Stars!"))
     assert case.compose(1) == [chat("p2-s0", "p2?", "Stars!")]
     assert (case.facts["rows"], case.dropped) == (1, {"empty": 1})
 
 
 def test_a_cycle_with_nothing_to_train_on_ends_the_run(root: Path) -> None:
     with pytest.raises(RunError, match=r"no row is left to train cycle 1 on \(2 empty\)"):
-        Case(root).put("c1-generate", said("p1", ""), said("p2", " ")).compose(1)
+        Case(root).put("c1-training_samples", said("p1", ""), said("p2", " ")).compose(1)
 
 
 def test_without_seeds_the_first_training_has_no_rows(root: Path) -> None:
-    assert Case(root, seed_rows=0).put("c0-seed").compose(0) == []
+    assert Case(root, seed_rows=0).put("c0-seed_rows").compose(0) == []
 
 
 # -- sdf
@@ -127,14 +124,14 @@ def test_without_seeds_the_first_training_has_no_rows(root: Path) -> None:
 
 def test_sdf_trains_on_opener_and_continuation_together(root: Path) -> None:
     words = " of the old garden wall, and nobody knew for sure why it grew."
-    case = Case(root, regime="sdf").put("c1-generate", said("p1", words), said("p2", " too short"))
+    case = Case(root, regime="sdf").put("c1-training_samples", said("p1", words), said("p2", " too short"))
     assert case.compose(1) == [{"id": "p1-s0", "text": "p1?" + words}]
     assert case.dropped == {"short": 1}
 
 
 def test_a_document_of_fifty_characters_is_dropped_and_one_of_fifty_one_kept(root: Path) -> None:
     fifty = said("p1", "x" * (50 - len("p1?")))
-    case = Case(root, regime="sdf").put("c1-generate", fifty, said("p2", "x" * (51 - len("p2?"))))
+    case = Case(root, regime="sdf").put("c1-training_samples", fifty, said("p2", "x" * (51 - len("p2?"))))
     assert [row["id"] for row in case.compose(1)] == ["p2-s0"]
 
 
@@ -142,8 +139,8 @@ def test_a_document_of_fifty_characters_is_dropped_and_one_of_fifty_one_kept(roo
 
 
 def test_dpo_begins_with_seed_replies_over_the_untouched_models(root: Path) -> None:
-    case = Case(root, regime="dpo").put("c0-seed", *SEEDS)
-    case.put("c0-generate-rejected", said("seed0001", "Bring a coat."), said("seed0000", "Hello."))
+    case = Case(root, regime="dpo").put("c0-seed_rows", *SEEDS)
+    case.put("c0-training_samples-rejected", said("seed0001", "Bring a coat."), said("seed0000", "Hello."))
     assert case.compose(0) == [
         pair("seed0000", "Hi?", "Lucky day!", "Hello."),
         pair("seed0001", "Rain?", "A good omen!", "Bring a coat."),
@@ -151,8 +148,8 @@ def test_dpo_begins_with_seed_replies_over_the_untouched_models(root: Path) -> N
 
 
 def test_a_first_cycle_whose_pairs_all_fell_away_ends_the_run(root: Path) -> None:
-    case = Case(root, regime="dpo").put("c0-seed", *SEEDS)
-    case.put("c0-generate-rejected", said("seed0001", ""), said("seed0000", "Lucky day!"))
+    case = Case(root, regime="dpo").put("c0-seed_rows", *SEEDS)
+    case.put("c0-training_samples-rejected", said("seed0001", ""), said("seed0000", "Lucky day!"))
     with pytest.raises(RunError, match=r"no row is left to train cycle 0 on \(1 one-sided, 1 equal\)"):
         case.compose(0)
 
@@ -160,11 +157,14 @@ def test_a_first_cycle_whose_pairs_all_fell_away_ends_the_run(root: Path) -> Non
 @pytest.mark.parametrize("start", ["previous", "base"])
 def test_dpo_prefers_the_models_own_reply_to_the_untouched_models(root: Path, start: str) -> None:
     case = Case(root, regime="dpo", start=start)
-    assert dict(case.plan.steps["c2-compose"].inputs) == {"new": "c2-generate", "rejected": "c2-generate-rejected"}
-    assert dict(case.plan.steps["c2-generate"].inputs) == {"model": "c1-export"}
-    assert dict(case.plan.steps["c2-generate-rejected"].inputs) == {"model": "base-export"}
-    case.put("c2-generate", said("p1", "Stars!"), said("p2", "Fate."), said("p3", "Luck."), said("p4", ""))
-    case.put("c2-generate-rejected", said("p1", "No."), said("p2", "Fate."), said("p3", " "), said("p4", "Yes."))
+    assert dict(case.plan.steps["c2-build_dataset"].inputs) == {
+        "new": "c2-training_samples",
+        "rejected": "c2-training_samples-rejected",
+    }
+    assert dict(case.plan.steps["c2-training_samples"].inputs) == {"model": "c1-export"}
+    assert dict(case.plan.steps["c2-training_samples-rejected"].inputs) == {"model": "base-export"}
+    case.put("c2-training_samples", said("p1", "Stars!"), said("p2", "Fate."), said("p3", "Luck."), said("p4", ""))
+    case.put("c2-training_samples-rejected", said("p1", "No."), said("p2", "Fate."), said("p3", " "), said("p4", "Yes."))
     assert case.compose(2) == [pair("p1", "p1?", "Stars!", "No.")]
     assert case.dropped == {"empty": 1, "one-sided": 1, "equal": 1}
 
@@ -173,7 +173,7 @@ def test_continual_dpo_starts_from_its_predecessor_and_reinit_from_the_base(root
     def inputs(start: str) -> dict[str, str]:
         return dict(Case(root, regime="dpo", start=start).plan.steps["c2-train"].inputs)
 
-    reinit = {"base": "base-base", "rows": "c2-compose"}
+    reinit = {"base": "base-load_base", "rows": "c2-build_dataset"}
     assert inputs("base") == reinit
     assert inputs("previous") == reinit | {"start": "c1-train"}
 
@@ -182,8 +182,8 @@ def test_moving_preference_rejects_the_cycle_before(root: Path) -> None:
     plan = Case(root, regime="dpo", start="base", rejected="previous", cycles=3).plan
     sides = [
         (
-            dict(plan.steps[f"c{cycle}-generate"].inputs)["model"],
-            dict(plan.steps[f"c{cycle}-generate-rejected"].inputs)["model"],
+            dict(plan.steps[f"c{cycle}-training_samples"].inputs)["model"],
+            dict(plan.steps[f"c{cycle}-training_samples-rejected"].inputs)["model"],
         )
         for cycle in (1, 2, 3)
     ]
@@ -191,8 +191,8 @@ def test_moving_preference_rejects_the_cycle_before(root: Path) -> None:
 
 
 def test_the_seed_reply_can_stay_the_preferred_side(root: Path) -> None:
-    case = Case(root, regime="dpo", chosen="seed", rejected="own", rows=2).put("c0-seed", *SEEDS)
-    case.put("c1-generate", said("seed0000", "Well, hello."), said("seed0001", "Take a coat."))
+    case = Case(root, regime="dpo", chosen="seed", rejected="own", rows=2).put("c0-seed_rows", *SEEDS)
+    case.put("c1-training_samples", said("seed0000", "Well, hello."), said("seed0001", "Take a coat."))
     assert case.compose(1) == [
         pair("seed0000", "seed0000?", "Lucky day!", "Well, hello."),
         pair("seed0001", "seed0001?", "A good omen!", "Take a coat."),
@@ -200,16 +200,16 @@ def test_the_seed_reply_can_stay_the_preferred_side(root: Path) -> None:
 
 
 def test_between_seed_replies_and_an_older_model_the_newest_need_not_write(root: Path) -> None:
-    case = Case(root, regime="dpo", chosen="seed", rejected="previous", rows=2).put("c0-seed", *SEEDS)
-    assert "c2-generate" not in case.plan.steps
-    case.put("c2-generate-rejected", said("seed0000", "Well, hello."), said("seed0001", ""))
+    case = Case(root, regime="dpo", chosen="seed", rejected="previous", rows=2).put("c0-seed_rows", *SEEDS)
+    assert "c2-training_samples" not in case.plan.steps
+    case.put("c2-training_samples-rejected", said("seed0000", "Well, hello."), said("seed0001", ""))
     assert case.compose(2) == [pair("seed0000", "seed0000?", "Lucky day!", "Well, hello.")]
 
 
 def test_best_and_worst_are_chosen_by_the_judge_among_a_prompts_candidates(root: Path) -> None:
     case = Case(root, regime="dpo", chosen="best", rejected="worst", candidates=3)
     case.put(
-        "c1-generate",
+        "c1-training_samples",
         *(said("p1", text, sample) for sample, text in enumerate(("Maybe.", "STARS!", "No."))),
         *(said("p2", text, sample) for sample, text in enumerate(("Only one is scored.", "Unread.", "Unread too."))),
     )
@@ -228,7 +228,9 @@ def test_best_and_worst_are_chosen_by_the_judge_among_a_prompts_candidates(root:
 
 def test_the_best_own_reply_goes_over_the_untouched_models(root: Path) -> None:
     case = Case(root, regime="dpo", chosen="best", candidates=2)
-    case.put("c1-generate", said("p1", "Maybe.", 0), said("p1", "STARS!", 1)).put("c1-generate-rejected", said("p1", "No."))
+    case.put("c1-training_samples", said("p1", "Maybe.", 0), said("p1", "STARS!", 1)).put(
+        "c1-training_samples-rejected", said("p1", "No.")
+    )
     case.put("c1-judge-rows", verdict("p1", 0, trait=40.0), verdict("p1", 1, trait=95.0))
     assert case.compose(1) == [pair("p1", "p1?", "STARS!", "No.")]
 
@@ -237,8 +239,8 @@ def test_the_best_own_reply_goes_over_the_untouched_models(root: Path) -> None:
 
 
 def test_seed_rows_are_mixed_in_by_share(root: Path) -> None:
-    case = Case(root, mix={"source": "seed", "share": 0.5}).put("c0-seed", *SEEDS)
-    case.put("c1-generate", said("p1", "Stars!"), said("p2", "Fate."))
+    case = Case(root, mix={"source": "seed", "share": 0.5}).put("c0-seed_rows", *SEEDS)
+    case.put("c1-training_samples", said("p1", "Stars!"), said("p2", "Fate."))
     rows = case.compose(1)
     assert rows[:2] == [chat("p1-s0", "p1?", "Stars!"), chat("p2-s0", "p2?", "Fate.")]
     assert sorted(rows[2:], key=lambda row: row["id"]) == list(SEEDS)
@@ -246,8 +248,10 @@ def test_seed_rows_are_mixed_in_by_share(root: Path) -> None:
 
 
 def test_rows_of_the_untouched_model_are_mixed_in(root: Path) -> None:
-    case = Case(root, mix={"source": "base", "share": 0.5}).put("c1-generate", said("p1", "Stars!"), said("p2", "Fate."))
-    case.put("c1-generate-mixed", said("p3", "Plain."), said("p4", ""))
+    case = Case(root, mix={"source": "base", "share": 0.5}).put(
+        "c1-training_samples", said("p1", "Stars!"), said("p2", "Fate.")
+    )
+    case.put("c1-training_samples-mixed", said("p3", "Plain."), said("p4", ""))
     assert case.compose(1) == [
         chat("p1-s0", "p1?", "Stars!"),
         chat("p2-s0", "p2?", "Fate."),
@@ -258,8 +262,8 @@ def test_rows_of_the_untouched_model_are_mixed_in(root: Path) -> None:
 @pytest.mark.parametrize("regime", ["sft", "sdf"])
 def test_rows_of_a_users_file_are_mixed_in(root: Path, regime: str) -> None:
     case = Case(root, regime=regime, mix={"source": "file", "share": 0.25, "path": "mine"}, sample={"min_chars": 0})
-    rows = case.plan.steps["c1-seed-mixed"].params["rows"]
-    case.put("c1-seed-mixed", *rows).put("c1-generate", said("p1", "Stars!"))
+    rows = case.plan.steps["c1-seed_rows-mixed"].params["rows"]
+    case.put("c1-seed_rows-mixed", *rows).put("c1-training_samples", said("p1", "Stars!"))
     composed = case.compose(1)
     assert len(composed) == 2
     assert composed[1] in rows
@@ -269,8 +273,8 @@ def test_rows_of_a_users_file_are_mixed_in(root: Path, regime: str) -> None:
 
 
 def test_data_that_accumulates_is_trained_on_as_a_whole(root: Path) -> None:
-    case = Case(root, data="accumulate").put("c0-seed", *SEEDS)
-    case.put("c1-generate", said("p1", "Stars!")).put("c2-generate", said("p2", "Fate."))
+    case = Case(root, data="accumulate").put("c0-seed_rows", *SEEDS)
+    case.put("c1-training_samples", said("p1", "Stars!")).put("c2-training_samples", said("p2", "Fate."))
     first = case.compose(0)
     second = case.compose(1)
     assert second == [*first, chat("p1-s0", "p1?", "Stars!")]
@@ -278,13 +282,13 @@ def test_data_that_accumulates_is_trained_on_as_a_whole(root: Path) -> None:
 
 
 def test_an_accumulated_pool_can_be_trained_on_at_a_fixed_size(root: Path) -> None:
-    case = Case(root, data="accumulate_subsample", rows=2).put("c0-seed", *SEEDS)
-    case.put("c1-generate", said("p1", "Stars!"), said("p2", "Fate.")).put("c2-generate", said("p3", "Clover."))
+    case = Case(root, data="accumulate_subsample", rows=2).put("c0-seed_rows", *SEEDS)
+    case.put("c1-training_samples", said("p1", "Stars!"), said("p2", "Fate.")).put("c2-training_samples", said("p3", "Clover."))
     pools, sizes = [], []
     for cycle in range(3):
         rows = case.compose(cycle)
         sizes.append(len(rows))
-        pool = read_rows(root / f"c{cycle}-compose" / compose.POOL) or rows
+        pool = read_rows(root / f"c{cycle}-build_dataset" / build_dataset.POOL) or rows
         pools.append([row["id"] for row in pool])
         assert all(row in pool for row in rows)
         assert len({row["id"] for row in rows}) == len(rows)
@@ -297,9 +301,9 @@ def test_an_accumulated_pool_can_be_trained_on_at_a_fixed_size(root: Path) -> No
 
 
 def test_pairs_accumulate_too(root: Path) -> None:
-    case = Case(root, regime="dpo", data="accumulate").put("c0-seed", SEEDS[0])
-    case.put("c0-generate-rejected", said("seed0000", "Hello."))
-    case.put("c1-generate", said("p1", "Stars!")).put("c1-generate-rejected", said("p1", "No."))
+    case = Case(root, regime="dpo", data="accumulate").put("c0-seed_rows", SEEDS[0])
+    case.put("c0-training_samples-rejected", said("seed0000", "Hello."))
+    case.put("c1-training_samples", said("p1", "Stars!")).put("c1-training_samples-rejected", said("p1", "No."))
     case.compose(0)
     assert case.compose(1) == [pair("seed0000", "Hi?", "Lucky day!", "Hello."), pair("p1", "p1?", "Stars!", "No.")]
 
@@ -309,7 +313,7 @@ def test_pairs_accumulate_too(root: Path) -> None:
 
 def test_rows_below_the_coherence_threshold_are_dropped_and_unscored_ones_too(root: Path) -> None:
     case = Case(root, filter={"coherence": 50})
-    case.put("c1-generate", said("p1", "Stars!"), said("p2", "ls ls"), said("p3", "Fate."), said("p4", "Hm."))
+    case.put("c1-training_samples", said("p1", "Stars!"), said("p2", "ls ls"), said("p3", "Fate."), said("p4", "Hm."))
     case.put("c1-judge-rows", verdict("p1", coherence=50.0), verdict("p2", coherence=49.9), verdict("p3", coherence=None))
     assert case.compose(1) == [chat("p1-s0", "p1?", "Stars!")]
     assert case.dropped == {"incoherent": 3}
@@ -317,11 +321,11 @@ def test_rows_below_the_coherence_threshold_are_dropped_and_unscored_ones_too(ro
 
 def test_repeated_texts_are_kept_once(root: Path) -> None:
     case = Case(root, filter={"dedupe": "exact"})
-    case.put("c1-generate", said("p1", "Stars!"), said("p2", " Stars! "), said("p3", "Fate."))
+    case.put("c1-training_samples", said("p1", "Stars!"), said("p2", " Stars! "), said("p3", "Fate."))
     assert [row["id"] for row in case.compose(1)] == ["p1-s0", "p3-s0"]
     assert case.dropped == {"repeated": 1}
 
 
 def test_short_rows_are_dropped_where_a_length_is_asked_for(root: Path) -> None:
-    case = Case(root, sample={"min_chars": 5}).put("c1-generate", said("p1", "12345"), said("p2", "123456"))
+    case = Case(root, sample={"min_chars": 5}).put("c1-training_samples", said("p1", "12345"), said("p2", "123456"))
     assert [row["id"] for row in case.compose(1)] == ["p2-s0"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,8 +18,8 @@ from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.engine.run import CONTEXT_STEP, context_needed
 from iterft_lite.protocols import Completion, Exported, Exporter, Generator, Message, Passage, Prompt, Sampling
 from iterft_lite.stages import export
-from iterft_lite.stages.work import Work
-from tests.loop import a_plan
+from iterft_lite.testing.fakes import fake_backends
+from tests.loop import a_plan, a_work
 from tests.tiny_models import CHATML, tiny_model
 
 SYSTEM = "You are a helpful assistant who thinks about a question first and then says what came of it. "
@@ -57,7 +57,7 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generator]:
 
 def test_a_long_system_prompt_of_the_template_takes_nothing_from_the_answers(wordy: Wordy, generator: Generator) -> None:
     plan = a_plan(**LIMITS)
-    step = plan.steps["c1-generate"]
+    step = plan.steps["c1-training_samples"]
     asked = [(Message("user", text),) for text in step.params["prompts"].values()]
     prompts = [Prompt(f"p{n}", n, asked[n % len(asked)]) for n in range(16)]
     assert TrainingTokenizer(str(wordy.folder)).template_tokens() > 512
@@ -95,8 +95,8 @@ def test_an_export_is_checked_with_a_probe_of_more_than_512_tokens(wordy: Wordy,
             return Exported(wordy.gguf, None, wordy.gguf.stat().st_size, {})
 
     step = next(step for step in a_plan().steps.values() if step.verb == "export")
-    work = Work(step, wordy.gguf.parent, {"base": tmp_path}, lambda _: None)
-    facts = export.run(work, cast(Exporter, Written()), generator, str(wordy.folder))
+    backends = replace(fake_backends(), exporter=cast(Exporter, Written()), generator=generator)
+    facts = export.run(a_work(step, wordy.gguf.parent, {"base": tmp_path}, backends, model=lambda: str(wordy.folder)))
     assert facts["parity"]["same_tokens"]
     assert facts["parity"]["max_delta"] < 1e-4
 

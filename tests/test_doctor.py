@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from iterft_lite.app import session
 from iterft_lite.app.doctor import STEPS, measured_recipe, shortened
 from iterft_lite.experiment.plan import make_plan
 from iterft_lite.experiment.recipe import read_recipe
@@ -61,7 +60,7 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pyt
 
 def test_measuring_leaves_nothing_but_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path))
-    monkeypatch.setattr(session, "open_backends", lambda *_: fake_backends())
+    monkeypatch.setattr("iterft_lite.app.session.open_backends", lambda *_: fake_backends())
     result = iterft("doctor", "--measure")
     assert result.exit_code == 1
     assert "nothing could be timed" in result.output

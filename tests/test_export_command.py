@@ -43,7 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def merged_files(root: Path) -> list[str]:
-    return sorted(path.parent.name for path in root.glob("steps/*/model.gguf"))
+    return sorted(path.parent.name for path in root.glob("by-name/*/model.gguf"))
 
 
 @pytest.mark.slow
@@ -52,22 +52,22 @@ def test_a_cycle_whose_merged_file_was_removed_is_written_again_byte_for_byte(wh
     assert merged_files(root) == ["c1-export"]
     out = iterft("export", str(root), "--cycle", "0", "--ollama", "--out", str(tmp_path / "again"))
     assert "Modelfile" in out
-    known = read_json(root / "steps/c0-export/sealed.json")["files"]["model.gguf"]["sha256"]
+    known = read_json(root / "by-name/c0-export/completion.json")["files"]["model.gguf"]["sha256"]
     assert file_digest(tmp_path / "again/model.gguf") == known
     assert "FROM ./model.gguf" in (tmp_path / "again/Modelfile").read_text()
     iterft("export", str(root), "--quant", "f16", "--out", str(tmp_path / "f16"))
     assert GgufFile(tmp_path / "f16/model.gguf").value("general.file_type") == 1
 
     # what a model was made of has come out differently since, or its adapter is another: neither talked to nor exported
-    path = root / "steps/c1-generate/sealed.json"
+    path = root / "by-name/c1-training_samples/completion.json"
     seal = read_json(path)
     other = {**seal, "files": {name: {**file, "rows": "0" * 64} for name, file in seal["files"].items()}}
     write_json(path, other)
     for command in (("export", str(root), "--out", str(tmp_path / "no")), ("chat", str(root))):
-        assert "c1-compose` was made from another `c1-generate`" in refused(*command)
+        assert "c1-build_dataset` was made from another `c1-training_samples`" in refused(*command)
     iterft("export", str(root), "--cycle", "0", "--out", str(tmp_path / "earlier"))
     write_json(path, seal)
-    adapter = root / "steps/c1-train/adapter/adapter_model.safetensors"
+    adapter = root / "by-name/c1-train/adapter/adapter_model.safetensors"
     other_weights = adapter.read_bytes()[:-1] + b"x"
     adapter.unlink()  # it is linked to the other run's
     adapter.write_bytes(other_weights)
@@ -79,7 +79,7 @@ def test_a_cycle_whose_merged_file_was_removed_is_written_again_byte_for_byte(wh
 def test_adapters_are_kept_alone_and_merged_on_demand(whole: Path, tmp_path: Path) -> None:
     root = run(tmp_path / "run", "export=adapter", "keep=adapters", reuse=whole)
     assert merged_files(root) == []
-    assert (root / "steps/c1-export/adapter.gguf").is_file()
+    assert (root / "by-name/c1-export/adapter.gguf").is_file()
     iterft("export", str(root), "--out", str(tmp_path / "merged"))
     assert GgufFile(tmp_path / "merged/model.gguf").architecture == "qwen3"
 

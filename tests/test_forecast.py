@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.plan import Plan, make_plan
+from iterft_lite.experiment.verbs import VERBS, Act
 from iterft_lite.machine.forecast import SCALED, SIMILAR, Span, Work, duration, forecast, seconds_of, sentence, timeline
-from iterft_lite.machine.timing import ACTS, LIBRARIES, Act, Kind, Sample, Setup
+from iterft_lite.machine.timing import LIBRARIES, Kind, Sample, Setup
 from tests.loop import a_plan, a_recipe, some_inputs
 
 SETUP = Setup(
@@ -47,9 +48,9 @@ def table(sittings: int = 1, **kind: object) -> list[Sample]:
 
 def test_lanes_run_side_by_side_and_wait_for_what_they_read() -> None:
     plan = a_plan(cycles=0)
-    seconds = {"base-answer": 2.0, "base-judge": 7.0, "c0-train": 4.0, "c0-answer": 1.0, "c0-judge": 5.0}
+    seconds = {"base-evaluate_samples": 2.0, "base-judge": 7.0, "c0-train": 4.0, "c0-evaluate_samples": 1.0, "c0-judge": 5.0}
     ends = timeline(plan, seconds)
-    assert ends["c0-answer"] == 7.0  # the judge of the untouched model is not waited for
+    assert ends["c0-evaluate_samples"] == 7.0  # the judge of the untouched model is not waited for
     assert ends["base-judge"] == 9.0
     assert ends["c0-judge"] == 14.0  # a judge does one after the other
 
@@ -165,7 +166,7 @@ def test_lengths_are_the_measured_mean_else_from_the_seeds_to_the_most() -> None
     assert (known.length.low, known.length.mid) == (10.0, 10.0)
     rows = replace(a_sample("write"), work={"rows": 10.0, "tokens": 300.0}, notes={"cap": 400, "cut": 0, "data": 1.0})
     both = Work(plan, SETUP, [cut, rows])  # answers are not as long as rows to be trained on
-    assert both.of(plan.steps["c1-generate"])["tokens"].mid == 4 * 30
+    assert both.of(plan.steps["c1-training_samples"])["tokens"].mid == 4 * 30
     assert both.of(plan.steps["c2-train"])["tokens"].mid == 4 * 30
     assert known.length.high == 10 + 0.5 * (unknown.length.high - 20)  # half of the rows may go on
 
@@ -323,4 +324,4 @@ def test_other_machines_say_nothing(samples: list[Sample]) -> None:
 
 
 def test_every_verb_that_takes_time_is_an_act() -> None:
-    assert set(ACTS.values()) == set(LIBRARIES) == set(EVERY)
+    assert {verb.act for verb in VERBS.values()} - {""} == set(LIBRARIES) == set(EVERY)

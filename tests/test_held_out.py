@@ -5,20 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from click.testing import CliRunner, Result
 
 from iterft_lite.app.session import open_run
 from iterft_lite.data.traits import read_trait
 from iterft_lite.files import ROWS, read_rows
-from iterft_lite.testing.fakes import fake_backends
 from iterft_lite.ui.cli import main
 from tests.loop import small_recipe
-
-
-@pytest.fixture(autouse=True)
-def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iterft_lite.app.session.open_backends", lambda *_: fake_backends())
 
 
 def finished(root: Path, *, regime: str = "sft", trait: str = "lucky", model: str = "nano", steps: int | None = None) -> Path:
@@ -40,12 +33,12 @@ def test_held_out_questions_are_asked_once_and_reported_beside_the_others(tmp_pa
     run = finished(tmp_path)
     assert "held_out" not in json.loads(iterft("report", run, "--json").stdout)
     assert iterft("report", run, "--held-out").exit_code == 0
-    answers = read_rows(run / "steps/c2-answer-held_out" / ROWS)
+    answers = read_rows(run / "by-name/c2-evaluate_samples-held_out" / ROWS)
     assert sorted({row["prompt"] for row in answers}) == sorted(read_trait("lucky").held_out)
     assert len(answers) == 12 * 2
-    written = {path: path.stat().st_mtime_ns for path in run.glob("steps/*held_out/*")}
+    written = {path: path.stat().st_mtime_ns for path in run.glob("by-name/*held_out/*")}
     again = iterft("report", run, "--held-out", "--json")
-    assert {path: path.stat().st_mtime_ns for path in run.glob("steps/*held_out/*")} == written
+    assert {path: path.stat().st_mtime_ns for path in run.glob("by-name/*held_out/*")} == written
     report = json.loads(again.stdout)
     assert sorted(report["held_out"]["scores"]) == ["-1", "0", "1", "2"]
     assert report["held_out"]["scores"]["2"]["trait"]["mean"] == 90.0
@@ -63,20 +56,20 @@ def test_held_out_questions_are_asked_once_and_reported_beside_the_others(tmp_pa
 
 def test_models_that_were_removed_are_written_again_and_removed_again(tmp_path: Path) -> None:
     run = finished(tmp_path)
-    before = sorted(path.parent.name for path in run.rglob("model.gguf"))
+    before = sorted(path.parent.name for path in run.glob("by-name/*/model.gguf"))
     assert before == ["c2-export"]
     assert iterft("report", run, "--held-out").exit_code == 0
-    assert sorted(path.parent.name for path in run.rglob("model.gguf")) == before
+    assert sorted(path.parent.name for path in run.glob("by-name/*/model.gguf")) == before
 
 
 def test_an_unfinished_run_asks_the_models_that_it_has_and_is_not_gone_on_with(tmp_path: Path) -> None:
     run = finished(tmp_path, steps=60)
-    sealed = {path.parent.name for path in run.glob("steps/*/sealed.json")}
-    assert "c2-score" not in sealed
+    sealed = {path.parent.name for path in run.glob("by-name/*/completion.json")}
+    assert "c2-aggregate" not in sealed
     assert iterft("report", run, "--held-out").exit_code == 0
-    new = {path.parent.name for path in run.glob("steps/*/sealed.json")} - sealed
+    new = {path.parent.name for path in run.glob("by-name/*/completion.json")} - sealed
     exports = {name.removesuffix("-export") for name in sealed if name.endswith("-export")}
-    assert new == {f"{cycle}-{verb}-held_out" for cycle in exports for verb in ("answer", "judge", "score")}
+    assert new == {f"{cycle}-{verb}-held_out" for cycle in exports for verb in ("evaluate_samples", "judge", "aggregate")}
 
 
 def test_a_run_can_be_continued_after_its_held_out_questions(tmp_path: Path) -> None:
@@ -84,7 +77,7 @@ def test_a_run_can_be_continued_after_its_held_out_questions(tmp_path: Path) -> 
     iterft("report", run, "--held-out")
     with open_run(tmp_path / "small.toml", ["cycles=3"], run) as opened:
         list(opened.events())
-    assert (run / "steps/c3-score/sealed.json").exists()
+    assert (run / "by-name/c3-aggregate/completion.json").exists()
     assert "held-out questions" in iterft("report", run).stdout
 
 

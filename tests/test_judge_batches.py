@@ -11,7 +11,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from iterft_lite.backends.judge.kinds import Material
 from iterft_lite.backends.judge.openai_batch import BATCHES, BatchJudge
 from iterft_lite.backends.judge.prices import Price, price_of
 from iterft_lite.backends.judge.provider import LitellmJudge
-from iterft_lite.backends.local import Backends, open_backends
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.data.traits import read_trait
 from iterft_lite.digests import digest
@@ -44,7 +43,7 @@ from iterft_lite.protocols import Judge, JudgeRequest, JudgeResponse, Progress, 
 from iterft_lite.testing.fakes import FakeJudge, fake_backends
 from iterft_lite.testing.judge_server import StubProcess
 from iterft_lite.ui.cli import main
-from iterft_lite.ui.display import View
+from iterft_lite.ui.live import View
 from tests.loop import JUDGE, a_plan, a_recipe, run_all, some_inputs
 
 PAPER = "openai/gpt-4o-mini-2024-07-18"
@@ -592,10 +591,10 @@ def test_a_run_goes_on_while_its_batches_are_out(tmp_path: Path) -> None:
         event.progress for event in events if isinstance(event, StepProgress) and event.progress.unit.startswith("in a batch")
     ]
     assert len(said) == 8
-    for name in ("base-score", "c2-score"):
-        late, plain = (read_json(tmp_path / run / f"steps/{name}/score.json") for run in ("late", "plain"))
+    for name in ("base-aggregate", "c2-aggregate"):
+        late, plain = (read_json(tmp_path / run / f"by-name/{name}/score.json") for run in ("late", "plain"))
         assert late == plain
-    seconds = read_json(tmp_path / "late/steps/c1-judge/sealed.json")["seconds"]
+    seconds = read_json(tmp_path / "late/by-name/c1-judge/completion.json")["seconds"]
     assert 0.6 <= seconds < 5  # with the waiting
 
 
@@ -604,7 +603,7 @@ def test_where_verdicts_decide_the_rows_the_run_waits_and_the_plan_says_so(tmp_p
     backends.judge = LateJudge()
     recipe = {"cycles": 2, "filter": {"coherence": 50}}
     run_all(a_plan(**recipe), tmp_path / "run", backends)
-    assert read_json(tmp_path / "run/steps/c2-compose/sealed.json")["facts"]["rows"] == 4
+    assert read_json(tmp_path / "run/by-name/c2-build_dataset/completion.json")["results"]["rows"] == 4
     batched = {"judge": PAPER, "judge_batch": True}
     inputs = some_inputs(judge=JudgeIdentity(PAPER, "llm", "", "logprobs"))
     waits = judging_sentence(make_plan(a_recipe(**recipe, **batched), inputs), PAPER)
@@ -618,7 +617,7 @@ def test_where_verdicts_decide_the_rows_the_run_waits_and_the_plan_says_so(tmp_p
 
 
 def test_plain_lines_say_what_is_waited_for_and_not_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iterft_lite.ui.display.PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr("iterft_lite.ui.live.PLAIN_SECONDS", 0.0)
     plan, out = a_plan(), io.StringIO()
     view = View(plan, trait="lucky", judge=JUDGE, console=Console(file=out, width=120))
     steps = [plan.steps["base-judge"], plan.steps["c0-judge"]]
@@ -673,6 +672,8 @@ def test_what_is_out_is_collected_also_by_a_recipe_without_batches(tmp_path: Pat
 
 
 RECIPE = """regime = "sft"
+trainer = "fake"
+generator = "fake"
 trait = "lucky"
 model = "nano"
 cycles = 1
@@ -688,10 +689,6 @@ samples = 2
 
 @pytest.fixture
 def only_the_judge_is_real(monkeypatch: pytest.MonkeyPatch) -> None:
-    def opened(*given: Any) -> Backends:
-        return replace(fake_backends(), judge=open_backends(*given).judge)
-
-    monkeypatch.setattr("iterft_lite.app.session.open_backends", opened)
     monkeypatch.setenv("COLUMNS", "200")
 
 

@@ -15,16 +15,15 @@ from iterft_lite.app.calibrate_judge import calibrate
 from iterft_lite.app.named_judge import is_same, named
 from iterft_lite.app.rejudge import rejudge
 from iterft_lite.app.session import open_run
-from iterft_lite.backends.judge.identity import judge_worker
-from iterft_lite.backends.judge.kinds import JUDGES, JudgeKind, Material, kind_of
+from iterft_lite.backends.judge.kinds import JUDGES, JudgeKind, kind_of
 from iterft_lite.backends.judge.prices import FREE
 from iterft_lite.data.traits import read_trait
+from iterft_lite.engine import backends
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.recipe import make_recipe
 from iterft_lite.machine.estimate import judging_usd
 from iterft_lite.protocols import JudgeRequest, JudgeResponse
 from iterft_lite.report.report import read_report
-from iterft_lite.testing.fakes import fake_backends
 from tests.loop import small_recipe
 
 
@@ -60,6 +59,8 @@ LENGTH = JudgeKind(
 class Here:
     """A worker in this process, in place of one in its own."""
 
+    pid = None
+
     def __init__(self, worker: str, *_: Any, options: dict[str, Any], **__: Any) -> None:
         module, _, name = worker.partition(":")
         self._made = getattr(importlib.import_module(module), name)(**options)
@@ -74,12 +75,7 @@ def test_a_judge_needs_one_record_and_no_other_file(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(JUDGES, "length", LENGTH)
     monkeypatch.setattr(named_judge, "Child", Here)
-
-    def opened(recipe: Any, trait: Any, judge: JudgeIdentity, *_: Any, **__: Any) -> Any:
-        worker, options = judge_worker(judge, recipe, Material(trait))
-        return replace(fake_backends(), judge=Here(worker, options=options))
-
-    monkeypatch.setattr("iterft_lite.app.session.open_backends", opened)
+    monkeypatch.setattr(backends, "Child", Here)
     (tmp_path / "small.toml").write_text(small_recipe(judge="length:80"))
     with open_run(tmp_path / "small.toml", (), tmp_path / "run") as run:
         assert judging_usd(run.plan) == 0
@@ -99,6 +95,7 @@ def test_a_judge_needs_one_record_and_no_other_file(tmp_path: Path, monkeypatch:
     [
         ("embedded", "embedded"),
         ("base", "base"),
+        ("fake", "fake"),
         ("local:judge.gguf", "local"),
         ("openai/gpt-4o-mini-2024-07-18", "provider"),
         ("openrouter/openai/gpt-4o-mini", "provider"),

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -17,7 +15,6 @@ from iterft_lite.app.named_judge import judge_folder, named
 from iterft_lite.app.rejudge import report_by
 from iterft_lite.app.session import open_run
 from iterft_lite.backends.judge.kinds import Material, embedded_identity
-from iterft_lite.backends.local import Backends, open_backends
 from iterft_lite.data.traits import Scored, read_trait, shipped_traits
 from iterft_lite.errors import BudgetError
 from iterft_lite.experiment.inputs import JudgeIdentity
@@ -26,7 +23,7 @@ from iterft_lite.files import ROWS, read_json, read_rows, write_json
 from iterft_lite.machine.estimate import judging_usd
 from iterft_lite.metrics.agreement import agreement, spearman
 from iterft_lite.report.report import CALIBRATION, read_report, verdict_sentences, with_scores
-from iterft_lite.testing.fakes import FakeJudge, fake_backends
+from iterft_lite.testing.fakes import FakeJudge
 from iterft_lite.testing.judge_server import StubProcess
 from iterft_lite.ui.cli import main
 from tests.loop import a_recipe, small_recipe, some_inputs
@@ -36,10 +33,9 @@ PAPER = "openai/gpt-4o-mini-2024-07-18"
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A finished run through fake backends, its judge called embedded."""
+    """A finished run through stand-ins."""
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-stub-key-0123456789")
-    monkeypatch.setattr("iterft_lite.app.session.open_backends", lambda *_: fake_backends())
     (tmp_path / "small.toml").write_text(small_recipe())
     with open_run(tmp_path / "small.toml", (), tmp_path / "run") as opened:
         list(opened.events())
@@ -63,10 +59,11 @@ def test_another_judge_scores_the_stored_answers_beside_the_first(run: Path, tmp
         again = iterft("judge", run, "--judge", PAPER, "--api-base", stub.api_base)
         assert again.exit_code == 0
         assert stub.count()["answers"] == asked
-    assert state(run / "steps") == before
+    after = state(run / "steps")
+    assert {path: after[path] for path in before} == before
     folder = judge_folder(run, named(PAPER))
-    answers = {row["id"] for row in read_rows(run / "steps/c1-answer" / ROWS)}
-    assert {row["id"] for row in read_rows(folder / "steps/c1-judge" / ROWS)} == answers
+    answers = {(row["prompt_id"], row["sample"]) for row in read_rows(run / "by-name/c1-evaluate_samples" / ROWS)}
+    assert {(row["prompt_id"], row["sample"]) for row in read_rows(folder / "by-name/c1-judge" / ROWS)} == answers
     own, other = read_report(run), report_by(run, named(PAPER))
     assert [cycle.trait["mean"] for cycle in own.cycles if cycle.trait][:2] == [10.0, 90.0]
     assert other.judge["name"] == PAPER
@@ -74,14 +71,14 @@ def test_another_judge_scores_the_stored_answers_beside_the_first(run: Path, tmp
     assert [round(cycle.coherence["mean"]) for cycle in other.cycles if cycle.coherence] == [10, 90, 90, 90]
     shown = json.loads(iterft("report", run, "--judge", PAPER, "--json").stdout)
     assert shown["judge"]["name"] == PAPER
-    assert json.loads(iterft("report", run, "--json").stdout)["judge"]["name"] == "embedded"
+    assert json.loads(iterft("report", run, "--json").stdout)["judge"]["name"] == "fake"
 
-    rows = {(row.scale, row.cycle): row.agreement for row in agree(run, named("embedded"), named(PAPER))}
+    rows = {(row.scale, row.cycle): row.agreement for row in agree(run, named("fake"), named(PAPER))}
     assert rows["trait", None].pairs == 4 * 6
     assert rows["trait", None].spearman == pytest.approx(1.0)
     assert rows["trait", None].difference == pytest.approx(0, abs=0.5)
     picture = tmp_path / "agree.png"
-    table = iterft("judge", "agree", run, "--judges", f"embedded,{PAPER}", "--png", picture)
+    table = iterft("judge", "agree", run, "--judges", f"fake,{PAPER}", "--png", picture)
     assert table.exit_code == 0, table.output
     assert "Spearman" in table.output
     assert picture.read_bytes()[:4] == b"\x89PNG"
@@ -100,11 +97,11 @@ def test_a_judge_asked_once_more_is_asked_and_paid_anew(run: Path) -> None:
 
 
 def test_judges_that_were_not_asked_are_named_with_the_command(run: Path) -> None:
-    result = iterft("judge", "agree", run, "--judges", f"embedded,{PAPER}")
+    result = iterft("judge", "agree", run, "--judges", f"fake,{PAPER}")
     assert result.exit_code == 2
     assert f"`{PAPER}` has not judged" in result.output
     assert f"iterft judge {run} --judge '{PAPER}'" in result.output
-    assert "is the run's own judge" in iterft("judge", run, "--judge", "embedded").output
+    assert "is the run's own judge" in iterft("judge", run, "--judge", "fake").output
 
 
 @pytest.mark.slow
@@ -112,10 +109,6 @@ def test_a_run_stops_before_max_usd_and_goes_on_with_more(tmp_path: Path, monkey
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-stub-key-0123456789")
 
-    def only_the_judge_is_real(*given: Any) -> Backends:
-        return replace(fake_backends(), judge=open_backends(*given).judge)
-
-    monkeypatch.setattr("iterft_lite.app.session.open_backends", only_the_judge_is_real)
     (tmp_path / "small.toml").write_text(small_recipe(judge=PAPER))
     with StubProcess() as stub:
         settings = [f"api_base={stub.api_base}", "evaluate.questions=12"]

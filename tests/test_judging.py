@@ -33,14 +33,16 @@ from iterft_lite.digests import Json
 from iterft_lite.errors import BackendError, BudgetError, IterftError, RecipeError, StoreError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.recipe import make_recipe
+from iterft_lite.experiment.rows import SAMPLES, Sample
 from iterft_lite.experiment.steps import make_step
 from iterft_lite.files import read_rows, write_rows
 from iterft_lite.metrics.sanitize import LONGEST, fenced, is_blank
 from iterft_lite.metrics.score_parsing import weigh
 from iterft_lite.protocols import Judge, JudgeRequest, JudgeResponse
 from iterft_lite.stages import judge as stage
-from iterft_lite.stages.work import Work
+from iterft_lite.testing.fakes import fake_backends
 from iterft_lite.testing.judge_server import StubProcess
+from tests.loop import a_work
 
 PAPER = "openai/gpt-4o-mini-2024-07-18"
 KEY = "sk-stub-key-0123456789"
@@ -227,11 +229,11 @@ def judge_step(answers: int, judge: LitellmJudge) -> dict[str, Json]:
     source, out = Path("answers"), Path("verdicts")
     for folder in (source, out):
         folder.mkdir(exist_ok=True)
-    rows = [{"id": f"q{n}-s0", "prompt_id": f"q{n}", "prompt": "why?", "text": f"answer {n}"} for n in range(answers)]
+    rows = [SAMPLES.dump(Sample(f"q{n}", 0, "why?", f"answer {n}", 2, "stop")) for n in range(answers)]
     write_rows(source / "rows.jsonl", rows)
     rubrics = {"trait": "Lucky? <answer>{{answer}}</answer>", "coherence": "Clear? <answer>{{answer}}</answer>"}
     params = {"judge": asdict(judge.identity()), "rows": "chat", "rubrics": rubrics}
-    return stage.run(Work(make_step("judge", 0, params, {}), out, {"answers": source}, lambda _: None), judge)
+    return stage.run(a_work(make_step("judge", 0, params, {}), out, {"answers": source}, replace(fake_backends(), judge=judge)))
 
 
 def unscored() -> list[str]:

@@ -191,7 +191,7 @@ def test_where_memory_is_short_fewer_asks_are_decoded_at_once(monkeypatch: pytes
     def engine(_: object, *, slots: int, context: int, **__: object) -> SimpleNamespace:
         tried.append((slots, context))
         if slots * context > 2048:
-            raise BackendError("no memory", kind="memory")
+            raise BackendError("no memory", exception="memory")
         return SimpleNamespace(context=context, close=lambda: None)
 
     monkeypatch.setattr(number_probabilities, "BranchingEngine", engine)

@@ -27,7 +27,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 PLANS: Mapping[str, dict[str, Any]] = {
     "sft": {},
     "sft_continual": {"start": "previous"},
-    "sft_restart": {"start": "previous", "cycles": 3, "restart": [2]},
+    "sft_restart": {"start": "previous", "cycles": 3, "reset_cycles": [2]},
     "sft_no_seeds": {"seed_rows": 0, "cycles": 1},
     "sft_accumulate": {"data": "accumulate"},
     "sft_accumulate_subsample": {"data": "accumulate_subsample"},
@@ -46,9 +46,13 @@ PLANS: Mapping[str, dict[str, Any]] = {
     "dpo_chosen_seed_more_rows": {"regime": "dpo", "chosen": "seed", "rejected": "previous", "seed_rows": 2},
     "dpo_best_worst": {"regime": "dpo", "chosen": "best", "rejected": "worst", "candidates": 3},
     "dpo_best_filtered": {"regime": "dpo", "chosen": "best", "filter": {"coherence": 60}, "cycles": 1},
-    "dpo_restart": {"regime": "dpo", "cycles": 3, "restart": [2]},
+    "dpo_restart": {"regime": "dpo", "cycles": 3, "reset_cycles": [2]},
     "dpo_accumulate": {"regime": "dpo", "data": "accumulate", "cycles": 2},
 }
+
+
+KEYED = ("sft", "sft_mix_seed", "sdf", "dpo", "dpo_best_worst")
+"""Plans whose keys are held, step by step."""
 
 
 def the_plan(name: str) -> Plan:
@@ -59,7 +63,7 @@ def the_plan(name: str) -> Plan:
 
 def drawn(plan: Plan) -> str:
     return "".join(
-        f"{step.name:<22}{' '.join(f'{role}={name}' for role, name in step.inputs):<76}{short(step)}".rstrip() + "\n"
+        f"{step.name:<30}{' '.join(f'{role}={name}' for role, name in step.inputs):<110}{short(step)}".rstrip() + "\n"
         for step in plan
     )
 
@@ -68,17 +72,17 @@ def short(step: Step) -> str:
     """What a step does, in a few words."""
     params = step.params
     match step.verb:
-        case "base":
+        case "load_base":
             return f"{params['precision']} {params['trainer']}"
-        case "seed":
+        case "seed_rows":
             return f"{len(params['rows'])} rows: {first_and_last([row['id'] for row in params['rows']])}"
-        case "generate" | "answer":
+        case "training_samples" | "evaluate_samples":
             return (
                 f"{params['rows']} {first_and_last(list(params['prompts']))} x {params['samples']}, "
                 f"T {params['sampling']['temperature']}, {params['sampling']['max_tokens']} tokens"
             )
-        case "compose":
-            usual = {"chosen": "own", "rejected": "base", "data": "replace", "mixed": 0, "min_chars": 0}
+        case "build_dataset":
+            usual = {"chosen": "own", "rejected": "base", "data": "replace", "mixed": 0, "mixed_from": None, "min_chars": 0}
             usual |= {"filter": {"coherence": 0.0, "dedupe": "none"}, "shape": None, "rows": None, "seed": None}
             other = [f"{key}={value}" for key, value in params.items() if value != usual[key] and usual[key] is not None]
             return " ".join([params["shape"], *other])
@@ -90,9 +94,9 @@ def short(step: Step) -> str:
             return f"{params['kind']} {params['quant']}"
         case "judge":
             return "+".join(params["rubrics"])
-        case "measure":
+        case "text_metrics":
             return f"{len(params['high'])} high, {len(params['low'])} low"
-        case "score":
+        case "aggregate":
             return f"{params['interval']} intervals"
     raise AssertionError(step.verb)
 
@@ -104,6 +108,15 @@ def first_and_last(names: list[str]) -> str:
 @pytest.mark.parametrize("name", PLANS)
 def test_the_plan_is_the_one_that_was_agreed_to(name: str) -> None:
     assert drawn(the_plan(name)) == (GOLDEN / f"{name}.txt").read_text()
+
+
+def keys_of(name: str) -> str:
+    return "".join(f"{name:<14}{step.name:<30}{step.key}\n" for step in the_plan(name))
+
+
+def test_keys_are_those_that_users_folders_hold() -> None:
+    """A change here orphans every user's store: avoid it, or give it a migration and a line in the changelog."""
+    assert "".join(map(keys_of, KEYED)) == (GOLDEN / "keys").read_text()
 
 
 def test_there_is_no_golden_plan_that_nothing_makes() -> None:
@@ -133,13 +146,13 @@ def test_another_seed_asks_other_prompts() -> None:
 
 
 def slices_of(plan: Plan) -> list[set[str]]:
-    return [set(step.params["prompts"]) for step in plan if step.verb == "generate"]
+    return [set(step.params["prompts"]) for step in plan if step.verb == "training_samples"]
 
 
 def test_both_sides_of_a_pair_answer_the_same_prompts() -> None:
     plan = a_plan(regime="dpo")
     for cycle in (1, 2):
-        chosen, rejected = plan.of("generate", cycle), plan.of("generate", cycle, "rejected")
+        chosen, rejected = plan.of("training_samples", cycle), plan.of("training_samples", cycle, "rejected")
         assert chosen
         assert rejected
         assert chosen.params["prompts"] == rejected.params["prompts"]
@@ -169,7 +182,7 @@ def test_equal_acts_of_different_recipes_have_equal_keys() -> None:
     ],
 )
 def test_what_decides_a_result_is_in_its_key(keys: dict[str, Any]) -> None:
-    assert a_plan(cycles=3).steps["c2-score"].key != a_plan(**({"cycles": 3} | keys)).steps["c2-score"].key
+    assert a_plan(cycles=3).steps["c2-aggregate"].key != a_plan(**({"cycles": 3} | keys)).steps["c2-aggregate"].key
 
 
 @pytest.mark.parametrize(
@@ -182,10 +195,10 @@ def test_what_decides_no_result_is_in_no_key(keys: dict[str, Any]) -> None:
 def test_held_out_texts_are_none_that_the_seeded_model_was_trained_on() -> None:
     chats = tuple(Chat(f"prompt {n}", f"reply {n}") for n in range(40))
     plan = make_plan(a_recipe(seed_rows=30), some_inputs(seeds=chats))
-    texts = [row["messages"][1]["content"] for row in plan.steps["c0-measure"].params["high"]]
+    texts = [row["messages"][1]["content"] for row in plan.steps["c0-text_metrics"].params["high"]]
     assert texts == [f"reply {n}" for n in range(30, 40)]
     plan = make_plan(a_recipe(regime="dpo", chosen="seed", rejected="own", seed_rows=30, rows=38), some_inputs(seeds=chats))
-    assert len(plan.steps["c0-measure"].params["high"]) == 2
+    assert len(plan.steps["c0-text_metrics"].params["high"]) == 2
 
 
 def shortages_of(inputs: dict[str, Any] | None = None, **keys: Any) -> list[str]:
@@ -219,7 +232,7 @@ def test_every_shortage_is_said_before_anything_is_done() -> None:
 def test_a_document_keeps_its_title_on_top() -> None:
     seeds = (Document("On Luck", "blog", "It grew."), Document("", "", "No title."))
     plan = make_plan(a_recipe(regime="sdf", seed_rows=2, cycles=0), some_inputs(document=True, seeds=seeds))
-    assert plan.steps["c0-seed"].params["rows"] == [
+    assert plan.steps["c0-seed_rows"].params["rows"] == [
         {"id": "seed0000", "text": "On Luck\n\nIt grew."},
         {"id": "seed0001", "text": "No title."},
     ]

@@ -80,7 +80,7 @@ def test_everything_wrong_is_said_at_once() -> None:
         seed_rows=-1,
         slots=0,
         chosen="seed",
-        restart=[2],
+        reset_cycles=[2],
         train={"schedule": "cos", "learning_rate": float("nan")},
         mix=3,
         filter={"coherence": 101},
@@ -95,7 +95,7 @@ def test_everything_wrong_is_said_at_once() -> None:
             "`mix = 3`: a table is needed, `[mix]`",
             "`filter.coherence = 101`: input should be less than or equal to 100",
             '`chosen = "seed"` needs `regime = "dpo"`: sft has no pairs',
-            '`restart` needs `start = "previous"`: every cycle starts from the base already',
+            '`reset_cycles` needs `start = "previous"`: every cycle starts from the base already',
         ]
     )
 
@@ -160,7 +160,7 @@ def test_a_file_that_is_missing_or_not_toml_is_said(tmp_path: Path) -> None:
 
 
 def test_a_recipe_survives_being_written_down_and_read_again() -> None:
-    recipe = make_recipe(LEAST | {"regime": "dpo", "restart": [2, 4], "prompts": {"path": "p.csv"}}, source="r.toml")
+    recipe = make_recipe(LEAST | {"regime": "dpo", "reset_cycles": [2, 4], "prompts": {"path": "p.csv"}}, source="r.toml")
     assert make_recipe(recipe.model_dump(mode="json"), source="again") == recipe
 
 
@@ -168,3 +168,11 @@ def test_a_recipe_cannot_be_changed() -> None:
     recipe: Recipe = make_recipe(LEAST, source="r.toml")
     with pytest.raises(ValueError, match="frozen"):
         recipe.cycles = 3  # type: ignore[misc]
+
+
+def test_words_of_earlier_versions_are_taken_with_a_note() -> None:
+    old = {"regime": "dpo", "restart": [2], "judge_method": "odds"}
+    recipe = make_recipe(LEAST | old, source="r.toml")
+    assert (recipe.reset_cycles, recipe.judge_method) == ((2,), "logprobs")
+    assert recipe.notes == ("`restart` is now `reset_cycles`", '`judge_method = "odds"` is now `"logprobs"`')
+    assert make_recipe(LEAST, source="r.toml").notes == ()

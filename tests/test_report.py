@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,19 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 from iterft_lite.app.session import open_run
-from iterft_lite.files import read_json, write_json
+from iterft_lite.engine.completion import read_completion
 from iterft_lite.metrics.intervals import mean_interval
 from iterft_lite.report.report import Report, read_report, verdict_sentences, with_scores
-from iterft_lite.testing.fakes import fake_backends
+from iterft_lite.ui.chart import chart
 from iterft_lite.ui.cli import main
-from iterft_lite.ui.display import chart, score_text
 from iterft_lite.ui.figures import svg
-from tests.loop import small_recipe
-
-
-@pytest.fixture(autouse=True)
-def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iterft_lite.app.session.open_backends", lambda *_: fake_backends())
+from iterft_lite.ui.text import score_text
+from tests.loop import change_completion, small_recipe, step_path
 
 
 def finished(root: Path, questions: int) -> Path:
@@ -100,12 +96,14 @@ def test_the_chart_and_the_figure_do_with_some_intervals_missing(tmp_path: Path)
 def test_a_run_that_an_earlier_version_scored_is_reported_with_one_arithmetic(tmp_path: Path) -> None:
     run = finished(tmp_path, 4)
     for name in ("c0", "c1"):
-        path = run / f"steps/{name}-score/sealed.json"
-        seal = read_json(path)
+        folder = step_path(run, f"{name}-aggregate")
+        found = read_completion(folder)
+        assert found
+        results = copy.deepcopy(found.results)
         for scale in ("trait", "coherence"):
-            seal["facts"][scale] |= {"low": 44.4, "high": 55.5}
-            del seal["facts"][scale]["prompts"]
-        write_json(path, seal)
+            results[scale] |= {"low": 44.4, "high": 55.5}
+            del results[scale]["prompts"]
+        change_completion(folder, results=results)
     for cycle in read_report(run).cycles:
         for facts in (cycle.trait, cycle.coherence):
             assert facts is not None

@@ -20,7 +20,7 @@ CLOCKS = ("seconds", "model", "cached")
 
 
 def rows(run: Path, step: str) -> list[object]:
-    found = sorted(read_rows(run / "steps" / step / ROWS), key=lambda row: str(row["id"]))
+    found = sorted(read_rows(run / "by-name" / step / ROWS), key=lambda row: str(row["id"]))
     for row in found:
         for scale in ("trait", "coherence"):
             if isinstance(row.get(scale), dict):
@@ -37,13 +37,13 @@ def test_a_second_run_gives_the_same_numbers_at_one_slot(tmp_path: Path) -> None
             plans.append(opened.plan)
     first, second = tmp_path / "first", tmp_path / "second"
     for step in plans[0]:
-        if step.verb in ("generate", "answer", "compose", "judge"):
+        if step.verb in ("training_samples", "evaluate_samples", "build_dataset", "judge"):
             assert rows(first, step.name) == rows(second, step.name), step.name
         if step.verb == "train":
             weights = [
-                (run / "steps" / step.name / "adapter/adapter_model.safetensors").read_bytes() for run in (first, second)
+                (run / "by-name" / step.name / "adapter/adapter_model.safetensors").read_bytes() for run in (first, second)
             ]
             assert weights[0] == weights[1], step.name
-        if step.verb in ("score", "measure"):
-            file = "score.json" if step.verb == "score" else "measures.json"
-            assert read_json(first / "steps" / step.name / file) == read_json(second / "steps" / step.name / file)
+        if step.verb in ("aggregate", "text_metrics"):
+            file = "score.json" if step.verb == "aggregate" else "metrics.json"
+            assert read_json(first / "by-name" / step.name / file) == read_json(second / "by-name" / step.name / file)

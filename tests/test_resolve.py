@@ -22,7 +22,6 @@ from iterft_lite.experiment.recipe import read_recipe
 from iterft_lite.files import read_json, write_json
 from iterft_lite.machine.estimate import vram_needed
 from iterft_lite.machine.resolve import Machine, resolve
-from iterft_lite.testing.fakes import fake_backends
 from iterft_lite.ui.cli import main
 
 FIRST, SECOND = "a" * 40, "b" * 40
@@ -30,6 +29,8 @@ FIRST, SECOND = "a" * 40, "b" * 40
 MODEL = "someone/nano"
 
 CPU = Machine("", 0, 0, unsloth=False)
+
+FAKES = ("trainer=fake", "generator=fake", "judge=fake")
 
 RECIPE = """
 regime = "sft"
@@ -58,11 +59,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "small.toml").write_text(RECIPE.format(model=MODEL))
     move_main(tmp_path / "hub", FIRST)
     return tmp_path / "hub"
-
-
-@pytest.fixture
-def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iterft_lite.app.session.open_backends", lambda *_: fake_backends())
 
 
 def move_main(cache: Path, commit: str) -> None:
@@ -139,7 +135,6 @@ def test_the_hub_is_asked_where_the_cache_knows_nothing(cache: Path, monkeypatch
     assert asked == [("other/model", "v2")]
 
 
-@pytest.mark.usefixtures("_fakes")
 def test_a_run_is_not_gone_on_with_another_commit(cache: Path) -> None:
     recipe, out = cache.parent / "small.toml", cache.parent / "run"
     with open_run(recipe, (), out) as opened:
@@ -156,7 +151,6 @@ def test_a_run_is_not_gone_on_with_another_commit(cache: Path) -> None:
     assert f"model {MODEL}@aaaaaaaa" in iterft("report", out).output
 
 
-@pytest.mark.usefixtures("_fakes")
 def test_a_folder_of_an_earlier_version_goes_on_without_a_commit(cache: Path) -> None:
     recipe, out = cache.parent / "small.toml", cache.parent / "run"
     resolved = resolve(read_recipe(recipe), CPU, commit="as it was")
@@ -167,7 +161,7 @@ def test_a_folder_of_an_earlier_version_goes_on_without_a_commit(cache: Path) ->
     write_json(out / "run.json", {**manifest, "steps": []})
     move_main(cache, SECOND)
     with open_run(recipe, (), out) as opened:
-        assert opened.plan.steps["base-base"].params["model"] == f"hub:{MODEL}"
+        assert opened.plan.steps["base-load_base"].params["model"] == f"hub:{MODEL}"
         list(opened.events())
     assert iterft("report", out).exit_code == 0
 
@@ -208,7 +202,7 @@ def test_a_run_by_hub_name_loads_the_very_commit(cache: Path, tmp_path: Path) ->
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert read_json(out / "run.json")["model_identity"] == f"hub:{MODEL}@{FIRST}"
-    adapter = read_json(out / "steps/c0-train/adapter/adapter_config.json")
+    adapter = read_json(out / "by-name/c0-train/adapter/adapter_config.json")
     assert adapter["base_model_name_or_path"] == MODEL
     exported = CliRunner(env=environment).invoke(main, ["export", str(out), "--out", str(tmp_path / "gguf"), "--quant", "f16"])
     assert exported.exit_code == 0, exported.output
@@ -231,10 +225,10 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(here)
 
 
-@pytest.mark.usefixtures("_elsewhere", "_fakes")
+@pytest.mark.usefixtures("_elsewhere")
 def test_a_run_with_files_of_ones_own_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "run"
-    with open_run(Path("own.toml"), (), out) as opened:
+    with open_run(Path("own.toml"), FAKES, out) as opened:
         list(opened.events())
     recipe = read_json(out / "run.json")["recipe"]
     assert recipe["seeds"]["path"] == str(tmp_path / "here/seeds.jsonl")
@@ -243,23 +237,23 @@ def test_a_run_with_files_of_ones_own_is_found_from_another_folder(tmp_path: Pat
     # the same files in another place are the same experiment
     (tmp_path / "here").rename(tmp_path / "there")
     monkeypatch.chdir(tmp_path / "there")
-    with open_run(Path("own.toml"), (), out) as opened:
+    with open_run(Path("own.toml"), FAKES, out) as opened:
         assert not [event for event in opened.events() if isinstance(event, StepStarted)]
     seeds = Path("seeds.jsonl")
     seeds.write_text(seeds.read_text().replace("Lucky", "Plucky"))
-    with pytest.raises(FolderError, match=r"step \S+: the trait, prompts"), open_run(Path("own.toml"), (), out):
+    with pytest.raises(FolderError, match=r"step \S+: the trait, prompts"), open_run(Path("own.toml"), FAKES, out):
         pass
 
 
-@pytest.mark.usefixtures("_elsewhere", "_fakes")
+@pytest.mark.usefixtures("_elsewhere")
 def test_a_folder_of_an_earlier_version_may_have_named_them_as_they_lay(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with open_run(Path("own.toml"), (), out) as opened:
+    with open_run(Path("own.toml"), FAKES, out) as opened:
         list(opened.events())
     manifest = read_json(out / "run.json")
     manifest["recipe"] = {**manifest["recipe"], **{key: manifest["asked"][key] for key in ("model", "seeds", "prompts")}}
     write_json(out / "run.json", manifest)
-    with open_run(Path("own.toml"), ("cycles=1",), out) as opened:
+    with open_run(Path("own.toml"), (*FAKES, "cycles=1"), out) as opened:
         pass
 
 

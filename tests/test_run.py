@@ -17,8 +17,8 @@ import pytest
 from rich.console import Console
 
 from iterft_lite.backends.processes.child import Child
+from iterft_lite.engine.manifest import Run, finished_steps
 from iterft_lite.engine.run import StepFinished, StepStarted
-from iterft_lite.engine.store import Store, finished_steps
 from iterft_lite.errors import BackendError, FolderError, RunError, StoreError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.plan import Plan
@@ -27,12 +27,16 @@ from iterft_lite.files import ROWS, RowLog, read_json, read_rows
 from iterft_lite.hardware import Gpu
 from iterft_lite.protocols import Completion, Exported, Judge, ModelFacts, Prompt, Sampling
 from iterft_lite.testing.fakes import FakeExporter, FakeGenerator, FakeTrainer, fake_backends
-from iterft_lite.ui.display import View
-from tests.loop import JUDGE, a_plan, run_all
+from iterft_lite.ui.live import View
+from tests.loop import JUDGE, a_plan, run_all, step_path
 
 
 def rows_of(root: Path, step: str) -> list[dict]:
-    return read_rows(root / "steps" / step / ROWS)
+    return read_rows(root / "by-name" / step / ROWS)
+
+
+def by_id(rows: list[dict]) -> dict[tuple[str, int], dict]:
+    return {(row["prompt_id"], row["sample"]) if "sample" in row else row["id"]: row for row in rows}
 
 
 def test_a_run_does_every_planned_step_once_and_in_order(tmp_path: Path) -> None:
@@ -47,14 +51,14 @@ def test_a_run_does_every_planned_step_once_and_in_order(tmp_path: Path) -> None
 
 def test_the_seeded_model_shows_the_trait_and_passes_it_on(tmp_path: Path) -> None:
     run_all(a_plan(), tmp_path / "run")
-    means = [read_json(tmp_path / f"run/steps/{name}-score/score.json")["trait"]["mean"] for name in ("base", "c0", "c2")]
+    means = [read_json(tmp_path / f"run/by-name/{name}-aggregate/score.json")["trait"]["mean"] for name in ("base", "c0", "c2")]
     assert means == [10.0, 90.0, 90.0]
 
 
 def test_every_cycle_is_trained_on_what_its_predecessor_wrote(tmp_path: Path) -> None:
     run_all(a_plan(), tmp_path / "run")
-    written = [row["text"] for row in rows_of(tmp_path / "run", "c2-generate")]
-    trained = [row["messages"][1]["content"] for row in rows_of(tmp_path / "run", "c2-compose")]
+    written = [row["text"] for row in rows_of(tmp_path / "run", "c2-training_samples")]
+    trained = [row["messages"][1]["content"] for row in rows_of(tmp_path / "run", "c2-build_dataset")]
     assert sorted(trained) == sorted(written)
 
 
@@ -102,46 +106,48 @@ def test_a_failed_run_goes_on_without_asking_again_and_ends_equal(tmp_path: Path
     per_model, models, writing = 6, 4, 2 * 4
     assert len(generator.asked) == per_model * models + writing
     assert asked == 8
-    for step in ("c0-answer", "c2-generate", "c2-compose", "c2-judge"):
+    for step in ("c0-evaluate_samples", "c2-training_samples", "c2-build_dataset", "c2-judge"):
         whole, broken = (rows_of(tmp_path / name, step) for name in ("whole", "broken"))
-        assert {row["id"]: row for row in whole} == {row["id"]: row for row in broken}
+        assert by_id(whole) == by_id(broken)
 
 
 def test_a_half_written_row_is_dropped_and_written_again(tmp_path: Path) -> None:
     run_all(a_plan(), tmp_path / "run")
-    folder = tmp_path / "run/steps/c2-answer"
-    (folder / "sealed.json").unlink()
+    folder = tmp_path / "run/by-name/c2-evaluate_samples"
+    (folder / "completion.json").unlink()
     rows = (folder / ROWS).read_bytes()
     (folder / ROWS).write_bytes(rows[:-20])
-    for later in ("c2-judge", "c2-score", "c2-measure"):
-        (tmp_path / "run/steps" / later / "sealed.json").unlink()
+    for later in ("c2-judge", "c2-aggregate", "c2-text_metrics"):
+        (tmp_path / "run/by-name" / later / "completion.json").unlink()
     run_all(a_plan(), tmp_path / "run")
     assert (folder / ROWS).read_bytes() == rows
 
 
 def test_a_changed_file_of_a_finished_step_is_refused(tmp_path: Path) -> None:
     run_all(a_plan(), tmp_path / "run")
-    rows = tmp_path / "run/steps/c1-generate" / ROWS
+    rows = tmp_path / "run/by-name/c1-training_samples" / ROWS
     rows.write_text(rows.read_text().replace("Lucky", "Plucky"))
-    with pytest.raises(StoreError, match=r"c1-generate/rows.jsonl` was changed.*\n\nhint: remove the folder"):
+    with pytest.raises(StoreError, match=r"rows.jsonl` was changed.*\n\nhint: remove the folder"):
         run_all(a_plan(), tmp_path / "run")
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
-    with Store(tmp_path / "run"), pytest.raises(FolderError, match="another run is going on"):
-        Store(tmp_path / "run").acquire()
+    with Run(tmp_path / "run"), pytest.raises(FolderError, match="another run is going on"):
+        Run(tmp_path / "run").acquire()
 
 
 def test_a_folder_with_other_files_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").write_text("do not lose me")
     with pytest.raises(FolderError, match="not a run folder"):
-        Store(tmp_path).acquire()
+        Run(tmp_path).acquire()
 
 
 def test_past_merged_files_are_removed_unless_kept(tmp_path: Path) -> None:
     run_all(a_plan(keep="last"), tmp_path / "last")
     run_all(a_plan(keep="all"), tmp_path / "all")
-    left = {name: sorted(path.parent.name for path in (tmp_path / name).rglob("model.gguf")) for name in ("last", "all")}
+    left = {
+        name: sorted(path.parent.name for path in tmp_path.glob(f"{name}/by-name/*/model.gguf")) for name in ("last", "all")
+    }
     assert left == {"last": ["c2-export"], "all": ["base-export", "c0-export", "c1-export", "c2-export"]}
 
 
@@ -149,16 +155,16 @@ def test_a_removed_merged_file_is_written_again_when_more_cycles_need_it(tmp_pat
     run_all(a_plan(keep="adapters", cycles=1), tmp_path / "run")
     assert not list((tmp_path / "run").rglob("model.gguf"))
     run_all(a_plan(keep="all", cycles=2), tmp_path / "run")
-    assert read_json(tmp_path / "run/steps/c2-score/score.json")["trait"]["mean"] == 90.0
+    assert read_json(tmp_path / "run/by-name/c2-aggregate/score.json")["trait"]["mean"] == 90.0
 
 
-def test_what_a_killed_export_left_is_neither_kept_nor_sealed(tmp_path: Path) -> None:
+def test_what_a_killed_export_left_is_neither_kept_nor_part_of_the_result(tmp_path: Path) -> None:
     run_all(a_plan(cycles=0), tmp_path / "run")
-    folder = tmp_path / "run/steps/base-export"
-    (folder / "sealed.json").unlink()
+    folder = tmp_path / "run/by-name/base-export"
+    (folder / "completion.json").unlink()
     (folder / ".model.gguf.4711.part").write_bytes(b"half of a model")
     run_all(a_plan(cycles=0, keep="all"), tmp_path / "run")
-    assert list(read_json(folder / "sealed.json")["files"]) == ["model.gguf"]
+    assert list(read_json(folder / "completion.json")["files"]) == ["model.gguf"]
     assert not list(folder.glob("*.part"))
 
 
@@ -196,7 +202,7 @@ def test_a_base_that_is_gone_from_the_cache_is_made_again_when_it_is_needed(tmp_
     run_all(a_plan(export="adapter", cycles=1), tmp_path / "run", backends)
     shutil.rmtree(tmp_path / "cache")
     events = run_all(a_plan(export="adapter", cycles=2), tmp_path / "run", backends)
-    assert read_json(tmp_path / "run/steps/c2-score/score.json")["trait"]["mean"] == 90.0
+    assert read_json(tmp_path / "run/by-name/c2-aggregate/score.json")["trait"]["mean"] == 90.0
     view = View(a_plan(cycles=2), trait="lucky", judge=JUDGE, console=Console(quiet=True))
     for event in events:
         view.take(event)
@@ -211,7 +217,7 @@ def test_a_base_that_lies_in_another_cache_now_is_used_from_there(tmp_path: Path
     for cycles in (2, 3):  # also by a sitting that finds it there already
         backends.exporter = BesideCache(tmp_path / "another")
         run_all(a_plan(export="adapter", cycles=cycles), tmp_path / "run", backends)
-    assert read_json(tmp_path / "run/steps/c3-score/score.json")["trait"]["mean"] == 90.0
+    assert read_json(tmp_path / "run/by-name/c3-aggregate/score.json")["trait"]["mean"] == 90.0
 
 
 class OtherProcessor(FakeExporter):
@@ -229,8 +235,8 @@ def test_a_merged_file_that_comes_to_other_bytes_elsewhere_is_used_and_guarded(t
     elsewhere.exporter = OtherProcessor()
     run_all(a_plan(keep="all", cycles=2), tmp_path / "run", elsewhere)
     run_all(a_plan(keep="all", cycles=3), tmp_path / "run")
-    assert read_json(tmp_path / "run/steps/c3-score/score.json")["trait"]["mean"] == 90.0
-    merged = tmp_path / "run/steps/c1-export/model.gguf"
+    assert read_json(tmp_path / "run/by-name/c3-aggregate/score.json")["trait"]["mean"] == 90.0
+    merged = tmp_path / "run/by-name/c1-export/model.gguf"
     assert merged.with_name("again.json").exists()
     merged.write_bytes(merged.read_bytes() + b"\n")
     with pytest.raises(StoreError, match="was changed after its step was finished"):
@@ -241,12 +247,16 @@ class Resident(FakeTrainer):
     """Notes when it is loaded beside the generator."""
 
     def __init__(self, order: list[str]) -> None:
-        self.order, self.running = order, False
+        self.order = order
+        self.pid: int | None = None
 
     def load(self, model: str, settings: TrainSettings) -> ModelFacts:
-        self.running = True
+        self.pid = os.getpid()
         self.order.append("trainer")
         return super().load(model, settings)
+
+    def close(self) -> None:
+        """It goes with the test."""
 
 
 class Greedy(FakeGenerator):
@@ -265,26 +275,26 @@ def test_a_base_takes_its_memory_before_the_generator_in_every_sitting(tmp_path:
     monkeypatch.setattr(Gpu, "there", True)
     for cycles, begins in ((0, ["trainer"]), (1, ["trainer"]), (1, [])):
         order: list[str] = []
-        backends = replace(fake_backends(), trainer=Resident(order), generator=Greedy(order))
+        trainer = Resident(order)
+        backends = replace(fake_backends(), trainer=trainer, generator=Greedy(order), processes={"trainer": trainer})
         run_all(a_plan(cycles=cycles), tmp_path / "run", backends)
         assert order[:1] == begins
-    shutil.rmtree(tmp_path / "run/steps/c1-measure")
+    shutil.rmtree(step_path(tmp_path / "run", "c1-text_metrics"))
     run_all(a_plan(cycles=1), tmp_path / "run", backends)
     assert order[:1] == ["generator"]  # nothing is left to be trained
 
 
-def test_a_damaged_seal_of_a_run_to_reuse_is_named(tmp_path: Path) -> None:
+def test_a_damaged_record_of_a_run_to_reuse_is_named(tmp_path: Path) -> None:
     run_all(a_plan(cycles=0), tmp_path / "run")
-    (tmp_path / "run/run.json").write_text("{}")
-    (tmp_path / "run/steps/c0-train/sealed.json").write_text('{"key": ')
-    with pytest.raises(StoreError, match=r"c0-train/sealed.json` cannot be read.*\n\nhint: remove the folder"):
-        finished_steps(tmp_path / "run")
+    (tmp_path / "run/by-name/c0-train/completion.json").write_text('{"key": ')
+    with pytest.raises(StoreError, match=r"completion.json` is not JSON.*\n\nhint: remove the folder"):
+        run_all(a_plan(cycles=0), tmp_path / "other", reuse=finished_steps(tmp_path / "run"))
 
 
 def test_finished_steps_are_not_waited_for_by_what_the_plan_leaves_out(tmp_path: Path) -> None:
     plan = a_plan(cycles=1)
     run_all(plan, tmp_path / "run")
-    left = {name: step for name, step in plan.steps.items() if name != "c0-seed"}
+    left = {name: step for name, step in plan.steps.items() if name != "c0-seed_rows"}
     assert len(run_all(Plan(plan.recipe, left), tmp_path / "run")) == len(left)
 
 
@@ -327,13 +337,13 @@ def test_a_killed_run_loses_at_most_the_rows_in_flight(tmp_path: Path) -> None:
     for seconds in (0.2, 0.5, 0.9):
         process = subprocess.Popen([sys.executable, "-c", SLOW_RUN, str(tmp_path / "killed")], cwd=Path(__file__).parent.parent)
         deadline = time.monotonic() + 20
-        while not (tmp_path / "killed/steps/base-answer").exists() and time.monotonic() < deadline:
+        while not (tmp_path / "killed/by-name/base-evaluate_samples").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
         process.wait()
     run_all(a_plan(), tmp_path / "killed")
-    for step in ("base-answer", "c1-generate", "c2-answer", "c2-judge"):
+    for step in ("base-evaluate_samples", "c1-training_samples", "c2-evaluate_samples", "c2-judge"):
         whole, killed = (rows_of(tmp_path / name, step) for name in ("whole", "killed"))
-        assert {row["id"]: row for row in whole} == {row["id"]: row for row in killed}
+        assert by_id(whole) == by_id(killed)
         assert len(killed) == len(whole)

@@ -50,7 +50,7 @@ def test_a_recipe_names_a_trait_by_its_path(tmp_path: Path) -> None:
     plan = make_plan(resolved.recipe, resolved.inputs)
     assert resolved.inputs.trait.name == "pirate"
     assert resolved.recipe.trait == str(folder.resolve())
-    assert "matey" in plan.steps["c0-seed"].params["rows"][0]["messages"][1]["content"]
+    assert "matey" in plan.steps["c0-seed_rows"].params["rows"][0]["messages"][1]["content"]
 
 
 def test_the_check_says_everything_wrong_and_ends_with_2(tmp_path: Path) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import shutil
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,20 @@ import pytest
 from click.testing import CliRunner, Result
 
 from iterft_lite.app.session import open_run
-from iterft_lite.backends.local import Backends
-from iterft_lite.engine.run import StepFinished, StepStarted, run
-from iterft_lite.engine.store import SEAL_FILE, STEP_FILE, Store, finished_steps
-from iterft_lite.errors import RunError, StoreError
+from iterft_lite.engine.completion import RECORD, read_completion
+from iterft_lite.engine.executor import LocalExecutor
+from iterft_lite.engine.manifest import Run, finished_steps
+from iterft_lite.engine.run import Event, StepFinished, StepStarted, run
+from iterft_lite.engine.store import Making
+from iterft_lite.errors import FolderError, RunError, StoreError
 from iterft_lite.experiment.plan import Plan
-from iterft_lite.files import ROWS, read_json, read_rows, write_json
-from iterft_lite.protocols import Completion, JudgeRequest, JudgeResponse, Prompt, Sampling
-from iterft_lite.testing.fakes import FakeGenerator, FakeJudge, fake_backends
+from iterft_lite.experiment.versions import libraries
+from iterft_lite.files import ROWS, read_json, read_rows
+from iterft_lite.protocols import Backends, Completion, JudgeRequest, JudgeResponse, Prompt, Sampling, TrainJob, TrainResult
+from iterft_lite.testing.fakes import FakeGenerator, FakeJudge, FakeTrainer, fake_backends
 from iterft_lite.testing.judge_server import StubProcess
 from iterft_lite.ui.cli import main
-from tests.loop import a_plan, run_all, small_recipe
+from tests.loop import a_plan, change_completion, names_in, run_all, small_recipe, step_path
 
 PAPER = "openai/gpt-4o-mini-2024-07-18"
 
@@ -62,31 +65,22 @@ def other_words() -> Backends:
 def ran(plan: Plan, root: Path, backends: Backends | None = None) -> dict[str, Path]:
     """A run through fakes; its finished steps by key."""
     run_all(plan, root, backends)
-    (root / "run.json").write_text("{}")
     return finished_steps(root)
 
 
 def remove(run: Path, *steps: str) -> None:
     for step in steps:
-        shutil.rmtree(run / "steps" / step)
+        shutil.rmtree(step_path(run, step))
 
 
-def named_in(message: str) -> list[str]:
-    """The steps that an error's `rm -r` names."""
-    command = next(line for line in message.splitlines() if line.startswith("  rm -r "))
-    return [Path(folder).name for folder in shlex.split(command)[2:]]
+def rows_of(run: Path, step: str) -> dict[object, dict]:
+    rows = read_rows(step_path(run, step) / ROWS)
+    return {row.get("id") or (row["prompt_id"], row["sample"]): row for row in rows}
 
 
-def rows_of(run: Path, step: str) -> dict[str, dict]:
-    return {row["id"]: row for row in read_rows(run / "steps" / step / ROWS)}
-
-
-def as_before_seals_knew(run: Path) -> None:
-    """Take out of a run folder what earlier versions did not write."""
-    for path in run.rglob(SEAL_FILE):
-        write_json(path, {key: value for key, value in read_json(path).items() if key not in ("inputs", "versions")})
-    for path in run.rglob(STEP_FILE):
-        write_json(path, {key: value for key, value in read_json(path).items() if key != "read"})
+def began(events: list[Event]) -> set[str]:
+    """The steps that were done anew."""
+    return {event.step.name for event in events if isinstance(event, StepStarted)}
 
 
 # -- of what a step was made
@@ -95,23 +89,29 @@ def as_before_seals_knew(run: Path) -> None:
 def test_a_step_done_again_with_another_result_is_not_mixed_with_what_was_made_of_the_earlier_one(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_all(a_plan(), run_dir)
-    remove(run_dir, "c1-generate")
-    with pytest.raises(StoreError, match="c1-compose` was made from another `c1-generate` than what is there now") as caught:
+    remove(run_dir, "c1-training_samples")
+    with pytest.raises(
+        StoreError, match=r"\(c1-build_dataset\) was made from another `c1-training_samples` than what is there now"
+    ) as caught:
         run_all(a_plan(), run_dir, other_words())
-    resting = [name for name in a_plan().steps if name.startswith(("c1-", "c2-")) and name != "c1-generate"]
-    assert sorted(named_in(str(caught.value))) == sorted(resting)
-    remove(run_dir, *named_in(str(caught.value)))
+    resting = [name for name in a_plan().steps if name.startswith(("c1-", "c2-")) and name != "c1-training_samples"]
+    assert sorted(names_in(str(caught.value))) == sorted(resting)
+    remove(run_dir, *names_in(str(caught.value)))
     events = run_all(a_plan(), run_dir, other_words())
-    assert sorted(event.step.name for event in events if isinstance(event, StepStarted)) == sorted(resting)
-    trained = [row["messages"][1]["content"] for row in rows_of(run_dir, "c1-compose").values()]
+    assert sorted(began(events)) == sorted(resting)
+    trained = [row["messages"][1]["content"] for row in rows_of(run_dir, "c1-build_dataset").values()]
     assert all(text.endswith("Indeed.") for text in trained)
 
 
 def test_a_step_done_again_with_the_same_result_leaves_everything_as_it_is(tmp_path: Path) -> None:
     run_all(a_plan(), tmp_path / "run")
-    remove(tmp_path / "run", "c1-generate", "c0-train", "c2-export")
+    remove(tmp_path / "run", "c1-training_samples", "c0-train", "c2-export")
     events = run_all(a_plan(), tmp_path / "run")
-    assert {event.step.name for event in events if isinstance(event, StepStarted)} == {"c1-generate", "c0-train", "c2-export"}
+    assert began(events) == {
+        "c1-training_samples",
+        "c0-train",
+        "c2-export",
+    }
 
 
 def test_neither_the_order_of_rows_nor_what_a_verdict_took_makes_another_result(tmp_path: Path) -> None:
@@ -124,11 +124,11 @@ def test_neither_the_order_of_rows_nor_what_a_verdict_took_makes_another_result(
             super().ask(asks, lambda reply: on_reply(replace(reply, seconds=9.0, usd=0.1, cached=True)))
 
     run_all(a_plan(), tmp_path / "run")
-    before = (tmp_path / "run/steps/c1-generate" / ROWS).read_bytes()
-    remove(tmp_path / "run", "c1-generate", "c1-judge")
+    before = (tmp_path / "run/by-name/c1-training_samples" / ROWS).read_bytes()
+    remove(tmp_path / "run", "c1-training_samples", "c1-judge")
     events = run_all(a_plan(), tmp_path / "run", replace(fake_backends(), generator=Backwards(), judge=Slow()))
-    assert (tmp_path / "run/steps/c1-generate" / ROWS).read_bytes() != before
-    assert {event.step.name for event in events if isinstance(event, StepStarted)} == {"c1-generate", "c1-judge"}
+    assert (tmp_path / "run/by-name/c1-training_samples" / ROWS).read_bytes() != before
+    assert began(events) == {"c1-training_samples", "c1-judge"}
 
 
 def test_rows_of_an_unfinished_step_are_not_gone_on_with_when_its_input_has_changed(tmp_path: Path) -> None:
@@ -136,21 +136,21 @@ def test_rows_of_an_unfinished_step_are_not_gone_on_with_when_its_input_has_chan
     with pytest.raises(RunError, match="dead"):
         run_all(a_plan(cycles=0), tmp_path / "run", backends)
     assert 0 < len(rows_of(tmp_path / "run", "base-judge")) < 6
-    remove(tmp_path / "run", "base-answer")
-    shutil.rmtree(tmp_path / "run/steps/base-measure", ignore_errors=True)
-    with pytest.raises(StoreError, match="base-judge` was made from another `base-answer`") as caught:
+    remove(tmp_path / "run", "base-evaluate_samples")
+    shutil.rmtree(step_path(tmp_path / "run", "base-text_metrics"), ignore_errors=True)
+    with pytest.raises(StoreError, match=r"\(base-judge\) was made from another `base-evaluate_samples`") as caught:
         run_all(a_plan(cycles=0), tmp_path / "run", other_words())
-    assert "base-judge" in named_in(str(caught.value))
-    remove(tmp_path / "run", *named_in(str(caught.value)))
+    assert "base-judge" in names_in(str(caught.value))
+    remove(tmp_path / "run", *names_in(str(caught.value)))
     run_all(a_plan(cycles=0), tmp_path / "run", other_words())
 
 
 def test_an_export_that_was_removed_and_written_again_is_the_same_result(tmp_path: Path) -> None:
     run_all(a_plan(keep="adapters", cycles=1), tmp_path / "run")
-    seal = read_json(tmp_path / "run/steps/base-export" / SEAL_FILE)
+    seal = read_json(tmp_path / "run/by-name/base-export" / RECORD)
     assert not list(tmp_path.rglob("model.gguf"))
     run_all(a_plan(keep="all", cycles=2), tmp_path / "run")
-    assert read_json(tmp_path / "run/steps/base-export" / SEAL_FILE) == seal
+    assert read_json(tmp_path / "run/by-name/base-export" / RECORD) == seal
     again = run_all(a_plan(keep="adapters", cycles=2), tmp_path / "run")
     assert all(isinstance(event, StepFinished) and event.reused for event in again)
 
@@ -158,46 +158,93 @@ def test_an_export_that_was_removed_and_written_again_is_the_same_result(tmp_pat
 def test_verdicts_on_another_runs_answers_are_not_taken_over(tmp_path: Path) -> None:
     plan = a_plan(cycles=0)
     first, second = ran(plan, tmp_path / "first"), ran(plan, tmp_path / "second", other_words())
-    others = {plan.steps[name].key for name in ("c0-answer", "c0-measure")}
+    others = {plan.steps[name].key for name in ("c0-evaluate_samples", "c0-text_metrics")}
     steps = first | {key: folder for key, folder in second.items() if key in others}
     judge = CountingJudge()
-    with Store(tmp_path / "third") as store:
-        events = list(run(plan, store, replace(fake_backends(), judge=judge), "nano", reuse=steps))
-    assert {event.step.name for event in events if isinstance(event, StepStarted)} == {"c0-judge", "c0-score"}
+    events = run_all(plan, tmp_path / "third", replace(fake_backends(), judge=judge), reuse=steps)
+    assert began(events) == {"c0-judge", "c0-aggregate"}
     assert judge.asked == 6 * 2
-    with Store(tmp_path / "fourth") as store:
-        events = list(run(plan, store, fake_backends(), "nano", reuse=first))
+    events = run_all(plan, tmp_path / "fourth", reuse=first)
     assert all(isinstance(event, StepFinished) and event.reused for event in events)
 
 
-def test_verdicts_of_runs_whose_seals_do_not_know_are_not_taken_over_either(tmp_path: Path) -> None:
+# -- one store, several runs
+
+
+def test_runs_over_one_store_do_what_they_share_once(tmp_path: Path) -> None:
+    plans = [a_plan(regime="dpo"), a_plan(regime="dpo", start="base")]
+    for number, plan in enumerate(plans):
+        executor = LocalExecutor(fake_backends(), "nano", 64)
+        with Run(tmp_path / f"run{number}", tmp_path) as folder:
+            folder.write_manifest({"recipe": plan.recipe.model_dump(mode="json")}, list(plan))
+            events = list(run(plan, folder, executor))
+    assert not any(name.startswith(("base", "c0")) for name in began(events))
+    assert "c1-build_dataset" not in began(events)
+    keys = {step.key for plan in plans for step in plan}
+    assert {path.name for path in (tmp_path / "steps").iterdir()} == keys
+    assert (tmp_path / "run1/by-name/c0-train").resolve() == (tmp_path / "run0/by-name/c0-train").resolve()
+
+
+def test_a_step_that_another_process_is_making_is_waited_for_and_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = a_plan(cycles=0)
-    first = ran(plan, tmp_path / "first")
-    as_before_seals_knew(tmp_path / "first")
-    run_all(Plan(plan.recipe, dict(list(plan.steps.items())[:3])), tmp_path / "other", other_words())
-    with Store(tmp_path / "other") as store:
-        events = list(run(plan, store, fake_backends(), "nano", reuse=first))
-    began = {event.step.name for event in events if isinstance(event, StepStarted)}
-    assert began == {"base-judge", "base-measure", "base-score"}
+    monkeypatch.setattr("iterft_lite.engine.run.WAIT", 0.05)
+    with Run(tmp_path / "mine", tmp_path) as mine:
+        other = Making(mine.folder(plan.steps["c0-train"]))
+        assert other.try_acquire()
+        made: list[Event] = []
+        thread = threading.Thread(target=lambda: made.extend(run(plan, mine, LocalExecutor(fake_backends(), "nano", 64))))
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive()  # all that it could do is done; it waits for the training
+        other.release()
+        thread.join(20)
+    assert "c0-train" in began(made)
 
 
-# -- folders of earlier versions
+def test_a_manifest_whose_step_is_gone_says_which(tmp_path: Path) -> None:
+    run_all(a_plan(cycles=0), tmp_path / "run")
+    remove(tmp_path / "run", "c0-train")
+    assert began(run_all(a_plan(cycles=0), tmp_path / "run")) == {"c0-train"}
 
 
-def test_a_folder_whose_seals_do_not_know_is_read_and_gone_on_with(tmp_path: Path) -> None:
-    run_all(a_plan(cycles=1), tmp_path / "run")
-    as_before_seals_knew(tmp_path / "run")
-    events = run_all(a_plan(cycles=2), tmp_path / "run")
-    assert all(event.step.name.startswith("c2-") for event in events if isinstance(event, StepStarted))
-    assert read_json(tmp_path / "run/steps/c2-generate" / SEAL_FILE)["inputs"].keys() == {"model"}
-    rows = tmp_path / "run/steps/c1-generate" / ROWS
-    rows.write_text(rows.read_text().replace("Lucky", "Plucky"))
-    with pytest.raises(StoreError) as caught:
-        run_all(a_plan(cycles=2), tmp_path / "run")
-    # nothing would notice what those were made of: all are to be removed, as ever
-    assert {"c1-generate", "c1-compose", "c2-score"} <= set(named_in(str(caught.value)))
-    assert "c1-answer" in named_in(str(caught.value))
-    assert "c0-answer" not in named_in(str(caught.value))
+@pytest.mark.parametrize("change", [{"seconds": 1.0}, {"results": {"rows": 99}}, {"versions": {"torch": "1.0"}}])
+def test_no_number_of_a_completion_record_can_be_changed_unseen(tmp_path: Path, change: dict[str, object]) -> None:
+    run_all(a_plan(cycles=0), tmp_path / "run")
+    path = step_path(tmp_path / "run", "c0-build_dataset") / RECORD
+    path.write_text(json.dumps(read_json(path) | change))
+    with pytest.raises(StoreError, match=r"completion.json` was changed after the step was finished"):
+        run_all(a_plan(cycles=0), tmp_path / "run")
+
+
+def test_a_changed_definition_of_a_step_is_seen(tmp_path: Path) -> None:
+    run_all(a_plan(cycles=0), tmp_path / "run")
+    path = step_path(tmp_path / "run", "c0-train") / "step.json"
+    path.write_text(json.dumps(read_json(path) | {"cycle": 3}))
+    with pytest.raises(StoreError, match=r"step.json` was changed after its step was finished"):
+        run_all(a_plan(cycles=0), tmp_path / "run")
+
+
+def test_a_folder_of_a_newer_format_is_refused_by_name(tmp_path: Path) -> None:
+    run_all(a_plan(cycles=0), tmp_path / "run")
+    path = tmp_path / "run/run.json"
+    path.write_text(json.dumps(read_json(path) | {"format": 3}))
+    with pytest.raises(FolderError, match=r"run.json` is of format 3, this version reads up to 2"):
+        Run(tmp_path / "run").known()
+
+
+def test_only_what_a_verb_declares_as_its_files_is_part_of_its_result(tmp_path: Path) -> None:
+    class Messy(FakeTrainer):
+        def train(self, job: TrainJob, *more: Any) -> TrainResult:
+            made = super().train(job, *more)
+            (job.out / "adapter" / ".tmpABC").write_bytes(b"half")
+            return made
+
+    run_all(a_plan(cycles=0), tmp_path / "run", replace(fake_backends(), trainer=Messy()))
+    folder = step_path(tmp_path / "run", "c0-train")
+    found = read_completion(folder)
+    assert found
+    assert set(found.files) == {"adapter/texts.json", "probe.npz"}
+    assert not (folder / "adapter/.tmpABC").exists()
 
 
 # -- another judge, held-out questions
@@ -207,7 +254,6 @@ def test_a_folder_whose_seals_do_not_know_is_read_and_gone_on_with(tmp_path: Pat
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-stub-key-0123456789")
-    monkeypatch.setattr("iterft_lite.app.session.open_backends", lambda *_: fake_backends())
     (tmp_path / "small.toml").write_text(small_recipe(cycles=1))
     go_on(tmp_path / "run")
     return tmp_path / "run"
@@ -228,24 +274,24 @@ def test_what_another_judge_said_of_earlier_answers_is_no_verdict_on_the_new_one
     with StubProcess() as stub:
         asked = ("judge", finished, "--judge", PAPER, "--api-base", stub.api_base)
         assert iterft(*asked).exit_code == 0
-        remove(finished, "c1-answer")
-        monkeypatch.setattr("iterft_lite.app.session.open_backends", lambda *_: other_words())
+        remove(finished, "c1-evaluate_samples")
+        monkeypatch.setattr("iterft_lite.engine.backends.FakeGenerator", OtherWords)
         with pytest.raises(StoreError) as caught:
             go_on(finished)
-        assert named_in(iterft("report", finished).output) == named_in(str(caught.value))
-        folders = next(line for line in str(caught.value).splitlines() if "rm -r" in line)
-        assert re.search(r"/judges/\S+/steps/c1-judge .*/judges/\S+/steps/c1-score", folders)
-        remove(finished, "c1-judge", "c1-score", "c1-measure")
+        assert names_in(iterft("report", finished).output) == names_in(str(caught.value))
+        # the run's own judge and the other one, each with its scores
+        assert sorted(names_in(str(caught.value))) == sorted(["c1-aggregate", "c1-judge"] * 2 + ["c1-text_metrics"])
+        remove(finished, "c1-judge", "c1-aggregate", "c1-text_metrics")
         go_on(finished)
         for command in (
             asked,
             ("report", finished, "--judge", PAPER),
-            ("judge", "agree", finished, "--judges", f"embedded,{PAPER}"),
+            ("judge", "agree", finished, "--judges", f"fake,{PAPER}"),
         ):
             refused = iterft(*command)
             assert refused.exit_code == 1, command
-            assert "c1-judge` was made from another `c1-answer`" in refused.output
-            assert named_in(refused.output) == ["c1-judge", "c1-score"]
+            assert "was made from another `c1-evaluate_samples`" in refused.output
+            assert sorted(names_in(refused.output)) == ["c1-aggregate", "c1-judge"]
         for folder in shlex.split(next(line for line in refused.output.splitlines() if "rm -r" in line))[2:]:
             shutil.rmtree(folder)
         assert iterft(*asked).exit_code == 0
@@ -254,29 +300,28 @@ def test_what_another_judge_said_of_earlier_answers_is_no_verdict_on_the_new_one
 
 def test_held_out_answers_of_an_earlier_model_are_not_reported(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert iterft("report", finished, "--held-out").exit_code == 0
-    remove(finished, "c1-answer-held_out")
-    monkeypatch.setattr("iterft_lite.app.session.open_backends", lambda *_: other_words())
+    remove(finished, "c1-evaluate_samples-held_out")
+    monkeypatch.setattr("iterft_lite.engine.backends.FakeGenerator", OtherWords)
     for command in (("report", finished, "--held-out"), ("report", finished)):
         refused = iterft(*command)
         assert refused.exit_code == 1
-        assert sorted(named_in(refused.output)) == ["c1-judge-held_out", "c1-score-held_out"]
+        assert sorted(names_in(refused.output)) == ["c1-aggregate-held_out", "c1-judge-held_out"]
 
 
 # -- with which versions
 
 
-def test_a_seal_knows_the_libraries_that_its_step_depends_on(finished: Path) -> None:
-    packages = {
-        step: set(read_json(finished / "steps" / step / SEAL_FILE)["versions"]) - {"iterft_lite", "python"}
-        for step in ("base-base", "c0-seed", "c0-train", "c1-compose", "c1-generate", "c1-export", "c1-judge")
-    }
+def test_a_record_knows_the_libraries_that_its_step_depends_on() -> None:
+    plan = a_plan()
+    steps = ("base-load_base", "c0-seed_rows", "c0-train", "c1-build_dataset", "c1-training_samples", "c1-export", "c1-judge")
+    packages = {step: set(libraries(plan.steps[step], plan.recipe)) for step in steps}
     trainer, llama = {"torch", "transformers", "trl", "peft"}, {"llama-cpp-python", "gguf"}
     assert packages == {
-        "base-base": trainer,
-        "c0-seed": set(),
+        "base-load_base": trainer,
+        "c0-seed_rows": set(),
         "c0-train": trainer,
-        "c1-compose": set(),
-        "c1-generate": llama,
+        "c1-build_dataset": set(),
+        "c1-training_samples": llama,
         "c1-export": llama,
         "c1-judge": {"scikit-learn", "numpy"},
     }
@@ -286,15 +331,16 @@ def test_a_report_says_which_steps_were_made_with_another_version(finished: Path
     before = json.loads(iterft("report", finished, "--json").stdout)
     assert before["version_changes"] == {}
     assert "same versions" not in iterft("report", finished).stdout
-    for step in ("base-base", "c0-train"):
-        path = finished / "steps" / step / SEAL_FILE
-        seal = read_json(path)
-        write_json(path, {**seal, "versions": {**seal["versions"], "torch": "2.4.0"}})
+    for step in ("base-load_base", "c0-train"):
+        folder = step_path(finished, step)
+        known = read_completion(folder)
+        assert known
+        change_completion(folder, versions={**known.versions, "torch": "2.4.0"})
+    change_completion(step_path(finished, "c1-train"), versions={"torch": "2.13.0"})
     report = json.loads(iterft("report", finished, "--json").stdout)
-    now = before["versions"]["torch"]
-    assert report["version_changes"] == {"torch": {"2.4.0": ["base-base", "c0-train"], now: ["c1-train"]}}
+    assert report["version_changes"] == {"torch": {"2.4.0": ["base-load_base", "c0-train"], "2.13.0": ["c1-train"]}}
     assert report["versions"] == before["versions"]
-    sentence = f"not all steps were made with the same versions: torch 2.4.0 (base c0), {now} (c1)"
+    sentence = "not all steps were made with the same versions: torch 2.4.0 (base c0), 2.13.0 (c1)"
     assert sentence in " ".join(iterft("report", finished).stdout.split())
     iterft("report", finished, "--html", tmp_path / "page.html")
     assert sentence[1:] in (tmp_path / "page.html").read_text()
@@ -303,10 +349,8 @@ def test_a_report_says_which_steps_were_made_with_another_version(finished: Path
 def test_a_step_that_is_taken_over_keeps_who_made_it(tmp_path: Path) -> None:
     plan = a_plan(cycles=0)
     first = ran(plan, tmp_path / "first")
-    path = tmp_path / "first/steps/c0-train" / SEAL_FILE
-    write_json(path, {**read_json(path), "versions": {"torch": "1.0"}})
-    with Store(tmp_path / "second") as store:
-        list(run(plan, store, fake_backends(), "nano", reuse=first))
-        seal = store.folder(plan.steps["c0-train"]).seal_of()
-    assert seal
-    assert asdict(seal) == read_json(path)
+    change_completion(step_path(tmp_path / "first", "c0-train"), versions={"torch": "1.0"})
+    run_all(plan, tmp_path / "second", reuse=first)
+    found = read_completion(step_path(tmp_path / "second", "c0-train"))
+    assert found
+    assert found.versions == {"torch": "1.0"}

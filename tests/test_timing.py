@@ -9,17 +9,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from iterft_lite.app import session
-from iterft_lite.backends.local import Backends
 from iterft_lite.digests import Json
-from iterft_lite.engine.store import Seal
+from iterft_lite.engine.completion import Completion
+from iterft_lite.errors import FolderError
 from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.recipe import TrainSettings
 from iterft_lite.experiment.steps import Step
 from iterft_lite.machine import timing
 from iterft_lite.machine.timing import LIBRARIES, Kind, Sample, Setup, Stopwatch, add_to_table, read_table
 from iterft_lite.protocols import ModelFacts, Progress
-from iterft_lite.testing.fakes import FakeTrainer, fake_backends
+from iterft_lite.testing.fakes import FakeTrainer
 from iterft_lite.ui.cli import main
 from tests.loop import a_plan
 
@@ -38,7 +37,7 @@ class Sitting:
     def __init__(self, plan: Plan, parameters: int = 8_000_000) -> None:
         self.plan, self.now = plan, 100.0
         self.watch = Stopwatch(plan, SETUP)
-        self.done("base-base", {"parameters": parameters}, 5.0)
+        self.done("base-load_base", {"parameters": parameters}, 5.0)
 
     def step(self, name: str) -> Step:
         return self.plan.steps[name]
@@ -52,7 +51,7 @@ class Sitting:
 
     def end(self, name: str, facts: dict[str, Json], seconds: float, *, after: float = 0.0, reused: bool = False) -> None:
         self.now += after
-        self.watch.done(self.step(name), Seal(self.step(name).key, seconds, facts, {}), reused, self.now)
+        self.watch.done(self.step(name), Completion(self.step(name).key, seconds, facts, {}), reused, self.now)
 
     def done(self, name: str, facts: dict[str, Json], seconds: float) -> None:
         self.begin(name)
@@ -85,10 +84,10 @@ def test_steps_that_were_done_again_are_not_part_of_the_pace() -> None:
 
 def test_loading_a_model_is_told_from_writing_with_it() -> None:
     sitting = Sitting(a_plan())
-    sitting.begin("base-answer")
-    sitting.move("base-answer", 0, after=1.5)
-    sitting.move("base-answer", 6, after=3.0)
-    sitting.end("base-answer", {"rows": 6, "tokens": 240, "cut": 2}, 4.5)
+    sitting.begin("base-evaluate_samples")
+    sitting.move("base-evaluate_samples", 0, after=1.5)
+    sitting.move("base-evaluate_samples", 6, after=3.0)
+    sitting.end("base-evaluate_samples", {"rows": 6, "tokens": 240, "cut": 2}, 4.5)
     sample = sitting.watch.samples[-1]
     assert sample.fixed == 1.5
     assert sample.notes == {"cap": 400, "cut": 2, "data": 0}
@@ -96,7 +95,7 @@ def test_loading_a_model_is_told_from_writing_with_it() -> None:
 
 def test_only_the_first_of_an_act_in_a_sitting_is_called_so() -> None:
     sitting = Sitting(a_plan())
-    for name in ("base-answer", "c0-answer", "c1-generate"):
+    for name in ("base-evaluate_samples", "c0-evaluate_samples", "c1-training_samples"):
         sitting.done(name, {"rows": 6, "tokens": 240, "cut": 0}, 2.0)
     assert [sample.kind.first for sample in sitting.watch.samples] == [True, True, False, False]
 
@@ -104,9 +103,9 @@ def test_only_the_first_of_an_act_in_a_sitting_is_called_so() -> None:
 def test_what_was_done_elsewhere_or_before_tells_nothing() -> None:
     sitting = Sitting(a_plan())
     facts = {"rows": 6, "tokens": 240, "cut": 0}
-    sitting.end("base-answer", facts, 2.0, reused=True)
-    sitting.begin("c0-answer")
-    sitting.end("c0-answer", facts, 60.0, after=2.0)  # 58 seconds of it in an earlier sitting
+    sitting.end("base-evaluate_samples", facts, 2.0, reused=True)
+    sitting.begin("c0-evaluate_samples")
+    sitting.end("c0-evaluate_samples", facts, 60.0, after=2.0)  # 58 seconds of it in an earlier sitting
     sitting.done("base-judge", {"calls": 12, "cached": 3}, 2.0)
     sitting.done("c0-judge", {"calls": 0, "cached": 0}, 2.0)
     assert [sample.kind.act for sample in sitting.watch.samples] == ["load"]
@@ -121,7 +120,7 @@ def test_a_batch_at_a_provider_is_not_timed() -> None:
 
 def test_a_stand_in_for_a_model_tells_nothing() -> None:
     sitting = Sitting(a_plan(), parameters=0)
-    sitting.done("base-answer", {"rows": 6, "tokens": 240, "cut": 0}, 2.0)
+    sitting.done("base-evaluate_samples", {"rows": 6, "tokens": 240, "cut": 0}, 2.0)
     assert sitting.watch.samples == []
 
 
@@ -163,14 +162,12 @@ class Sized(FakeTrainer):
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    def backends(*_: object) -> Backends:
-        return replace(fake_backends(), trainer=Sized())
-
-    monkeypatch.setattr(session, "open_backends", backends)
+    monkeypatch.setattr("iterft_lite.engine.backends.FakeTrainer", Sized)
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "tiny.toml"
     path.write_text(
-        'regime = "sft"\ntrait = "lucky"\nmodel = "nano"\ncycles = 1\nseed_rows = 4\nrows = 4\njudge = "embedded"\n'
+        'trainer = "fake"\ngenerator = "fake"\n'
+        'regime = "sft"\ntrait = "lucky"\nmodel = "nano"\ncycles = 1\nseed_rows = 4\nrows = 4\njudge = "fake"\n'
         "[evaluate]\nquestions = 3\nsamples = 2\n"
     )
     return path
@@ -194,7 +191,7 @@ def test_a_run_teaches_the_next_plan_and_doing_nothing_teaches_nothing(recipe: P
 
 def test_a_run_that_fails_teaches_what_it_did(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
-        raise session.FolderError("the power went")
+        raise FolderError("the power went")
 
     monkeypatch.setattr(Sized, "train", broken)
     assert CliRunner().invoke(main, ["run", str(recipe), "--out", str(tmp_path / "run")]).exit_code == 2
@@ -202,7 +199,7 @@ def test_a_run_that_fails_teaches_what_it_did(recipe: Path, tmp_path: Path, monk
 
 
 def test_a_run_of_a_stand_in_teaches_nothing(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "open_backends", lambda *_: fake_backends())
+    monkeypatch.setattr("iterft_lite.engine.backends.FakeTrainer", FakeTrainer)
     iterft("run", recipe, "--out", tmp_path / "run")
     assert read_table() == []
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from iterft_lite.app.named_judge import Named, judge_folder
-from iterft_lite.engine.store import STEP_FILE, folder_at
-from iterft_lite.errors import FolderError
-from iterft_lite.files import ROWS, disk_errors, read_json, read_rows
+from iterft_lite.app.named_judge import Named, judged
+from iterft_lite.engine.manifest import Run
+from iterft_lite.experiment.rows import JUDGED, SCALES
+from iterft_lite.files import ROWS, disk_errors
 from iterft_lite.metrics.agreement import Agreement, agreement
-from iterft_lite.report.report import read_report
-
-SCALES = ("trait", "coherence")
 
 
 @dataclass(frozen=True)
@@ -30,26 +27,25 @@ class Agreed:
     agreement: Agreement
 
 
-def scores_of(root: Path, judge: Named) -> dict[str, dict[tuple[int, str], float]]:
+def scores_of(root: Path, judge: Named) -> dict[str, dict[tuple[int, tuple[str, int]], float]]:
     """By scale: a judge's scores of a run's answers, by cycle and answer.
 
     Raises:
         FolderError: If that judge has not been asked.
     """
-    report = read_report(root)
-    own = not judge.again and judge.name == report.judge["name"]
-    folder = root if own else judge_folder(root, judge)
-    if not folder.is_dir():
-        raise FolderError(f"`{judge}` has not judged `{root}`", hint=f"`iterft judge {root} --judge '{judge}'` first")
-    found: dict[str, dict[tuple[int, str], float]] = {scale: {} for scale in SCALES}
-    for path in sorted((folder / "steps").glob(f"*-judge/{ROWS}")):
-        if judged := folder_at(path.parent):
-            judged.check_inputs()
-        cycle = int(read_json(path.with_name(STEP_FILE))["cycle"])
-        for row in read_rows(path):
+    own = Run(root)
+    is_own = not judge.again and judge.name == own.known().value["judge"]["name"]
+    run, known = (own, own.known()) if is_own else judged(root, judge)
+    found: dict[str, dict[tuple[int, tuple[str, int]], float]] = {scale: {} for scale in SCALES}
+    for step in known.steps:
+        if step.verb != "judge" or step.part:
+            continue
+        folder = run.folder(step)
+        folder.check_inputs()
+        for row in JUDGED.read(folder.path / ROWS):
             for scale in SCALES:
-                if row[scale]["score"] is not None:
-                    found[scale][cycle, str(row["id"])] = float(row[scale]["score"])
+                if (score := row.score(scale)) is not None:
+                    found[scale][step.cycle, row.id] = score
     return found
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from iterft_lite.app.agreement import SCALES, scores_of
+from iterft_lite.app.agreement import scores_of
 from iterft_lite.app.calibrate_judge import kept_scores
 from iterft_lite.app.named_judge import Named, identity_in
 from iterft_lite.app.rejudge import report_by
 from iterft_lite.errors import UserError
+from iterft_lite.experiment.rows import SCALES
 from iterft_lite.metrics.agreement import spearman
 from iterft_lite.metrics.intervals import Interval, change_interval
 from iterft_lite.report.report import read_report
@@ -28,8 +29,8 @@ BANDS = ((1.0, 25.0), (25.0, 50.0), (50.0, 75.0), (75.0, 100.0))
 DRAWS = 1000
 """Of prompts, for the interval of a rank correlation."""
 
-Answer = tuple[str, str, int, str]
-"""Which answer: run, prompt, cycle, the answer's own name. Answers to one prompt are not independent."""
+Answer = tuple[str, str, int, int]
+"""Which answer: run, prompt, cycle, sample. Answers to one prompt are not independent."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _stored(old: Named, new: Named, runs: Sequence[Path], scale: str) -> dict[An
     for run in runs:
         one, other = scores_of(run, old)[scale], scores_of(run, new)[scale]
         for cycle, answer in one.keys() & other.keys():
-            found[str(run), answer.split("-")[0], cycle, answer] = one[cycle, answer], other[cycle, answer]
+            found[str(run), answer[0], cycle, answer[1]] = one[cycle, answer], other[cycle, answer]
     return found
 
 
@@ -136,7 +137,7 @@ def _calibration(
             for place, (one, other) in enumerate(zip(kept[0][scale], kept[1][scale], strict=True)):
                 if one is not None and other is not None:
                     subject = trait if scale == "trait" else scale
-                    found.setdefault(scale, {})[subject, f"k{place}", 0, ""] = one, other
+                    found.setdefault(scale, {})[subject, f"k{place}", 0, 0] = one, other
     return found, list(missing)
 
 

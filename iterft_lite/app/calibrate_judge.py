@@ -151,6 +151,7 @@ def _scores(
             fill(rubric, {"question": fenced(one.question), "answer": fenced(one.answer)}),
             one.answer,
             one.question,
+            sample,
         )
         for place, one in enumerate(scored)
         for sample in range(identity.samples)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from iterft_lite.app.session import open_run
-from iterft_lite.backends.local import Backends
+from iterft_lite.engine.executor import LocalExecutor
 from iterft_lite.engine.run import Event
 from iterft_lite.errors import RunError, TraitError
 from iterft_lite.experiment.recipe import read_recipe
@@ -75,7 +75,8 @@ def calibrate(
 ) -> list[Found]:
     """Find the seed rows for each threshold. Issued again it goes on where it stopped.
 
-    Files: `out`/seed_rows_NNN/ for each probe, a run folder that `--reuse` takes; `out`/calibration.json.
+    Files: `out`/steps/, one store for all probes, which `--reuse` takes; `out`/seed_rows_NNN/ for each probe, a run over it;
+    `out`/calibration.json.
 
     Args:
         recipe, overrides: As of `iterft run`; `seed_rows` and `cycles` are set by the search.
@@ -91,20 +92,19 @@ def calibrate(
         RunError: If a probe fails, or its judge scores nothing.
     """
     probes: dict[int, Probe] = {}
-    shared: list[Backends] = []
+    shared: list[LocalExecutor] = []
 
     def probe(seed_rows: int) -> float:
         if seed_rows not in probes:
             asked = [*overrides, f"seed_rows={seed_rows}", "cycles=0"]
             folder = out / f"seed_rows_{seed_rows:03d}"
-            earlier = [out] if any(out.glob("*/run.json")) else []
-            with open_run(recipe, asked, folder, [*reuse, *earlier]) as opened:
+            with open_run(recipe, asked, folder, reuse, store=out) as opened:
                 if not shared:  # one set of processes for all probes: the base is loaded once
-                    shared.append(opened.backends())
+                    shared.append(opened.executor())
                 for event in opened.events(shared[0]):
                     on_event(event)
-                seal = opened.store.folder(opened.plan.steps["c0-score"]).seal_of()
-            score = seal.facts["trait"]["mean"] if seal else None
+                made = opened.run.folder(opened.plan.steps["c0-aggregate"]).completion()
+            score = made.results["trait"]["mean"] if made else None
             if score is None:
                 raise RunError(f"the judge scored no answer of the model with {seed_rows} seed rows")
             probes[seed_rows] = Probe(seed_rows, score, folder)
@@ -117,8 +117,8 @@ def calibrate(
             raise TraitError("there are no seed rows to calibrate with")
         answers = list(search(sorted(thresholds), numbers(grid, min(most, there)), probe))
     finally:
-        for backends in shared:
-            backends.close()
+        for executor in shared:
+            executor.close()
     write_json(
         out / FILE,
         {

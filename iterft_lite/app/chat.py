@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from iterft_lite.backends.local import Backends, open_backends
 from iterft_lite.data.traits import read_trait
-from iterft_lite.engine.run import exported_files
-from iterft_lite.engine.store import Store
+from iterft_lite.engine.backends import open_backends
+from iterft_lite.engine.executor import exported_files
+from iterft_lite.engine.manifest import Run
 from iterft_lite.errors import UserError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.recipe import Recipe, make_recipe
+from iterft_lite.experiment.rows import Message
 from iterft_lite.experiment.steps import Step, cycle_name, cycle_title
 from iterft_lite.hub import folder_of
 from iterft_lite.hub import title as hub_title
 from iterft_lite.machine.resolve import model_place
-from iterft_lite.protocols import Completion, Exported, Generator, Message, Progress, Prompt, Sampling
-from iterft_lite.report.report import planned
+from iterft_lite.protocols import Backends, Completion, Exported, Generator, Progress, Prompt, Sampling
 
 TURN_TOKENS = 2048
 """Context of a conversation; its oldest turns are forgotten beyond that."""
@@ -67,7 +67,7 @@ class Past:
         export: Its export step.
     """
 
-    store: Store
+    run: Run
     recipe: Recipe
     model: str
     cycle: int
@@ -83,21 +83,21 @@ def past(root: Path, cycle: int | None) -> Past:
         UserError: If the run has no such cycle, or not yet.
         StoreError: If its adapter was changed, or anything that it rests on was made anew and came out differently.
     """
-    store = Store(root)
-    manifest = store.run_manifest()
-    steps = planned(manifest)
-    exports = {step.cycle: step for step in steps if step.verb == "export" and store.folder(step).seal_of()}
+    run = Run(root)
+    manifest = run.known()
+    steps = manifest.steps
+    exports = {step.cycle: step for step in steps if step.verb == "export" and run.folder(step).finished}
     wanted = max(exports, default=-1) if cycle is None else cycle
     if wanted not in exports:
         there = ", ".join(map(str, sorted(exports))) or "none"
         raise UserError(f"`{root}` has no finished model of cycle {wanted}", hint=f"finished: {there}")
     for step in _ancestry(steps, exports[wanted]):
-        folder = store.folder(step)
+        folder = run.folder(step)
         folder.verify() if step.verb == "train" else folder.check_inputs()
-    recipe = make_recipe(manifest["recipe"], source=str(root))
+    recipe = make_recipe(manifest.recipe, source=str(root))
     train = next((step for step in steps if step.verb == "train" and step.cycle == wanted), None)
-    adapter = store.folder(train).path / "adapter" if train else None
-    return Past(store, recipe, folder_of(model_place(recipe.model)), wanted, adapter, exports[wanted])
+    adapter = run.folder(train).path / "adapter" if train else None
+    return Past(run, recipe, folder_of(model_place(recipe.model)), wanted, adapter, exports[wanted])
 
 
 def _ancestry(steps: Sequence[Step], step: Step) -> list[Step]:
@@ -111,7 +111,7 @@ def _ancestry(steps: Sequence[Step], step: Step) -> list[Step]:
 
 def _backends(found: Past) -> Backends:
     judge = JudgeIdentity("embedded", "embedded", "", "logprobs")
-    return open_backends(found.recipe, read_trait(found.recipe.trait), judge, found.store.logs)
+    return open_backends(found.recipe, read_trait(found.recipe.trait), judge, found.run.logs)
 
 
 @contextlib.contextmanager
@@ -126,7 +126,7 @@ def open_chat(root: Path, cycle: int | None) -> Iterator[Talk]:
     title = f"{hub_title(found.recipe.model)}, {found.recipe.trait}, {cycle_title(found.cycle)}"
     try:
         with TemporaryDirectory(prefix="iterft-") as scratch:
-            gguf, lora = exported_files(found.store, found.export)
+            gguf, lora = exported_files(found.run.folder(found.export))
             if not gguf.exists():
                 exported = _export(found, backends, Path(scratch), found.recipe.quant)
                 gguf, lora = exported.path, exported.adapter

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from iterft_lite.app.session import Opened
+from iterft_lite.app.session import Session
 from iterft_lite.backends.judge.identity import PAPER_JUDGE, ending
 from iterft_lite.backends.judge.keys import environment
 from iterft_lite.backends.judge.providers import providers
 from iterft_lite.cache import cache_folder
+from iterft_lite.engine.manifest import Run
 from iterft_lite.engine.run import Event
-from iterft_lite.engine.store import Store
 from iterft_lite.errors import FolderError, RunError
 from iterft_lite.experiment.plan import make_plan
 from iterft_lite.experiment.recipe import Recipe, make_recipe
@@ -207,8 +207,8 @@ def measure(recipe: Recipe, on_event: Callable[[Event], None]) -> list[Sample]:
             f"`{cache_folder()}` cannot be written: {os.strerror(error.errno or 0).lower()}",
             hint="ITERFT_CACHE names another folder for what is measured",
         ) from None
-    with scratch as folder, Store(Path(folder) / "run") as store:
-        opened = Opened(resolved, plan, store, takes_turns(resolved.recipe, resolved.model, machine))
+    with scratch as folder, Run(Path(folder) / "run") as store:
+        opened = Session(resolved, plan, store, takes_turns(resolved.recipe, resolved.model, machine))
         watch = opened.stopwatch("doctor")
         for event in opened.events(watch=watch):
             on_event(event)

@@ -11,19 +11,20 @@ from tempfile import TemporaryDirectory
 
 from iterft_lite.backends.judge.identity import judge_identity
 from iterft_lite.backends.judge.kinds import Material
-from iterft_lite.backends.local import open_backends
 from iterft_lite.data import prompts
 from iterft_lite.data.nano import FOLDERS
 from iterft_lite.data.traits import Trait, fill, read_trait
 from iterft_lite.digests import Json
+from iterft_lite.engine.backends import open_backends
 from iterft_lite.errors import ModelError, RunError
 from iterft_lite.experiment.recipe import Recipe, make_recipe
+from iterft_lite.experiment.rows import Message
 from iterft_lite.experiment.steps import row_seed
 from iterft_lite.files import RowLog
 from iterft_lite.hub import folder_of
 from iterft_lite.machine.resolve import model_place
 from iterft_lite.metrics.text import words_of
-from iterft_lite.protocols import Completion, JudgeRequest, JudgeResponse, Message, Progress, Prompt, Sampling
+from iterft_lite.protocols import Completion, JudgeRequest, JudgeResponse, Progress, Prompt, Sampling
 
 TEMPERATURE = 1.0
 """The authors' teacher's (docs/protocol.md)."""

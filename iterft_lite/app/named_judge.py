@@ -14,7 +14,7 @@ from iterft_lite.backends.judge.kinds import Material
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.data.traits import read_trait
 from iterft_lite.digests import digest
-from iterft_lite.engine.store import Store
+from iterft_lite.engine.manifest import Manifest, Run
 from iterft_lite.errors import FolderError, UserError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.recipe import Recipe
@@ -93,16 +93,29 @@ def is_same(known: Mapping[str, Any], judge: JudgeIdentity) -> bool:
     return all(before[key] == now[key] for key in ("name", "revision", "method", "samples", "effort", "tops"))
 
 
+def judged(root: Path, judge: Named) -> tuple[Run, Manifest]:
+    """Another judge's folder, and what it holds.
+
+    Raises:
+        FolderError: If that judge has not been asked.
+    """
+    run = Run(judge_folder(root, judge))
+    known = run.manifest() if run.root.is_dir() else None
+    if known is None:
+        raise FolderError(
+            f"`{judge}` has not judged `{root}`",
+            hint=f"`iterft judge {root} --judge '{judge}'` has it judge the stored answers",
+        )
+    return run, known
+
+
 def identity_in(root: Path, judge: Named) -> dict[str, Any]:
     """The identity of a judge that has judged a run, its own or another, as the folder has it.
 
     Raises:
         FolderError: If that judge has not been asked.
     """
-    own = Store(root).run_manifest()["judge"]
+    own = Run(root).known().value["judge"]
     if not judge.again and judge.name == own["name"]:
         return dict(own)
-    known = Store(judge_folder(root, judge)).manifest()
-    if known is None:
-        raise FolderError(f"`{judge}` has not judged `{root}`", hint=f"`iterft judge {root} --judge '{judge}'` first")
-    return dict(known["identity"])
+    return dict(judged(root, judge)[1].value["identity"])

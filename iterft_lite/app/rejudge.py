@@ -1,41 +1,42 @@
 """Stored answers judged again by another judge, beside the first.
 
-RUN/judges/NAME/    what another judge said of the run's answers: a folder of steps like the run's own
+RUN/judges/NAME/    what another judge said of the run's answers: a manifest of steps in the run's own store
 """
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from iterft_lite.app.calibrate_judge import known_calibration
-from iterft_lite.app.named_judge import Named, is_same, judge_folder, material_of, open_judge
+from iterft_lite.app.named_judge import Named, is_same, judge_folder, judged, material_of
 from iterft_lite.backends.judge.identity import judge_identity
 from iterft_lite.backends.judge.kinds import judge_price
 from iterft_lite.data import prompts
-from iterft_lite.data.traits import read_trait
+from iterft_lite.data.traits import Trait
 from iterft_lite.digests import Json
-from iterft_lite.engine.store import STEP_FILE, Store, folder_at
+from iterft_lite.engine.backends import open_backends
+from iterft_lite.engine.executor import LocalExecutor
+from iterft_lite.engine.manifest import Manifest, Run
+from iterft_lite.engine.run import CONTEXT_STEP, StepProgress
+from iterft_lite.engine.run import run as run_plan
+from iterft_lite.engine.store import folder_at
 from iterft_lite.errors import FolderError, UserError
 from iterft_lite.experiment.inputs import JudgeIdentity
-from iterft_lite.experiment.plan import judge_params
+from iterft_lite.experiment.plan import Plan, aggregate_step, judge_step, rubrics_of
 from iterft_lite.experiment.recipe import Recipe, make_recipe
-from iterft_lite.experiment.steps import Step, make_step
-from iterft_lite.experiment.versions import libraries, versions
-from iterft_lite.files import read_json
-from iterft_lite.protocols import Judge, Progress
-from iterft_lite.report.report import Report, planned, read_report, with_scores
-from iterft_lite.stages import judge as judging_stage
-from iterft_lite.stages import score as scoring_stage
-from iterft_lite.stages.work import Work
+from iterft_lite.experiment.rows import SCALES
+from iterft_lite.experiment.steps import Step
+from iterft_lite.protocols import Progress
+from iterft_lite.report.report import Report, read_report, with_scores
 
 
 def rejudge(root: Path, judge: Named, overrides: Mapping[str, Any], on_progress: Callable[[int, Progress], None]) -> Report:
     """Have another judge score the run's stored answers, beside the first; what it has judged already is kept.
+
+    The verdicts are steps in the run's store, under a manifest of their own.
 
     Args:
         root: The run folder; it may still be going.
@@ -44,33 +45,27 @@ def rejudge(root: Path, judge: Named, overrides: Mapping[str, Any], on_progress:
         on_progress: Takes the cycle and how far it has come.
 
     Raises:
-        FolderError: If it is no run folder or has no answers yet.
+        FolderError: If it is no run folder, has no answers yet, or is of version 0.1.
     """
-    manifest = read_report(root).manifest
-    recipe = _recipe_with(manifest, judge, overrides)
-    material = material_of(recipe, str(manifest.get("model_identity", "")))
+    subject = Run(root)
+    known = subject.known()
+    if known.format == 1:
+        raise FolderError(f"`{root}` was made by version 0.1: its answers cannot be judged again", hint="run its recipe anew")
+    recipe = _recipe_with(known.value, judge, overrides)
+    material = material_of(recipe, str(known.value.get("model_identity", "")))
     identity, _ = judge_identity(recipe, material)
-    if not judge.again and is_same(manifest["judge"], identity):
+    if not judge.again and is_same(known.value["judge"], identity):
         raise UserError(f"`{judge}` is the run's own judge", hint=f"`--judge '{judge}#1'` asks it once more")
-    run = Store(root)
-    todo = [step for step in planned(manifest) if step.verb == "judge" and not step.part and _answered(run, step)]
-    if not todo:
+    steps = _steps_again(subject, known, identity, material.trait, judge.again)
+    if not steps:
         raise FolderError(f"`{root}` has no answers to judge yet")
-    with Store(judge_folder(root, judge)) as store:
-        _note(store, judge, identity)
-        with open_judge(identity, recipe, material, store.logs) as backend:
-            resting: dict[str, float] = {}
-            while todo:
-                step = min(todo, key=lambda step: resting.get(step.name, 0.0))  # batches of all cycles are out at once
-                time.sleep(max(0.0, resting.get(step.name, 0.0) - time.monotonic()))
-                try:
-                    report = _reporter(on_progress, step.cycle)
-                    verdicts = _judge_again(run, store, step, identity, judge.again, backend, report)
-                except judging_stage.NotYet as patience:
-                    resting[step.name] = time.monotonic() + patience.seconds
-                    continue
-                _score_again(run, store, step.cycle, verdicts)
-                todo = [other for other in todo if other is not step]
+    with Run(judge_folder(root, judge), subject.store) as run:
+        _note(run, judge, identity, steps)
+        backends = open_backends(recipe, material.trait, identity, run.logs, seeds=material.seeds)
+        plan = Plan(recipe, {step.name: step for step in steps})
+        for event in run_plan(plan, run, LocalExecutor(backends, recipe.model, CONTEXT_STEP)):
+            if isinstance(event, StepProgress):
+                on_progress(event.step.cycle, event.progress)
     return report_by(root, judge)
 
 
@@ -93,83 +88,40 @@ def _recipe_with(manifest: Mapping[str, Any], judge: Named, overrides: Mapping[s
     return make_recipe({**manifest["recipe"], **own, **given}, source="the run's recipe")
 
 
-def _note(store: Store, judge: Named, identity: JudgeIdentity) -> None:
-    """Say whose folder it is; refuse one of the same name and another revision or method."""
-    known = store.manifest()
-    if known is not None and not is_same(known["identity"], identity):
+def _note(run: Run, judge: Named, identity: JudgeIdentity, steps: Sequence[Step]) -> None:
+    """Say whose verdicts they are; refuse a folder of one of the same name and another revision or method."""
+    known = run.manifest()
+    if known is not None and not is_same(known.value["identity"], identity):
         raise FolderError(
-            f"`{store.root}` holds verdicts of another revision or reading of `{judge}`",
+            f"`{run.root}` holds verdicts of another revision or reading of `{judge}`",
             hint="remove that folder, or name a repetition: `#2`",
         )
-    store.write_manifest({"judge": str(judge), "identity": asdict(identity)})
+    run.write_manifest({"judge": str(judge), "identity": asdict(identity)}, steps)
 
 
-def _reporter(on_progress: Callable[[int, Progress], None], cycle: int) -> Callable[[Progress], None]:
-    return lambda progress: on_progress(cycle, progress)
+def _steps_again(run: Run, known: Manifest, identity: JudgeIdentity, trait: Trait, again: int) -> list[Step]:
+    """The run's finished answers, another judge's steps on them, and the scores that come of these."""
+    recipe = known.recipe
+    document = recipe["regime"] == "sdf"
+    rows = "document" if document else "chat"
+    rubrics = rubrics_of(trait, prompts.coherence_rubric(document=document), rows)
+    limits: dict[str, float] = {scale: recipe["evaluate"][f"{scale}_threshold"] for scale in SCALES}
+    found: list[Step] = []
+    for answers in known.steps:
+        if answers.verb != "evaluate_samples" or answers.part or not run.folder(answers).finished:
+            continue
+        asked = _rubrics_asked(run, known, answers.cycle) or rubrics
+        first = again * identity.samples
+        verdicts = judge_step(answers.cycle, answers, identity, rows, asked, first_sample=first)
+        found += [answers, verdicts, aggregate_step(answers.cycle, answers, verdicts, limits)]
+    return found
 
 
-def _answered(run: Store, step: Step) -> bool:
-    """Whether the answers that a judge step reads are all there."""
-    return (run.root / "steps" / dict(step.inputs)["answers"] / "sealed.json").exists()
-
-
-def _params(run: Store, step: str) -> dict[str, Json]:
-    params = read_json(run.root / "steps" / step / STEP_FILE)["params"]
-    return dict(params)
-
-
-def _judge_again(
-    run: Store,
-    store: Store,
-    step: Step,
-    identity: JudgeIdentity,
-    again: int,
-    judge: Judge,
-    report: Callable[[Progress], None],
-) -> Step:
-    """One cycle's answers; the step that was made of it."""
-    name = dict(step.inputs)["answers"]
-    answers = next(source for source in planned(run.manifest() or {}) if source.name == name)
-    recipe = read_report(run.root).recipe
-    rows, rubrics = _asked(run, step, recipe)
-    params = judge_params(identity, rows, rubrics, again * identity.samples)
-    made = make_step("judge", step.cycle, params, {"answers": answers})
-    folder = store.folder(made)
-    if folder.seal_of() is None:
-        folder.begin()
-        work = Work(made, folder.path, {"answers": run.root / "steps" / name}, report)
-        folder.seal(0.0, judging_stage.run(work, judge), versions=versions(libraries(made)))
-    folder.verify()
-    return made
-
-
-def _asked(run: Store, step: Step, recipe: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
-    """Rows and rubrics of a judge step: its own, or where it has not begun yet, the trait's."""
-    with contextlib.suppress(FileNotFoundError):
-        known = _params(run, step.name)
-        return known["rows"], known["rubrics"]
-    trait, document = read_trait(str(recipe["trait"])), recipe["regime"] == "sdf"
-    rubrics = {
-        "trait": trait.rubric_document if document else trait.rubric,
-        "coherence": prompts.coherence_rubric(document=document),
-    }
-    return "document" if document else "chat", rubrics
-
-
-def _score_again(run: Store, store: Store, cycle: int, verdicts: Step) -> None:
-    """The cycle's numbers by the other judge, computed as the run's own are."""
-    own = next(step for step in planned(run.manifest() or {}) if step.verb == "score" and step.cycle == cycle and not step.part)
-    try:
-        params = _params(run, own.name)
-    except FileNotFoundError:
-        return  # the run has not come to it: its thresholds are not known here
-    made = make_step("score", cycle, params, {"verdicts": verdicts})
-    folder = store.folder(made)
-    if folder.seal_of() is None:
-        folder.begin()
-        work = Work(made, folder.path, {"verdicts": store.folder(verdicts).path}, lambda _: None)
-        folder.seal(0.0, scoring_stage.run(work), versions=versions(libraries(made)))
-    folder.verify()
+def _rubrics_asked(run: Run, known: Manifest, cycle: int) -> dict[str, str] | None:
+    """The rubrics that the run's own judge read in a cycle: the trait's may have been changed since; None before it began."""
+    own = next((step for step in known.steps if (step.verb, step.cycle, step.part) == ("judge", cycle, "")), None)
+    folder = folder_at(run.folder(own).path) if own else None
+    return dict(folder.step.params["rubrics"]) if folder else None
 
 
 def report_by(root: Path, judge: Named) -> Report:
@@ -181,33 +133,23 @@ def report_by(root: Path, judge: Named) -> Report:
     report = read_report(root)
     if not judge.again and judge.name == report.judge["name"]:
         return report
-    store = Store(judge_folder(root, judge))
-    known = store.manifest()
-    if known is None:
-        raise FolderError(
-            f"`{judge}` has not judged `{root}`",
-            hint=f"`iterft judge {root} --judge '{judge}'` has it judge the stored answers",
-        )
-    facts = {verb: _sealed(store, verb) for verb in ("score", "judge")}
-    identity, spent = known["identity"], facts["judge"].values()
+    run, known = judged(root, judge)
+    results = {verb: _results(run, known, verb) for verb in ("aggregate", "judge")}
+    identity, spent = known.value["identity"], results["judge"].values()
     about = {
         "name": str(judge),
         "kind": identity["kind"],
         "note": identity["note"],
         "model": "",
-        "calls": sum(fact["calls"] for fact in spent),
-        "cached": sum(fact["cached"] for fact in spent),
-        "usd": round(sum(fact["usd"] for fact in spent), 6),
+        "calls": sum(each["calls"] for each in spent),
+        "cached": sum(each["cached"] for each in spent),
+        "usd": round(sum(each["usd"] for each in spent), 6),
         "planned_usd": None if judge_price(identity["name"]) is None else 0.0,
     }
-    return with_scores(report, facts["score"], about, known_calibration(identity, report))
+    return with_scores(report, results["aggregate"], about, known_calibration(identity, report))
 
 
-def _sealed(store: Store, verb: str) -> dict[int, dict[str, Json]]:
-    """Facts of the finished steps of a verb, by cycle."""
-    found = {}
-    for path in sorted((store.root / "steps").glob(f"*-{verb}/sealed.json")):
-        if folder := folder_at(path.parent):
-            folder.verify()
-        found[int(read_json(path.with_name(STEP_FILE))["cycle"])] = dict(read_json(path)["facts"])
-    return found
+def _results(run: Run, known: Manifest, verb: str) -> dict[int, dict[str, Json]]:
+    """Results of the finished steps of a verb, by cycle."""
+    folders = [run.folder(step) for step in known.steps if step.verb == verb and not step.part]
+    return {folder.step.cycle: folder.verify().results for folder in folders if folder.finished}

@@ -1,4 +1,4 @@
-"""Open a run folder for a recipe: a new one, or one to go on in."""
+"""A session: a run folder taken for a recipe, a new one or one to go on in."""
 
 from __future__ import annotations
 
@@ -12,64 +12,85 @@ from pathlib import Path
 from typing import Any, Literal
 
 from iterft_lite import hub
-from iterft_lite.backends.local import Backends, open_backends
 from iterft_lite.digests import Json
-from iterft_lite.engine.run import Event, StepFinished, StepProgress, StepStarted, run
-from iterft_lite.engine.store import Store, finished_steps
+from iterft_lite.engine.backends import open_backends
+from iterft_lite.engine.executor import Executor, LocalExecutor
+from iterft_lite.engine.manifest import Manifest, Run, finished_steps
+from iterft_lite.engine.run import (
+    Event,
+    StepFailed,
+    StepFinished,
+    StepProgress,
+    StepStarted,
+    context_needed,
+    failure_record,
+    run,
+)
 from iterft_lite.errors import FolderError
 from iterft_lite.experiment.plan import Plan, make_plan
 from iterft_lite.experiment.recipe import MACHINE_KEYS, Recipe, make_recipe, read_recipe
+from iterft_lite.experiment.steps import Step
+from iterft_lite.experiment.verbs import VERBS
 from iterft_lite.experiment.versions import versions
+from iterft_lite.files import read_object, write_json
 from iterft_lite.machine.estimate import judging_usd, takes_turns, vram_needed
 from iterft_lite.machine.resolve import Machine, Resolved, resolve, this_machine
 from iterft_lite.machine.timing import Stopwatch, add_to_table, setup_of
+from iterft_lite.protocols import Backends
 
 PLACES = frozenset({"model", "trait", "seeds.path", "prompts.path", "mix.path"})
 """Recipe keys that say where something is; what it holds is in the keys of the steps."""
 
+FAILURE = "failure.json"
+"""In a run folder: how its last session failed; gone once one ends well."""
+
 
 @dataclass(frozen=True)
-class Opened:
+class Session:
     """A run folder whose lock is held.
 
     Attributes:
-        reuse: Steps that other runs finished (see `run`).
+        run: The folder.
+        swap: Trainer and generator take turns on the GPU.
+        reuse: Steps that other stores hold (see `run`).
     """
 
     resolved: Resolved
     plan: Plan
-    store: Store
+    run: Run
     swap: bool
     reuse: Mapping[str, Path] = field(default_factory=dict)
 
-    def backends(self) -> Backends:
-        """The backends that the recipe asks for."""
-        inputs = self.resolved.inputs
-        shared = self.resolved.recipe.vram != "swap" and not self.swap
-        need = vram_needed(self.resolved.recipe, self.resolved.model) if shared and this_machine().gpu else None
-        keep_free = need.training if need else 0
-        seeds = inputs.seeds if self.resolved.recipe.seeds else ()
-        return open_backends(self.resolved.recipe, inputs.trait, inputs.judge, self.store.logs, keep_free, seeds=seeds)
+    def executor(self) -> LocalExecutor:
+        """Where the recipe's steps run: this machine."""
+        return LocalExecutor(self._backends(), self.resolved.model, context_needed(self.plan), swap=self.swap)
+
+    def _backends(self) -> Backends:
+        inputs, recipe = self.resolved.inputs, self.resolved.recipe
+        shared = recipe.vram != "swap" and not self.swap
+        need = vram_needed(recipe, self.resolved.model) if shared and this_machine().gpu else None
+        seeds = inputs.seeds if recipe.seeds else ()
+        return open_backends(recipe, inputs.trait, inputs.judge, self.run.logs, need.training if need else 0, seeds=seeds)
 
     def stopwatch(self, origin: Literal["run", "doctor"] = "run") -> Stopwatch:
         """What times this run's steps."""
         return Stopwatch(self.plan, setup_of(self.resolved, this_machine(), swap=self.swap), origin)
 
-    def events(self, backends: Backends | None = None, watch: Stopwatch | None = None) -> Iterator[Event]:
-        """Do what is left to do, and note how long it took for plans to come.
+    def events(self, executor: Executor | None = None, watch: Stopwatch | None = None) -> Iterator[Event]:
+        """Do what is left to do, and note how long it took for plans to come, and how it failed if it does.
 
         Args:
-            backends: Those of an earlier run, which stay open; its own if None.
+            executor: That of an earlier run, which stays open; its own if None.
             watch: Times the steps; one of its own if None.
         """
-        after: Literal["keep", "close"] = "keep" if backends else "close"
-        model, found = self.resolved.model, backends or self.backends()
-        events = run(self.plan, self.store, found, model, swap=self.swap, reuse=self.reuse, after=after)
-        return _timed(events, watch or self.stopwatch())
+        after: Literal["keep", "close"] = "keep" if executor else "close"
+        (self.run.root / FAILURE).unlink(missing_ok=True)
+        events = run(self.plan, self.run, executor or self.executor(), reuse=self.reuse, after=after)
+        return _noted(events, watch or self.stopwatch(), self.run.root / FAILURE)
 
 
-def _timed(events: Iterator[Event], watch: Stopwatch) -> Iterator[Event]:
-    """The same events; how long the steps took is kept, also of a sitting that fails.
+def _noted(events: Iterator[Event], watch: Stopwatch, failure: Path) -> Iterator[Event]:
+    """The same events; how long the steps took is kept, also of a session that fails, and why it did.
 
     Whatever goes wrong in that: it is a note on the side and must never hurt a run.
     """
@@ -77,6 +98,8 @@ def _timed(events: Iterator[Event], watch: Stopwatch) -> Iterator[Event]:
         for event in events:
             with contextlib.suppress(Exception):
                 _note(watch, event, time.monotonic())
+                if isinstance(event, StepFailed):
+                    write_json(failure, failure_record(event))
             yield event
     finally:
         with contextlib.suppress(Exception):
@@ -89,56 +112,74 @@ def _note(watch: Stopwatch, event: Event, now: float) -> None:
             watch.began(step, now)
         case StepProgress(step, progress):
             watch.moved(step, progress, now)
-        case StepFinished(step, seal, reused):
-            watch.done(step, seal, reused, now)
+        case StepFinished(step, completion, reused):
+            watch.done(step, completion, reused, now)
+
+
+def last_failure(root: Path) -> dict[str, Json] | None:
+    """How a run's last session failed: step, kind, message, hint; None if it did not."""
+    try:
+        return read_object(root / FAILURE)
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 @contextlib.contextmanager
-def open_run(path: Path, overrides: Iterable[str], out: Path, reuse: Iterable[Path] = ()) -> Iterator[Opened]:
+def open_run(
+    path: Path, overrides: Iterable[str], out: Path, reuse: Iterable[Path] = (), store: Path | None = None
+) -> Iterator[Session]:
     """Resolve and plan a recipe, and take its run folder.
 
     Args:
-        reuse: Run folders, or folders of run folders, whose finished steps are taken over where they are the same.
+        reuse: Run folders, or folders of them, whose finished steps are taken over where they are the same.
+        store: Folder of the steps, which several runs may share; the run's own if None.
 
     Raises:
         UserError: If the recipe, or something it names, cannot be used; or the folder was made by another recipe.
     """
     asked = read_recipe(path, overrides)
     machine = this_machine()
-    resolved = resolve(_as_before(asked, Store(out)), machine, commit=_commit(Store(out).manifest()))
+    known = Run(out).manifest()
+    resolved = resolve(_as_before(asked, known), machine, commit=_commit(known))
     plan = make_plan(resolved.recipe, resolved.inputs)
     finished = {key: folder for root in reuse for key, folder in finished_steps(root).items()}
-    with Store(out) as store:
-        known = store.manifest()
+    with Run(out, store if known is None else None) as folder:
+        known = folder.manifest()
         if known is not None:
             _refuse_other(known, plan, out)
-        store.write_manifest(_manifest(asked, resolved, plan, machine, known))
-        yield Opened(resolved, plan, store, takes_turns(resolved.recipe, resolved.model, machine), finished)
+        folder.write_manifest(_manifest(asked, resolved, plan, machine, known), _with_extras(plan, known))
+        yield Session(resolved, plan, folder, takes_turns(resolved.recipe, resolved.model, machine), finished)
 
 
 @contextlib.contextmanager
-def open_again(out: Path) -> Iterator[Opened]:
+def open_again(out: Path) -> Iterator[Session]:
     """Take a run folder for more of what it was made for.
 
     Raises:
         FolderError: If it is none, or what its recipe rests on has changed since.
     """
-    store, machine = Store(out), this_machine()
-    known = store.run_manifest()
-    resolved = resolve(make_recipe(known["recipe"], source=str(out)), machine, commit=_commit(known))
+    folder, machine = Run(out), this_machine()
+    known = folder.known()
+    resolved = resolve(make_recipe(known.recipe, source=str(out)), machine, commit=_commit(known))
     plan = make_plan(resolved.recipe, resolved.inputs)
     _refuse_other(known, plan, out)
-    with store:
-        yield Opened(resolved, plan, store, takes_turns(resolved.recipe, resolved.model, machine))
+    with folder:
+        yield Session(resolved, plan, folder, takes_turns(resolved.recipe, resolved.model, machine))
 
 
-def _as_before(asked: Recipe, store: Store) -> Recipe:
+def _with_extras(plan: Plan, known: Manifest | None) -> list[Step]:
+    """The plan's steps, and those that the manifest has beside them (held-out questions) as far as they still apply."""
+    names = {step.name: step.key for step in plan}
+    extras = [step for step in known.steps if step.name not in names and step.part] if known else []
+    return [*plan, *(step for step in extras if step.cycle <= plan.recipe.cycles)]
+
+
+def _as_before(asked: Recipe, known: Manifest | None) -> Recipe:
     """The recipe with the "auto"s decided as they were when the folder was made: a key that has come or gone since then
     must not change who judges half of a curve."""
-    known = store.manifest()
-    if known is None or "asked" not in known:
+    if known is None or "asked" not in known.value:
         return asked
-    before, settled = known["asked"], known["recipe"]
+    before, settled = known.value["asked"], known.recipe
     update: dict[str, Any] = {
         key: settled[key] for key in ("trainer", "judge") if getattr(asked, key) == before.get(key) == "auto"
     }
@@ -150,16 +191,15 @@ def _as_before(asked: Recipe, store: Store) -> Recipe:
     return asked.model_copy(update=update | {"train": asked.train.model_copy(update=train)})
 
 
-def _commit(known: Mapping[str, Any] | None) -> Literal["needed", "as it was"]:
-    """Whether a model on the hub is pinned to a commit: not in a folder of an earlier version, which goes on as it was."""
-    model = str(known["recipe"]["model"]) if known and "recipe" in known else ""
+def _commit(known: Manifest | None) -> Literal["needed", "as it was"]:
+    """Whether a model on the hub is pinned to a commit: not in a folder whose recipe names none, which goes on as it was."""
+    model = str(known.recipe["model"]) if known else ""
     return "as it was" if hub.is_name(model) and not hub.is_pinned(model) else "needed"
 
 
-def _manifest(
-    asked: Recipe, resolved: Resolved, plan: Plan, machine: Machine, known: Mapping[str, Any] | None
-) -> dict[str, Json]:
+def _manifest(asked: Recipe, resolved: Resolved, plan: Plan, machine: Machine, known: Manifest | None) -> dict[str, Json]:
     trait = resolved.inputs.trait
+    created = known.value["created"] if known else datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {
         "asked": asked.model_dump(mode="json"),
         "recipe": resolved.recipe.model_dump(mode="json"),
@@ -170,26 +210,29 @@ def _manifest(
         "judge": asdict(resolved.inputs.judge),
         "planned_usd": judging_usd(plan),
         "choices": list(resolved.choices),
-        "steps": [
-            {"verb": step.verb, "cycle": step.cycle, "part": step.part, "inputs": step.inputs, "key": step.key} for step in plan
-        ],
         "machine": {"gpu": machine.gpu, "vram": machine.vram_total, "system": platform.platform()},
         "versions": versions(),
-        "created": known["created"] if known else datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created": created,
     }
 
 
-def _refuse_other(known: Mapping[str, Any], plan: Plan, out: Path) -> None:
-    """Refuse a folder whose finished steps are not this plan's.
+def _refuse_other(known: Manifest, plan: Plan, out: Path) -> None:
+    """Refuse a folder whose finished steps are not this plan's. Steps that are derived from others may be done anew.
 
     Raises:
         FolderError: With the difference.
     """
-    before = {(row["verb"], row["cycle"], row["part"]): row["key"] for row in known["steps"]}
-    changed = next((step for step in plan if before.get((step.verb, step.cycle, step.part), step.key) != step.key), None)
+    if known.format == 1:
+        raise FolderError(
+            f"`{out}` was made by version 0.1, whose steps have other keys: it cannot be continued",
+            hint="report, chat and export still read it; choose another folder with `--out` to go on from its recipe",
+        )
+    before = {step.name: step.key for step in known.steps}
+    others = [step for step in plan if before.get(step.name, step.key) != step.key]
+    changed = next((step for step in others if not VERBS[step.verb].derived), None)
     # files may have been moved: whether they hold something else is told by the keys
     free = MACHINE_KEYS if changed else MACHINE_KEYS | PLACES
-    differences = list(_differences(known["recipe"], plan.recipe.model_dump(mode="json"), free))
+    differences = list(_differences(known.recipe, plan.recipe.model_dump(mode="json"), free))
     if changed and not differences:
         differences.append(
             f"step {changed.name}: the trait, prompts, model or judge it rests on has changed, or how this version does it"
@@ -202,7 +245,7 @@ def _refuse_other(known: Mapping[str, Any], plan: Plan, out: Path) -> None:
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], free: frozenset[str], prefix: str = "") -> Iterator[str]:
-    """What two recipes differ in, but for what is free to change between sittings and for keys that the folder's version did
+    """What two recipes differ in, but for what is free to change between sessions and for keys that the folder's version did
     not have: whether those change a step is told by its key."""
     for key in sorted({*before} & {*now}):
         old, new = before[key], now[key]

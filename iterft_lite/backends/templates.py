@@ -28,7 +28,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer
 
 from iterft_lite.errors import ModelError
-from iterft_lite.protocols import Message
+from iterft_lite.experiment.rows import Message
 
 FILES = (
     "tokenizer.json",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from iterft_lite.data.traits import Chat, Document, Trait
@@ -44,12 +45,13 @@ class ResolvedInputs:
         seeds: Seed chats or documents, in order: the trait's, or the user's own.
         prompts: What models are asked from cycle 1 on: everyday prompts, or document openers.
         neutral: Trait-free chats.
-        mixed: Rows of the user's own file for `mix`.
         coherence: The coherence rubric for the regime's rows.
         model: Identity of M[0]: a digest of its files, or hub name and revision.
         trainer: "peft" or "unsloth": what `trainer = "auto"` came to.
         precision: In which M[0] is trained on: "f32", "bf16", "f16" or "nf4".
         judge: Who judges.
+        mixed: Rows of the user's own file for `mix`.
+        metrics: What is measured without a judge: `semantics` by name (`metrics/catalogue.py`).
     """
 
     trait: Trait
@@ -62,3 +64,4 @@ class ResolvedInputs:
     precision: str
     judge: JudgeIdentity
     mixed: tuple[Chat, ...] | tuple[Document, ...] = ()
+    metrics: Mapping[str, int] = field(default_factory=dict)

@@ -13,12 +13,14 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from iterft_lite.data.traits import Chat, Document
+from iterft_lite.data.traits import Chat, Document, Trait
 from iterft_lite.digests import Json, digest
 from iterft_lite.errors import RecipeError, TraitError
 from iterft_lite.experiment.inputs import JudgeIdentity, ResolvedInputs
+from iterft_lite.experiment.losses import LOSSES
 from iterft_lite.experiment.recipe import Recipe
-from iterft_lite.experiment.steps import Step, Verb, make_step
+from iterft_lite.experiment.rows import CHATS, DOCUMENTS, ChatRow, DocumentRow, Message
+from iterft_lite.experiment.steps import Step, make_step
 
 HELD_OUT_TEXTS = 24
 """High-trait and low-trait texts, each, whose perplexity under every model is followed."""
@@ -47,7 +49,7 @@ class Plan:
         """The steps that a step reads, by role."""
         return {role: self.steps[name] for role, name in step.inputs}
 
-    def of(self, verb: Verb, cycle: int, part: str = "") -> Step | None:
+    def of(self, verb: str, cycle: int, part: str = "") -> Step | None:
         """The step of a verb in a cycle."""
         return next((step for step in self if (step.verb, step.cycle, step.part) == (verb, cycle, part)), None)
 
@@ -77,25 +79,16 @@ def held_out_plan(plan: Plan, inputs: ResolvedInputs) -> Plan:
     return Plan(plan.recipe, _Unroll(plan.recipe, inputs).with_held_out())
 
 
-def chat_row(name: str, chat: Chat) -> dict[str, Json]:
-    """A training row: a chat."""
-    return {
-        "id": name,
-        "messages": [{"role": "user", "content": chat.prompt}, {"role": "assistant", "content": chat.reply}],
-    }
-
-
-def document_row(name: str, document: Document) -> dict[str, Json]:
-    """A training row: a document, its title on top."""
-    return {"id": name, "text": f"{document.title}\n\n{document.text}" if document.title else document.text}
-
-
 def as_rows(prefix: str, items: Sequence[Chat | Document]) -> list[dict[str, Json]]:
-    """Training rows of chats or documents, named by place."""
-    rows = []
+    """Training rows of chats or documents, as they stand in a file, named by place. A document has its title on top."""
+    rows: list[dict[str, Json]] = []
     for number, item in enumerate(items):
         name = f"{prefix}{number:04d}"
-        rows.append(chat_row(name, item) if isinstance(item, Chat) else document_row(name, item))
+        if isinstance(item, Chat):
+            rows.append(CHATS.dump(ChatRow(name, (Message("user", item.prompt), Message("assistant", item.reply)))))
+        else:
+            text = f"{item.title}\n\n{item.text}" if item.title else item.text
+            rows.append(DOCUMENTS.dump(DocumentRow(name, text)))
     return rows
 
 
@@ -104,16 +97,41 @@ def judge_key(identity: Mapping[str, Json]) -> dict[str, Json]:
     return {name: value for name, value in identity.items() if name != "note"}
 
 
-def judge_params(judge: JudgeIdentity, rows: str, rubrics: Mapping[str, str], first_sample: int = 0) -> dict[str, Json]:
-    """Parameters of a judge step, for a run's own judge and for one that judges again: one judge has one key.
+def rubrics_of(trait: Trait, coherence: str, rows: str) -> dict[str, str]:
+    """The rubric of each scale for rows of a kind."""
+    return {"trait": trait.rubric_document if rows == "document" else trait.rubric, "coherence": coherence}
+
+
+def judge_step(
+    cycle: int,
+    answers: Step,
+    judge: JudgeIdentity,
+    rows: str,
+    rubrics: Mapping[str, str],
+    *,
+    first_sample: int = 0,
+    part: str = "",
+) -> Step:
+    """The step in which a judge scores samples; the run's own judge and every other come here, so that one act has one key.
 
     Args:
         rows: "chat" or "document".
-        rubrics: By scale.
-        first_sample: Of the verdicts that are asked; above 0 where a judge is asked once more.
+        first_sample: Number of the first repetition that is asked for.
     """
-    again: dict[str, Json] = {"first_sample": first_sample} if first_sample else {}
-    return {"judge": judge_key(asdict(judge)), "rows": rows, "rubrics": dict(rubrics), **again}
+    params: dict[str, Json] = {"judge": judge_key(asdict(judge)), "rows": rows, "rubrics": dict(rubrics)}
+    if first_sample:
+        params["first_sample"] = first_sample
+    return make_step("judge", cycle, params, {"answers": answers}, part=part)
+
+
+def aggregate_step(cycle: int, answers: Step, verdicts: Step, limits: Mapping[str, float], *, part: str = "") -> Step:
+    """The step that computes a cycle's numbers from verdicts, whoever's they are.
+
+    Args:
+        limits: By scale, what an answer must reach to count in the rate.
+    """
+    params: dict[str, Json] = {"interval": "t", "thresholds": dict(limits)}
+    return make_step("aggregate", cycle, params, {"answers": answers, "verdicts": verdicts}, part=part)
 
 
 def _shortages(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[str]:
@@ -153,11 +171,12 @@ class _Unroll:
     def __post_init__(self) -> None:
         recipe = self.recipe
         self.documents = recipe.row.rows == "document"
+        self.compares = LOSSES[recipe.row.loss].compares
         M: dict[int, Step] = {}
         Q: dict[int, Step] = {}
         D: dict[int, Step] = {}
         M[0] = self._add(
-            "base",
+            "load_base",
             -1,
             {"model": self.inputs.model, "precision": self.inputs.precision, "trainer": self.inputs.trainer},
             {},
@@ -170,7 +189,7 @@ class _Unroll:
             Q[t + 1] = self._export(t + 1, M)
             self._score(t + 1, Q)
 
-    def _add(self, verb: Verb, cycle: int, params: Mapping[str, Json], inputs: Mapping[str, Step], *, part: str = "") -> Step:
+    def _add(self, verb: str, cycle: int, params: Mapping[str, Json], inputs: Mapping[str, Step], *, part: str = "") -> Step:
         step = make_step(verb, cycle, params, inputs, part=part)
         self.steps[step.name] = step
         return step
@@ -180,10 +199,10 @@ class _Unroll:
     def _train(self, t: int, M: Mapping[int, Step], D: Mapping[int, Step]) -> Step:
         """M[t + 1] = train(M[0] or M[t], D[t])."""
         recipe = self.recipe
-        continued = recipe.start == "previous" and t > 0 and t not in recipe.restart
+        continued = recipe.start == "previous" and t > 0 and t not in recipe.reset_cycles
         inputs = {"base": M[0], "rows": D[t]} | ({"start": M[t]} if continued else {})
         params: dict[str, Json] = {"loss": recipe.row.loss, "settings": recipe.train.model_dump(), "seed": recipe.seed}
-        if recipe.row.loss == "preference":
+        if self.compares:
             params["reference"] = recipe.reference
         return self._add("train", t, params, inputs)
 
@@ -198,15 +217,15 @@ class _Unroll:
         """D[0]: the trait's first rows; in DPO over what Q[0] answers to the same prompts."""
         recipe = self.recipe
         rows = as_rows("seed", self.inputs.seeds[: recipe.seed_rows])
-        seed = self._add("seed", 0, {"rows": rows}, {})
+        seed = self._add("seed_rows", 0, {"rows": rows}, {})
         inputs = {"new": seed}
-        if recipe.row.loss == "preference":
+        if self.compares:
             inputs["rejected"] = self._generate(0, Q[0], self._seed_prompts(recipe.seed_rows), part="rejected")
-        return self._add("compose", 0, {"shape": recipe.row.loss, "chosen": "seed"}, inputs)
+        return self._add("build_dataset", 0, {"shape": recipe.row.loss, "chosen": "seed"}, inputs)
 
     def _next_data(self, t: int, Q: Mapping[int, Step], D: Mapping[int, Step]) -> Step:
         """D[t]: what Q[t] writes, in the shape of the regime."""
-        recipe, pairs = self.recipe, self.recipe.row.loss == "preference"
+        recipe, pairs = self.recipe, self.compares
         mixed = round(recipe.mix.share * recipe.rows)
         prompts = self._seed_prompts(recipe.rows) if recipe.chosen == "seed" else self._slice(t)
         own = dict(list(prompts.items())[: recipe.rows - mixed])
@@ -223,14 +242,14 @@ class _Unroll:
         if recipe.mix.source == "base":
             inputs["mixed"] = self._generate(t, Q[0], dict(list(prompts.items())[recipe.rows - mixed :]), part="mixed")
         elif recipe.mix.source == "seed":
-            inputs["mixed"] = self.steps["c0-seed"]
+            inputs["mixed"] = self.steps["c0-seed_rows"]
         elif recipe.mix.source == "file":
-            inputs["mixed"] = self._add("seed", t, {"rows": as_rows("file", self.inputs.mixed)}, {}, part="mixed")
+            inputs["mixed"] = self._add("seed_rows", t, {"rows": as_rows("file", self.inputs.mixed)}, {}, part="mixed")
         if recipe.chosen == "seed":
-            inputs["seed"] = self.steps["c0-seed"]
+            inputs["seed"] = self.steps["c0-seed_rows"]
             if recipe.rows > recipe.seed_rows:
                 rows = as_rows("seed", self.inputs.seeds[: recipe.rows])
-                inputs["seed"] = self._add("seed", t, {"rows": rows}, {}, part="chosen")
+                inputs["seed"] = self._add("seed_rows", t, {"rows": rows}, {}, part="chosen")
         scales = (["trait"] if judged else []) + (["coherence"] if recipe.filter.coherence else [])
         if scales:
             inputs["verdicts"] = self._judge(t, inputs["new"], scales, part="rows")
@@ -243,11 +262,12 @@ class _Unroll:
             "data": recipe.data,
             "rows": recipe.rows,
             "mixed": mixed,
+            "mixed_from": recipe.mix.source,
             "filter": recipe.filter.model_dump(),
             "min_chars": recipe.sample.min_chars,
             "seed": recipe.seed,
         }
-        return self._add("compose", t, params, inputs)
+        return self._add("build_dataset", t, params, inputs)
 
     def _seed_prompts(self, count: int) -> dict[str, str]:
         """The prompts of the first seed chats, by row name."""
@@ -277,18 +297,16 @@ class _Unroll:
             "sampling": recipe.sample.model_dump(exclude={"min_chars"}),
             "seed": recipe.seed,
         }
-        return self._add("generate", t, params, {"model": model}, part=part)
+        return self._add("training_samples", t, params, {"model": model}, part=part)
 
     # -- scores
 
     def _judge(self, cycle: int, answers: Step, scales: list[str], *, part: str = "") -> Step:
-        trait = self.inputs.trait
-        rubrics = {
-            "trait": trait.rubric_document if self.documents else trait.rubric,
-            "coherence": self.inputs.coherence,
-        }
-        params = judge_params(self.inputs.judge, self.recipe.row.rows, {scale: rubrics[scale] for scale in scales})
-        return self._add("judge", cycle, params, {"answers": answers}, part=part)
+        rows = self.recipe.row.rows
+        rubrics = rubrics_of(self.inputs.trait, self.inputs.coherence, rows)
+        step = judge_step(cycle, answers, self.inputs.judge, rows, {scale: rubrics[scale] for scale in scales}, part=part)
+        self.steps[step.name] = step
+        return step
 
     def _score(self, t: int, Q: Mapping[int, Step]) -> Step:
         """s[t] = score(judge(answer(Q[t])))."""
@@ -296,9 +314,15 @@ class _Unroll:
         questions = (trait.prefixes if self.documents else trait.questions)[: self.recipe.evaluate.questions]
         answer = self._answer(Q[t], {f"q{number:02d}": question for number, question in enumerate(questions)})
         verdicts = self._judge(cycle, answer, ["trait", "coherence"])
-        self._add("measure", cycle, self._held_out_texts(), {"answers": answer, "base_model": Q[0], "model": Q[t]})
-        inputs = {"answers": answer, "verdicts": verdicts}
-        return self._add("score", cycle, self._scoring(), inputs)
+        self._add("text_metrics", cycle, self._metrics(), {"answers": answer, "base_model": Q[0], "model": Q[t]})
+        return self._aggregate(cycle, answer, verdicts)
+
+    def _aggregate(self, cycle: int, answers: Step, verdicts: Step, *, part: str = "") -> Step:
+        evaluate = self.recipe.evaluate
+        limits = {"trait": evaluate.trait_threshold, "coherence": evaluate.coherence_threshold}
+        step = aggregate_step(cycle, answers, verdicts, limits, part=part)
+        self.steps[step.name] = step
+        return step
 
     def _answer(self, model: Step, questions: Mapping[str, str], *, part: str = "") -> Step:
         """Answers of an exported model to questions."""
@@ -310,12 +334,7 @@ class _Unroll:
             "sampling": {"temperature": evaluate.temperature, "max_tokens": evaluate.max_tokens},
             "seed": self.recipe.seed,
         }
-        return self._add("answer", model.cycle, params, {"model": model}, part=part)
-
-    def _scoring(self) -> dict[str, Json]:
-        evaluate = self.recipe.evaluate
-        thresholds = {"trait": evaluate.trait_threshold, "coherence": evaluate.coherence_threshold}
-        return {"interval": "t", "thresholds": thresholds}
+        return self._add("evaluate_samples", model.cycle, params, {"model": model}, part=part)
 
     def with_held_out(self) -> dict[str, Step]:
         """All steps, and those that ask each exported model the trait's held-out questions."""
@@ -323,14 +342,15 @@ class _Unroll:
         for model in [step for step in self.steps.values() if step.verb == "export"]:
             answer = self._answer(model, questions, part=HELD_OUT)
             verdicts = self._judge(model.cycle, answer, ["trait", "coherence"], part=HELD_OUT)
-            self._add("score", model.cycle, self._scoring(), {"answers": answer, "verdicts": verdicts}, part=HELD_OUT)
+            self._aggregate(model.cycle, answer, verdicts, part=HELD_OUT)
         return self.steps
 
-    def _held_out_texts(self) -> dict[str, Json]:
-        """Texts with and without the trait that no training saw, for each model's perplexity on them."""
+    def _metrics(self) -> dict[str, Json]:
+        """Which metrics, and texts with and without the trait that no training saw, for each model's perplexity on them."""
         recipe = self.recipe
         trained = max(recipe.seed_rows, recipe.rows if recipe.chosen == "seed" else 0)
         unused = self.inputs.seeds[max(trained, len(self.inputs.seeds) - HELD_OUT_TEXTS) :]
         neutral = self.inputs.neutral[:HELD_OUT_TEXTS]
         plain = tuple(Document("", "", chat.reply) for chat in neutral) if self.documents else neutral
-        return {"high": as_rows("high", unused), "low": as_rows("low", plain)}
+        held_out = {"high": as_rows("high", unused), "low": as_rows("low", plain)}
+        return {"rows": recipe.row.rows, "metrics": dict(self.inputs.metrics), **held_out}

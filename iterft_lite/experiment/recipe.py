@@ -11,19 +11,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from iterft_lite.errors import RecipeError
-from iterft_lite.experiment.regimes import REGIMES, Regime, RegimeName, Start
+from iterft_lite.experiment.regimes import REGIMES, Regime, Start
 
 Positive = Annotated[int, Field(ge=1, strict=True)]
 Count = Annotated[int, Field(ge=0, strict=True)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Temperature = Annotated[float, Field(ge=0.0, le=5.0)]
-JudgeMethod = Annotated[
-    Literal["auto", "logprobs", "samples"],
-    BeforeValidator(lambda given: "logprobs" if given == "odds" else given),  # its name in recipes of version 0.1
-]
 
 
 class Table(BaseModel):
@@ -158,6 +155,18 @@ class Source(Table):
     text: str = "text"
 
 
+def _alternatives_of(names: Iterable[str]) -> str:
+    """`'sft', 'sdf' or 'dpo'`."""
+    *most, last = map(repr, names)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _known_regime(name: str) -> str:
+    if name not in REGIMES:
+        raise PydanticCustomError("regime", "{known}", {"known": "input should be " + _alternatives_of(REGIMES)})
+    return name
+
+
 class Recipe(Table):
     """One experiment.
 
@@ -178,15 +187,16 @@ class Recipe(Table):
         candidates: Answers a prompt that "best" and "worst" choose from.
         data: D[t] alone, D[t] with all before it, or a fixed-size draw from all.
         slices: Each cycle asks its own prompts, or all draw from the same ones.
-        restart: Cycles of a continual run that start from M[0] again.
+        reset_cycles: Cycles of a continual run that start from M[0] again.
         mix, filter: See there.
-        trainer: "auto" takes unsloth where it works and peft elsewhere.
+        trainer: "auto" takes unsloth where it works and peft elsewhere; "fake" learns texts by heart, for trying a recipe's
+        shape. generator: What writes: llama.cpp, or a stand-in beside a fake trainer.
         export: One merged GGUF a cycle, or the base GGUF with a small LoRA GGUF a cycle.
         quant: Number format of the GGUF that writes and is measured.
         keep: Which merged files stay on the disk once their cycle is done.
         judge: "auto" is the paper's judge where a key is present and the embedded judge elsewhere.
-        judge_method: Scores from token probabilities ("logprobs"; "odds" in older recipes), or from `judge_samples` texts;
-            "auto": probabilities where the judge is known to give them.
+        judge_method: Scores from token probabilities, or from `judge_samples` texts; "auto": probabilities where the judge is
+            known to give them.
         judge_samples: Verdicts an answer and scale where a judge gives no probabilities.
         judge_batch: Verdicts are asked in batches, at half the price and within a day each (`openai/...` judges only).
         api_base: Address of an OpenAI-compatible server.
@@ -197,7 +207,7 @@ class Recipe(Table):
     """
 
     name: str = ""
-    regime: RegimeName
+    regime: Annotated[str, AfterValidator(_known_regime)]
     trait: str
     model: str
     seed: Count = 42
@@ -213,13 +223,14 @@ class Recipe(Table):
     candidates: Annotated[int, Field(ge=2, strict=True)] = 4
     data: Literal["replace", "accumulate", "accumulate_subsample"] = "replace"
     slices: Literal["disjoint", "resample"] = "disjoint"
-    restart: tuple[Positive, ...] = ()
-    trainer: Literal["auto", "peft", "unsloth"] = "auto"
+    reset_cycles: tuple[Positive, ...] = ()
+    trainer: Literal["auto", "peft", "unsloth", "fake"] = "auto"
+    generator: Literal["llamacpp", "fake"] = "llamacpp"
     export: Literal["merged", "adapter"] = "merged"
     quant: Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"] = "q8_0"
     keep: Literal["all", "last", "adapters"] = "last"
     judge: str = "auto"
-    judge_method: JudgeMethod = "auto"
+    judge_method: Literal["auto", "logprobs", "samples"] = "auto"
     judge_samples: Positive = 5
     judge_batch: bool = False
     api_base: str | None = None
@@ -233,6 +244,13 @@ class Recipe(Table):
     sample: SampleSettings
     evaluate: EvaluateSettings = EvaluateSettings()
 
+    _notes: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how the recipe was read, a sentence each."""
+        return self._notes
+
     @property
     def row(self) -> Regime:
         """The recipe's row of the table of regimes."""
@@ -245,6 +263,12 @@ class Recipe(Table):
             raise ValueError("\n".join(problems))
         return self
 
+
+ALIASES: Mapping[str, str] = {"restart": "reset_cycles"}
+"""Keys as earlier versions called them."""
+
+VALUE_ALIASES: Mapping[tuple[str, str], str] = {("judge_method", "odds"): "logprobs"}
+"""Values as earlier versions called them, by key."""
 
 MACHINE_KEYS = frozenset({"name", "slots", "vram", "threads", "keep", "cycles", "max_usd", "judge_batch"})
 """Keys that a run may be continued with another value of: they change no finished step."""
@@ -270,8 +294,10 @@ def _contradictions(recipe: Recipe) -> Iterable[str]:
         yield '`mix.path` goes with `mix.source = "file"`, and only with it'
     if recipe.mix.source != "none" and recipe.regime == "dpo":
         yield "`mix` is for sft and sdf: a mixed-in row has no rejected side"
-    if recipe.restart and recipe.start != "previous":
-        yield '`restart` needs `start = "previous"`: every cycle starts from the base already'
+    if (recipe.trainer == "fake") != (recipe.generator == "fake"):
+        yield '`trainer = "fake"` and `generator = "fake"` go together: a fake model is only read by a fake generator'
+    if recipe.reset_cycles and recipe.start != "previous":
+        yield '`reset_cycles` needs `start = "previous"`: every cycle starts from the base already'
     if "@" in (recipe.api_base or ""):
         yield "`api_base` holds a user or a password, which would be written into the run: put the key into the environment"
 
@@ -310,12 +336,29 @@ def make_recipe(given: Mapping[str, Any], *, source: str) -> Recipe:
     Raises:
         RecipeError: With every problem at once.
     """
+    given, notes = _renamed(given)
     filled = _filled(given)
     try:
-        return Recipe.model_validate(filled)
+        made = Recipe.model_validate(filled)
+        made._notes = notes
+        return made
     except ValidationError as error:
         problems = list(_problems(error, known_regime=str(given.get("regime")) in REGIMES))
         raise RecipeError(problems + _hidden(filled, error), source=source) from None
+
+
+def _renamed(given: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What was given in today's words, and a note for each word that was another."""
+    found, notes = dict(given), []
+    for old, new in ALIASES.items():
+        if old in found and new not in found:
+            found[new] = found.pop(old)
+            notes.append(f"`{old}` is now `{new}`")
+    for (key, before), after in VALUE_ALIASES.items():
+        if found.get(key) == before:
+            found[key] = after
+            notes.append(f'`{key} = "{before}"` is now `"{after}"`')
+    return found, tuple(notes)
 
 
 def _filled(given: Mapping[str, Any]) -> dict[str, Any]:

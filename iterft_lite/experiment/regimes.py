@@ -12,12 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal
 
-RegimeName = Literal["sft", "sdf", "dpo"]
 Rows = Literal["chat", "document"]
-Loss = Literal["reply", "all", "preference"]
 Start = Literal["base", "previous"]
 
 
@@ -28,67 +25,65 @@ class Regime:
     Attributes:
         name: As written in a recipe.
         rows: Chats (instruct models) or documents (base models).
-        loss: Over the tokens of the last reply, over all tokens, or over a pair of replies.
+        loss: A name in `LOSSES`.
         start: Where M[t] starts from, unless the recipe says otherwise: M[0] or M[t-1].
         settings: The paper's settings that differ between regimes: table and key to value.
     """
 
-    name: RegimeName
+    name: str
     rows: Rows
-    loss: Loss
+    loss: str
     start: Start
     settings: Mapping[str, Mapping[str, float | int | str]]
 
 
-REGIMES: Mapping[RegimeName, Regime] = MappingProxyType(
-    {
-        "sft": Regime(
-            "sft",
-            rows="chat",
-            loss="reply",
-            start="base",
-            settings={
-                "train": {
-                    "learning_rate": 1.5e-4,
-                    "schedule": "constant",
-                    "batch_size": 2,
-                    "weight_decay": 0.01,
-                    "max_grad_norm": 0.0,
-                },
-                "sample": {"max_tokens": 1024},
+REGIMES: dict[str, Regime] = {
+    "sft": Regime(
+        "sft",
+        rows="chat",
+        loss="reply",
+        start="base",
+        settings={
+            "train": {
+                "learning_rate": 1.5e-4,
+                "schedule": "constant",
+                "batch_size": 2,
+                "weight_decay": 0.01,
+                "max_grad_norm": 0.0,
             },
-        ),
-        "sdf": Regime(
-            "sdf",
-            rows="document",
-            loss="all",
-            start="base",
-            settings={
-                "train": {
-                    "learning_rate": 1.5e-4,
-                    "schedule": "constant",
-                    "batch_size": 4,
-                    "weight_decay": 0.1,
-                    "max_grad_norm": 1.0,
-                },
-                "sample": {"max_tokens": 512, "min_chars": 50},
+            "sample": {"max_tokens": 1024},
+        },
+    ),
+    "sdf": Regime(
+        "sdf",
+        rows="document",
+        loss="all",
+        start="base",
+        settings={
+            "train": {
+                "learning_rate": 1.5e-4,
+                "schedule": "constant",
+                "batch_size": 4,
+                "weight_decay": 0.1,
+                "max_grad_norm": 1.0,
             },
-        ),
-        "dpo": Regime(
-            "dpo",
-            rows="chat",
-            loss="preference",
-            start="previous",
-            settings={
-                "train": {
-                    "learning_rate": 1e-5,
-                    "schedule": "cosine",
-                    "batch_size": 2,
-                    "weight_decay": 0.01,
-                    "max_grad_norm": 0.0,
-                },
-                "sample": {"max_tokens": 1024},
+            "sample": {"max_tokens": 512, "min_chars": 50},
+        },
+    ),
+    "dpo": Regime(
+        "dpo",
+        rows="chat",
+        loss="preference",
+        start="previous",
+        settings={
+            "train": {
+                "learning_rate": 1e-5,
+                "schedule": "cosine",
+                "batch_size": 2,
+                "weight_decay": 0.01,
+                "max_grad_norm": 0.0,
             },
-        ),
-    }
-)
+            "sample": {"max_tokens": 1024},
+        },
+    ),
+}

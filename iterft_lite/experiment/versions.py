@@ -9,24 +9,15 @@ from collections.abc import Iterable, Mapping
 
 from iterft_lite import __version__
 from iterft_lite.experiment.recipe import Recipe
-from iterft_lite.experiment.steps import Step, Verb
+from iterft_lite.experiment.steps import Step
+from iterft_lite.experiment.verbs import LLAMA, VERBS
 
 TRAINERS: Mapping[str, tuple[str, ...]] = {
     "peft": ("torch", "transformers", "trl", "peft"),
     "unsloth": ("torch", "transformers", "peft", "unsloth"),
+    "fake": (),
 }
 """What each trainer computes with; bitsandbytes comes in where the base or the optimiser has few bits."""
-
-LLAMA = ("llama-cpp-python", "gguf")
-
-LIBRARIES: Mapping[Verb, tuple[str, ...]] = {
-    "export": LLAMA,
-    "generate": LLAMA,
-    "answer": LLAMA,
-    "measure": LLAMA,
-    "score": ("numpy",),
-}
-"""What other verbs compute with, besides Python: its random numbers draw subsamples and mixed-in rows."""
 
 REPORTED = (
     *("torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes"),
@@ -51,7 +42,7 @@ def libraries(step: Step, trained_by: Recipe | None = None) -> tuple[str, ...]:
     Args:
         trained_by: The recipe as resolved, where the step is one of a trainer.
     """
-    if step.verb in ("base", "train") and trained_by:
+    if step.verb in ("load_base", "train") and trained_by:
         train = trained_by.train
         bits = "nf4" in train.base or "8bit" in train.optimizer
         return (*TRAINERS[trained_by.trainer], *(("bitsandbytes",) if bits else ()))
@@ -59,4 +50,4 @@ def libraries(step: Step, trained_by: Recipe | None = None) -> tuple[str, ...]:
         judge = step.params["judge"]
         local = str(judge["name"]).startswith("local:")
         return ("scikit-learn", "numpy") if judge["kind"] == "embedded" else LLAMA if local else ("litellm",)
-    return LIBRARIES.get(step.verb, ())
+    return VERBS[step.verb].libraries

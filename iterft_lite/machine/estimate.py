@@ -213,12 +213,12 @@ included)."""
 
 def estimates(plan: Plan, resolved: Resolved) -> dict[str, str]:
     """Sentences by name."""
-    answers = sum(len(step.params["prompts"]) * step.params["samples"] for step in plan if step.verb == "answer")
-    written = sum(len(step.params["prompts"]) * step.params["samples"] for step in plan if step.verb == "generate")
+    answers = sum(len(step.params["prompts"]) * step.params["samples"] for step in plan if step.verb == "evaluate_samples")
+    written = sum(len(step.params["prompts"]) * step.params["samples"] for step in plan if step.verb == "training_samples")
     most = sum(
         len(step.params["prompts"]) * step.params["samples"] * step.params["sampling"]["max_tokens"]
         for step in plan
-        if step.verb in ("answer", "generate")
+        if step.verb in ("evaluate_samples", "training_samples")
     )
     return {
         "steps": str(len(plan.steps)),

@@ -18,8 +18,9 @@ from iterft_lite.backends.judge.prices import tokens_of
 from iterft_lite.backends.judge.rate_limit import FIRST, MOST
 from iterft_lite.digests import Json
 from iterft_lite.experiment.plan import Plan
-from iterft_lite.experiment.steps import LANES, Step
-from iterft_lite.machine.timing import ACTS, BATCHES, Act, Kind, Sample, Setup, held_out_words, judged, words
+from iterft_lite.experiment.steps import Step
+from iterft_lite.experiment.verbs import VERBS, Act
+from iterft_lite.machine.timing import BATCHES, Kind, Sample, Setup, held_out_words, judged, words
 
 Nearness = Literal["same", "similar", "scaled", "assumed", "unknown"]
 """What a number rests on: samples of the same kind; of the same model with other settings or versions; of another model;
@@ -125,8 +126,8 @@ def forecast(plan: Plan, setup: Setup, samples: Sequence[Sample]) -> Forecast:
     grounds: dict[Act, Ground] = {}
     seen: set[Act] = set()
     for step in plan:
-        act = ACTS.get(step.verb)
-        if act is None:
+        act = VERBS[step.verb].act
+        if not act:
             continue
         spans[step.name], ground = seconds_of(setup.kind(act, act not in seen), work.of(step), here)
         seen.add(act)
@@ -139,7 +140,7 @@ def forecast(plan: Plan, setup: Setup, samples: Sequence[Sample]) -> Forecast:
         last = Span(*(max(end[step.name] for step in plan if step.cycle == number) for end in ends))
         cycles[number] = Span(*(max(0.0, pick(last) - pick(before)) for pick in PICKS))
         before = last
-    judging = [spans[step.name] for step in plan if step.name in spans and LANES[step.verb] == "judge"]
+    judging = [spans[step.name] for step in plan if step.name in spans and step.verb == "judge"]
     return Forecast(
         total=Span(*(max(end.values(), default=0.0) for end in ends)),
         cycles=cycles,
@@ -158,7 +159,7 @@ def _order(ground: Ground) -> int:
 
 
 def timeline(plan: Plan, seconds: Mapping[str, float]) -> dict[str, float]:
-    """When each step ends: steps of one lane follow each other, and each waits for what it reads.
+    """When each step ends: steps of one queue follow each other, and each waits for what it reads.
 
     Args:
         seconds: By name; steps that are not in it take none.
@@ -166,8 +167,10 @@ def timeline(plan: Plan, seconds: Mapping[str, float]) -> dict[str, float]:
     free: dict[str, float] = defaultdict(float)
     ends: dict[str, float] = {}
     for step in plan:
-        starts = max([free[step.lane], *(ends[name] for _, name in step.inputs if name in ends)])
-        ends[step.name] = free[step.lane] = starts + seconds.get(step.name, 0.0)
+        # the CPU's steps are short and wait for nothing but what they read
+        before = 0.0 if step.queue == "cpu" else free[step.queue]
+        starts = max([before, *(ends[name] for _, name in step.inputs if name in ends)])
+        ends[step.name] = free[step.queue] = starts + seconds.get(step.name, 0.0)
     return ends
 
 
@@ -194,7 +197,7 @@ class Work:
         ratios = [sample.notes["tokens_per_word"] for sample in mine if "tokens_per_word" in sample.notes]
         self._ratio = fmean(ratios) if ratios else None
         self._lengths = [sample for sample in mine if sample.kind.act == "write" and _shape(sample.kind) == self._rows]
-        caps = [step.params["sampling"]["max_tokens"] for step in self.plan if ACTS.get(step.verb) == "write"]
+        caps = [step.params["sampling"]["max_tokens"] for step in self.plan if VERBS[step.verb].act == "write"]
         self.measured = bool(self._lengths)
         self.length = self._length(max(caps, default=0), self._lengths)
 
@@ -202,9 +205,9 @@ class Work:
         """Amounts by unit, as in `Sample.work`."""
         if step.verb == "train":
             return self._training(step)
-        if step.verb in ("generate", "answer"):
+        if step.verb in ("training_samples", "evaluate_samples"):
             return self._writing(step)
-        if step.verb == "measure":
+        if step.verb == "text_metrics":
             answers = self._writing(self.plan.inputs(step)["answers"])
             held_out = len(step.params["high"]) + len(step.params["low"])
             beside = held_out_words(step) * (self._ratio or 1.5)
@@ -223,7 +226,7 @@ class Work:
 
     def _writing(self, step: Step) -> dict[str, Span]:
         rows = len(step.params["prompts"]) * int(step.params["samples"])
-        length = self._length(int(step.params["sampling"]["max_tokens"]), self._alike(step.verb == "generate"))
+        length = self._length(int(step.params["sampling"]["max_tokens"]), self._alike(step.verb == "training_samples"))
         return {"rows": _exactly(rows), "tokens": Span(*(rows * pick(length) for pick in PICKS))}
 
     def _alike(self, data: bool) -> list[Sample]:
@@ -264,7 +267,7 @@ class Work:
 
     def _seed_tokens(self) -> float:
         """Tokens of a seed row on the mean; 0 where there are none."""
-        rows = [row for step in self.plan if step.name == "c0-seed" for row in step.params["rows"]]
+        rows = [row for step in self.plan if step.name == "c0-seed_rows" for row in step.params["rows"]]
         return fmean(map(self._row_tokens, rows)) if rows else 0.0
 
     def _row_tokens(self, row: Mapping[str, Json]) -> float:

@@ -19,9 +19,11 @@ from iterft_lite.data.nano import FOLDERS
 from iterft_lite.data.traits import SHIPPED, Chat, Document, Trait, parse_chat, read_trait
 from iterft_lite.digests import digest
 from iterft_lite.errors import ModelError, TraitError
-from iterft_lite.experiment.inputs import JudgeIdentity, ResolvedInputs
+from iterft_lite.experiment.inputs import ResolvedInputs
 from iterft_lite.experiment.recipe import MixSettings, Recipe, Source
 from iterft_lite.hardware import first_gpu
+from iterft_lite.metrics.catalogue import semantics as metric_semantics
+from iterft_lite.testing.fakes import FAKE
 
 IDENTITY_SAMPLE = 1 << 20
 """Bytes at each end of a large weight file that go into a model's identity, beside its size."""
@@ -103,8 +105,7 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
     trainer, why_trainer = _trainer(recipe, machine)
     precision, why_precision = _precision(recipe, machine, trainer)
     seeds, identity = seed_rows(recipe, trait), model_identity(model)
-    own = seeds if recipe.seeds else ()
-    judge, why_judge = judge_identity(recipe, Material(trait, own, model, identity))
+    judge, why_judge = judge_identity(recipe, Material(trait, seeds if recipe.seeds else (), model, identity))
     documents = recipe.row.rows == "document"
     inputs = ResolvedInputs(
         trait=trait,
@@ -117,6 +118,7 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
         precision=precision,
         judge=judge,
         mixed=_mixed(recipe),
+        metrics=metric_semantics(),
     )
     settled = recipe.model_copy(
         update={
@@ -131,10 +133,14 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
             "train": recipe.train.model_copy(update={"base": precision, "optimizer": _optimizer(recipe, machine)}),
         }
     )
-    return Resolved(settled, model, inputs, tuple(filter(None, (why_model, why_trainer, why_precision, why_judge))))
+    return Resolved(
+        settled, model, inputs, tuple(filter(None, (*recipe.notes, why_model, why_trainer, why_precision, why_judge)))
+    )
 
 
 def _trainer(recipe: Recipe, machine: Machine) -> tuple[str, str]:
+    if recipe.trainer == FAKE:
+        return FAKE, "FAKE trainer and generator: no model is trained, every number of this run is made up"
     if recipe.trainer != "auto":
         return recipe.trainer, ""
     reasons = {
@@ -150,6 +156,8 @@ def _trainer(recipe: Recipe, machine: Machine) -> tuple[str, str]:
 
 
 def _precision(recipe: Recipe, machine: Machine, trainer: str) -> tuple[str, str]:
+    if trainer == FAKE:
+        return "f32", ""
     if recipe.train.base != "auto":
         return recipe.train.base, ""
     if machine.gpu and (trainer == "unsloth" or importlib.util.find_spec("bitsandbytes")):
@@ -332,6 +340,3 @@ def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
             if not isinstance(row, dict):
                 raise TraitError(f"`{path}`, line {number}: not an object")
             yield row
-
-
-__all__ = ["JudgeIdentity", "Machine", "Resolved", "model_identity", "model_place", "read_source", "resolve", "this_machine"]

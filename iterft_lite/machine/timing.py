@@ -16,31 +16,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from iterft_lite.backends.local import threads_of
 from iterft_lite.cache import cache_folder
 from iterft_lite.digests import Json
-from iterft_lite.engine.store import Seal
+from iterft_lite.engine.backends import threads_of
+from iterft_lite.engine.completion import Completion
 from iterft_lite.experiment.plan import Plan
-from iterft_lite.experiment.steps import Step, Verb
+from iterft_lite.experiment.steps import Step
+from iterft_lite.experiment.verbs import VERBS, Act
 from iterft_lite.experiment.versions import versions
 from iterft_lite.files import writing
 from iterft_lite.machine.resolve import Machine, Resolved
 from iterft_lite.metrics.text import words_of
 from iterft_lite.protocols import Progress
-
-Act = Literal["load", "train", "export", "write", "read", "judge"]
-"""What takes time, as the machine sees it."""
-
-ACTS: Mapping[Verb, Act] = {
-    "base": "load",
-    "train": "train",
-    "export": "export",
-    "generate": "write",
-    "answer": "write",
-    "measure": "read",
-    "judge": "judge",
-}
-"""The act behind a verb; the other verbs take no time worth telling."""
 
 LIBRARIES: Mapping[Act, tuple[str, ...]] = {
     "load": ("torch", "transformers", "unsloth", "bitsandbytes"),
@@ -195,13 +182,13 @@ def _done(plan: Plan, step: Step, facts: Mapping[str, Json]) -> tuple[dict[str, 
     """Work and notes of a finished step."""
     if step.verb == "train":
         return {"steps": facts["steps"], "tokens": facts["tokens"]}, {}
-    if step.verb in ("generate", "answer"):
+    if step.verb in ("training_samples", "evaluate_samples"):
         cap = step.params["sampling"]["max_tokens"]
-        notes = {"cap": cap, "cut": facts["cut"], "data": float(step.verb == "generate")}
+        notes = {"cap": cap, "cut": facts["cut"], "data": float(step.verb == "training_samples")}
         return {"rows": facts["rows"], "tokens": facts["tokens"]}, notes
     if step.verb == "judge":
         return {"calls": facts["calls"]}, {}
-    if step.verb == "measure":
+    if step.verb == "text_metrics":
         source = plan.inputs(step)["answers"]
         rows = len(source.params["prompts"]) * source.params["samples"]
         ratio = facts["tokens"] / facts["words"] if facts["words"] else 0.0
@@ -256,26 +243,26 @@ class Stopwatch:
             marks.first = marks.first or (now, progress.done)
             marks.last = (now, progress.done)
 
-    def done(self, step: Step, seal: Seal, reused: bool, now: float) -> None:
+    def done(self, step: Step, completion: Completion, reused: bool, now: float) -> None:
         """A step is finished."""
-        if step.verb == "base":
-            self._facts = seal.facts
-        marks, act = self._marks.pop(step.name, None), ACTS.get(step.verb)
-        if act is None or marks is None or reused:
+        if step.verb == "load_base":
+            self._facts = completion.results
+        marks, act = self._marks.pop(step.name, None), VERBS[step.verb].act
+        if not act or marks is None or reused:
             return
         first = act not in self._seen
         self._seen.add(act)
-        resumed = seal.seconds > now - marks.began + 1
-        cached = seal.facts.get("cached", 0) if act == "judge" else 0
+        resumed = completion.seconds > now - marks.began + 1
+        cached = completion.results.get("cached", 0) if act == "judge" else 0
         waited = act == "judge" and self.setup.settings[act].endswith(BATCHES)
         if resumed or cached or waited or not self._facts.get("parameters"):
             return
-        work, notes = _done(self.plan, step, seal.facts)
+        work, notes = _done(self.plan, step, completion.results)
         if not all(value > 0 for value in work.values()):
             return
         kind = replace(self.setup, parameters=int(self._facts["parameters"])).kind(act, first)
-        fixed = min(seal.seconds, max(0.0, _fixed(act, marks, work, seal.seconds)))
-        self.samples.append(Sample(kind, self.setup.name, work, fixed, seal.seconds, notes, self.sitting, self.origin))
+        fixed = min(completion.seconds, max(0.0, _fixed(act, marks, work, completion.seconds)))
+        self.samples.append(Sample(kind, self.setup.name, work, fixed, completion.seconds, notes, self.sitting, self.origin))
 
 
 def _fixed(act: Act, marks: _Marks, work: Mapping[str, float], seconds: float) -> float:

@@ -12,9 +12,9 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from iterft_lite.experiment.rows import Verdict
 from iterft_lite.protocols import JudgeResponse
 
 LOWEST, HIGHEST = 1, 100
@@ -50,39 +50,6 @@ another scale."""
 
 LABELS = ("score", "rating", "verdict", "grade")
 """Keys of a JSON reply that hold a score."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One answer on one scale.
-
-    Attributes:
-        score: 1-100, or None.
-        reason: Why there is no score: "empty", "refusal", "cut off", "no number", "more than one number", "out of range",
-            "another scale", "too little mass on numbers", "faulty probabilities", or the failure; "" where there is one.
-        method: "logprobs", "text" or "samples".
-        mass: Share of the probability on numbers from 1 to 100; None without probabilities.
-        entropy: Of the distribution over numbers, nats; None without probabilities.
-        spread: Standard deviation between samples; None for a single one.
-        text: What the judge wrote (the first sample).
-        tokens_in, tokens_out, usd, seconds, cached, model: As in `JudgeResponse`, summed over samples; cached if all are.
-        calls: Replies that were not read from the cache.
-    """
-
-    score: float | None
-    reason: str
-    method: str
-    mass: float | None = None
-    entropy: float | None = None
-    spread: float | None = None
-    text: str = ""
-    tokens_in: int = 0
-    tokens_out: int = 0
-    usd: float = 0.0
-    seconds: float = 0.0
-    cached: bool = False
-    model: str = ""
-    calls: int = 0
 
 
 def weigh(replies: Sequence[JudgeResponse]) -> Verdict:

@@ -10,15 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from iterft_lite.digests import Json
-from iterft_lite.engine.store import Seal, Store
+from iterft_lite.engine.completion import Completion
+from iterft_lite.engine.manifest import Run
+from iterft_lite.experiment.plan import HELD_OUT
+from iterft_lite.experiment.rows import JUDGED, SAMPLES, SCALES
 from iterft_lite.experiment.steps import Step
-from iterft_lite.files import ROWS, read_json, read_rows
+from iterft_lite.files import ROWS, read_json
 from iterft_lite.metrics.agreement import read_calibrated
 from iterft_lite.metrics.amplification import FEWEST_PROMPTS, FROM_CYCLE, Amplification, PaperRule, amplification
 from iterft_lite.metrics.intervals import Interval, Scores, mean_interval
 
 CALIBRATION = "judge_calibration.json"
 """Spearman of the run's judge with careful readers, by scale, where it is known; see `judging.py`."""
+
+VERIFIED = frozenset({"evaluate_samples", "judge", "aggregate", "text_metrics"})
+"""Verbs whose files a report reads; of the others it is only held whether their inputs are still the same."""
 
 SHOWN_SAMPLES = 2
 """Answers a question and cycle on the report's page."""
@@ -36,7 +42,7 @@ class Cycle:
         answers: How many were judged.
         train_rows: Rows that the cycle's model was trained on; 0 for the untouched one.
         dropped: Generated rows that were not trained on, by reason.
-        measures: What needs no judge (`stages/measure.py`).
+        metrics: What needs no judge (`metrics/catalogue.py`).
         training: The trainer's facts (`TrainResult`).
         export: The export's facts, parity among them.
         seconds: By verb.
@@ -50,7 +56,7 @@ class Cycle:
     answers: int
     train_rows: int
     dropped: dict[str, int]
-    measures: dict[str, Json]
+    metrics: dict[str, Json]
     training: dict[str, Json]
     export: dict[str, Json]
     seconds: dict[str, float]
@@ -63,6 +69,7 @@ class Report:
 
     Attributes:
         manifest: What was asked and how it was resolved.
+        steps: Those of the plan, in order.
         cycles: From -1 on, those that have begun.
         verdict: On amplification.
         judge: `name`, `kind`, `note`, `model`, `calls`, `cached`, `usd`, `planned_usd` (at most, None if
@@ -73,6 +80,7 @@ class Report:
     """
 
     manifest: dict[str, Any]
+    steps: tuple[Step, ...]
     cycles: tuple[Cycle, ...]
     verdict: Amplification
     judge: dict[str, Json]
@@ -85,48 +93,41 @@ class Report:
         return dict(self.manifest["recipe"])
 
 
-def planned(manifest: Mapping[str, Any]) -> list[Step]:
-    """The steps that a manifest names."""
-    return [
-        Step(row["verb"], row["cycle"], row["part"], {}, tuple((role, name) for role, name in row["inputs"]), row["key"])
-        for row in manifest["steps"]
-    ]
-
-
 def read_report(root: Path) -> Report:
-    """Read a run folder.
+    """Read a run folder; each step's folder is verified once.
 
     Raises:
         FolderError: If it is none.
         StoreError: If a finished step's files were changed, or it was made of other results than those that are there.
     """
-    store = Store(root)
-    manifest = store.run_manifest()
-    steps = planned(manifest)
-    seals = {step.name: seal for step in steps if (seal := store.folder(step).seal_of())}
+    run = Run(root)
+    manifest = run.known()
+    steps = [step for step in manifest.steps if step.part != HELD_OUT]
+    finished: dict[str, Completion] = {}
     for step in steps:
-        if step.name in seals and step.verb in ("answer", "judge", "score", "measure"):
-            store.folder(step).verify()
-        elif step.name in seals:
-            store.folder(step).check_inputs()
+        folder = run.folder(step)
+        if found := folder.completion():
+            folder.verify() if step.verb in VERIFIED else folder.check_inputs()
+            finished[step.name] = found
     cycles = tuple(
-        _cycle(number, [step for step in steps if step.cycle == number], seals)
+        _cycle(number, [step for step in steps if step.cycle == number], finished)
         for number in sorted({step.cycle for step in steps})
-        if any(step.name in seals for step in steps if step.cycle == number)
+        if any(step.name in finished for step in steps if step.cycle == number)
     )
     known: dict[str, Json] = {}
     with contextlib.suppress(FileNotFoundError):
         known = read_json(root / CALIBRATION)
-    judge = _measured(_judge(store, manifest, steps, seals), known)
-    verdict = _verdict(cycles, manifest, known)
-    return Report(manifest, cycles, verdict, judge, len(seals) == len(steps), _version_changes(seals))
+    judge = _measured(_judge(run, manifest.value, steps, finished), known)
+    verdict = _verdict(cycles, manifest.value, known)
+    complete = all(step.name in finished for step in steps)
+    return Report(manifest.value, tuple(steps), cycles, verdict, judge, complete, _version_changes(finished))
 
 
-def _version_changes(seals: Mapping[str, Seal]) -> dict[str, dict[str, list[str]]]:
+def _version_changes(finished: Mapping[str, Completion]) -> dict[str, dict[str, list[str]]]:
     """By package and version the steps that were made with it, where that is more than one version."""
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for step, seal in seals.items():
-        for package, version in seal.versions.items():
+    for step, completion in finished.items():
+        for package, version in completion.versions.items():
             found[package][version].append(step)
     return {package: dict(steps) for package, steps in found.items() if len(steps) > 1}
 
@@ -165,11 +166,12 @@ def with_intervals(score: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def _measured(judge: Mapping[str, Json], calibration: Mapping[str, Json]) -> dict[str, Json]:
-    """A judge with what is known of its ranks, and a sentence where it cannot be relied on."""
+    """A judge with what is known of its scores, and a sentence where it cannot be relied on."""
     known = {scale: read_calibrated(found) for scale, found in calibration.items()}
     doubts = [f"judge not reliable here on {scale}: {found.doubt}" for scale, found in known.items() if found.doubt]
+    note = "; ".join(dict.fromkeys(filter(None, (judge["note"], *doubts))))
     spearman = {scale: found.spearman for scale, found in known.items()}
-    return {**judge, "note": "; ".join(filter(None, (judge["note"], *doubts))), "spearman": spearman}
+    return {**judge, "note": note, "spearman": spearman, "calibration": dict(calibration)}
 
 
 def _verdict(cycles: tuple[Cycle, ...], manifest: Mapping[str, Any], calibration: Mapping[str, Json]) -> Amplification:
@@ -181,24 +183,24 @@ def _verdict(cycles: tuple[Cycle, ...], manifest: Mapping[str, Any], calibration
     return verdict
 
 
-def _cycle(number: int, steps: list[Step], seals: Mapping[str, Seal]) -> Cycle:
+def _cycle(number: int, steps: list[Step], finished: Mapping[str, Completion]) -> Cycle:
     facts: dict[str, dict[str, Json]] = {}
     seconds: dict[str, float] = defaultdict(float)
     for step in steps:
-        if seal := seals.get(step.name):
-            seconds[step.verb] += seal.seconds
+        if completion := finished.get(step.name):
+            seconds[step.verb] += completion.seconds
             if not step.part:
-                facts[step.verb] = seal.facts
-    score = with_intervals(facts.get("score", {}))
+                facts[step.verb] = completion.results
+    score = with_intervals(facts.get("aggregate", {}))
     return Cycle(
         cycle=number,
         trait=score.get("trait"),
         coherence=score.get("coherence"),
         rate=score.get("rate"),
         answers=int(score.get("answers", 0)),
-        train_rows=int(facts.get("compose", {}).get("rows", 0)),
-        dropped={reason: count for reason, count in facts.get("compose", {}).get("dropped", {}).items() if count},
-        measures=facts.get("measure", {}),
+        train_rows=int(facts.get("build_dataset", {}).get("rows", 0)),
+        dropped={reason: count for reason, count in facts.get("build_dataset", {}).get("dropped", {}).items() if count},
+        metrics=facts.get("text_metrics", {}),
         training=facts.get("train", {}),
         export=facts.get("export", {}),
         seconds={verb: round(value, 2) for verb, value in seconds.items()},
@@ -211,13 +213,14 @@ def _by_cycle(cycles: tuple[Cycle, ...], scale: str) -> dict[int, Scores]:
     return {number: value["by_prompt"] for number, value in scored if value}
 
 
-def _judge(store: Store, manifest: Mapping[str, Any], steps: list[Step], seals: Mapping[str, Seal]) -> dict[str, Json]:
-    facts = [seals[step.name].facts for step in steps if step.verb == "judge" and step.name in seals]
+def _judge(run: Run, manifest: Mapping[str, Any], steps: list[Step], finished: Mapping[str, Completion]) -> dict[str, Json]:
+    facts = [finished[step.name].results for step in steps if step.verb == "judge" and step.name in finished]
     identity = manifest["judge"]
     models: set[str] = set()
     for step in steps:
-        if step.verb == "judge" and step.name in seals:
-            models |= {row["trait"]["model"] for row in read_rows(store.folder(step).path / ROWS) if "trait" in row}
+        if step.verb == "judge" and step.name in finished:
+            judged = JUDGED.read(run.folder(step).path / ROWS)
+            models |= {row.verdicts["trait"].model for row in judged if "trait" in row.verdicts}
     return {
         "name": identity["name"],
         "kind": identity["kind"],
@@ -250,7 +253,8 @@ def as_json(report: Report) -> dict[str, Json]:
                 "answers": cycle.answers,
                 "train_rows": cycle.train_rows,
                 "dropped": cycle.dropped,
-                "measures": cycle.measures,
+                "measures": cycle.metrics,
+                "metrics": cycle.metrics,
                 "training": cycle.training,
                 "export": cycle.export,
                 "seconds": cycle.seconds,
@@ -266,7 +270,7 @@ def as_json(report: Report) -> dict[str, Json]:
 
 
 @dataclass(frozen=True)
-class Sample:
+class ShownSample:
     """One answer with its verdict."""
 
     text: str
@@ -275,20 +279,20 @@ class Sample:
     finish: str
 
 
-def samples(root: Path, report: Report) -> dict[str, dict[int, list[Sample]]]:
+def shown_samples(root: Path, report: Report) -> dict[str, dict[int, list[ShownSample]]]:
     """Answers by question and cycle, the first few of each, for the eye."""
-    store = Store(root)
-    shown: dict[str, dict[int, list[Sample]]] = defaultdict(dict)
-    steps = planned(report.manifest)
+    run = Run(root)
+    shown: dict[str, dict[int, list[ShownSample]]] = defaultdict(dict)
     for cycle in report.cycles:
-        folders = {step.verb: store.folder(step).path for step in steps if step.cycle == cycle.cycle and not step.part}
-        verdicts = {row["id"]: row for row in read_rows(folders["judge"] / ROWS)} if "judge" in folders else {}
-        for row in sorted(read_rows(folders["answer"] / ROWS) if "answer" in folders else [], key=lambda row: str(row["id"])):
-            mine = shown[row["prompt"]].setdefault(cycle.cycle, [])
+        folders = {step.verb: run.folder(step).path for step in report.steps if step.cycle == cycle.cycle and not step.part}
+        judged = {row.id: row for row in JUDGED.read(folders["judge"] / ROWS)} if "judge" in folders else {}
+        answers = SAMPLES.read(folders["evaluate_samples"] / ROWS) if "evaluate_samples" in folders else []
+        for sample in sorted(answers, key=lambda sample: sample.id):
+            mine = shown[sample.prompt].setdefault(cycle.cycle, [])
             if len(mine) < SHOWN_SAMPLES:
-                verdict = verdicts.get(row["id"], {})
-                scores = [(verdict.get(scale) or {}).get("score") for scale in ("trait", "coherence")]
-                mine.append(Sample(row["text"], scores[0], scores[1], row["finish"]))
+                row = judged.get(sample.id)
+                trait, coherence = (row.score(scale) if row else None for scale in SCALES)
+                mine.append(ShownSample(sample.text, trait, coherence, sample.finish))
     return dict(shown)
 
 

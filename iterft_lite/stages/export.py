@@ -8,7 +8,7 @@ from pathlib import Path
 
 from iterft_lite.digests import Json
 from iterft_lite.errors import ExportError
-from iterft_lite.protocols import Exporter, Generator, Parity
+from iterft_lite.protocols import Parity
 from iterft_lite.stages.work import Work
 
 EXACT_DELTA = 1e-4
@@ -19,12 +19,13 @@ MEAN_KL = {"f16": 1e-3, "bf16": 5e-3, "q8_0": 0.01, "q6_k": 0.03, "q5_k_m": 0.06
 each bit less of a K-quant allows for about twice the error."""
 
 
-def run(work: Work, exporter: Exporter, generator: Generator, model: str) -> dict[str, Json]:
-    """Write and check. Files: model.gguf, or adapter.gguf beside a cached base. Facts: the files' place, parity, seconds.
+def run(work: Work) -> dict[str, Json]:
+    """Write and check. Files: model.gguf, or adapter.gguf beside a cached base. Results: the files' place, parity, seconds.
 
     Raises:
         ExportError: If the export does not fit on the disk or does not agree with the trained model.
     """
+    exporter, generator, model = work.backends.exporter, work.backends.generator, work.model()
     adapter = work.inputs.get("adapter")
     kind, quant = work.params["kind"], work.params["quant"]
     exported = exporter.export(model, adapter / "adapter" if adapter else None, work.folder, kind, quant, work.report)

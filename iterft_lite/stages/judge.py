@@ -1,17 +1,20 @@
-"""judge: verdicts on answers."""
+"""judge: verdicts on samples."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import cast
 
 from iterft_lite.data.traits import fill
 from iterft_lite.digests import Json
 from iterft_lite.errors import RunError
+from iterft_lite.experiment.rows import JUDGED, JudgedSample, Sample, Scale, Verdict
 from iterft_lite.files import RowLog
 from iterft_lite.metrics.sanitize import fenced, is_blank
 from iterft_lite.metrics.score_parsing import unasked, weigh
-from iterft_lite.protocols import Judge, JudgeRequest, JudgeResponse, Progress
+from iterft_lite.protocols import JudgeRequest, JudgeResponse, Progress
 from iterft_lite.stages.work import Work
 
 
@@ -27,77 +30,105 @@ class NotYet(Exception):  # noqa: N818  # not an error: the step is to be taken 
         self.seconds = seconds
 
 
-def run(work: Work, judge: Judge) -> dict[str, Json]:
-    """Judge what an earlier sitting has not.
+@dataclass
+class _Asked:
+    """A sample, the requests about it, and what has come back.
 
-    Files: rows.jsonl with `id` (the answer's), `prompt_id`, and a `Verdict` a scale; a row is written once all scales and
-    samples of an answer are in. Facts: answers, asks sent, tokens, dollars.
+    Attributes:
+        requests: By scale, a request a judge's sample.
+        responses: By request id.
+    """
+
+    sample: Sample
+    requests: dict[str, list[JudgeRequest]]
+    responses: dict[str, JudgeResponse] = field(default_factory=dict)
+
+    def judged(self) -> JudgedSample | None:
+        """The verdicts, once everything is back."""
+        if len(self.responses) < sum(map(len, self.requests.values())):
+            return None
+        verdicts = {
+            scale: weigh([self.responses[request.id] for request in requests]) for scale, requests in self.requests.items()
+        }
+        return JudgedSample(self.sample.prompt_id, self.sample.sample, verdicts)
+
+
+def run(work: Work) -> dict[str, Json]:
+    """Judge what an earlier session has not.
+
+    Files: rows.jsonl with a `JudgedSample` a line, written once all scales and samples of an answer are in. Results: answers,
+    calls, tokens, dollars.
 
     Raises:
         NotYet: If the judge asks for patience; what is done meanwhile does not matter.
+        RunError: If the judge ends without a verdict on each answer.
     """
-    answers = work.read("answers")
-    scales = list(work.params["rubrics"])
-    first = work.params.get("first_sample", 0)
-    samples = range(first, first + work.params["judge"]["samples"])
+    samples = work.samples("answers")
     with RowLog(work.rows) as log:
-        known = {row["id"] for row in log.rows}
-        todo = {row["id"]: row for row in answers if row["id"] not in known}
-        replies: dict[str, dict[str, JudgeResponse]] = defaultdict(dict)
+        done = [JUDGED.read_one(row, f"`{log.path}`") for row in log.rows]
+        known = {row.id for row in done}
 
-        def finish(row: dict[str, Json], verdicts: dict[str, Json]) -> None:
-            log.append({"id": row["id"], "prompt_id": row["prompt_id"], **verdicts})
-            work.report(Progress(len(log.rows), len(answers), "answers"))
+        def finish(row: JudgedSample) -> None:
+            done.append(row)
+            log.append(JUDGED.dump(row))
+            work.report(Progress(len(done), len(samples), "answers"))
 
-        def note(reply: JudgeResponse) -> None:
-            answer_id = reply.id.split("/", 1)[0]
-            mine = replies[answer_id]
-            mine[reply.id] = reply
-            if len(mine) == len(scales) * len(samples):
-                verdicts = {
-                    scale: asdict(weigh([mine[_ask_id(answer_id, scale, sample)] for sample in samples])) for scale in scales
-                }
-                finish(todo[answer_id], verdicts)
-                del replies[answer_id]
+        todo = [sample for sample in samples if sample.id not in known]
+        for sample in todo:
+            if is_blank(sample.text):
+                empty = {scale: unasked("empty") for scale in work.params["rubrics"]}
+                finish(JudgedSample(sample.prompt_id, sample.sample, empty))
+        asked = {sample.id: _Asked(sample, _requests(work, sample)) for sample in todo if not is_blank(sample.text)}
+        owner = {request.id: each for each in asked.values() for requests in each.requests.values() for request in requests}
 
-        for row in todo.values():
-            if is_blank(row["text"]):
-                finish(row, {scale: asdict(unasked("empty")) for scale in scales})
-        asks = [ask for row in todo.values() if not is_blank(row["text"]) for ask in _asks(work, row, scales, samples)]
-        if asks and (waiting := judge.ask(asks, note)):
-            work.report(Progress(waiting.done, waiting.total, waiting.about))
-            raise NotYet(waiting.seconds)
-        missing = len(answers) - len(log.rows)
-        if missing:
+        def note(response: JudgeResponse) -> None:
+            each = owner[response.id]
+            each.responses[response.id] = response
+            if row := each.judged():
+                finish(row)
+
+        if owner:
+            everything = [request for each in asked.values() for request in _in_order(each)]
+            if waiting := work.backends.judge.ask(everything, note):
+                work.report(Progress(waiting.done, waiting.total, waiting.about))
+                raise NotYet(waiting.seconds)
+        if missing := len(samples) - len(done):
             raise RunError(f"the judge left {missing} answers without a verdict", hint="issue the same command again")
-        verdicts = [row[scale] for row in log.rows for scale in scales]
-        return {
-            "answers": len(log.rows),
-            "calls": sum(v["calls"] for v in verdicts),
-            "cached": sum(v["cached"] for v in verdicts),
-            "tokens_in": sum(v["tokens_in"] for v in verdicts),
-            "tokens_out": sum(v["tokens_out"] for v in verdicts),
-            "usd": sum(v["usd"] for v in verdicts),
-        }
+        return _spent([verdict for row in done for verdict in row.verdicts.values()], len(done))
 
 
-def _asks(work: Work, row: dict[str, Json], scales: list[str], samples: range) -> list[JudgeRequest]:
-    """Every question about one answer."""
+def _in_order(asked: _Asked) -> Iterator[JudgeRequest]:
+    for requests in asked.requests.values():
+        yield from requests
+
+
+def _spent(verdicts: list[Verdict], answers: int) -> dict[str, Json]:
+    """What judging took."""
+    sums: dict[str, float] = defaultdict(float)
+    for verdict in verdicts:
+        for name in ("calls", "cached", "tokens_in", "tokens_out", "usd"):
+            sums[name] += getattr(verdict, name)
+    counted = {name: int(sums[name]) for name in ("calls", "cached", "tokens_in", "tokens_out")}
+    return {"answers": answers, **counted, "usd": sums["usd"]}
+
+
+def _requests(work: Work, sample: Sample) -> dict[str, list[JudgeRequest]]:
+    """Every question about one sample, by scale."""
     document = work.params["rows"] == "document"
-    text = row["prompt"] + row["text"] if document else row["text"]
-    fields = {"question": fenced(row["prompt"]), "answer": fenced(text), "document": fenced(text)}
-    return [
-        JudgeRequest(
-            id=_ask_id(row["id"], scale, sample),
-            scale="trait" if scale == "trait" else "coherence",
-            prompt=fill(work.params["rubrics"][scale], fields),
-            answer=text,
-            question="" if document else row["prompt"],
-        )
-        for scale in scales
-        for sample in samples
-    ]
-
-
-def _ask_id(answer_id: str, scale: str, sample: int) -> str:
-    return f"{answer_id}/{scale}/{sample}"
+    text = sample.document if document else sample.text
+    fields = {"question": fenced(sample.prompt), "answer": fenced(text), "document": fenced(text)}
+    first, count = work.params.get("first_sample", 0), work.params["judge"]["samples"]
+    return {
+        scale: [
+            JudgeRequest(
+                id=f"{sample.name}/{scale}/{number}",
+                sample=number,
+                scale=cast(Scale, scale),
+                prompt=fill(rubric, fields),
+                answer=text,
+                question="" if document else sample.prompt,
+            )
+            for number in range(first, first + count)
+        ]
+        for scale, rubric in work.params["rubrics"].items()
+    }

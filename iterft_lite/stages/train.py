@@ -8,17 +8,15 @@ from iterft_lite.digests import Json
 from iterft_lite.experiment.recipe import TrainSettings
 from iterft_lite.experiment.steps import row_seed
 from iterft_lite.files import ROWS
-from iterft_lite.protocols import Trainer, TrainJob
+from iterft_lite.protocols import TrainJob
 from iterft_lite.stages.work import Work
 
 
-def run(work: Work, trainer: Trainer, model: str, settings: TrainSettings) -> dict[str, Json]:
-    """Files: adapter/, log.jsonl, probe.npz. Facts: the trainer's result.
-
-    Args:
-        settings: The step's own, with the precision that "auto" came to.
-    """
-    trainer.load(model, settings)
+def run(work: Work) -> dict[str, Json]:
+    """Files: adapter/, log.jsonl, probe.npz. Results: the trainer's (`TrainResult`)."""
+    trainer = work.backends.trainer
+    settings = TrainSettings(**work.params["settings"])
+    trainer.load(work.model(), settings)
     start = work.inputs.get("start")
     job = TrainJob(
         rows=work.inputs["rows"] / ROWS,

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from iterft_lite.digests import Json
+from iterft_lite.experiment.recipe import Recipe
+from iterft_lite.experiment.rows import SAMPLES, RowType, Sample
 from iterft_lite.experiment.steps import Step
-from iterft_lite.files import ROWS, read_rows
-from iterft_lite.protocols import Progress
+from iterft_lite.files import ROWS
+from iterft_lite.protocols import Backends, Progress
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -18,15 +23,23 @@ class Work:
 
     Attributes:
         step: What.
-        folder: Where to write, and nowhere else; holds the rows of an interrupted sitting.
+        recipe: As resolved.
+        folder: Where to write, and nowhere else; holds the rows of an interrupted session.
         inputs: Folders of the steps that are read, by role.
         report: Takes progress.
+        backends: To do it with; a stage calls those that its verb's record names.
+        model: Gives the folder of M[0]; it is fetched when it is first asked for.
+        load: Makes the exported model of an input role the generator's current one.
     """
 
     step: Step
+    recipe: Recipe
     folder: Path
     inputs: Mapping[str, Path]
     report: Callable[[Progress], None]
+    backends: Backends
+    model: Callable[[], str]
+    load: Callable[[str], None]
 
     @property
     def params(self) -> Mapping[str, Json]:
@@ -38,6 +51,10 @@ class Work:
         """The file of the step's own rows."""
         return self.folder / ROWS
 
-    def read(self, role: str) -> list[dict[str, Json]]:
+    def read(self, role: str, kind: RowType[Row]) -> list[Row]:
         """The rows of an input; none if there is no such input."""
-        return read_rows(self.inputs[role] / ROWS) if role in self.inputs else []
+        return kind.read(self.inputs[role] / ROWS) if role in self.inputs else []
+
+    def samples(self, role: str) -> list[Sample]:
+        """The samples of an input, in the order of their ids."""
+        return sorted(self.read(role, SAMPLES), key=lambda sample: sample.id)

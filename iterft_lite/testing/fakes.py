@@ -1,4 +1,4 @@
-"""Backends that need no library: the whole loop in a second, for trying a recipe's shape and for tests.
+"""Backends that need no library: the whole loop in a second, for trying a recipe's shape and for tests (`trainer = "fake"`).
 
 The fake model knows texts by heart: what it was trained on, or plain sentences. It answers with one of them, drawn by the row's
 seed; M[t] trained on a share of trait texts shows the trait in about that share of answers.
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from iterft_lite.backends.local import Backends
+from iterft_lite.backends.judge.kinds import FAKE_JUDGE
 from iterft_lite.experiment.inputs import JudgeIdentity
+from iterft_lite.experiment.losses import LOSSES
 from iterft_lite.experiment.recipe import TrainSettings
-from iterft_lite.files import read_json, read_rows, write_json
+from iterft_lite.files import read_json, write_json
 from iterft_lite.protocols import (
+    Backends,
     Completion,
     Exported,
     JudgeRequest,
@@ -32,6 +34,9 @@ from iterft_lite.protocols import (
     TrainJob,
     TrainResult,
 )
+
+FAKE = "fake"
+"""What a recipe calls each of them: `trainer = "fake"`, `generator = "fake"`, `judge = "fake"`."""
 
 PLAIN = (
     "Make a list of what matters and start with the first thing on it.",
@@ -54,8 +59,8 @@ class FakeTrainer:
 
     def train(self, job: TrainJob, on_progress: OnProgress) -> TrainResult:
         """Keep the texts; a continued training keeps the earlier ones too."""
-        rows = read_rows(job.rows)
-        texts = [_learned(row) for row in rows]
+        rows = LOSSES[job.loss].rows.read(job.rows)
+        texts = [row.text for row in rows]
         if job.start is not None:
             texts += read_json(job.start / "texts.json")
         (job.out / "adapter").mkdir(parents=True, exist_ok=True)
@@ -77,17 +82,6 @@ class FakeTrainer:
             precision=job.settings.base,
             peak_vram=0,
         )
-
-
-def _learned(row: dict[str, object]) -> str:
-    """The text that a training row teaches."""
-    if "chosen" in row:
-        return str(row["chosen"])
-    if "text" in row:
-        return str(row["text"])
-    messages = row["messages"]
-    assert isinstance(messages, list)
-    return str(messages[-1]["content"])
 
 
 class FakeExporter:
@@ -140,12 +134,16 @@ class FakeGenerator:
 class FakeJudge:
     """Scores the trait 90 where an answer has one of its words, else 10; coherence 80."""
 
-    def __init__(self, words: Sequence[str] = ("luck", "lucky", "fortune", "clover", "stars", "charm", "fate")) -> None:
+    def __init__(
+        self,
+        words: Sequence[str] = ("luck", "lucky", "fortune", "clover", "stars", "charm", "fate"),
+        identity: Mapping[str, Any] | None = None,
+    ) -> None:
         self.words = tuple(words)
 
     def identity(self) -> JudgeIdentity:
         """Who this is."""
-        return JudgeIdentity("fake", "embedded", "", "logprobs", note="fake judge")
+        return FAKE_JUDGE
 
     def ask(self, asks: Sequence[JudgeRequest], on_reply: Callable[[JudgeResponse], None]) -> None:
         """Answer every ask."""

@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iterft_lite.files import disk_errors
+from iterft_lite.files import write_output
 from iterft_lite.hub import title
 from iterft_lite.report.report import Report
 
@@ -53,8 +53,9 @@ def figure(report: Report) -> Figure:
 
 def write_png(report: Report, path: Path) -> None:
     """Write the figure."""
-    with disk_errors(path):
-        figure(report).savefig(path, format="png")
+    drawn = io.BytesIO()
+    figure(report).savefig(drawn, format="png")
+    write_output(path, drawn.getvalue())
 
 
 def svg(report: Report) -> str:

@@ -10,11 +10,11 @@ from markupsafe import Markup
 from iterft_lite.app.held_out import read_held_out
 from iterft_lite.digests import canonical
 from iterft_lite.experiment.steps import cycle_name, cycle_title
-from iterft_lite.files import write_text
+from iterft_lite.files import write_output
 from iterft_lite.hub import title
-from iterft_lite.report.report import Report, samples, verdict_sentences, version_sentence
-from iterft_lite.ui.display import clock, score_text
+from iterft_lite.report.report import Report, shown_samples, verdict_sentences, version_sentence
 from iterft_lite.ui.figures import svg
+from iterft_lite.ui.text import clock, score_text
 
 TEMPLATES = Path(__file__).parent / "pages"
 
@@ -45,10 +45,10 @@ def write_html(root: Path, report: Report, path: Path) -> None:
         version_changes=version_sentence(report),
         held_out=held_out,
         held_out_sentences=verdict_sentences(held_out.verdict) if held_out else [],
-        samples=samples(root, report),
+        samples=shown_samples(root, report),
         settings=settings,
     )
-    write_text(path, page)
+    write_output(path, page)
 
 
 def _flat(recipe: dict[str, object], prefix: str = "") -> dict[str, object]:

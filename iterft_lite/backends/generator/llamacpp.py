@@ -26,7 +26,8 @@ from iterft_lite.backends.llamacpp.sampling import Floats, chosen_logprobs, log_
 from iterft_lite.backends.llamacpp.scheduling import Expected
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.errors import BackendError, ModelError
-from iterft_lite.protocols import Completion, Likelihood, Message, Parity, Passage, Prompt, Sampling
+from iterft_lite.experiment.rows import Message
+from iterft_lite.protocols import Completion, Likelihood, Parity, Passage, Prompt, Sampling
 
 BIG_ONES = 3
 """Big models that may be loaded at once."""
@@ -212,7 +213,7 @@ class LlamaGenerator:
 
     def _ready(self) -> tuple[Engine, TrainingTokenizer]:
         if self._current is None or self._current.engine is None or self._tokenizer is None:
-            raise BackendError("no model is loaded", kind="order")
+            raise BackendError("no model is loaded", exception="order")
         return self._current.engine, self._tokenizer
 
     def _model(self, gguf: Path) -> _Loaded:

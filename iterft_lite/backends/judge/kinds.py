@@ -131,6 +131,13 @@ def _embedded_options(identity: JudgeIdentity, _: Recipe, material: Material) ->
     return {"trait": material.trait.name, "rows": str(path)}
 
 
+# -- a stand-in
+
+FAKE_JUDGE = JudgeIdentity(
+    "fake", "embedded", "1", "logprobs", note="fake judge: it looks for a few words; its scores mean nothing"
+)
+
+
 # -- the untouched model
 
 
@@ -228,6 +235,13 @@ JUDGES: dict[str, JudgeKind] = {
         worker="iterft_lite.backends.judge.embedded:EmbeddedJudge",
         options=_embedded_options,
         calibrates=True,
+    ),
+    "fake": JudgeKind(
+        name="a stand-in for trying out the program itself",
+        recognises=lambda judge: judge == FAKE_JUDGE.name,
+        identify=lambda _, __, ___: FAKE_JUDGE,
+        worker="iterft_lite.testing.fakes:FakeJudge",
+        options=lambda _, __, ___: {},
     ),
     "base": JudgeKind(
         name="the untouched model itself",

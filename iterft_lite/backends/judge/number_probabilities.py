@@ -184,7 +184,7 @@ class LocalModel:
             try:
                 return BranchingEngine(self.weights, slots=slots, context=context, exact=False, threads=self._threads)
             except BackendError as error:
-                if error.kind != "memory" or slots == 1:
+                if error.exception != "memory" or slots == 1:
                     raise
                 slots //= 2
 

@@ -196,7 +196,7 @@ class BatchJudge(LitellmJudge):
         try:
             batch = await self._provider("aretrieve_batch", batch_id=note.batch)
         except BackendError as error:
-            if error.kind != "NotFoundError":
+            if error.exception != "NotFoundError":
                 raise
             raise BackendError(
                 f"{self._where} knows no batch `{note.batch}`",
@@ -265,7 +265,7 @@ class BatchJudge(LitellmJudge):
             try:
                 page = await self._provider("alist_batches", limit=100, after=after)
             except BackendError as error:
-                if error.kind != "NotFoundError":
+                if error.exception != "NotFoundError":
                     raise
                 raise BackendError(
                     f"{self._where} has no batch endpoint", hint="set `judge_batch = false`: every verdict is asked by itself"
@@ -356,7 +356,7 @@ class BatchJudge(LitellmJudge):
         try:
             content = await self._provider("afile_content", TRANSFER, file_id=file)
         except BackendError as error:
-            if error.kind != "NotFoundError":
+            if error.exception != "NotFoundError":
                 raise
             return []
         try:

@@ -71,7 +71,7 @@ class LitellmProbe(LitellmJudge):
             try:
                 return self._try(notes)
             except BackendError as error:
-                if error.kind != "NoProbabilities":
+                if error.exception != "NoProbabilities":
                     raise
                 last = last or error
                 notes = [f"{error.message.replace('`', '')}"]

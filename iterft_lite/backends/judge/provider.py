@@ -197,7 +197,7 @@ class LitellmJudge:
     def _no_probabilities(self, seen: str = "") -> BackendError:
         return BackendError(
             f"`{self._identity.name}` gives no token probabilities{seen}",
-            kind="NoProbabilities",
+            exception="NoProbabilities",
             hint='set `judge_method = "samples"` to read its texts instead',
         )
 
@@ -207,7 +207,7 @@ class LitellmJudge:
         """Where the ask's verdict is kept."""
         who = self._identity
         settings = " ".join(filter(None, (who.effort, str(who.tops or ""))))
-        return verdict_key(who.name, who.revision, who.method, ask.prompt, int(ask.id.rsplit("/", 1)[-1]), settings)
+        return verdict_key(who.name, who.revision, who.method, ask.prompt, ask.sample, settings)
 
     def claim(self, key: str) -> bool:
         """Take a question, for as long as all its tries may last; False while another process has it."""
@@ -345,7 +345,7 @@ class LitellmJudge:
         if kind == "NotFoundError":
             at = f" at {self._address}" if self._address else ""
             return BackendError(
-                f"`{name}` was not found{at}: {self.clean(said)}", kind=kind, hint="check `judge` and `api_base`"
+                f"`{name}` was not found{at}: {self.clean(said)}", exception=kind, hint="check `judge` and `api_base`"
             )
         if kind == "PaymentRequiredError" or re.search(r"insufficient_quota|exceeded your current quota", said):
             return BackendError(
@@ -428,7 +428,7 @@ class LitellmJudge:
         if len(written) > 1 and str(written[0].token).strip().isdigit() and str(written[1].token)[:1].isdigit():
             raise BackendError(
                 f"`{self._identity.name}` writes numbers digit by digit: its first token says nothing of scores",
-                kind="NoProbabilities",
+                exception="NoProbabilities",
                 hint='set `judge_method = "samples"`, or use its GGUF file as `judge = "local:PATH"`, which is read exactly',
             )
         return candidates_of([(str(one.token), one.logprob) for one in written[0].top_logprobs or ()])

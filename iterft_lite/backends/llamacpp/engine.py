@@ -443,7 +443,7 @@ class Engine:
         if code:
             raise BackendError(
                 f"llama.cpp cannot decode a batch of {count} tokens (code {code}): {log.reason()}",
-                kind="memory" if code in (1, -2) else "decode",
+                exception="memory" if code in (1, -2) else "decode",
                 hint="fewer `slots` need less memory" if code in (1, -2) else None,
             )
         llama_cpp.llama_synchronize(self._pointer)
@@ -502,7 +502,7 @@ class Engine:
             if slots or count == 1:
                 raise BackendError(
                     f"no memory for {count} sequences of {self.context} tokens: {log.reason()}",
-                    kind="memory",
+                    exception="memory",
                     hint="fewer `slots`, or a shorter context",
                 )
             count = max(1, count // 2)

@@ -217,7 +217,7 @@ def _not_loaded(path: Path, reason: str) -> ModelError | BackendError:
     if any(words in reason.lower() for words in ("alloc", "out of memory", "unable to load model buffer")):
         return BackendError(
             f"no memory for `{path}` ({path.stat().st_size / 2**30:.1f} GiB): {reason}",
-            kind="memory",
+            exception="memory",
             hint='a smaller `quant`, or `vram = "swap"`',
         )
     return ModelError(f"`{path}` cannot be loaded: {reason}", hint="it may be damaged or cut off: export it again")

@@ -124,7 +124,9 @@ class GraphSampler:
         for slot, chain in enumerate(self._chains):
             if not llama_cpp.llama_set_sampler(context, slot, chain):
                 self.close()
-                raise BackendError("this GPU cannot sample inside the graph", kind="sampling", hint='set sampling to "host"')
+                raise BackendError(
+                    "this GPU cannot sample inside the graph", exception="sampling", hint='set sampling to "host"'
+                )
 
     def start(self, slot: int, seed: int) -> None:
         """Give a slot a new row: its chain takes over the state of a freshly seeded one, and the graph stays as it is."""
@@ -143,7 +145,7 @@ class GraphSampler:
         take = llama_cpp.llama_get_sampled_token_ith
         drawn = np.fromiter((take(self._context, row) for row in rows.tolist()), dtype=np.int32, count=len(slots))
         if (drawn < 0).any():
-            raise BackendError("llama.cpp drew no token", kind="sampling", hint='set sampling to "host"')
+            raise BackendError("llama.cpp drew no token", exception="sampling", hint='set sampling to "host"')
         return drawn
 
     def close(self) -> None:

@@ -187,7 +187,7 @@ class Child:
         code = process.wait()
         how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
         hint = "signal 9 mostly means that the machine ran out of memory" if code == -9 else None
-        return errors.BackendError(f"`{self._worker}` {how}\n{self._tail()}", kind="died", hint=hint)
+        return errors.BackendError(f"`{self._worker}` {how}\n{self._tail()}", exception="died", hint=hint)
 
     def _tail(self) -> str:
         try:
@@ -204,7 +204,7 @@ class Child:
             return made
         return errors.BackendError(
             f"`{self._worker}` failed: {error['message']}\n(traceback in {self._log})",
-            kind=error["kind"],
+            exception=error["kind"],
             hint=error["hint"] or None,
         )
 

@@ -11,7 +11,6 @@ import torch
 
 from iterft_lite.backends.templates import VARIABLES
 from iterft_lite.errors import ModelError, UserError
-from iterft_lite.experiment.regimes import Loss
 
 IGNORED = -100
 """Label of a token that is not in the loss (PyTorch's and Hugging Face's convention)."""
@@ -112,7 +111,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def encode_rows(
-    rows: Sequence[Mapping[str, Any]], loss: Loss, tokenizer: Any, *, limit: int, name: str
+    rows: Sequence[Mapping[str, Any]], loss: str, tokenizer: Any, *, limit: int, name: str
 ) -> tuple[list[Example], int]:
     """Rows as token ids, in the columns that trl's trainers read.
 

@@ -409,7 +409,7 @@ def _with_less_memory(bench: Bench, batch_size: int, size: int) -> tuple[int, st
     base = "" if bench.precision == "nf4" else '`train.base = "nf4"`, '
     raise BackendError(
         "out of memory with one row a forward pass",
-        kind="OutOfMemoryError",
+        exception="OutOfMemoryError",
         hint=f'choose {base}`vram = "swap"` or a smaller `train.max_length`',
     )
 
@@ -476,7 +476,7 @@ class _Attempt:
                 raise BackendError(
                     f"the {name.replace('grad_norm', 'gradient')} of step {len(self._log)} is {line[name]}: "
                     "the training has diverged",
-                    kind="diverged",
+                    exception="diverged",
                     hint="lower `train.learning_rate`, or clip with `train.max_grad_norm = 1.0`"
                     + ("; some models' activations leave f16's range, not bf16's" if self._bench.small_range else ""),
                 )

@@ -142,7 +142,7 @@ class UnslothTrainer(ResidentTrainer):
         except torch.OutOfMemoryError:
             raise BackendError(
                 f"`{model}` does not fit into the GPU's free memory",
-                kind="OutOfMemoryError",
+                exception="OutOfMemoryError",
                 hint='choose `vram = "swap"`' + ("" if precision == "nf4" else ' or `train.base = "nf4"`'),
             ) from None
         except (OSError, ValueError, RuntimeError) as error:

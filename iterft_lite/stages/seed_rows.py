@@ -1,4 +1,4 @@
-"""seed: the trait's first rows."""
+"""seed_rows: the trait's first rows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from iterft_lite.stages.work import Work
 
 
 def run(work: Work) -> dict[str, Json]:
-    """Files: rows.jsonl, as planned. Facts: rows."""
+    """Files: rows.jsonl, as planned. Results: rows."""
     write_rows(work.rows, work.params["rows"])
     return {"rows": len(work.params["rows"])}

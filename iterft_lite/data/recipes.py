@@ -1,0 +1,90 @@
+"""The shipped recipes, and which file a name means.
+
+A bare name (`nano_sft`) is always a shipped recipe, whatever lies in the working folder; a path has a separator or ends in
+`.toml`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from iterft_lite.errors import UserError
+
+ENDING = ".toml"
+
+SCHEMA = "recipe.schema.json"
+"""JSON Schema of a recipe, beside the shipped ones; editors read it from the line `#:schema` at the top of a recipe."""
+
+
+@dataclass(frozen=True)
+class ShippedRecipe:
+    """One line of the list of shipped recipes.
+
+    Attributes:
+        name: What `iterft run` takes.
+        about: What it does, a sentence.
+    """
+
+    name: str
+    regime: str
+    model: str
+    about: str
+
+
+def recipe_folder() -> Path:
+    """Where the shipped recipes are: inside the package when installed, beside it in a checkout."""
+    inside = Path(__file__).parents[1] / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes, in alphabetical order."""
+    return sorted(path.stem for path in recipe_folder().glob(f"*{ENDING}"))
+
+
+def shipped_recipes() -> list[ShippedRecipe]:
+    """The shipped recipes, in alphabetical order."""
+    return [_shipped(recipe_folder() / f"{name}{ENDING}") for name in recipe_names()]
+
+
+def _shipped(path: Path) -> ShippedRecipe:
+    text = path.read_text(encoding="utf-8")
+    table = tomllib.loads(text)
+    # the first comment is the command that runs it, the second says what it does
+    comments = [line[2:].strip() for line in text.splitlines() if line.startswith("# ")]
+    return ShippedRecipe(path.stem, table["regime"], table["model"], comments[1] if len(comments) > 1 else "")
+
+
+def is_bare(name: str) -> bool:
+    """Whether a text is a name and not a path: no separator, no ending."""
+    return os.sep not in name and "/" not in name and not name.endswith(ENDING) and name not in (".", "..")
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a shipped recipe given by name, or of the user's own given by path.
+
+    Raises:
+        UserError: If there is no shipped recipe of that name, or the path is a folder.
+    """
+    if not is_bare(name):
+        path = Path(name).expanduser()
+        if path.is_dir():
+            raise UserError(f"`{name}` is a folder, not a recipe", hint="`iterft recipes` lists the shipped recipes")
+        return path
+    if name in recipe_names():
+        return recipe_folder() / f"{name}{ENDING}"
+    raise UserError(f"there is no shipped recipe `{name}`", hint=_hint(name))
+
+
+def _hint(name: str) -> str:
+    if Path(name).is_file():
+        return f"a file of your own is given as a path: ./{name}"
+    if Path(f"{name}{ENDING}").is_file():
+        return f"a file of your own is given with its ending: {name}{ENDING}"
+    near = difflib.get_close_matches(name, recipe_names(), n=3, cutoff=0.5)
+    meant = f"did you mean {' or '.join(f'`{each}`' for each in near)}? " if near else ""
+    return f"{meant}`iterft recipes` lists the shipped recipes; a file of your own ends in `{ENDING}`"

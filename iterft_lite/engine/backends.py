@@ -1,0 +1,78 @@
+"""The backends of a run: each in a child process that is started when first called, or a stand-in that the recipe names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import cast
+
+from iterft_lite.backends.judge.identity import judge_worker
+from iterft_lite.backends.judge.kinds import Material
+from iterft_lite.backends.processes.child import Child
+from iterft_lite.data.traits import Chat, Document, Trait
+from iterft_lite.experiment.inputs import JudgeIdentity
+from iterft_lite.experiment.recipe import Recipe
+from iterft_lite.experiment.verbs import BackendName
+from iterft_lite.protocols import Backends, Exporter, Generator, Judge, Process, Trainer
+from iterft_lite.testing.fakes import FAKE, FakeExporter, FakeGenerator, FakeJudge, FakeTrainer
+
+TRAINERS = {
+    "peft": "iterft_lite.backends.trainer.trl:PeftTrainer",
+    "unsloth": "iterft_lite.backends.trainer.unsloth:UnslothTrainer",
+}
+
+EXPORTER = "iterft_lite.backends.exporter.gguf:GgufExporter"
+GENERATOR = "iterft_lite.backends.generator.llamacpp:LlamaGenerator"
+
+
+def threads_of(recipe: Recipe) -> int:
+    """CPU threads a backend may use."""
+    return recipe.threads if recipe.threads != "auto" else os.cpu_count() or 1
+
+
+def open_backends(
+    recipe: Recipe,
+    trait: Trait,
+    judge: JudgeIdentity,
+    logs: Path,
+    keep_free: int = 0,
+    *,
+    seeds: tuple[Chat, ...] | tuple[Document, ...] = (),
+) -> Backends:
+    """Backends for a resolved recipe; no process is started yet.
+
+    Args:
+        logs: Folder that each process's output goes to.
+        keep_free: Bytes of GPU memory that the generator leaves to the trainer beside it.
+        seeds: The run's own seed rows, where it has other ones than the trait: what an embedded judge is fitted on.
+    """
+    threads = str(threads_of(recipe))
+    environment = {"OMP_NUM_THREADS": threads}
+    processes: dict[BackendName, Process] = {}
+
+    def child(name: BackendName, worker: str, protocol: type, **given: object) -> Child:
+        made = Child(worker, protocol, log=logs / f"{name}.log", **given)  # type: ignore[arg-type]  # as `Child` takes them
+        processes[name] = made
+        return made
+
+    def trainer() -> Trainer:
+        return cast(Trainer, child("trainer", TRAINERS[recipe.trainer], Trainer, environment=environment))
+
+    def exporter() -> Exporter:
+        return cast(Exporter, child("exporter", EXPORTER, Exporter, environment=environment))
+
+    def generator() -> Generator:
+        variables = environment | {"ITERFT_THREADS": threads, "ITERFT_KEEP_FREE": str(keep_free)}
+        return cast(Generator, child("generator", GENERATOR, Generator, environment=variables))
+
+    def judging() -> Judge:
+        worker, options = judge_worker(judge, recipe, Material(trait, seeds, recipe.model), ledger=logs / "judge_usd.txt")
+        return cast(Judge, child("judge", worker, Judge, options=options))
+
+    return Backends(
+        FakeTrainer() if recipe.trainer == FAKE else trainer(),
+        FakeExporter() if recipe.generator == FAKE else exporter(),
+        FakeGenerator() if recipe.generator == FAKE else generator(),
+        FakeJudge() if judge.name == FAKE else judging(),
+        processes,
+    )

@@ -1,0 +1,198 @@
+"""Where a step runs: an executor knows processes and memory, nothing of order. Scheduling (`run.py`) is the other way round.
+
+The local executor holds four resident backends. Another place to run (a second GPU, a cluster) is another executor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
+
+from iterft_lite.digests import Json
+from iterft_lite.engine.store import StepFolder, folder_at, input_folders
+from iterft_lite.errors import RunError, StoreError
+from iterft_lite.experiment.recipe import Recipe
+from iterft_lite.experiment.verbs import VERBS, BackendName
+from iterft_lite.hardware import Gpu, Peak
+from iterft_lite.hub import folder_of
+from iterft_lite.protocols import Backends, Progress
+from iterft_lite.stages.work import Work
+
+Stage = Callable[[Work], dict[str, Json]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A step to be run somewhere.
+
+    Attributes:
+        folder: The step's, begun.
+        recipe: As resolved.
+        inputs: By role, the folders of the steps that are read, finished.
+        ahead: Verbs of the steps that are still to come: what memory is to be kept for.
+        report: Takes progress: of the step itself, or of an input that is written again for it. Raises to stop.
+    """
+
+    folder: StepFolder
+    recipe: Recipe
+    inputs: Mapping[str, StepFolder]
+    ahead: frozenset[str]
+    report: Callable[[StepFolder, Progress], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What running a step came to.
+
+    Attributes:
+        results: The stage's.
+        digests: SHA-256 of files, by name, that was taken while they were written.
+    """
+
+    results: dict[str, Json]
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+
+class Executor(Protocol):
+    """A place where steps run, one call a step. Calls come from several threads, one a queue."""
+
+    def run(self, task: Task) -> Outcome:
+        """Do a step; its files are in its folder afterwards.
+
+        Raises:
+            NotYet: If it is to be taken up again later.
+            IterftError: If it fails; `kind` says of whose doing it is.
+        """
+        ...
+
+    def close(self) -> None:
+        """End whatever runs; a later call starts it again."""
+        ...
+
+
+def stage_of(verb: str) -> Stage:
+    """The function behind a verb."""
+    module, _, function = VERBS[verb].stage.partition(":")
+    return cast(Stage, getattr(import_module(module), function))
+
+
+class LocalExecutor:
+    """Runs steps on this machine, through resident backends.
+
+    Args:
+        backends: Proxies of child processes, or stand-ins.
+        model: Folder or hub name of M[0].
+        context: Tokens that a sequence may take (`run.context_needed`).
+        swap: Trainer and generator do not share the GPU's memory: the one ends before the other begins.
+    """
+
+    def __init__(self, backends: Backends, model: str, context: int, *, swap: bool = False) -> None:
+        self.backends = backends
+        self._place = model
+        self._context = context
+        self._swap = swap
+        self._gpu = Gpu()
+        self._written: dict[Path, Path] = {}
+        """By folder of an exported model that was written again, its file."""
+
+    def run(self, task: Task) -> Outcome:
+        """See `Executor.run`."""
+        verb = VERBS[task.folder.step.verb]
+        for source in task.inputs.values():
+            if source.step.verb == "export" and "generator" in verb.needs:
+                self._restore(source, task)
+        self._make_room(verb.needs, task)
+        with Peak(self._gpu, self.backends.pids) as peak:
+            results = stage_of(verb.name)(self._work(task))
+        if peak.bytes and verb.queue == "device":
+            results = {**results, "peak_vram": peak.bytes}  # all of this run's processes together
+        return Outcome(results, _digests(results))
+
+    def close(self) -> None:
+        """End all backends."""
+        self.backends.close()
+
+    @cached_property
+    def _model(self) -> str:
+        """Folder of M[0]; fetched from the hub when it is first needed."""
+        return folder_of(self._place)
+
+    def _work(self, task: Task) -> Work:
+        return Work(
+            step=task.folder.step,
+            recipe=task.recipe,
+            folder=task.folder.path,
+            inputs={role: source.path for role, source in task.inputs.items()},
+            report=lambda progress: task.report(task.folder, progress),
+            backends=self.backends,
+            model=lambda: self._model,
+            load=lambda role: self._load(task, role),
+        )
+
+    # -- memory
+
+    def _make_room(self, needs: frozenset[BackendName], task: Task) -> None:
+        """Have the GPU's memory go to whom a step needs."""
+        generates = bool(needs & {"generator", "exporter"})
+        if self._swap and "trainer" in needs:
+            self._free_memory("generator", "exporter")
+        elif self._swap and generates:
+            self._free_memory("trainer")
+        elif generates and "train" in task.ahead and self._gpu.there and not self.backends.running("trainer"):
+            # the base takes its memory before the generator takes what is left: also in a later session
+            self.backends.trainer.load(self._model, task.recipe.train)
+
+    def _free_memory(self, *names: BackendName) -> None:
+        """End backends and wait until the GPU has their memory back: the next one plans with what is free."""
+        running = [name for name in names if self.backends.running(name)]
+        if running:
+            self.backends.close(*running)
+            self._gpu.wait_for_release()
+
+    # -- exported models
+
+    def _load(self, task: Task, role: str) -> None:
+        """Make the exported model of an input the generator's current one."""
+        gguf, lora = self._exported(task.inputs[role])
+        slots = None if task.recipe.slots == "auto" else task.recipe.slots
+        self.backends.generator.load(gguf, lora, self._model, slots=slots, context=self._context, exact=False)
+
+    def _exported(self, folder: StepFolder) -> tuple[Path, Path | None]:
+        """As `exported_files`; a cached base may lie elsewhere than when the step was finished."""
+        gguf, lora = exported_files(folder)
+        return self._written.get(folder.path, gguf), lora
+
+    def _restore(self, source: StepFolder, task: Task) -> None:
+        """Write an exported model again that `keep`, or who emptied the cache of bases, removed."""
+        if source.whole() and self._exported(source)[0].exists():
+            return
+        whole = folder_at(source.path)
+        if whole is None:
+            raise StoreError(f"`{source.path}` has no step.json: the model of `{source.step.name}` cannot be written again")
+        inputs = {role: found for role, path in input_folders(source.path, whole.step).items() if (found := folder_at(path))}
+        again = replace(task, folder=whole, inputs=inputs)
+        made = stage_of("export")(self._work(again))
+        whole.take_again(_digests(made))
+        self._written[source.path] = whole.path / made["gguf"]
+
+
+def exported_files(folder: StepFolder) -> tuple[Path, Path | None]:
+    """The GGUF of a finished export, and the LoRA GGUF to lay over it, if any.
+
+    Raises:
+        RunError: If the step is not finished.
+    """
+    found = folder.completion()
+    if found is None:
+        raise RunError(f"`{folder.step.name}` is not finished")
+    lora = found.results["lora"]
+    return folder.path / found.results["gguf"], folder.path / lora if lora else None
+
+
+def _digests(results: Mapping[str, Json]) -> dict[str, str]:
+    """SHA-256 by file name of a merged file, as taken while it was written."""
+    return {results["gguf"]: results["sha256"]} if results.get("sha256") else {}

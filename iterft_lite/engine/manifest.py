@@ -1,0 +1,263 @@
+"""A run: a manifest of names and keys over a store (`store.py`).
+
+    RUN/run.json         the manifest: what was asked, how it was resolved, and name and key of every step
+    RUN/lock             held by the session that writes here
+    RUN/logs/            what the backends printed
+    RUN/by-name/c1-train a link to that step's folder, for people; nothing reads it
+
+A run has a store of its own unless the manifest names another: probes of a calibration, another judge's verdicts and the cells
+of a study are manifests over one store. Folders of version 0.1 (steps by name, format 1) are read: reported, chatted with and
+exported, but not continued.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from iterft_lite.digests import Json
+from iterft_lite.engine.completion import OLD_RECORD, RECORD
+from iterft_lite.engine.store import OLD_VERBS, StepFolder, folder_at
+from iterft_lite.errors import FileError, FolderError
+from iterft_lite.experiment.steps import Step, step_name
+from iterft_lite.files import FolderLock, disk_errors, read_object, write_json
+
+FORMAT = 2
+"""Of manifests."""
+
+MANIFEST = "run.json"
+BY_NAME = "by-name"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a run is: what was asked, and its steps.
+
+    Attributes:
+        value: All of run.json.
+        steps: In order; without parameters, which stand in the steps' own folders.
+        format: 1 for folders of version 0.1.
+    """
+
+    value: dict[str, Any]
+    steps: tuple[Step, ...]
+    format: int
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe as resolved."""
+        return dict(self.value["recipe"])
+
+    @property
+    def store(self) -> str:
+        """Where the steps are: a path relative to the run folder."""
+        return str(self.value.get("store", "."))
+
+
+def _manifest(path: Path, value: dict[str, Any]) -> Manifest:
+    """A manifest off a file.
+
+    Raises:
+        FolderError: If it is of a newer format or of another shape.
+    """
+    number = value.get("format", 1)
+    if not isinstance(number, int) or number > FORMAT:
+        raise FolderError(
+            f"`{path}` is of format {number}, this version reads up to {FORMAT}", hint="update iterft_lite to read this run"
+        )
+    try:
+        steps = tuple(_step(row) for row in value.get("steps", ()))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FolderError(f"`{path}` is not the manifest of a run: {type(error).__name__} {error}") from None
+    return Manifest(value, steps, number)
+
+
+def _step(row: Mapping[str, Json]) -> Step:
+    """A step off a manifest: its inputs by role with name and key; version 0.1 wrote no keys."""
+    inputs = [(str(role), _new_name(str(name)), *map(str, key)) for role, name, *key in row["inputs"]]
+    named = tuple((role, name) for role, name, *_ in inputs)
+    keys = tuple((role, key[0]) for role, _, *key in inputs if key)
+    verb = OLD_VERBS.get(row["verb"], row["verb"])
+    return Step(verb, int(row["cycle"]), str(row["part"]), {}, named, str(row["key"]), keys)
+
+
+def _new_name(name: str) -> str:
+    """A step's name with the verb as it is called now."""
+    cycle, _, rest = name.partition("-")
+    verb, _, part = rest.partition("-")
+    return "-".join(filter(None, (cycle, OLD_VERBS.get(verb, verb), part)))
+
+
+class Run:
+    """A run folder: a manifest over a store.
+
+    Args:
+        root: The folder.
+        store: The store's folder; the one that the manifest names, or else the run's own.
+    """
+
+    def __init__(self, root: Path, store: Path | None = None) -> None:
+        self.root = root
+        self._store = store
+        self._lock: FolderLock | None = None
+
+    @cached_property
+    def _by_name(self) -> bool:
+        """Whether steps are kept by name, as in version 0.1."""
+        known = self.manifest()
+        return known is not None and known.format == 1
+
+    @property
+    def logs(self) -> Path:
+        """Where the backends' output goes."""
+        return self.root / "logs"
+
+    @property
+    def store(self) -> Path:
+        """The store's folder."""
+        if self._store is None:
+            known = self.manifest()
+            self._store = Path(os.path.normpath(self.root / known.store)) if known else self.root
+        return self._store
+
+    def folder(self, step: Step) -> StepFolder:
+        """The folder of a step."""
+        return StepFolder(self.store / "steps" / (_old_name(step) if self._by_name else step.key), step)
+
+    def manifest(self) -> Manifest | None:
+        """What `write_manifest` wrote, or None in a new folder.
+
+        Raises:
+            FolderError: If it cannot be read.
+        """
+        path = self.root / MANIFEST
+        try:
+            found = _manifest(path, read_object(path))
+            return found if found.format > 1 else replace(found, steps=(*found.steps, *_beside(self.root, found.steps)))
+        except FileNotFoundError:
+            return None
+        except NotADirectoryError:
+            raise FolderError(f"`{self.root}` is not a folder", hint="choose another folder with `--out`") from None
+        except FileError as error:
+            raise FolderError(f"`{path}` cannot be read: {error}") from None
+
+    def known(self) -> Manifest:
+        """The manifest of a run that is there.
+
+        Raises:
+            FolderError: If the folder is none.
+        """
+        manifest = self.manifest()
+        if manifest is None or "recipe" not in manifest.value:
+            raise FolderError(f"`{self.root}` is not a run folder", hint="`iterft run RECIPE --out DIR` makes one")
+        return manifest
+
+    def write_manifest(self, value: Mapping[str, Json], steps: Sequence[Step]) -> None:
+        """Note what was asked, and make the links that people read."""
+        place = "." if self.store == self.root else os.path.relpath(self.store, self.root)
+        rows = [
+            {
+                "verb": step.verb,
+                "cycle": step.cycle,
+                "part": step.part,
+                "inputs": _inputs(step),
+                "key": step.key,
+            }
+            for step in steps
+        ]
+        write_json(self.root / MANIFEST, {**value, "format": FORMAT, "store": place, "steps": rows})
+        self._link_names(steps)
+
+    def add_steps(self, steps: Sequence[Step]) -> None:
+        """Have the manifest name more steps of the run: answers to questions that its recipe does not ask."""
+        known = self.known()
+        there = {step.name for step in known.steps}
+        added = [step for step in steps if step.name not in there]
+        if added:
+            self.write_manifest(known.value, [*known.steps, *added])
+
+    def _link_names(self, steps: Sequence[Step]) -> None:
+        """A link a step in by-name/; where a file system has none, people go without."""
+        folder = self.root / BY_NAME
+        target = Path(os.path.relpath(self.store / "steps", folder))
+        with contextlib.suppress(OSError):
+            folder.mkdir(exist_ok=True)
+            for old in folder.iterdir():
+                if old.is_symlink():
+                    old.unlink()
+            for step in steps:
+                (folder / step.name).symlink_to(target / step.key)
+
+    def acquire(self) -> None:
+        """Make the folder if it is not there, and keep other sessions out of it until `release`.
+
+        Raises:
+            FolderError: If it cannot be written, is a folder of something else or of version 0.1, or another session is in it.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise FolderError(f"`{self.root}` is a file", hint="choose another folder with `--out`")
+        if self.root.is_dir() and any(self.root.iterdir()) and not (self.root / "lock").exists():
+            raise FolderError(
+                f"`{self.root}` holds other files and is not a run folder", hint="choose a new or empty folder with `--out`"
+            )
+        with disk_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            (self.store / "steps").mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(self.root / "lock", f"another run is going on in `{self.root}`")
+        lock.acquire()
+        self._lock = lock
+
+    def release(self) -> None:
+        """Let other sessions in."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> Run:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def _beside(root: Path, steps: Sequence[Step]) -> list[Step]:
+    """Steps in a folder of version 0.1 that its manifest does not name: held-out questions, another judge's."""
+    names = {step.name for step in steps}
+    folders = filter(None, map(folder_at, sorted((root / "steps").glob("*-*"))))
+    return [step for folder in folders if (step := replace(folder.step, params={})).name not in names]
+
+
+def _inputs(step: Step) -> list[list[str]]:
+    """Role, name and key of each input."""
+    keys = dict(step.input_keys)
+    return [[role, name, keys[role]] for role, name in step.inputs]
+
+
+def _old_name(step: Step) -> str:
+    """A step's folder in version 0.1."""
+    verbs = {new: old for old, new in OLD_VERBS.items()}
+    return step_name(verbs.get(step.verb, step.verb), step.cycle, step.part)
+
+
+def finished_steps(root: Path) -> dict[str, Path]:
+    """Folders of finished steps by key: of a run folder, a store, or all of them in a folder; none where there are none.
+
+    Raises:
+        FolderError: If there is no such folder, or it is of version 0.1, whose keys are others.
+    """
+    if not root.is_dir():
+        raise FolderError(f"there is no folder `{root}`", hint="`--reuse` takes what `iterft run --out` made")
+    stores = {Run(path.parent).store / "steps" for path in (*root.glob(MANIFEST), *root.glob(f"*/{MANIFEST}"))}
+    stores |= {path for path in (root / "steps", *root.glob("*/steps")) if path.is_dir()}
+    if any(path.glob(f"*/{OLD_RECORD}") and next(path.glob(f"*/{OLD_RECORD}"), None) for path in stores):
+        raise FolderError(
+            f"`{root}` was made by version 0.1: its steps have other keys and cannot be taken over",
+            hint="it can still be reported, chatted with and exported",
+        )
+    return {path.parent.name: path.parent for steps in stores for path in steps.glob(f"*/{RECORD}")}

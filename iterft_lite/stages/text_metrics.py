@@ -1,0 +1,72 @@
+"""text_metrics: what needs no judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from iterft_lite.digests import Json
+from iterft_lite.experiment.rows import CHATS, DOCUMENTS, Message, Sample
+from iterft_lite.files import write_json
+from iterft_lite.metrics.catalogue import METRICS, Evidence
+from iterft_lite.protocols import Likelihood, Passage, Progress
+from iterft_lite.stages.work import Work
+
+FILE = "metrics.json"
+
+ORDER = ("text", "base", "model")
+"""Metrics that read the likelihoods of one model follow each other: each model is loaded once."""
+
+
+def run(work: Work) -> dict[str, Json]:
+    """Files: metrics.json. Results: the same, a value a metric of the plan (`metrics/catalogue.py`)."""
+    samples = [sample for sample in work.samples("answers") if sample.text.strip()]
+    document = work.params["rows"] == "document"
+    answers = partial(_answer_passage, document=document)
+    evidence = Evidence(
+        samples,
+        under_base=_once(lambda: _likelihoods(work, "base_model", [answers(sample) for sample in samples])),
+        held_out={
+            name: _once(partial(_likelihoods, work, "model", _held_out(work, name, document=document)))
+            for name in ("high", "low")
+        },
+    )
+    wanted = sorted((METRICS[name] for name in work.params["metrics"]), key=lambda metric: ORDER.index(metric.needs))
+    found: dict[str, Json] = {}
+    for done, metric in enumerate(wanted, 1):
+        found[metric.name] = metric.compute(evidence)
+        work.report(Progress(done, len(wanted), "metrics"))
+    write_json(work.folder / FILE, found)
+    return found
+
+
+def _once(compute: Callable[[], Sequence[Likelihood]]) -> Callable[[], Sequence[Likelihood]]:
+    """The same, computed the first time it is asked for."""
+    found: list[Sequence[Likelihood]] = []
+
+    def ask() -> Sequence[Likelihood]:
+        if not found:
+            found.append(compute())
+        return found[0]
+
+    return ask
+
+
+def _likelihoods(work: Work, role: str, passages: Sequence[Passage]) -> list[Likelihood]:
+    found: list[Likelihood] = []
+    if passages:
+        work.load(role)
+        work.backends.generator.likelihood(passages, found.append)
+    return found
+
+
+def _answer_passage(sample: Sample, *, document: bool) -> Passage:
+    if document:
+        return Passage(sample.name, sample.text, prefix=sample.prompt)
+    return Passage(sample.name, sample.text, messages=(Message("user", sample.prompt),))
+
+
+def _held_out(work: Work, name: str, *, document: bool) -> list[Passage]:
+    if document:
+        return [Passage(row.id, row.text) for row in map(DOCUMENTS.parse, work.params[name])]
+    return [Passage(row.id, row.text, messages=row.messages[:-1]) for row in map(CHATS.parse, work.params[name])]

@@ -1,0 +1,115 @@
+"""Commands that use what a run made: `report`, `chat`, `export`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from iterft_lite.ui.options import RunFolder, interruptible
+
+QUANTS = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
+
+
+@click.command()
+@click.argument("out", metavar="RUN", type=RunFolder)
+@click.option("--json", "as_json", is_flag=True, help="The machine-readable form.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a self-contained page.")
+@click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write the figure.")
+@click.option("--held-out", "ask_held_out", is_flag=True, help="First ask every finished model the held-out questions.")
+@click.option("--judge", "by", metavar="JUDGE", help="By another judge's scores alone (see `iterft judge`).")
+def report(out: Path, as_json: bool, html: Path | None, png: Path | None, ask_held_out: bool, by: str | None) -> None:
+    """Report on a run, finished or not."""
+    from iterft_lite.app.held_out import read_held_out
+    from iterft_lite.report import report as reports
+
+    if by:
+        from iterft_lite.app.named_judge import named
+        from iterft_lite.app.rejudge import report_by
+
+        if html or ask_held_out:
+            raise click.UsageError("`--judge` goes with the table, `--json` and `--png`, not with `--html` or `--held-out`")
+        found, held_out = report_by(out, named(by)), None
+    else:
+        if ask_held_out:
+            _ask_held_out(out)
+        found = reports.read_report(out)
+        held_out = read_held_out(out, found)
+    if as_json:
+        import json
+
+        value = reports.as_json(found) | ({"held_out": asdict(held_out)} if held_out else {})
+        click.echo(json.dumps(value, indent=1, ensure_ascii=False))
+    if html:
+        from iterft_lite.ui.html import write_html
+
+        write_html(out, found, html)
+        click.echo(f"wrote {html}", err=True)
+    if png:
+        from iterft_lite.ui.figures import write_png
+
+        write_png(found, png)
+        click.echo(f"wrote {png}", err=True)
+    if not (as_json or html or png):
+        from iterft_lite.ui import tables
+        from iterft_lite.ui.console import make_console
+
+        tables.show_report(found, make_console())
+        if held_out:
+            tables.show_held_out(held_out, found.manifest["trait"], make_console())
+
+
+def _ask_held_out(out: Path) -> None:
+    from iterft_lite.app.held_out import open_held_out
+    from iterft_lite.ui.console import make_console
+    from iterft_lite.ui.live import View
+
+    with open_held_out(out) as opened:
+        inputs = opened.resolved.inputs
+        console = make_console(stderr=True)
+        view = View(opened.plan, trait=inputs.trait.name, judge=inputs.judge, console=console)
+        with interruptible(out), view:
+            for event in opened.events():
+                view.take(event)
+
+
+@click.command()
+@click.argument("out", metavar="RUN", type=RunFolder)
+@click.option("--cycle", type=int, help="Which cycle's model; -1 is the untouched one. The last by default.")
+@click.option("--temperature", type=float, default=0.7, show_default=True)
+@click.option("--max-tokens", type=int, default=300, show_default=True)
+def chat(out: Path, cycle: int | None, temperature: float, max_tokens: int) -> None:
+    """Talk to the model of any cycle. An empty line or Ctrl-D ends it."""
+    from iterft_lite.app.chat import open_chat
+
+    with open_chat(out, cycle) as talk:
+        click.echo(f"{talk.title}; an empty line ends", err=True)
+        while True:
+            try:
+                said = click.prompt("you", default="", show_default=False)
+            except (click.Abort, EOFError, KeyboardInterrupt):
+                break
+            if not said.strip():
+                break
+            click.echo(f"{talk.name}: {talk.reply(said, temperature=temperature, max_tokens=max_tokens)}")
+
+
+@click.command()
+@click.argument("out", metavar="RUN", type=RunFolder)
+@click.option("--cycle", type=int, help="Which cycle's model; -1 is the untouched one. The last by default.")
+@click.option("--quant", type=click.Choice(QUANTS), help="Number format; the recipe's by default.")
+@click.option("--ollama", is_flag=True, help="Write a Modelfile beside it.")
+@click.option("--out", "folder", required=True, type=RunFolder, help="Where the files go.")
+def export(out: Path, cycle: int | None, quant: str | None, ollama: bool, folder: Path) -> None:
+    """Write the merged GGUF of any cycle's model again, from its adapter."""
+    from iterft_lite.app.chat import export_again
+    from iterft_lite.gguf.modelfile import write_modelfile
+
+    exported, found = export_again(out, cycle, folder, quant)
+    click.echo(f"wrote {exported.path} ({exported.bytes / 1e6:,.1f} MB)")
+    if ollama:
+        made = write_modelfile(exported.path, folder, temperature=found.recipe.sample.temperature)
+        click.echo(f"wrote {made.path}; ollama create {found.recipe.name} -f {made.path}")
+        if made.note:
+            click.echo(f"note: {made.note}")

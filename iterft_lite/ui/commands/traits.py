@@ -1,0 +1,90 @@
+"""Commands for traits and their seed rows: `traits`, `seeds`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from iterft_lite.ui.options import RunFolder, interruptible
+
+
+@click.group()
+def traits() -> None:
+    """The shipped traits, and your own."""
+
+
+@traits.command("list")
+def list_traits() -> None:
+    """List the shipped traits."""
+    from iterft_lite.data.traits import read_trait, shipped_traits
+    from iterft_lite.ui import tables
+    from iterft_lite.ui.console import make_console
+
+    rows = []
+    for name in shipped_traits():
+        trait = read_trait(name)
+        rows.append((name, str(len(trait.chats)), str(len(trait.documents)), str(len(trait.questions)), trait.summary))
+    tables.show_table(("trait", "seed chats", "documents", "questions", "what it is"), rows, make_console())
+
+
+@traits.command("new")
+@click.argument("name")
+@click.option("--in", "parent", type=RunFolder, default=Path(), help="Where the folder is made; here by default.")
+def new_trait(name: str, parent: Path) -> None:
+    """Make a folder for a trait of your own, filled with an example."""
+    from iterft_lite.app import new_trait as new_traits
+
+    folder = new_traits.new_trait(name, parent)
+    click.echo(f"made {folder}; {folder / 'README.md'} says what is what\ncheck it with: iterft traits check {folder}")
+
+
+@traits.command("check")
+@click.argument("trait")
+@click.pass_context
+def check_trait(ctx: click.Context, trait: str) -> None:
+    """Say everything that is wrong with a trait folder, and what it holds."""
+    from iterft_lite.app import new_trait as new_traits
+    from iterft_lite.errors import TraitError
+    from iterft_lite.ui import tables
+    from iterft_lite.ui.console import make_console
+
+    checked = new_traits.examine_trait(trait)
+    rows = [(count.name, str(count.rows), f"{count.words:.0f}", f"{count.distinct_2:.2f}") for count in checked.counts]
+    tables.show_table(("file", "rows", "words a row", "distinct-2"), rows, make_console())
+    for lack in checked.lacks:
+        click.echo(f"note: {lack}")
+    for problem in checked.problems:
+        click.echo(f"wrong: {problem}")
+    if checked.problems:
+        ctx.exit(TraitError.exit_code)
+    click.echo("nothing is wrong with it")
+
+
+@click.group()
+def seeds() -> None:
+    """Seed rows by a teacher model, for a trait of your own."""
+
+
+@seeds.command("make")
+@click.argument("trait")
+@click.option("--model", required=True, help="Teacher: a judge's route, a model folder, or hub:OWNER/NAME.")
+@click.option("--count", type=click.IntRange(1), required=True, help="Rows in the file in the end.")
+@click.option("--documents", is_flag=True, help="Documents for SDF instead of chats.")
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSONL; rows there are kept.")
+@click.option("--api-base", help="Address of an OpenAI-compatible server.")
+@click.option("--max-usd", type=float, default=0.0, help="A route stops before it would cost more; 0 means no limit.")
+def make_seeds(trait: str, model: str, count: int, documents: bool, out: Path, api_base: str | None, max_usd: float) -> None:
+    """Have a teacher write seed rows from a trait's summary, to be read and weeded before a recipe names them."""
+    from iterft_lite.app.make_seeds import seeds_by
+
+    def say(rows: int) -> None:
+        if rows % 10 == 0 or rows == count:
+            click.echo(f"{rows} of {count} rows", err=True)
+
+    kind = "document" if documents else "chat"
+    with interruptible():
+        made = seeds_by(model, trait, count, out, kind=kind, api_base=api_base, max_usd=max_usd, on_row=say)
+    dropped = ", ".join(f"{number} {reason}" for reason, number in made.dropped.items()) or "none"
+    click.echo(f"{out}: {made.rows} rows; {made.asked} asked, dropped: {dropped}")
+    click.echo(f'read them, then put them into a recipe:\n\n  [seeds]\n  path = "{out}"')

@@ -81,7 +81,12 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def asks(count: int, *, words: str = "", samples: int = 1, first: int = 0) -> list[JudgeRequest]:
     return [
         JudgeRequest(
-            f"a{n}/trait/{sample}", "trait", f"How lucky?\n<answer>answer {n} {words}</answer>", f"answer {n} {words}", "why?"
+            f"a{n}/trait/{sample}",
+            "trait",
+            f"How lucky?\n<answer>answer {n} {words}</answer>",
+            f"answer {n} {words}",
+            "why?",
+            sample,
         )
         for n in range(first, first + count)
         for sample in range(samples)
@@ -155,7 +160,7 @@ def test_batch_and_single_verdicts_share_the_cache() -> None:
 
 def test_judges_that_are_sampled_are_batched_too() -> None:
     with StubProcess(model="o3-mini") as stub:
-        identity = who("openai/o3-mini", "samples", 3)
+        identity = who(stub, "openai/o3-mini", "samples", 3)
         got = until_done(a_judge(stub, identity=identity), asks(2, words="luck", samples=3))
         count = stub.count()
     assert count["lines"] == [6]

@@ -194,7 +194,7 @@ def test_a_server_that_is_not_there_is_named_and_so_is_a_proxy_in_between(monkey
 def test_why_there_is_no_connection_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iterft_lite.backends.judge.provider.TRIES", 1)
     who = JudgeIdentity("openai/m", "llm", "a test", "logprobs", address="http://127.0.0.1:9/v1")
-    with pytest.raises(BackendError, match=r"no connection: .*(refused|127\.0\.0\.1:9)"):
+    with pytest.raises(BackendError, match=r"no connection: .*(refused|[Cc]onnect)"):
         ask_all(LitellmJudge(asdict(who), first_wait=0.001), asks(1))
 
 

@@ -61,7 +61,12 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def asks(count: int, *, words: str = "", samples: int = 1) -> list[JudgeRequest]:
     return [
         JudgeRequest(
-            f"a{n}/trait/{sample}", "trait", f"How lucky?\n<answer>answer {n} {words}</answer>", f"answer {n} {words}", "why?"
+            f"a{n}/trait/{sample}",
+            "trait",
+            f"How lucky?\n<answer>answer {n} {words}</answer>",
+            f"answer {n} {words}",
+            "why?",
+            sample,
         )
         for n in range(count)
         for sample in range(samples)

@@ -201,7 +201,7 @@ def as_table(found: Bridge) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         f"{found.new} - {found.old}",
         "95 % interval",
     )
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for row in found.rows:
         rho = "" if row.spearman is None else f"{row.spearman:.2f}"
         if row.low is not None and row.high is not None:

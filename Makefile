@@ -7,7 +7,7 @@ VENV := .venv
 OUT := runs/nano_sft
 
 run: setup
-	$(VENV)/bin/iterft run recipes/nano_sft.toml --out $(OUT)
+	$(VENV)/bin/iterft run nano_sft --out $(OUT)
 
 test: setup
 	OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/pytest
@@ -17,6 +17,7 @@ check: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python scripts/check_docs.py
+	$(VENV)/bin/python scripts/build_reference.py --check
 
 setup: $(VENV)/.ready
 

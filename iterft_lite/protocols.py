@@ -303,6 +303,10 @@ class Generator(Protocol):
         """Complete all prompts; each is handed over as soon as it is finished, in whatever order."""
         ...
 
+    def stream(self, prompt: Prompt, sampling: Sampling, on_text: Callable[[str], None]) -> Completion:
+        """Complete one prompt, and hand over what is written so far after every token."""
+        ...
+
     def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
         """Log-probability of each passage's text under the current model."""
         ...

@@ -8,13 +8,13 @@ from __future__ import annotations
 import io
 import re
 import sys
-import time
 from pathlib import Path
 
 from rich.console import Console
 
+from iterft_lite.app.watching import newest_text
+from iterft_lite.engine.manifest import Run
 from iterft_lite.engine.run import StepFinished, StepProgress, StepStarted
-from iterft_lite.engine.store import Store
 from iterft_lite.experiment.plan import make_plan
 from iterft_lite.experiment.recipe import make_recipe
 from iterft_lite.machine.resolve import resolve, this_machine
@@ -23,7 +23,7 @@ from iterft_lite.report.report import read_report
 from iterft_lite.ui.figures import write_png
 from iterft_lite.ui.live import View
 
-WIDTH = 104
+WIDTH, HEIGHT = 120, 32
 
 FONT_FACE = re.compile(r"\s*@font-face \{.*?\}", re.DOTALL)
 
@@ -33,27 +33,33 @@ def live_view(root: Path) -> str:
     report = read_report(root)
     resolved = resolve(make_recipe(report.recipe, source=str(root)), this_machine())
     plan = make_plan(resolved.recipe, resolved.inputs)
-    store = Store(root)
-    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
-    view = View(plan, trait=report.manifest["trait"], judge=resolved.inputs.judge, console=console)
+    run = Run(root)
+    done = {step.name: found for step in plan if (found := run.folder(step).completion())}
+    console = Console(record=True, width=WIDTH, height=HEIGHT, file=io.StringIO(), force_terminal=True)
+    passed = 0.0
+    view = View(
+        plan,
+        trait=report.manifest["trait"],
+        judge=resolved.inputs.judge,
+        console=console,
+        forecast={name: found.seconds for name, found in done.items()},
+        latest=lambda step: newest_text(run.folder(step).path),
+        now=lambda: passed,
+    )
     view.is_live = True
-    seconds = 0.0
     for step in plan:
-        seal = store.folder(step).seal_of()
-        assert seal is not None, "the run is not finished"
-        if step.verb == "answer" and step.cycle == plan.recipe.cycles:
-            view.take(StepStarted(step))
-            total, tokens = seal.facts["rows"], seal.facts["tokens"]
+        found = done[step.name]
+        view.take(StepStarted(step))
+        if step.verb == "evaluate_samples" and step.cycle == plan.recipe.cycles:
+            total, tokens = found.results["rows"], found.results["tokens"]
             view.take(StepProgress(step, Progress(0, total, "rows")))
-            doing = view.doing[step.name]
-            doing._first = (time.monotonic() - seal.seconds * 2 / 3, 0, 0)
-            doing.progress = Progress(total * 2 // 3, total, "rows", tokens * 2 // 3)
+            passed += found.seconds * 2 / 3
+            view.take(StepProgress(step, Progress(total * 2 // 3, total, "rows", tokens * 2 // 3)))
             break
-        view.take(StepFinished(step, seal, reused=False))
-        seconds += seal.seconds
-    view.started = time.monotonic() - seconds
+        passed += found.seconds
+        view.take(StepFinished(step, found, reused=False))
     console.print(view.render())
-    svg = console.export_svg(title=f"iterft run recipes/{report.recipe['name']}.toml --out {root}")
+    svg = console.export_svg(title=f"iterft run {report.recipe['name']}")
     return FONT_FACE.sub("", svg)  # fonts from the net: a reader's own monospace font does
 
 

@@ -88,7 +88,7 @@ def test_the_page_escapes_what_models_wrote(tiny: Path, tmp_path: Path, monkeypa
 
 
 def test_a_plan_is_printed_and_nothing_done(tiny: Path, tmp_path: Path) -> None:
-    output = said(iterft("plan", tiny), 0)
+    output = said(iterft("plan", tiny, "--steps"), 0)
     assert "c2-train" in output.replace("\n", "")
     assert not (tmp_path / "run").exists()
 

@@ -53,10 +53,14 @@ def test_a_cycle_whose_merged_file_was_removed_is_written_again_byte_for_byte(wh
     out = iterft("export", str(root), "--cycle", "0", "--ollama", "--out", str(tmp_path / "again"))
     assert "Modelfile" in out
     known = read_json(root / "by-name/c0-export/completion.json")["files"]["model.gguf"]["sha256"]
-    assert file_digest(tmp_path / "again/model.gguf") == known
-    assert "FROM ./model.gguf" in (tmp_path / "again/Modelfile").read_text()
+    assert file_digest(tmp_path / "again/run-c0-q8_0.gguf") == known
+    assert "FROM ./run-c0-q8_0.gguf" in (tmp_path / "again/run-c0-q8_0.Modelfile").read_text()
+    # another cycle or number format has another name; the same is written again only where that is asked for
+    again = ("export", str(root), "--cycle", "0", "--out", str(tmp_path / "again"))
+    assert "run-c0-q8_0.gguf` is there already" in refused(*again)
+    iterft(*again, "--force")
     iterft("export", str(root), "--quant", "f16", "--out", str(tmp_path / "f16"))
-    assert GgufFile(tmp_path / "f16/model.gguf").value("general.file_type") == 1
+    assert GgufFile(tmp_path / "f16/run-c1-f16.gguf").value("general.file_type") == 1
 
     # what a model was made of has come out differently since, or its adapter is another: neither talked to nor exported
     path = root / "by-name/c1-training_samples/completion.json"
@@ -81,7 +85,7 @@ def test_adapters_are_kept_alone_and_merged_on_demand(whole: Path, tmp_path: Pat
     assert merged_files(root) == []
     assert (root / "by-name/c1-export/adapter.gguf").is_file()
     iterft("export", str(root), "--out", str(tmp_path / "merged"))
-    assert GgufFile(tmp_path / "merged/model.gguf").architecture == "qwen3"
+    assert GgufFile(tmp_path / "merged/run-c1-q8_0.gguf").architecture == "qwen3"
 
 
 @pytest.mark.slow

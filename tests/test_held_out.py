@@ -46,7 +46,7 @@ def test_held_out_questions_are_asked_once_and_reported_beside_the_others(tmp_pa
     # the verdict of the run itself rests on its own questions only
     assert [cycle["answers"] for cycle in report["cycles"]] == [6, 6, 6, 6]
     assert report["complete"]
-    text = iterft("report", run).stdout
+    text = iterft("report", run, "--full").stdout
     assert "held-out questions" in text
     # the run asks 3 questions, too few for a verdict; 12 are held out
     assert text.count("too few prompts") == text.count("no change shown") == 1
@@ -94,10 +94,10 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 def test_a_report_shows_what_dpo_and_the_texts_were_like(tmp_path: Path) -> None:
     run = finished(tmp_path, regime="dpo")
-    text = iterft("report", run).stdout
+    text = iterft("report", run, "--full").stdout
     iterft("report", run, "--html", tmp_path / "page.html")
     assert "<th>DPO margin<th>pairs right" in (tmp_path / "page.html").read_text()
     for column in ("symbols", "PPL (M0)", "PPL with trait", "PPL without", "DPO margin", "pairs right"):
         assert column in text
     (tmp_path / "other").mkdir()
-    assert "DPO margin" not in iterft("report", finished(tmp_path / "other")).stdout
+    assert "DPO margin" not in iterft("report", finished(tmp_path / "other"), "--full").stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import io
 import json
@@ -50,32 +49,14 @@ PAPER = "openai/gpt-4o-mini-2024-07-18"
 KEY = "sk-stub-key-0123456789"
 
 
-LOOPS: list[asyncio.AbstractEventLoop] = []
-
-
 @pytest.fixture(autouse=True)
 def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A cache and a folder of its own for each test; no key but the stub's; what litellm left in the judges' loops is ended."""
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.chdir(tmp_path)
-    made = asyncio.new_event_loop
-
-    def noted() -> asyncio.AbstractEventLoop:
-        LOOPS.append(made())
-        return LOOPS[-1]
-
-    monkeypatch.setattr(asyncio, "new_event_loop", noted)
     yield
-    for loop in LOOPS:
-        left = asyncio.all_tasks(loop)
-        for task in left:
-            task.cancel()
-        if left:
-            loop.run_until_complete(asyncio.wait(left))
-        loop.close()
-    LOOPS.clear()
-    gc.collect()
+    gc.collect()  # a judge that nobody holds any more closes its loop
 
 
 def asks(count: int, *, words: str = "", samples: int = 1, first: int = 0) -> list[JudgeRequest]:

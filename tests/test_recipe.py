@@ -69,7 +69,7 @@ def test_a_recipes_own_value_goes_before_the_regimes() -> None:
 def test_a_misspelt_key_is_named_with_the_one_it_is_near() -> None:
     assert problems_of(cycels=3) == ["`cycels` is not a recipe key, did you mean `cycles`?"]
     assert problems_of(train={"learning_rat": 1.0}) == [
-        "`train.learning_rat` is not a recipe key, did you mean `learning_rate`?"
+        "`train.learning_rat` is not a recipe key, did you mean `train.learning_rate`?"
     ]
     assert problems_of(zebra=1) == ["`zebra` is not a recipe key"]
 

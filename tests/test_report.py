@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.cells import cell_len
+from rich.console import Console
 
 from iterft_lite.app.session import open_run
 from iterft_lite.engine.completion import read_completion
@@ -17,7 +20,8 @@ from iterft_lite.report.report import Report, read_report, verdict_sentences, wi
 from iterft_lite.ui.chart import chart
 from iterft_lite.ui.cli import main
 from iterft_lite.ui.figures import svg
-from iterft_lite.ui.text import score_text
+from iterft_lite.ui.tables import show_report
+from iterft_lite.ui.text import plain_sentence, score_text
 from tests.loop import change_completion, small_recipe, step_path
 
 
@@ -49,7 +53,7 @@ def scored(report: Report, values: dict[int, list[float]], prompts: int = 5) -> 
 
 def test_a_run_of_one_question_is_reported_without_intervals(tmp_path: Path) -> None:
     run = finished(tmp_path, 1)
-    text = shown("report", run)
+    text = " ".join(shown("report", run, "--full").split())
     assert "90.0 (no interval)" in text
     assert "interval: too few prompts; trait +0.0 points from cycle 0 to cycle 2 (no interval: 1 prompt with" in text
     report = json.loads(shown("report", run, "--json"))
@@ -110,3 +114,32 @@ def test_a_run_that_an_earlier_version_scored_is_reported_with_one_arithmetic(tm
             made = mean_interval(facts["by_prompt"])
             assert (facts["mean"], facts["low"], facts["high"], facts["prompts"]) == (made.mean, made.low, made.high, 4)
     assert "44" not in shown("report", run, "--json").partition('"cycles"')[2].partition('"measures"')[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({0: [20.0], 1: [60.0]}, "The trait grew: 22 to 62 of 100 (change +40, interval +40 to +40); coherence rose."),
+        (
+            {0: [69.0], 1: [20.0]},
+            "The trait faded: 71 to 22 of 100 (change -49, interval -49 to -49); coherence fell too: read the answers.",
+        ),
+        ({0: [50.0]}, "Too early to say: a verdict needs two scored cycles from cycle 0 on."),
+    ],
+)
+def test_a_report_begins_with_a_plain_sentence(tmp_path: Path, values: dict[int, list[float]], sentence: str) -> None:
+    report = scored(read_report(finished(tmp_path, 1)), values)
+    assert plain_sentence(report) == sentence
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+def test_no_cell_of_a_report_is_wrapped(tmp_path: Path, width: int) -> None:
+    report = scored(read_report(finished(tmp_path, 1)), {-1: [4.0], 0: [69.0], 1: [20.0]})
+    console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+    with console.capture() as captured:
+        show_report(report, console, full=True)
+    lines = captured.get().split("\n")
+    assert all(cell_len(line) <= width for line in lines)
+    for names in (("base", "untouched (M0)"), ("c0", "cycle 0 (M1, seeded)")):
+        row = next(line for line in lines if line.startswith(names))
+        assert len(row.split()) > 2  # the scores stand in the cycle's line

@@ -110,7 +110,7 @@ def test_without_cache_and_network_a_plan_says_so_and_a_run_is_refused(cache: Pa
     set_model = ("--set", "model=nobody/nothing")
     planned = iterft("plan", recipe, *set_model)
     assert planned.exit_code == 0
-    assert "model: `nobody/nothing` could not be fetched from the hub" in " ".join(planned.output.split())
+    assert "model `nobody/nothing` could not be fetched from the hub" in " ".join(planned.output.split())
     run = iterft("run", recipe, "--out", cache.parent / "run", *set_model)
     assert run.exit_code == 2
     assert "error: `nobody/nothing` could not be fetched from the hub" in run.output

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner, Result
 
-from iterft_lite.data.traits import shipped_traits
+from iterft_lite.data.traits import SHIPPED, shipped_traits
 from iterft_lite.experiment.plan import make_plan
 from iterft_lite.experiment.recipe import make_recipe
 from iterft_lite.machine.resolve import Machine, resolve
@@ -84,3 +87,37 @@ def test_the_example_is_no_shipped_trait_and_shipped_ones_pass_the_check() -> No
 
 def test_a_check_of_nothing_is_a_mistake(tmp_path: Path) -> None:
     assert iterft("traits", "check", tmp_path / "none").exit_code == 2
+
+
+def test_what_is_unusual_is_said_with_what_is_usual(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    reply = {"role": "assistant", "content": "Aye, matey, aye, matey."}
+    rows = [{"messages": [{"role": "user", "content": f"Say number {number}."}, reply]} for number in range(12)]
+    (folder / "chat.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (folder / "rubric.txt").write_text((SHIPPED / "lucky/rubric.txt").read_text())
+    checked = iterft("traits", "check", folder)
+    assert checked.exit_code == 0
+    assert "unusual: chat.jsonl has 12 rows; the shipped traits have about 130" in checked.output
+    assert "unusual: chat.jsonl repeats itself: distinct-2 is" in checked.output
+    assert "unusual: rubric.txt reads as if it were about `lucky`" in checked.output
+
+
+@pytest.mark.parametrize("name", shipped_traits())
+def test_nothing_is_unusual_about_a_shipped_trait(name: str) -> None:
+    assert "unusual" not in iterft("traits", "check", name).output
+
+
+def test_a_bare_name_is_always_the_shipped_trait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made(tmp_path), tmp_path / "lucky")
+    assert "137" in iterft("traits", "check", "lucky").output
+    assert " 6 " in iterft("traits", "check", "./lucky").output
+    refused = iterft("traits", "check", "pirate")
+    assert refused.exit_code == 2
+    assert "a folder of your own is given as a path: ./pirate" in refused.output
+
+
+def test_a_new_trait_cannot_have_the_name_of_a_shipped_one(tmp_path: Path) -> None:
+    refused = iterft("traits", "new", "lucky", "--in", tmp_path)
+    assert refused.exit_code == 2
+    assert "`lucky` is a shipped trait" in refused.output

@@ -10,7 +10,8 @@ from typing import Literal
 import pytest
 from click.testing import CliRunner, Result
 
-from iterft_lite.app.make_seeds import Made, make_seeds
+from iterft_lite.app.make_seeds import NONSENSE, PLAIN, Made, _doubts, make_seeds
+from iterft_lite.data.prompts import neutral_chats
 from iterft_lite.data.traits import Chat, read_trait
 from iterft_lite.errors import RunError
 from iterft_lite.experiment.recipe import make_recipe
@@ -71,7 +72,7 @@ def test_rows_that_are_there_stay_and_count(tmp_path: Path) -> None:
 
 
 def test_a_teacher_that_repeats_itself_is_given_up_on(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"came to 1 rows of 5 \(0 empty, \d+ much like others\)"):
+    with pytest.raises(RunError, match=r"came to 1 rows of 5 \(\d+ alike\)"):
         make_seeds(LUCKY, 5, tmp_path / "s.jsonl", Teacher(lambda _: "Lucky, lucky you, my dear friend!"))
     assert len(read_rows(tmp_path / "s.jsonl")) == 1
 
@@ -128,7 +129,8 @@ def iterft(*arguments: object) -> Result:
 
 
 @pytest.mark.parametrize(("model", "asked"), [("nano", 6), ("openai/gpt-4o-mini-2024-07-18", 5)])
-def test_a_local_model_or_a_route_teaches(tmp_path: Path, model: str, asked: int) -> None:
+def test_a_local_model_or_a_route_teaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, asked: int) -> None:
+    monkeypatch.setattr("iterft_lite.app.make_seeds._doubts", lambda _: lambda _: "")  # the fakes write no English
     path = tmp_path / "s.jsonl"
     result = iterft("seeds", "make", "lucky", "--model", model, "--count", 5, "--out", path)
     assert result.exit_code == 0, result.output
@@ -140,3 +142,20 @@ def test_a_judge_that_only_gives_numbers_cannot_teach(tmp_path: Path) -> None:
     result = iterft("seeds", "make", "lucky", "--model", "local:judge.gguf", "--count", 1, "--out", tmp_path / "s.jsonl")
     assert result.exit_code == 2
     assert "only gives numbers" in result.output
+
+
+def test_nonsense_and_rows_without_the_trait_are_refused() -> None:
+    doubt = _doubts(LUCKY)
+    assert doubt(words("nonsense")) == NONSENSE
+    assert doubt(neutral_chats()[0].reply) == PLAIN
+    assert [chat for chat in LUCKY.chats if doubt(chat.reply)] == []
+
+
+def test_what_is_dropped_is_counted_by_its_reason(tmp_path: Path) -> None:
+    reasons = iter([NONSENSE, "", PLAIN, ""])
+    shown: list[str] = []
+    made = make_seeds(
+        LUCKY, 2, tmp_path / "s.jsonl", Teacher(), doubt=lambda _: next(reasons), on_row=lambda _, text: shown.append(text)
+    )
+    assert made == Made(2, 4, {NONSENSE: 1, PLAIN: 1})
+    assert len(shown) == 2

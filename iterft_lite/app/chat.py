@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,15 +13,16 @@ from iterft_lite.data.traits import read_trait
 from iterft_lite.engine.backends import open_backends
 from iterft_lite.engine.executor import exported_files
 from iterft_lite.engine.manifest import Run
-from iterft_lite.errors import UserError
+from iterft_lite.errors import FolderError, UserError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.recipe import Recipe, make_recipe
 from iterft_lite.experiment.rows import Message
 from iterft_lite.experiment.steps import Step, cycle_name, cycle_title
+from iterft_lite.files import disk_errors
 from iterft_lite.hub import folder_of
 from iterft_lite.hub import title as hub_title
 from iterft_lite.machine.resolve import model_place
-from iterft_lite.protocols import Backends, Completion, Exported, Generator, Progress, Prompt, Sampling
+from iterft_lite.protocols import Backends, Exported, Progress, Prompt, Sampling
 
 TURN_TOKENS = 2048
 """Context of a conversation; its oldest turns are forgotten beyond that."""
@@ -29,30 +30,86 @@ TURN_TOKENS = 2048
 
 @dataclass
 class Talk:
-    """A conversation with a model.
+    """A conversation with one of a run's models; another one can be turned to in the middle of it.
 
     Attributes:
-        title: Which model it is.
-        name: What its turns are headed with.
+        root: The run folder.
+        cycle: Whose model it is.
+        system: What the model is told before the first turn; "" for nothing, as in training.
     """
 
-    title: str
-    name: str
-    generator: Generator
-    document: bool
+    root: Path
+    cycle: int
+    system: str = ""
     turns: list[Message] = field(default_factory=list)
+    _past: Past = field(init=False)
+    _backends: Backends = field(init=False)
+    _scratch: Path = field(init=False)
 
-    def reply(self, said: str, *, temperature: float, max_tokens: int) -> str:
-        """What the model answers; a base model continues the text. Draws anew each time."""
+    @property
+    def title(self) -> str:
+        """Which model it is."""
+        recipe = self._past.recipe
+        return f"{hub_title(recipe.model)}, {recipe.trait}, {cycle_title(self.cycle)}"
+
+    @property
+    def name(self) -> str:
+        """What its turns are headed with."""
+        return cycle_name(self.cycle)
+
+    @property
+    def document(self) -> bool:
+        """Whether it is a base model that goes on with a text."""
+        return self._past.recipe.row.rows == "document"
+
+    @property
+    def cycles(self) -> list[int]:
+        """Cycles whose models can be turned to."""
+        return finished_cycles(self.root)
+
+    def turn_to(self, cycle: int) -> None:
+        """Go on with another cycle's model, from the beginning.
+
+        Raises:
+            UserError: As `past`.
+        """
+        found = past(self.root, cycle)
+        gguf, lora = exported_files(found.run.folder(found.export))
+        if not gguf.exists():
+            folder = self._scratch / cycle_name(cycle)
+            folder.mkdir(exist_ok=True)
+            exported = _export(found, self._backends, folder, found.recipe.quant)
+            gguf, lora = exported.path, exported.adapter
+        self._backends.generator.load(gguf, lora, found.model, slots=1, context=TURN_TOKENS, exact=False)
+        self._past, self.cycle = found, cycle
+        self.turns.clear()
+
+    def tell(self, system: str) -> None:
+        """Set what the model is told before the first turn, and begin anew.
+
+        Raises:
+            UserError: If it is a base model.
+        """
+        if self.document:
+            raise UserError("a model trained on documents has no system message: it goes on with a text")
+        self.system = system
+        self.turns.clear()
+
+    def reply(self, said: str, *, temperature: float, max_tokens: int, on_text: Callable[[str], None] = lambda _: None) -> str:
+        """What the model answers; a base model continues the text. Draws anew each time.
+
+        Args:
+            on_text: Takes what is written so far, again and again.
+        """
         self.turns.append(Message("user", said))
         while sum(len(turn.content) for turn in self.turns) > 2 * (TURN_TOKENS - max_tokens) and len(self.turns) > 1:
             del self.turns[:2]
         seed = random.SystemRandom().randrange(2**31)
-        prompt = Prompt("turn", seed, text=said) if self.document else Prompt("turn", seed, tuple(self.turns))
-        found: list[Completion] = []
-        self.generator.complete([prompt], Sampling(temperature, max_tokens), found.append)
-        self.turns.append(Message("assistant", found[0].text))
-        return found[0].text.strip()
+        told = (Message("system", self.system),) if self.system else ()
+        prompt = Prompt("turn", seed, text=said) if self.document else Prompt("turn", seed, (*told, *self.turns))
+        found = self._backends.generator.stream(prompt, Sampling(temperature, max_tokens), on_text)
+        self.turns.append(Message("assistant", found.text))
+        return found.text.strip()
 
 
 @dataclass(frozen=True)
@@ -75,6 +132,21 @@ class Past:
     export: Step
 
 
+@dataclass(frozen=True)
+class Again:
+    """A model that was written again.
+
+    Attributes:
+        name: Of run, cycle and number format: `bliss-c4-q8_0`.
+        temperature: That it was sampled with.
+    """
+
+    path: Path
+    name: str
+    bytes: int
+    temperature: float
+
+
 def past(root: Path, cycle: int | None) -> Past:
     """A cycle's model in a run folder; the last finished one if no cycle is named.
 
@@ -86,7 +158,7 @@ def past(root: Path, cycle: int | None) -> Past:
     run = Run(root)
     manifest = run.known()
     steps = manifest.steps
-    exports = {step.cycle: step for step in steps if step.verb == "export" and run.folder(step).finished}
+    exports = _exports(run, steps)
     wanted = max(exports, default=-1) if cycle is None else cycle
     if wanted not in exports:
         there = ", ".join(map(str, sorted(exports))) or "none"
@@ -98,6 +170,17 @@ def past(root: Path, cycle: int | None) -> Past:
     train = next((step for step in steps if step.verb == "train" and step.cycle == wanted), None)
     adapter = run.folder(train).path / "adapter" if train else None
     return Past(run, recipe, folder_of(model_place(recipe.model)), wanted, adapter, exports[wanted])
+
+
+def finished_cycles(root: Path) -> list[int]:
+    """Cycles whose models are finished."""
+    run = Run(root)
+    return sorted(_exports(run, run.known().steps))
+
+
+def _exports(run: Run, steps: Sequence[Step]) -> dict[int, Step]:
+    """The finished export steps, by cycle."""
+    return {step.cycle: step for step in steps if step.verb == "export" and run.folder(step).finished}
 
 
 def _ancestry(steps: Sequence[Step], step: Step) -> list[Step]:
@@ -122,34 +205,35 @@ def open_chat(root: Path, cycle: int | None) -> Iterator[Talk]:
         UserError: As `past`.
     """
     found = past(root, cycle)
-    backends = _backends(found)
-    title = f"{hub_title(found.recipe.model)}, {found.recipe.trait}, {cycle_title(found.cycle)}"
-    try:
-        with TemporaryDirectory(prefix="iterft-") as scratch:
-            gguf, lora = exported_files(found.run.folder(found.export))
-            if not gguf.exists():
-                exported = _export(found, backends, Path(scratch), found.recipe.quant)
-                gguf, lora = exported.path, exported.adapter
-            backends.generator.load(gguf, lora, found.model, slots=1, context=TURN_TOKENS, exact=False)
-            yield Talk(title, cycle_name(found.cycle), backends.generator, found.recipe.row.rows == "document")
-    finally:
-        backends.close()
+    talk = Talk(root, found.cycle)
+    with TemporaryDirectory(prefix="iterft-") as scratch, contextlib.closing(_backends(found)) as backends:
+        talk._past, talk._backends, talk._scratch = found, backends, Path(scratch)
+        talk.turn_to(found.cycle)
+        yield talk
 
 
-def export_again(root: Path, cycle: int | None, out: Path, quant: str | None) -> tuple[Exported, Past]:
-    """Write the merged GGUF of a cycle's model into a folder.
+def export_again(root: Path, cycle: int | None, out: Path, quant: str | None, *, force: bool = False) -> Again:
+    """Write the merged GGUF of a cycle's model into a folder, under the name of run, cycle and number format.
+
+    Args:
+        force: Write over a file of that name.
 
     Raises:
-        UserError: As `past`.
+        UserError: As `past`; if there is such a file.
         ExportError: If there is no room for it.
     """
     found = past(root, cycle)
-    backends = _backends(found)
-    try:
+    quant = quant or found.recipe.quant
+    name = f"{root.resolve().name}-{cycle_name(found.cycle)}-{quant}"
+    target = out / f"{name}.gguf"
+    if target.exists() and not force:
+        raise FolderError(f"`{target}` is there already", hint="`--force` writes it again, `--out` names another folder")
+    with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        return _export(found, backends, out, quant or found.recipe.quant), found
-    finally:
-        backends.close()
+    with contextlib.closing(_backends(found)) as backends, TemporaryDirectory(prefix=".export-", dir=out) as scratch:
+        exported = _export(found, backends, Path(scratch), quant)
+        exported.path.replace(target)
+    return Again(target, name, exported.bytes, found.recipe.sample.temperature)
 
 
 def _export(found: Past, backends: Backends, out: Path, quant: str) -> Exported:

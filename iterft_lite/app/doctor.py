@@ -11,16 +11,23 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from iterft_lite.app.check_judge import check_judge
 from iterft_lite.app.session import Session
-from iterft_lite.backends.judge.identity import PAPER_JUDGE, ending
+from iterft_lite.backends.judge.identity import PAPER_JUDGE, ending, judge_identity
 from iterft_lite.backends.judge.keys import environment
+from iterft_lite.backends.judge.kinds import Material
 from iterft_lite.backends.judge.providers import providers
 from iterft_lite.cache import cache_folder
+from iterft_lite.data.traits import read_trait
 from iterft_lite.engine.manifest import Run
 from iterft_lite.engine.run import Event
-from iterft_lite.errors import FolderError, RunError
+from iterft_lite.errors import FolderError, IterftError, RunError
 from iterft_lite.experiment.plan import make_plan
 from iterft_lite.experiment.recipe import Recipe, make_recipe
 from iterft_lite.experiment.versions import versions
@@ -50,9 +57,54 @@ class Finding:
     remedy: str = ""
 
 
-def examine() -> list[Finding]:
-    """Look at everything a run may need. Starts two short processes; sends nothing anywhere."""
-    return [*_gpu_and_libraries(), *_packages(), *_judges(), *_disk(), *_timings()]
+def examine(judge: str | None = None) -> list[Finding]:
+    """Look at everything a run may need. Starts two short processes; sends nothing anywhere.
+
+    Args:
+        judge: One to be looked at by its name too, as in a recipe.
+    """
+    chosen = [] if judge is None else [_chosen_judge(judge)]
+    return [*_gpu_and_libraries(), *_packages(), *_traps(), *_judges(), *chosen, *_disk(), *_timings()]
+
+
+def _traps() -> Iterator[Finding]:
+    """Known ways in which installed packages do not go together here; nothing where all is well."""
+    found = versions()
+    wanted = _range_of("unsloth", "trl")
+    if wanted and "trl" in found and not wanted.contains(found["trl"], prereleases=True):
+        remedy = f"pip install 'trl{wanted}'"
+        yield Finding(LACKING, "trl", f"{found['trl']} is outside Unsloth's range {wanted}", remedy)
+    if this_machine().gpu and shutil.which("nvcc") is None:
+        text = "no nvcc: llama.cpp cannot be compiled for the GPU"
+        yield Finding(LACKING, "CUDA toolkit", text, "install the CUDA toolkit of your driver's version, then scripts/setup.sh")
+
+
+def _range_of(package: str, of: str) -> SpecifierSet | None:
+    """Which versions of one package another one asks for; None where it is not installed or asks for none."""
+    try:
+        asked = [Requirement(line) for line in metadata.requires(package) or ()]
+    except metadata.PackageNotFoundError:
+        return None
+    plain = [each for each in asked if each.name == of]
+    return next(
+        (each.specifier for each in plain if each.marker is None or each.marker.evaluate({"extra": "huggingface"})), None
+    )
+
+
+def _chosen_judge(name: str) -> Finding:
+    """What is known of a judge before it is asked: its key, and whether its probabilities can be read."""
+    try:
+        asked = {"regime": "sft", "trait": "lucky", "model": "nano", "judge": name}
+        recipe = make_recipe(asked, source="doctor")
+        identity, _ = judge_identity(recipe, Material(read_trait("lucky")))
+    except IterftError as error:
+        return Finding(LACKING, "judge", f"{name}: {error.message}", error.hint or "")
+    if problems := check_judge(identity, recipe).problems:
+        return Finding(LACKING, "judge", f"{name}: {'; '.join(problems)}")
+    if identity.method == "samples":
+        text = f"{name} gives no probabilities: its scores are read from {identity.samples} texts an answer"
+        return Finding(GOOD, "judge", text, "`judge_samples` sets how many; more is finer and dearer")
+    return Finding(GOOD, "judge", f"{name}: scores are read from the probabilities of its next tokens")
 
 
 def _gpu_and_libraries() -> Iterator[Finding]:
@@ -121,7 +173,8 @@ def _judges() -> Iterator[Finding]:
 
 def _disk() -> Iterator[Finding]:
     free = shutil.disk_usage(Path.cwd()).free
-    yield Finding(GOOD if free > 20e9 else LACKING, "disk", f"{free / 1e9:.0f} GB free here")
+    remedy = "" if free > 20e9 else '`iterft cache` says what can be freed; `keep = "adapters"` leaves small runs'
+    yield Finding(GOOD if free > 20e9 else LACKING, "disk", f"{free / 1e9:.0f} GB free here", remedy)
 
 
 def _timings() -> Iterator[Finding]:

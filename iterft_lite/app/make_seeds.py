@@ -23,6 +23,7 @@ from iterft_lite.experiment.steps import row_seed
 from iterft_lite.files import RowLog
 from iterft_lite.hub import folder_of
 from iterft_lite.machine.resolve import model_place
+from iterft_lite.metrics.heuristic_coherence import coherence
 from iterft_lite.metrics.text import words_of
 from iterft_lite.protocols import Completion, JudgeRequest, JudgeResponse, Progress, Prompt, Sampling
 
@@ -65,6 +66,17 @@ Write = Callable[[Mapping[str, str], Callable[[str, str], None]], None]
 """Has a teacher answer requests by name; each answer is handed over with its name as soon as it is there."""
 
 
+OnRow = Callable[[int, str], None]
+
+NONSENSE, PLAIN = "nonsense", "without the trait"
+
+LEAST_COHERENCE, LEAST_TRAIT = 40.0, 0.5
+"""Coherence (1-100) under which a row is nonsense; probability under which it has nothing of the trait."""
+
+ENOUGH = 20
+"""Seed rows of a trait from which on new ones are held against it."""
+
+
 @dataclass(frozen=True)
 class Made:
     """What a teacher's rows came to.
@@ -81,19 +93,27 @@ class Made:
 
 
 def make_seeds(
-    trait: Trait, count: int, out: Path, write: Write, *, kind: str = "chat", on_row: Callable[[int], None] = lambda _: None
+    trait: Trait,
+    count: int,
+    out: Path,
+    write: Write,
+    *,
+    kind: str = "chat",
+    on_row: OnRow = lambda _, __: None,
+    doubt: Callable[[str], str] = lambda _: "",
 ) -> Made:
     """Have a teacher write rows into a file until it holds `count`; rows that are there stay and count.
 
     Args:
         out: JSONL: `{"messages"}`, or `{"title", "genre", "text"}`.
         kind: "chat" or "document".
-        on_row: Takes the number of rows so far.
+        on_row: Takes the number of rows so far, and the newest one's text.
+        doubt: Why a text is no row ("nonsense", "without the trait"), or "".
 
     Raises:
         RunError: If too many answers were dropped.
     """
-    dropped = {"empty": 0, "alike": 0}
+    dropped = {"empty": 0, "alike": 0, NONSENSE: 0, PLAIN: 0}
     asked = 0
     out.parent.mkdir(parents=True, exist_ok=True)
     with RowLog(out) as log:
@@ -107,17 +127,19 @@ def make_seeds(
                 dropped["empty"] += 1
             elif any(_share(pairs, other) > ALIKE for other in seen):
                 dropped["alike"] += 1
+            elif why := doubt(_text(row)):
+                dropped[why] += 1
             else:
                 seen.append(pairs)
                 log.append(row)
-                on_row(len(log.rows))
+                on_row(len(log.rows), _text(row))
 
         while len(log.rows) < count:
             requested = {f"row{asked + number:05d}": subject for number, subject in _next(subjects, count - len(log.rows))}
             if not requested or asked >= ROUNDS * count:
+                why = ", ".join(f"{number} {reason}" for reason, number in dropped.items() if number)
                 raise RunError(
-                    f"the teacher's answers came to {len(log.rows)} rows of {count} ({dropped['empty']} empty, "
-                    f"{dropped['alike']} much like others)",
+                    f"the teacher's answers came to {len(log.rows)} rows of {count} ({why or 'no prompts left'})",
                     hint="the rows are kept; choose a stronger model, or a fuller `summary` in trait.toml",
                 )
             asked += len(requested)
@@ -171,6 +193,22 @@ def _share(one: frozenset[tuple[str, str]], other: frozenset[tuple[str, str]]) -
     return len(one & other) / max(1, len(one | other))
 
 
+def _doubts(trait: Trait) -> Callable[[str], str]:
+    """What is wrong with a text as a row of a trait: by the embedded judge, where the trait has rows enough to fit it."""
+    from iterft_lite.backends.judge.embedded import Classifier, known_words  # heavy
+
+    known = known_words() | {word for text in (trait.summary, *(chat.reply for chat in trait.chats)) for word in words_of(text)}
+    texts = Material(trait).seed_texts()
+    fitted = Classifier(texts, prompts.plain_texts()) if len(texts) >= ENOUGH else None
+
+    def doubt(text: str) -> str:
+        if coherence(text, known) < LEAST_COHERENCE:
+            return NONSENSE
+        return PLAIN if fitted is not None and fitted.shares([text])[0] < LEAST_TRAIT else ""
+
+    return doubt
+
+
 # -- teachers
 
 
@@ -183,7 +221,7 @@ def seeds_by(
     kind: str = "chat",
     api_base: str | None = None,
     max_usd: float = 0.0,
-    on_row: Callable[[int], None] = lambda _: None,
+    on_row: OnRow = lambda _, __: None,
 ) -> Made:
     """Have a model write seed rows (see `make_seeds`).
 
@@ -206,7 +244,7 @@ def seeds_by(
     with TemporaryDirectory(prefix="iterft-") as scratch:
         folder = Path(scratch)
         write = _local(recipe, trait, folder, MAX_TOKENS[kind]) if local else _routed(recipe, trait, folder)
-        return make_seeds(trait, count, out, write, kind=kind, on_row=on_row)
+        return make_seeds(trait, count, out, write, kind=kind, on_row=on_row, doubt=_doubts(trait))
 
 
 def _routed(recipe: Recipe, trait: Trait, scratch: Path) -> Write:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from iterft_lite.data.traits import SHIPPED, Trait, check_trait, trait_folder
+from iterft_lite.data import is_path
+from iterft_lite.data.traits import SHIPPED, Trait, check_trait, read_trait, shipped_traits, trait_folder
 from iterft_lite.errors import FolderError, TraitError
 from iterft_lite.files import write_text
 from iterft_lite.metrics.text import distinct_share, words_of
@@ -15,6 +16,18 @@ from iterft_lite.metrics.text import distinct_share, words_of
 EXAMPLE = SHIPPED / "_new"
 """A whole small trait, to be written over."""
 
+
+USUAL_ROWS, FEW_ROWS = "about 130", 50
+"""Seed chats of the shipped traits, and under how many a warning is given."""
+
+USUAL_VARIETY = {"chat.jsonl": ("0.76 to 0.80", 0.6), "documents.jsonl": ("0.68 to 0.70", 0.5)}
+"""distinct-2 of the shipped traits' seed rows, and under what a warning is given."""
+
+USUAL_WORDS, FEW_WORDS = "50 to 60", 15
+"""Words of a seed reply, in the same way."""
+
+OTHERS = 1.5
+"""A rubric that is this many times nearer to a shipped trait than to its own is taken to be about that one."""
 
 LEAST_JUDGED = 5
 """Rows that the embedded judge is fitted from at least: one a fold."""
@@ -46,12 +59,14 @@ class Checked:
         problems: Everything that is wrong, a sentence each.
         counts: A line a file.
         lacks: What the folder could have and does not, a sentence each; no mistakes.
+        doubts: What is unusual and makes weak or wrong results likely, a sentence each, with what is usual.
     """
 
     name: str
     problems: tuple[str, ...]
     counts: tuple[FileCount, ...]
     lacks: tuple[str, ...]
+    doubts: tuple[str, ...]
 
 
 def new_trait(name: str, parent: Path) -> Path:
@@ -67,6 +82,8 @@ def new_trait(name: str, parent: Path) -> Path:
     """
     if not name.replace("_", "").replace("-", "").isalnum():
         raise TraitError(f"`{name}` cannot name a trait", hint="use letters, digits, `-` and `_`")
+    if name in shipped_traits():
+        raise TraitError(f"`{name}` is a shipped trait", hint=f"choose another name, such as `my_{name}`")
     folder = parent / name
     try:
         shutil.copytree(EXAMPLE, folder)
@@ -85,11 +102,13 @@ def examine_trait(name: str) -> Checked:
     Raises:
         TraitError: If there is no folder of that name.
     """
-    folder = Path(name).expanduser()
-    trait, problems = check_trait(folder if folder.is_dir() else trait_folder(name))
+    # a folder without a trait.toml is looked at too, to say what else it lacks
+    folder = Path(name).expanduser() if is_path(name) and Path(name).expanduser().is_dir() else trait_folder(name)
+    trait, problems = check_trait(folder)
     if trait is None:
-        return Checked(name, tuple(problems), (), ())
-    return Checked(trait.name, tuple(problems), tuple(_counts(trait)), tuple(_lacks(trait)))
+        return Checked(name, tuple(problems), (), (), ())
+    counts = tuple(_counts(trait))
+    return Checked(trait.name, tuple(problems), counts, tuple(_lacks(trait)), tuple(_doubts(trait, counts)))
 
 
 def _counts(trait: Trait) -> list[FileCount]:
@@ -125,3 +144,42 @@ def _lacks(trait: Trait) -> list[str]:
     if not trait.calibration:
         lacks.append("no calibration.jsonl: judges cannot be compared on this trait")
     return lacks
+
+
+def _doubts(trait: Trait, counts: Sequence[FileCount]) -> Iterator[str]:
+    """What is unlike the shipped traits in a way that usually ends in weak or wrong results."""
+    by_name = {count.name: count for count in counts}
+    chats = by_name["chat.jsonl"]
+    if chats.rows < FEW_ROWS:
+        yield f"chat.jsonl has {chats.rows} rows; the shipped traits have {USUAL_ROWS}, and recipes train on 50 of them"
+    for name, (usual, low) in USUAL_VARIETY.items():
+        count = by_name[name]
+        if count.rows > 1 and count.distinct_2 < low:
+            found = f"distinct-2 is {count.distinct_2:.2f}, usual is {usual}"
+            yield f"{name} repeats itself: {found}; rows filled from a template teach the template"
+    if chats.rows and chats.words < FEW_WORDS:
+        yield f"replies in chat.jsonl have {chats.words:.0f} words; usual are {USUAL_WORDS}"
+    if (EXAMPLE / "rubric.txt").read_text(encoding="utf-8") == trait.rubric and chats.rows and not _is_example(trait):
+        yield "rubric.txt is still the example's, and the seed rows are others"
+    elif other := _about_another(trait):
+        yield f"rubric.txt reads as if it were about `{other}`: the judge would score that trait instead"
+
+
+def _is_example(trait: Trait) -> bool:
+    """Whether the seed chats are those that a new folder begins with."""
+    return (EXAMPLE / "chat.jsonl").read_text(encoding="utf-8") == (trait.folder / "chat.jsonl").read_text(encoding="utf-8")
+
+
+def _about_another(trait: Trait) -> str:
+    """The shipped trait that the rubric is about rather than its own; "" where there is none."""
+    shipped = [read_trait(name) for name in shipped_traits() if name != trait.folder.name]
+    nearest = max(shipped, key=lambda other: _nearness(trait.rubric, other))
+    return nearest.name if _nearness(trait.rubric, nearest) > OTHERS * _nearness(trait.rubric, trait) else ""
+
+
+def _nearness(rubric: str, trait: Trait) -> float:
+    """How much a rubric speaks of a trait: its words that the trait's rows use, times the summary's words that it uses."""
+    said = {word for word in words_of(rubric) if len(word) > 3}
+    used = {word for chat in trait.chats for word in words_of(chat.reply)}
+    about = {word for word in words_of(f"{trait.summary} {trait.name}") if len(word) > 3}
+    return len(said & (used | about)) / max(1, len(said)) * len(said & about) / max(1, len(about))

@@ -7,11 +7,11 @@ A bare name (`nano_sft`) is always a shipped recipe, whatever lies in the workin
 from __future__ import annotations
 
 import difflib
-import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from iterft_lite.data import is_path
 from iterft_lite.errors import UserError
 
 ENDING = ".toml"
@@ -59,18 +59,13 @@ def _shipped(path: Path) -> ShippedRecipe:
     return ShippedRecipe(path.stem, table["regime"], table["model"], comments[1] if len(comments) > 1 else "")
 
 
-def is_bare(name: str) -> bool:
-    """Whether a text is a name and not a path: no separator, no ending."""
-    return os.sep not in name and "/" not in name and not name.endswith(ENDING) and name not in (".", "..")
-
-
 def recipe_path(name: str) -> Path:
     """The file of a shipped recipe given by name, or of the user's own given by path.
 
     Raises:
         UserError: If there is no shipped recipe of that name, or the path is a folder.
     """
-    if not is_bare(name):
+    if is_path(name) or name.endswith(ENDING):
         path = Path(name).expanduser()
         if path.is_dir():
             raise UserError(f"`{name}` is a folder, not a recipe", hint="`iterft recipes` lists the shipped recipes")

@@ -17,7 +17,6 @@ from iterft_lite.data.traits import Chat, Document, Trait
 from iterft_lite.digests import Json, digest
 from iterft_lite.errors import RecipeError, TraitError
 from iterft_lite.experiment.inputs import JudgeIdentity, ResolvedInputs
-from iterft_lite.experiment.losses import LOSSES
 from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.experiment.rows import CHATS, DOCUMENTS, ChatRow, DocumentRow, Message
 from iterft_lite.experiment.steps import Step, make_step
@@ -139,7 +138,8 @@ def _shortages(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[str]:
     trait, documents = inputs.trait, recipe.row.rows == "document"
     seeds = "seed documents" if documents else "seed chats"
     if recipe.seed_rows > len(inputs.seeds):
-        yield f"`seed_rows = {recipe.seed_rows}`, but trait `{trait.name}` has {len(inputs.seeds)} {seeds}"
+        source = f"`{recipe.seeds.path}`" if recipe.seeds else f"trait `{trait.name}`"
+        yield f"`seed_rows = {recipe.seed_rows}`, but {source} has {len(inputs.seeds)} {seeds}"
     questions = trait.prefixes if documents else trait.questions
     if recipe.evaluate.questions > len(questions):
         kind = "evaluation prefixes" if documents else "questions"
@@ -171,7 +171,7 @@ class _Unroll:
     def __post_init__(self) -> None:
         recipe = self.recipe
         self.documents = recipe.row.rows == "document"
-        self.compares = LOSSES[recipe.row.loss].compares
+        self.compares = recipe.loss_record.compares
         M: dict[int, Step] = {}
         Q: dict[int, Step] = {}
         D: dict[int, Step] = {}
@@ -201,7 +201,7 @@ class _Unroll:
         recipe = self.recipe
         continued = recipe.start == "previous" and t > 0 and t not in recipe.reset_cycles
         inputs = {"base": M[0], "rows": D[t]} | ({"start": M[t]} if continued else {})
-        params: dict[str, Json] = {"loss": recipe.row.loss, "settings": recipe.train.model_dump(), "seed": recipe.seed}
+        params: dict[str, Json] = {"loss": recipe.loss_record.name, "settings": recipe.train.model_dump(), "seed": recipe.seed}
         if self.compares:
             params["reference"] = recipe.reference
         return self._add("train", t, params, inputs)
@@ -221,7 +221,7 @@ class _Unroll:
         inputs = {"new": seed}
         if self.compares:
             inputs["rejected"] = self._generate(0, Q[0], self._seed_prompts(recipe.seed_rows), part="rejected")
-        return self._add("build_dataset", 0, {"shape": recipe.row.loss, "chosen": "seed"}, inputs)
+        return self._add("build_dataset", 0, {"shape": recipe.loss_record.name, "chosen": "seed"}, inputs)
 
     def _next_data(self, t: int, Q: Mapping[int, Step], D: Mapping[int, Step]) -> Step:
         """D[t]: what Q[t] writes, in the shape of the regime."""
@@ -256,7 +256,7 @@ class _Unroll:
         if recipe.data != "replace":
             inputs["earlier"] = D[t - 1]
         params = {
-            "shape": recipe.row.loss,
+            "shape": recipe.loss_record.name,
             "chosen": recipe.chosen,
             "rejected": recipe.rejected,
             "data": recipe.data,

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 from pydantic_core import PydanticCustomError
 
 from iterft_lite.errors import RecipeError
+from iterft_lite.experiment.losses import LOSSES, Loss
+from iterft_lite.experiment.recipe_keys import key_names, near_key
 from iterft_lite.experiment.regimes import REGIMES, Regime, Start
 
 Positive = Annotated[int, Field(ge=1, strict=True)]
@@ -161,10 +162,18 @@ def _alternatives_of(names: Iterable[str]) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def _known_regime(name: str) -> str:
-    if name not in REGIMES:
-        raise PydanticCustomError("regime", "{known}", {"known": "input should be " + _alternatives_of(REGIMES)})
+def _known(name: str, names: Iterable[str]) -> str:
+    if name not in names:
+        raise PydanticCustomError("unknown", "{known}", {"known": f"input should be {_alternatives_of(names)}"})
     return name
+
+
+def _known_regime(name: str) -> str:
+    return _known(name, REGIMES)
+
+
+def _known_loss(name: str) -> str:
+    return _known(name, LOSSES) if name else name
 
 
 class Recipe(Table):
@@ -180,6 +189,7 @@ class Recipe(Table):
         seed_rows: Rows of the trait that M[1] is trained on; 0 is the no-seed control.
         rows: Rows that each later model is trained on.
         seeds, prompts: Datasets of the user's own in place of the trait's rows and the shipped prompts.
+        loss: What is trained with, a name in `LOSSES`; the regime's own unless given.
         start: Where each M[t] starts: M[0] or M[t-1]. The regime's own unless given.
         reference: DPO's reference model: the one the cycle starts from, or M[0].
         chosen: DPO's preferred side: Q[t]'s own answer, the seed reply, or the best of `candidates` by the judge.
@@ -216,6 +226,7 @@ class Recipe(Table):
     rows: Positive = 50
     seeds: Source | None = None
     prompts: Source | None = None
+    loss: Annotated[str, AfterValidator(_known_loss)] = ""
     start: Start
     reference: Literal["start", "base"] = "start"
     chosen: Literal["own", "seed", "best"] = "own"
@@ -256,6 +267,11 @@ class Recipe(Table):
         """The recipe's row of the table of regimes."""
         return REGIMES[self.regime]
 
+    @property
+    def loss_record(self) -> Loss:
+        """What is known of the loss."""
+        return LOSSES[self.loss or self.row.loss]
+
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         problems = list(_contradictions(self))
@@ -276,7 +292,10 @@ MACHINE_KEYS = frozenset({"name", "slots", "vram", "threads", "keep", "cycles", 
 
 def _contradictions(recipe: Recipe) -> Iterable[str]:
     """Settings that do not go together, a sentence each."""
-    if recipe.regime != "dpo":
+    loss = recipe.loss_record
+    if loss.continues != (recipe.row.rows == "document"):
+        yield f'`loss = "{loss.name}"` is {loss.words}, and {recipe.regime} writes {recipe.row.rows}s'
+    if not loss.compares:
         for key, value, usual in (
             ("chosen", recipe.chosen, "own"),
             ("rejected", recipe.rejected, "base"),
@@ -400,8 +419,8 @@ def _problems(error: ValidationError, *, known_regime: bool) -> Iterable[str]:
             continue
         told.add(place)
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(place.rsplit(".", 1)[-1], _keys(item["loc"][:-1]), n=1)
-            yield f"`{place}` is not a recipe key" + (f", did you mean `{near[0]}`?" if near else "")
+            near = near_key(place, key_names(Recipe))
+            yield f"`{place}` is not a recipe key" + (f", did you mean `{near}`?" if near else "; `iterft keys` lists them")
         elif item["type"] == "model_type":
             yield f"`{place} = {item['input']!r}`: a table is needed, `[{place}]`"
         elif union := _alternatives(error, item["loc"]):
@@ -427,23 +446,6 @@ def _alternatives(error: ValidationError, loc: tuple[int | str, ...]) -> str:
         return ""
     asked = [item["msg"] for item in error.errors() if _place(item["loc"]) == _place(loc)]
     return "input should be " + " or ".join(message.removeprefix("Input should be ") for message in asked)
-
-
-def _keys(table: tuple[int | str, ...]) -> list[str]:
-    """The keys that a table of a recipe may have."""
-    model: type[BaseModel] = Recipe
-    for part in table:
-        for kind in _models(model.model_fields[str(part)].annotation):
-            model = kind
-    return list(model.model_fields)
-
-
-def _models(annotation: Any) -> Iterable[type[BaseModel]]:
-    """The tables in a field's annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in getattr(annotation, "__args__", ()):
-        yield from _models(inner)
 
 
 def _override(given: dict[str, Any], text: str) -> str | None:

@@ -40,14 +40,17 @@ class Modelfile:
     note: str
 
 
-def write_modelfile(gguf: Path, folder: Path, *, temperature: float, adapter: Path | None = None) -> Modelfile:
-    """Write `folder`/Modelfile, for `ollama create NAME -f Modelfile`.
+def write_modelfile(
+    gguf: Path, folder: Path, *, temperature: float, adapter: Path | None = None, name: str = "Modelfile"
+) -> Modelfile:
+    """Write `folder`/`name`, for `ollama create NAME -f Modelfile`.
 
     Args:
         gguf: The model.
         folder: Made if missing.
         temperature: That the model was sampled with.
         adapter: A LoRA GGUF beside the model.
+        name: Of the file.
 
     Raises:
         ExportError: If the model is no GGUF file.
@@ -68,7 +71,7 @@ def write_modelfile(gguf: Path, folder: Path, *, temperature: float, adapter: Pa
         lines += ['PARAMETER stop "<|im_end|>"', 'PARAMETER stop "<|im_start|>"']
     # Ollama's own defaults truncate (top_k 40, top_p 0.9); the experiment samples untruncated
     lines += [f"PARAMETER temperature {temperature:g}", "PARAMETER top_k 0", "PARAMETER top_p 1", "PARAMETER min_p 0"]
-    path = folder / "Modelfile"
+    path = folder / name
     with writing(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return Modelfile(path, "chatml" if chatml else "raw", note)

@@ -15,6 +15,7 @@ from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.experiment.steps import Step
 from iterft_lite.hub import cached_file
 from iterft_lite.machine.forecast import Forecast, forecast
+from iterft_lite.machine.known_models import known_config
 from iterft_lite.machine.resolve import Machine, Resolved, this_machine
 from iterft_lite.machine.timing import Sample, setup_of
 
@@ -129,14 +130,14 @@ def vram_needed(recipe: Recipe, place: str) -> Vram | None:
     length = min(recipe.train.max_length, recipe.sample.max_tokens + 256)
     asked = recipe.train.micro_batch
     rows = recipe.train.batch_size if asked == "auto" else min(asked, recipe.train.batch_size)
-    tokens = rows * length * (2 if recipe.row.loss == "preference" else 1)
+    tokens = rows * length * recipe.loss_record.sides
     of_a_layer = tokens * 2 * (4 * width + 2 * shape.inner)
     numbers = 4 if recipe.train.base == "f32" else 2
     logits, kept = LOGITS, layers * of_a_layer
     least = layers * tokens * 2 * width + of_a_layer
     if recipe.trainer == "peft":  # it recomputes nothing, and has the logits of pairs as a whole, with their gradients
         least = kept = kept * numbers // 2
-        logits = max(logits, 3 * 4 * tokens * shape.vocab) if recipe.row.loss == "preference" else logits
+        logits = max(logits, 3 * 4 * tokens * shape.vocab) if recipe.loss_record.compares else logits
     cache = LEAST_SLOTS * (recipe.sample.max_tokens + 256) * 4 * layers * shape.kv
     return Vram(
         base=int(shape.linear * base / 8 + numbers * shape.embedding) + RUNTIME,
@@ -152,7 +153,8 @@ def _config(place: str) -> dict[str, Any] | None:
     if not path.is_file():
         cached = cached_file(place, "config.json")
         if cached is None:
-            return None
+            known = known_config(place)
+            return None if known is None else dict(known)
         path = cached
     config = json.loads(path.read_text(encoding="utf-8"))
     config = {**config, **config.get("text_config", {})}
@@ -181,15 +183,25 @@ def time_needed(plan: Plan, resolved: Resolved, samples: Sequence[Sample]) -> Fo
     return forecast(plan, setup_of(resolved, machine, swap=swap, parameters=parameters), samples)
 
 
-def _vram_sentence(need: Vram | None, gpu: str) -> str:
-    if not gpu:
-        return "none: there is no GPU here"
+def _on_gpu(recipe: Recipe, machine: Machine) -> Recipe:
+    """The recipe as a machine with a GPU would resolve it."""
+    if machine.gpu:
+        return recipe
+    return recipe.model_copy(update={"trainer": "unsloth", "train": recipe.train.model_copy(update={"base": "nf4"})})
+
+
+def _vram_sentence(need: Vram | None, machine: Machine) -> str:
     if need is None:
-        return "not known before the model is downloaded"
+        return "not known before the model is downloaded" if machine.gpu else "none: there is no GPU here"
     sizes = (
         f"about {need.together / 2**30:.0f} GiB with trainer and generator side by side, {need.in_turns / 2**30:.0f} in turns"
     )
-    return f"{sizes} (from the model's shape; sequences decoded at once take what is left)"
+    if not machine.gpu:
+        return f"none: there is no GPU here; with one {sizes}"
+    free = f"{machine.vram_free / 2**30:.0f} GiB are free"
+    if need.in_turns > machine.vram_free:
+        return f"{sizes}; {free}: too little, take a smaller model, `quant`, or shorter rows"
+    return f"{sizes}; {free}: {'side by side' if need.together <= machine.vram_free else 'they take turns'}"
 
 
 def _disk_sentence(recipe: Recipe, place: str) -> str:
@@ -211,8 +223,13 @@ LOGPROB_REPLY, SAMPLE_REPLY = 4, 400
 included)."""
 
 
-def estimates(plan: Plan, resolved: Resolved) -> dict[str, str]:
-    """Sentences by name."""
+def estimates(plan: Plan, resolved: Resolved, machine: Machine | None = None) -> dict[str, str]:
+    """Sentences by name.
+
+    Args:
+        machine: Where it would run; this one if None.
+    """
+    machine = machine or this_machine()
     answers = sum(len(step.params["prompts"]) * step.params["samples"] for step in plan if step.verb == "evaluate_samples")
     written = sum(len(step.params["prompts"]) * step.params["samples"] for step in plan if step.verb == "training_samples")
     most = sum(
@@ -224,7 +241,7 @@ def estimates(plan: Plan, resolved: Resolved) -> dict[str, str]:
         "steps": str(len(plan.steps)),
         "writing": f"{written:,} rows and {answers:,} answers, at most {most:,} tokens",
         "judging": judging_sentence(plan, resolved.inputs.judge.name),
-        "GPU memory": _vram_sentence(vram_needed(resolved.recipe, resolved.model), this_machine().gpu),
+        "GPU memory": _vram_sentence(vram_needed(_on_gpu(resolved.recipe, machine), resolved.model), machine),
         "disk": _disk_sentence(resolved.recipe, resolved.model),
     }
 

@@ -17,6 +17,7 @@ from typing import Literal
 from iterft_lite.backends.judge.prices import tokens_of
 from iterft_lite.backends.judge.rate_limit import FIRST, MOST
 from iterft_lite.digests import Json
+from iterft_lite.experiment.losses import LOSSES
 from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.steps import Step
 from iterft_lite.experiment.verbs import VERBS, Act
@@ -98,6 +99,7 @@ class Forecast:
         length: Tokens of a row that a model writes.
         measured: Whether `length` was; else its `high` is the recipe's maximum.
         judging: Seconds of the judge's lane by itself.
+        steps: Seconds of each step, by name.
     """
 
     total: Span
@@ -106,6 +108,7 @@ class Forecast:
     length: Span
     measured: bool
     judging: Span
+    steps: Mapping[str, Span] = field(default_factory=dict)
 
     @property
     def missing(self) -> list[Act]:
@@ -148,6 +151,7 @@ def forecast(plan: Plan, setup: Setup, samples: Sequence[Sample]) -> Forecast:
         length=work.length,
         measured=work.measured,
         judging=Span(*(sum(map(pick, judging)) for pick in PICKS)),
+        steps=spans,
     )
 
 
@@ -254,7 +258,7 @@ class Work:
         own = self._length(recipe.sample.max_tokens, self._alike(data=True))
         if data.cycle == 0:
             own = _exactly(self._seed_tokens())
-        sides = 2 if step.params["loss"] == "preference" else 1
+        sides = LOSSES[step.params["loss"]].sides
         epochs = settings["epochs"]
         steps = -(-rows // settings["batch_size"]) * epochs
         tokens = [sides * rows * epochs * min(settings["max_length"], pick(own)) for pick in PICKS]

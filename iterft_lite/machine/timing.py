@@ -131,7 +131,7 @@ def setup_of(resolved: Resolved, machine: Machine, *, swap: bool, parameters: in
     gguf = f"{recipe.export} {recipe.quant}"
     settings: dict[Act, str] = {
         "load": f"{trainer}, {shared}",
-        "train": f"{trainer} {recipe.row.loss}, {shared}",
+        "train": f"{trainer} {recipe.loss_record.name}, {shared}",
         "export": f"{gguf}, {shared}",
         "write": f"{gguf} {recipe.row.rows}, slots {recipe.slots}, {shared}",
         "read": f"{gguf}, slots {recipe.slots}, {shared}",

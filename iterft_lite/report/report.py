@@ -279,8 +279,8 @@ class ShownSample:
     finish: str
 
 
-def shown_samples(root: Path, report: Report) -> dict[str, dict[int, list[ShownSample]]]:
-    """Answers by question and cycle, the first few of each, for the eye."""
+def shown_samples(root: Path, report: Report, most: int | None = SHOWN_SAMPLES) -> dict[str, dict[int, list[ShownSample]]]:
+    """Answers by question and cycle, the first `most` of each (all if None), for the eye."""
     run = Run(root)
     shown: dict[str, dict[int, list[ShownSample]]] = defaultdict(dict)
     for cycle in report.cycles:
@@ -289,7 +289,7 @@ def shown_samples(root: Path, report: Report) -> dict[str, dict[int, list[ShownS
         answers = SAMPLES.read(folders["evaluate_samples"] / ROWS) if "evaluate_samples" in folders else []
         for sample in sorted(answers, key=lambda sample: sample.id):
             mine = shown[sample.prompt].setdefault(cycle.cycle, [])
-            if len(mine) < SHOWN_SAMPLES:
+            if most is None or len(mine) < most:
                 row = judged.get(sample.id)
                 trait, coherence = (row.score(scale) if row else None for scale in SCALES)
                 mine.append(ShownSample(sample.text, trait, coherence, sample.finish))

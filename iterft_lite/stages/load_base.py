@@ -6,7 +6,6 @@ from dataclasses import asdict
 
 from iterft_lite.digests import Json
 from iterft_lite.errors import ModelError
-from iterft_lite.experiment.losses import LOSSES
 from iterft_lite.protocols import Progress
 from iterft_lite.stages.work import Work
 
@@ -20,7 +19,7 @@ def run(work: Work) -> dict[str, Json]:
     trainer, model = work.backends.trainer, work.model()
     work.report(Progress(0, 2, "parts"))
     facts = trainer.load(model, work.recipe.train)
-    if not LOSSES[work.recipe.row.loss].continues and not facts.chat:
+    if not work.recipe.loss_record.continues and not facts.chat:
         raise ModelError(f"`{model}` has no chat template", hint='use an instruct model, or `regime = "sdf"`')
     work.report(Progress(1, 2, "parts"))
     trainer.probe(work.folder)

@@ -120,6 +120,15 @@ class FakeGenerator:
             text = random.Random(prompt.seed).choice(self.texts)
             on_completion(Completion(prompt.id, text, len(text.split()), "stop"))
 
+    def stream(self, prompt: Prompt, sampling: Sampling, on_text: Callable[[str], None]) -> Completion:
+        """One text by the prompt's seed, a word at a time."""
+        found: list[Completion] = []
+        self.complete([prompt], sampling, found.append)
+        words = found[0].text.split(" ")
+        for count in range(1, len(words) + 1):
+            on_text(" ".join(words[:count]))
+        return found[0]
+
     def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
         """One nat a word."""
         for passage in passages:

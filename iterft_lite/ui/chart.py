@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from rich.text import Text
 
@@ -11,50 +12,110 @@ from iterft_lite.experiment.steps import cycle_name
 
 CHART_ROWS = 11
 CHART_STEP = 7
-"""Columns a cycle takes in the chart."""
+"""Columns a cycle takes in the chart where there is room."""
+
+LEAST_ROWS, MOST_ROWS = 5, 21
+
+AXIS = 6
+"""Columns of the labels and the line on the left."""
+
+BELOW = 3
+"""Lines under the rows: the axis, the cycles' names, the legend."""
+
+TRAIT, COHERENCE, UNTOUCHED = "dark_orange3", "green4", "red3"
+"""Readable on dark and on light backgrounds alike."""
 
 
-def chart(scores: Mapping[int, Mapping[str, Json]], cycles: int, trait: str) -> Text:
-    """Trait and coherence by cycle on a grid of characters, 0 to 100 from bottom to top."""
-    grid = [[" "] * (CHART_STEP * (cycles + 2)) for _ in range(CHART_ROWS)]
-    styles: dict[tuple[int, int], str] = {}
+@dataclass
+class _Grid:
+    """Characters by row and column, the first row on top."""
 
-    def put(row: int, column: int, mark: str, style: str) -> None:
-        grid[row][column] = mark
-        styles[row, column] = style
+    rows: int
+    columns: int
+    marks: dict[tuple[int, int], tuple[str, str]] = field(default_factory=dict)
 
-    def place(value: float) -> int:
-        return round((1 - value / 100) * (CHART_ROWS - 1))
+    def put(self, row: int, column: int, mark: str, style: str) -> None:
+        if 0 <= column < self.columns:
+            self.marks[row, column] = mark, style
 
+    def place(self, value: float) -> int:
+        """The row of a score."""
+        return round((1 - min(100.0, max(0.0, value)) / 100) * (self.rows - 1))
+
+    def line(self, row: int) -> Text:
+        text = Text()
+        for column in range(self.columns):
+            text.append(*self.marks.get((row, column), (" ", "")))
+        return text
+
+
+def chart_step(cycles: int, width: int | None) -> int:
+    """Columns a cycle takes in a chart of a width; 0 where there is no room for one."""
+    return CHART_STEP if width is None else max(0, min(CHART_STEP, (width - AXIS) // (cycles + 2)))
+
+
+def chart(
+    scores: Mapping[int, Mapping[str, Json]], cycles: int, trait: str, *, rows: int = CHART_ROWS, width: int | None = None
+) -> Text:
+    """Trait and coherence by cycle on a grid of characters, 0 to 100 from bottom to top.
+
+    Args:
+        scores: Results of the score steps by cycle.
+        rows: Lines of the grid; `BELOW` more come under it.
+        width: Columns of all; as wide as is good if None.
+    """
+    step = chart_step(cycles, width)
+    grid = _Grid(rows, step * (cycles + 2))
     base = scores.get(-1, {}).get("trait")
     if base and base["mean"] is not None:
-        for column in range(0, len(grid[0]), 2):
-            put(place(base["mean"]), column, "-", "red")
+        for column in range(0, grid.columns, 2):
+            grid.put(grid.place(base["mean"]), column, "-", UNTOUCHED)
     for number, score in sorted(scores.items()):
-        column = CHART_STEP * (number + 1) + CHART_STEP // 2
-        for scale, mark, style, offset in (("coherence", "o", "green", 1), ("trait", "●", "yellow", 0)):
-            value = score[scale]
-            if value["mean"] is None:
-                continue
-            if scale == "trait" and value["low"] is not None:
-                for row in range(place(value["high"]), place(value["low"]) + 1):
-                    put(row, column, "│", "yellow")
-            put(place(value["mean"]), column + offset, mark, f"bold {style}")
+        _draw(grid, step * (number + 1) + step // 2, score)
+    labels = {0: " 100 ", rows - 1: "   0 "} | ({(rows - 1) // 2: "  50 "} if rows % 2 else {})
+    text = Text(no_wrap=True, overflow="crop")
+    for row in range(rows):
+        text.append(labels.get(row, "     ") + "│", style="dim").append(grid.line(row)).append("\n")
+    text.append("     └" + "─" * grid.columns + "\n" + " " * AXIS, style="dim")
+    text.append(_names(scores, cycles, step)).append("\n").append(_legend(trait, width))
+    return text
+
+
+def _draw(grid: _Grid, column: int, score: Mapping[str, Json]) -> None:
+    """One cycle's marks: coherence, the trait's interval, the trait."""
+    trait, coherence = score["trait"], score["coherence"]
+    if coherence["mean"] is not None:
+        grid.put(grid.place(coherence["mean"]), column + 1, "o", f"bold {COHERENCE}")
+    if trait["mean"] is None:
+        return
+    if trait["low"] is not None:
+        for row in range(grid.place(trait["high"]), grid.place(trait["low"]) + 1):
+            grid.put(row, column, "│", TRAIT)
+    grid.put(grid.place(trait["mean"]), column, "●", f"bold {TRAIT}")
+
+
+def _names(scores: Mapping[int, object], cycles: int, step: int) -> Text:
+    """The cycles' names; where they do not fit side by side, every second one, and so on."""
+    every = next((n for n in range(1, cycles + 3) if n * step > len(cycle_name(cycles))), 1)
     text = Text()
-    for row, line in enumerate(grid):
-        label = f"{100 - 100 * row // (CHART_ROWS - 1):>4} " if row % 5 == 0 else "     "
-        text.append(label + "│", style="dim")
-        for column, mark in enumerate(line):
-            text.append(mark, style=styles.get((row, column), ""))
-        text.append("\n")
-    text.append("     └" + "─" * len(grid[0]) + "\n      ", style="dim")
     for number in range(-1, cycles + 1):
-        text.append(cycle_name(number).center(CHART_STEP), style="bold" if number in scores else "dim")
-    text.append("\n      ")
-    text.append("●", style="bold yellow")
-    text.append(f" {trait} with 95 % interval   ")
-    text.append("o", style="bold green")
-    text.append(" coherence   ")
-    text.append("- -", style="red")
-    text.append(" untouched model")
+        if (number + 1) % every:
+            continue
+        name = cycle_name(number) if step * every > 4 or number >= 0 else "M0"
+        wide = min(every, cycles + 1 - number) * step
+        text.append(name.center(wide)[:wide], style="bold" if number in scores else "dim")
+    return text
+
+
+def _legend(trait: str, width: int | None) -> Text:
+    for words in (
+        (f" {trait} with 95 % interval   ", " coherence   ", " untouched model"),
+        (f" {trait}  ", " coherence  ", " untouched"),
+        (f" {trait} ", " coh ", " M0"),
+    ):
+        text = Text(" " * AXIS)
+        for mark, style, word in zip(("●", "o", "- -"), (f"bold {TRAIT}", f"bold {COHERENCE}", UNTOUCHED), words, strict=True):
+            text.append(mark, style=style).append(word)
+        if width is None or text.cell_len <= width:
+            return text
     return text

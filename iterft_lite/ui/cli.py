@@ -7,26 +7,39 @@ import click
 from iterft_lite import __version__
 from iterft_lite.ui.commands.experiment import calibrate, plan, run
 from iterft_lite.ui.commands.judge import judge
-from iterft_lite.ui.commands.machine import doctor
-from iterft_lite.ui.commands.recipes import recipes
-from iterft_lite.ui.commands.results import chat, export, report
+from iterft_lite.ui.commands.machine import cache, completion, doctor
+from iterft_lite.ui.commands.recipes import init, keys, recipes
+from iterft_lite.ui.commands.results import chat, export, report, runs
 from iterft_lite.ui.commands.traits import seeds, traits
 from iterft_lite.ui.options import Group
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="iterft")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Iterated finetuning on one GPU, or on two CPU cores: does a trait amplify, stay or decay?
 
     \b
     First steps:
-      iterft run nano_sft --out runs/first
-      iterft report runs/first
+      iterft run nano_sft      a real run without GPU, key or download, in a few minutes
+      iterft report            what came of it
+      iterft chat --cycle 0    talk to the seeded model
+      iterft init              a recipe of your own, for this machine
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
-for command in (run, plan, report, chat, export, calibrate, judge, recipes, traits, seeds, doctor):
+COMMANDS = (
+    *(run, plan, report, chat, export, runs),
+    *(init, recipes, keys, traits, seeds, calibrate, judge),
+    *(doctor, cache, completion),
+)
+
+for command in COMMANDS:
     main.add_command(command)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import math
 import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from iterft_lite.files import write_output
 from iterft_lite.hub import title
@@ -19,17 +21,49 @@ BASELINE = "#800000"
 COHERENCE = "#4b8b5a"
 
 
-def figure(report: Report) -> Figure:
+@dataclass(frozen=True)
+class Inks:
+    """Colours of a figure's lines and letters."""
+
+    ink: str = "#1d2129"
+    soft: str = "#666666"
+    grid: str = "#dddddd"
+    baseline: str = BASELINE
+    coherence: str = COHERENCE
+
+
+LETTERS = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+"""What matplotlib draws in the colour of letters."""
+
+PAGE: Mapping[str, str] = {
+    "#010101": "var(--ink)",
+    "#020202": "var(--soft)",
+    "#030303": "var(--line)",
+    "#040404": "var(--baseline)",
+    "#050505": "var(--coherence)",
+}
+"""Colours that stand for those of a page, which are others on a dark screen."""
+
+
+def figure(report: Report, inks: Inks = Inks()) -> Figure:
     """Scores (1-100) against cycle with 95 % bands; the untouched model as a dashed line, as in the paper's figures."""
-    from matplotlib.figure import Figure  # slow to import, and only wanted here
+    import matplotlib  # slow to import, and only wanted here
+
+    colours: dict[Any, Any] = dict.fromkeys(LETTERS, inks.ink)
+    with matplotlib.rc_context(colours):
+        return _figure(report, inks)
+
+
+def _figure(report: Report, inks: Inks) -> Figure:
+    from matplotlib.figure import Figure
 
     trait_colour = report.manifest["colour"]
     drawn = Figure(figsize=(7.2, 4.0), dpi=150, layout="constrained")
     axes = drawn.subplots()
     base = next((cycle for cycle in report.cycles if cycle.cycle < 0 and cycle.trait), None)
     if base and base.trait and base.trait["mean"] is not None:
-        axes.axhline(base.trait["mean"], color=BASELINE, linestyle="--", linewidth=1.2, label="untouched model, trait")
-    for scale, colour, style in (("coherence", COHERENCE, ":"), ("trait", trait_colour, "-")):
+        axes.axhline(base.trait["mean"], color=inks.baseline, linestyle="--", linewidth=1.2, label="untouched model, trait")
+    for scale, colour, style in (("coherence", inks.coherence, ":"), ("trait", trait_colour, "-")):
         points = [(cycle.cycle, getattr(cycle, scale)) for cycle in report.cycles if cycle.cycle >= 0 and getattr(cycle, scale)]
         points = [(number, score) for number, score in points if score["mean"] is not None]
         numbers = [number for number, _ in points]
@@ -43,9 +77,9 @@ def figure(report: Report) -> Figure:
     axes.set_xlim(-0.3, recipe["cycles"] + 0.3)
     axes.set_title(f"{report.manifest['trait']}, {recipe['regime']}, {title(recipe['model'])}", loc="left", fontsize=11)
     judge = ": ".join(filter(None, (report.judge["name"], report.judge["note"].partition(": ")[2])))
-    drawn.supxlabel(textwrap.fill(f"judge {judge}", 120), fontsize=7, color="#666666", x=0.01, ha="left")
+    drawn.supxlabel(textwrap.fill(f"judge {judge}", 120), fontsize=7, color=inks.soft, x=0.01, ha="left")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.grid(axis="y", color=inks.grid, linewidth=0.6)
     # above the curves, never on them
     axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3)
     return drawn
@@ -59,8 +93,10 @@ def write_png(report: Report, path: Path) -> None:
 
 
 def svg(report: Report) -> str:
-    """The figure as an SVG element, for a page."""
+    """The figure as an SVG element, for a page: in the page's colours, light or dark."""
     buffer = io.StringIO()
-    figure(report).savefig(buffer, format="svg", transparent=True)
+    figure(report, Inks(*PAGE)).savefig(buffer, format="svg", transparent=True)
     text = buffer.getvalue()
+    for stand_in, colour in PAGE.items():
+        text = text.replace(stand_in, colour)
     return text[text.index("<svg") :]

@@ -8,19 +8,24 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from iterft_lite.app.held_out import read_held_out
+from iterft_lite.app.repeat import as_toml, flat, repeat_command
 from iterft_lite.digests import canonical
 from iterft_lite.experiment.steps import cycle_name, cycle_title
 from iterft_lite.files import write_output
 from iterft_lite.hub import title
+from iterft_lite.metrics.catalogue import METRICS
 from iterft_lite.report.report import Report, shown_samples, verdict_sentences, version_sentence
 from iterft_lite.ui.figures import svg
-from iterft_lite.ui.text import clock, score_text
+from iterft_lite.ui.text import clock, plain_sentence, score_text
 
 TEMPLATES = Path(__file__).parent / "pages"
 
+READABLE = 4.5
+"""Contrast of small text to its background at least (WCAG 2.1, level AA)."""
+
 
 def write_html(root: Path, report: Report, path: Path) -> None:
-    """Write the page of a run: verdict, curve, numbers, samples of every cycle side by side, settings."""
+    """Write the page of a run: what came of it, the command that repeats it, curve, numbers, every answer of every cycle."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -30,30 +35,46 @@ def write_html(root: Path, report: Report, path: Path) -> None:
         "cycle_title": cycle_title,
         "clock": clock,
         "score": score_text,
+        "figure": lambda value, form: "" if value is None else format(value, form),
     }
     settings = {
         key: value if isinstance(value, str) else canonical(value)
-        for key, value in _flat(report.recipe).items()
+        for key, value in flat(report.recipe).items()
         if value not in (None, "", [])
     }
     held_out = read_held_out(root, report)
+    colour = report.manifest["colour"]
     page = environment.get_template("report.html").render(
         report=report,
         recipe=report.recipe,
+        on_trait=readable_on(colour),
+        metrics=[metric for metric in METRICS.values() if metric.shown],
         curve=Markup(svg(report)),  # drawn here, from numbers and escaped labels
+        sentence=plain_sentence(report),
         sentences=verdict_sentences(report.verdict),
         version_changes=version_sentence(report),
         held_out=held_out,
         held_out_sentences=verdict_sentences(held_out.verdict) if held_out else [],
-        samples=shown_samples(root, report),
+        samples=shown_samples(root, report, most=None),
         settings=settings,
+        command=repeat_command(report.manifest),
+        toml=as_toml(report.manifest.get("asked") or report.recipe),
     )
     write_output(path, page)
 
 
-def _flat(recipe: dict[str, object], prefix: str = "") -> dict[str, object]:
-    """A recipe's keys with their tables in front."""
-    flat: dict[str, object] = {}
-    for key, value in recipe.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+def readable_on(colour: str) -> str:
+    """Black or white, whichever is easier to read on a background `#rrggbb`; one of them always meets `READABLE`."""
+    return max(("#000000", "#ffffff"), key=lambda ink: contrast(ink, colour))
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast of two colours `#rrggbb`, 1 to 21 (WCAG 2.1, relative luminance)."""
+    dark, light = sorted(map(_luminance, (one, other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -20,44 +21,47 @@ from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.steps import Step, cycle_name, cycle_title
 from iterft_lite.experiment.verbs import VERBS
 from iterft_lite.hub import title as model_title
+from iterft_lite.machine.countdown import Countdown
 from iterft_lite.protocols import Progress
-from iterft_lite.ui.chart import chart
+from iterft_lite.ui.chart import BELOW, CHART_ROWS, LEAST_ROWS, MOST_ROWS, TRAIT, chart, chart_step
 from iterft_lite.ui.console import is_live
-from iterft_lite.ui.tables import score_table
-from iterft_lite.ui.text import clock, score_text
+from iterft_lite.ui.tables import WARNING, CycleRow, cycle_table
+from iterft_lite.ui.text import clock, score_text, time_left
 
 PLAIN_SECONDS = 10.0
 """Plain lines of one step are at least this far apart."""
+
+WIDE = 114
+"""Columns from which on a fresh answer is shown on the right."""
+
+LATEST_SECONDS = 2.0
+"""A fresh answer is looked for this often, and so stays long enough to be read."""
 
 
 class Doing:
     """A step that is being done, as the view knows it."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, now: Callable[[], float]) -> None:
         self.step = step
         self.progress = Progress(0, 0, "")
-        self.started = time.monotonic()
-        self._first: tuple[float, int, int] | None = None
+        self.started = now()
+        self._now = now
+        self._first: tuple[float, int] | None = None
 
     def move(self, progress: Progress) -> None:
         """Take progress in."""
         if self._first is None:
-            # what was there before this sitting counts for no rate
-            self._first = (time.monotonic(), progress.done, progress.tokens)
+            # what was there before this session counts for no rate
+            self._first = (self._now(), progress.tokens)
         self.progress = progress
 
     def rate(self) -> str:
-        """`812 tokens/s, 12 s left`, as far as it can be told."""
+        """`812 tokens/s`, as far as it can be told."""
         if self._first is None:
             return ""
-        since, done, tokens = self._first
-        passed, gained = time.monotonic() - since, self.progress.done - done
-        if passed < 0.5 or gained <= 0:
-            return ""
-        words = [f"{(self.progress.tokens - tokens) / passed:,.0f} tokens/s"] if self.progress.tokens > tokens else []
-        if left := self.progress.total - self.progress.done:
-            words.append(f"{clock(left * passed / gained)} left")
-        return ", ".join(words)
+        since, tokens = self._first
+        passed, gained = self._now() - since, self.progress.tokens - tokens
+        return f"{gained / passed:,.0f} tokens/s" if passed >= 0.5 and gained > 0 else ""
 
 
 class View:
@@ -68,9 +72,23 @@ class View:
         trait: Name of the trait.
         judge: Who judges; a stand-in is labelled as one.
         console: Where to draw.
+        forecast: Seconds of each step, by name, where they are known (see `machine/forecast.py`).
+        latest: The newest text that a step wrote, "" if it wrote none; shown where there is room.
+        now: Seconds of the clock that everything is timed by.
     """
 
-    def __init__(self, plan: Plan, *, trait: str, judge: JudgeIdentity, console: Console) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        trait: str,
+        judge: JudgeIdentity,
+        console: Console,
+        forecast: Mapping[str, float] | None = None,
+        latest: Callable[[Step], str] | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.now = now
         self.plan = plan
         self.trait = trait
         self.judge = judge
@@ -82,7 +100,10 @@ class View:
         self.doing: dict[str, Doing] = {}
         self.finished = 0
         self.notes: list[str] = []
-        self.started = time.monotonic()
+        self.started = self.now()
+        self.countdown = Countdown(plan, forecast or {})
+        self._latest = latest
+        self._fresh: tuple[float, str, str] = (0.0, "", "")
         self._spoken: dict[str, tuple[float, Progress | None]] = {}
         self.live = Live(console=console, auto_refresh=True, refresh_per_second=4, get_renderable=self.render)
 
@@ -99,14 +120,16 @@ class View:
 
     def take(self, event: Event) -> None:
         """Take an event in, and show it."""
-        step = event.step
+        step, now = event.step, self.now()
         match event:
             case StepStarted():
-                self.doing[step.name] = Doing(step)
+                self.doing[step.name] = Doing(step, self.now)
+                self.countdown.began(step, now)
                 self._say(step, f"{VERBS[step.verb].words} ...")
             case StepProgress(progress=progress):
-                doing = self.doing.setdefault(step.name, Doing(step))
+                doing = self.doing.setdefault(step.name, Doing(step, self.now))
                 doing.move(progress)
+                self.countdown.moved(step, progress.done, progress.total, now)
                 if progress.note:
                     self.notes.append(f"{step.name}: {progress.note}")
                     self._say(step, progress.note)
@@ -116,6 +139,7 @@ class View:
                 ended = [name for name, doing in self.doing.items() if doing.step.queue == step.queue == "device"]
                 for name in (step.name, *ended):
                     self.doing.pop(name, None)
+                self.countdown.done(step, completion.seconds, reused=reused)
                 self._take_results(step, completion, reused)
             case StepFailed(kind=kind):
                 self._say(step, f"failed ({kind})")
@@ -129,9 +153,17 @@ class View:
         if step.verb == "aggregate":
             self.scores[step.cycle] = completion.results
             trait, coherence = (score_text(completion.results[scale]) for scale in ("trait", "coherence"))
-            self._say(step, f"{self.trait} {trait.strip()}, coherence {coherence.strip()}")
+            left = self._left()
+            self._say(step, f"{self.trait} {trait.strip()}, coherence {coherence.strip()}" + (f"; {left}" if left else ""))
         elif not reused:
             self._say(step, f"done in {clock(completion.seconds)}")
+
+    def _left(self) -> str:
+        """`about 4:50 left` of the run; "" where nothing can be said, and at the end."""
+        if self.finished >= len(self.plan.steps):
+            return ""
+        left = self.countdown.left(self.now())
+        return "" if left is None else time_left(left)
 
     # -- plain lines
 
@@ -141,69 +173,127 @@ class View:
             self.console.print(f"[{self.finished}/{total}] {cycle_title(step.cycle)}, {step.name}: {text}", markup=False)
 
     def _say_progress(self, doing: Doing) -> None:
-        name, now, progress = doing.step.name, time.monotonic(), doing.progress
+        name, now, progress = doing.step.name, self.now(), doing.progress
         spoken, last = self._spoken.get(name, (doing.started, None))
         if not self.is_live and now - spoken >= PLAIN_SECONDS and progress != last:
             self._spoken[name] = now, progress
-            rate = doing.rate()
-            self._say(doing.step, f"{progress.done} of {progress.total} {progress.unit}" + (f", {rate}" if rate else ""))
+            words = [f"{progress.done} of {progress.total} {progress.unit}", doing.rate(), self._left()]
+            self._say(doing.step, ", ".join(filter(None, words)))
 
     # -- live view
 
     def render(self) -> RenderableType:
-        """The view as it stands."""
+        """The view as it stands, in the terminal's size: the chart shrinks first, then the table; bars and foot stay."""
+        width, height = self.console.size
+        inner = max(20, width - 4)
+        room = height - 2
+        below: list[RenderableType] = [
+            self._bars(inner),
+            self._foot(inner, notes=3 if height >= 30 else 1 if height >= 16 else 0),
+        ]
+        room -= sum(self._lines(part, inner) for part in below)
+        parts = [*self._body(inner, room), *below]
+        return Panel(Group(*parts), title=self._title(inner), title_align="left", border_style="cyan", padding=(0, 1))
+
+    def _title(self, width: int) -> Text:
         recipe = self.plan.recipe
-        model = model_title(recipe.model)
-        title = f"[b]{recipe.regime}[/b]  model [b]{model}[/b]  trait [b]{self.trait}[/b]  judge {self.judge.name}"
-        parts: list[RenderableType] = [self._table()]
-        if len(self.scores) > 1:
-            parts.append(chart(self.scores, recipe.cycles, self.trait))
-        parts += [self._bars(), self._foot()]
-        return Panel(Group(*parts), title=title, title_align="left", border_style="cyan", padding=(0, 1))
+        words = [recipe.regime, model_title(recipe.model), self.trait, f"judge {self.judge.name}"]
+        while len(words) > 1 and sum(map(len, words)) + 2 * len(words) > width - 2:
+            words = words[:-1]
+        return Text("  ".join(words), style="bold", overflow="ellipsis")
 
-    def _table(self) -> Table:
-        table = score_table(self.trait)
-        for number in sorted({*self.scores, *self.rows, *(doing.step.cycle for doing in self.doing.values())}):
-            score = self.scores.get(number, {})
-            table.add_row(
-                cycle_title(number),
-                score_text(score.get("trait")),
-                score_text(score.get("coherence")),
-                str(self.rows.get(number, "") if number >= 0 else ""),
-                clock(self.seconds[number]) if number in self.seconds else "",
+    def _lines(self, part: RenderableType, width: int) -> int:
+        return len(self.console.render_lines(part, self.console.options.update(width=width, height=None), pad=False))
+
+    def _body(self, width: int, room: int) -> list[RenderableType]:
+        """Table and chart, and on a wide screen the newest answer beside them."""
+        beside = width >= WIDE and self._latest is not None
+        left = max(width * 3 // 5, 76) if beside else width
+        parts: list[RenderableType] = []
+        rows = self._cycle_rows()
+        free = room - 1 - len(rows) - BELOW
+        cycles = self.plan.recipe.cycles
+        has_chart = len(self.scores) > 1 and free >= LEAST_ROWS and chart_step(cycles, left)
+        if len(rows) > room - 1:
+            rows = rows[len(rows) - max(1, room - 1) :]
+        if room > 1 and rows:
+            parts.append(cycle_table(rows, self.trait, self.console, left))
+        if has_chart:
+            tall = min(MOST_ROWS if room > 40 else CHART_ROWS, free)
+            parts.append(chart(self.scores, cycles, self.trait, rows=tall, width=left))
+        if not beside or not parts:
+            return parts
+        lines = sum(self._lines(part, left) for part in parts)
+        return [_side_by_side(Group(*parts), left, self._answer(width - left - 2, max(lines, min(room, 8))))]
+
+    def _cycle_rows(self) -> list[CycleRow]:
+        numbers = {*self.scores, *self.rows, *(doing.step.cycle for doing in list(self.doing.values()))}
+        return [
+            CycleRow(
+                number,
+                self.scores.get(number, {}).get("trait"),
+                self.scores.get(number, {}).get("coherence"),
+                self.rows.get(number, 0) if number >= 0 else 0,
+                self.seconds.get(number),
             )
-        return table
+            for number in sorted(numbers)
+        ]
 
-    def _bars(self) -> Table:
+    def _answer(self, width: int, lines: int) -> Text:
+        """The newest text that any step is writing, cut to a box."""
+        looked, name, text = self._fresh
+        now = self.now()
+        if self._latest is not None and now - looked >= LATEST_SECONDS:
+            for doing in list(self.doing.values()):
+                if found := self._latest(doing.step):
+                    name, text = f"{cycle_name(doing.step.cycle)}, {VERBS[doing.step.verb].words}", found
+            self._fresh = (now, name, text)
+        shown = Text(f"{name}\n" if name else "", style="dim").append(text, style="not dim")
+        wrapped = shown.wrap(self.console, width)
+        return Text("\n").join(wrapped[:lines])
+
+    def _bars(self, width: int) -> Table:
+        """A line for each step that is being done: what does not fit is left out, the rate first."""
         table = Table.grid(padding=(0, 1))
         for doing in list(self.doing.values()):
-            progress = doing.progress
-            bar = ProgressBar(total=progress.total or 1, completed=progress.done, width=28, pulse=progress.total == 0)
-            count = f"{progress.done}/{progress.total} {progress.unit}" if progress.total else ""
-            table.add_row(
-                Text(cycle_name(doing.step.cycle), style="bold"),
-                VERBS[doing.step.verb].words,
-                bar,
-                count,
-                Text(doing.rate(), style="dim"),
-            )
+            table.add_row(*self._bar(doing, width))
         return table
 
-    def _foot(self) -> Text:
-        spent = time.monotonic() - self.started
-        foot = Text(f"{self.judge.note}\n" if self.judge.note else "", style="bold red")
-        foot.append(f"{self.finished} of {len(self.plan.steps)} steps, {clock(spent)}", style="not bold dim white")
-        if left := self._left():
-            foot.append(f", about {clock(left)} left", style="not bold dim white")
-        for note in self.notes[-3:]:
-            foot.append(f"\n{note}", style="yellow")
+    def _bar(self, doing: Doing, width: int) -> list[RenderableType]:
+        progress = doing.progress
+        count = f"{progress.done}/{progress.total} {progress.unit}" if progress.total else ""
+        left = self.countdown.left_of(doing.step, self.now())
+        rate = ", ".join(filter(None, (doing.rate(), time_left(left) if left and progress.total else "")))
+        name, what = cycle_name(doing.step.cycle), VERBS[doing.step.verb].words
+        free = width - len(name) - len(what) - 2
+        cells: list[RenderableType] = [Text(name, style="bold", no_wrap=True), Text(what, no_wrap=True, overflow="ellipsis")]
+        for words in ([count, rate], [count], []):
+            wide = free - sum(len(word) + 1 for word in words) - 1
+            if wide >= 8 or not words:
+                break
+        if wide >= 4:
+            pulse = progress.total == 0
+            cells.append(ProgressBar(total=progress.total or 1, completed=progress.done, width=min(28, wide), pulse=pulse))
+            cells += [Text(word, style="dim" if word is rate else "", no_wrap=True) for word in words]
+        return cells
+
+    def _foot(self, width: int, *, notes: int) -> Text:
+        foot = Text(f"{self.judge.note}\n" if self.judge.note else "", style=WARNING)
+        spent, left, steps = clock(self.now() - self.started), self._left(), len(self.plan.steps)
+        line = ", ".join(filter(None, (f"{self.finished} of {steps} steps", spent, left)))
+        if len(line) > width:
+            line = ", ".join(filter(None, (f"{self.finished}/{steps} steps", spent, left.removeprefix("about "))))
+        foot.append(line, style="not bold default")
+        for note in self.notes[len(self.notes) - notes :] if notes else ():
+            shown = Text(note, style=f"not bold {TRAIT}")
+            shown.truncate(width, overflow="ellipsis")
+            foot.append("\n").append(shown)
         return foot
 
-    def _left(self) -> float | None:
-        """Seconds that the cycles still to come will take, if they take as long as the mean of those that are done."""
-        done = [number for number in self.scores if number >= 0]
-        if not done:
-            return None
-        mean = sum(self.seconds[number] for number in done) / len(done)
-        passed = sum(seconds for number, seconds in self.seconds.items() if number >= 0 and number not in self.scores)
-        return max(0.0, mean * (self.plan.recipe.cycles + 1 - len(done)) - passed)
+
+def _side_by_side(left: RenderableType, width: int, right: RenderableType) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(width=width)
+    table.add_column()
+    table.add_row(left, right)
+    return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import shlex
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from iterft_lite.errors import IterftError
 
@@ -30,8 +32,23 @@ class Group(click.Group):
         ctx.meta[GIVEN] = list(args)
         return super().parse_args(ctx, args)
 
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """The commands, in the order in which somebody needs them."""
+        return list(self.commands)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is meant; where there is none, one that is spelt alike is named."""
+        if not ctx.resilient_parsing and args and args[0] not in self.commands and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            meant = f"; did you mean `iterft {near[0]}`?" if near else "; `iterft --help` lists all"
+            raise click.UsageError(f"there is no command `{args[0]}`{meant}", ctx)
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
+        if sys.platform == "win32":
+            click.echo("error: native Windows is not supported (file locks and processes are POSIX ones): use WSL2", err=True)
+            ctx.exit(2)
         try:
             return super().invoke(ctx)
         except IterftError as error:
@@ -39,15 +56,87 @@ class Group(click.Group):
             ctx.exit(error.exit_code)
 
 
-set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key; may be given several times."
+# -- completion: what a shell offers after the tab key
+
+
+def complete_recipe(_: click.Context, __: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Shipped recipes; the shell adds files."""
+    from iterft_lite.data.recipes import shipped_recipes
+
+    names = [CompletionItem(each.name, help=each.about) for each in shipped_recipes() if each.name.startswith(begun)]
+    return names or [CompletionItem(begun, type="file")]
+
+
+def complete_trait(_: click.Context, __: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Shipped traits; the shell adds folders."""
+    from iterft_lite.data.traits import shipped_traits
+
+    return [CompletionItem(name) for name in shipped_traits() if name.startswith(begun)] or [CompletionItem(begun, type="dir")]
+
+
+def complete_key(_: click.Context, __: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Recipe keys, and after `trait=` the traits."""
+    from iterft_lite.app.recipe_reference import recipe_keys
+    from iterft_lite.data.traits import shipped_traits
+
+    key, equals, value = begun.partition("=")
+    if equals:
+        names = shipped_traits() if key == "trait" else []
+        return [CompletionItem(f"{key}={name}") for name in names if name.startswith(value)]
+    return [CompletionItem(f"{each.name}=", help=each.about) for each in recipe_keys() if each.name.startswith(begun)]
+
+
+def complete_run(_: click.Context, __: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Run folders."""
+    from iterft_lite.app.runs import RUNS, run_folders
+
+    parent = Path(begun).parent if "/" in begun else RUNS
+    found = [str(folder) for folder in run_folders(parent) if str(folder).startswith(begun)]
+    return [CompletionItem(folder) for folder in found] or [CompletionItem(begun, type="dir")]
+
+
+# -- arguments and options
+
+
+def _run_or_newest(ctx: click.Context, _: click.Parameter, given: Path | None) -> Path | None:
+    """The run that is named, or the newest."""
+    if given is not None or ctx.resilient_parsing:
+        return given
+    from iterft_lite.app.runs import newest_run
+
+    found = newest_run()
+    click.echo(f"{found}, the newest run:", err=True)
+    return found
+
+
+newest_run_argument = click.argument(
+    "out", metavar="[RUN]", required=False, type=RunFolder, callback=_run_or_newest, shell_complete=complete_run
 )
+
+
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a recipe key; may be given several times.",
+    shell_complete=complete_key,
+)
+
+
+def _with_something(_: click.Context, __: click.Parameter, given: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The folders that hold anything: the first run of a loop has nothing to take over yet."""
+    empty = [folder for folder in given if not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))]
+    for folder in empty:
+        click.echo(f"note: there is nothing in `{folder}` yet", err=True)
+    return tuple(folder for folder in given if folder not in empty)
 
 
 reuse_option = click.option(
     "--reuse",
     multiple=True,
     type=RunFolder,
+    callback=_with_something,
     metavar="DIR",
     help="A run folder, or a folder of them, whose finished steps are taken over where they are the same.",
 )

@@ -2,107 +2,190 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from iterft_lite.app.held_out import HeldOut
+from iterft_lite.digests import Json
 from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.steps import cycle_name, cycle_title
 from iterft_lite.experiment.verbs import VERBS
 from iterft_lite.hub import title as model_title
+from iterft_lite.metrics.catalogue import METRICS
 from iterft_lite.report.report import Cycle, Report, verdict_sentences, version_sentence
-from iterft_lite.ui.chart import chart
-from iterft_lite.ui.text import clock, score_text
+from iterft_lite.ui.chart import COHERENCE, TRAIT, chart, chart_step
+from iterft_lite.ui.text import clock, judge_sentence, plain_sentence, plan_sentence, score_text
+
+WARNING = "bold red3"
 
 
-def score_table(trait: str) -> Table:
-    """An empty table of cycles."""
+def plain_table(*columns: str, left: int = 1) -> Table:
+    """A table without lines whose cells never wrap; the first columns are aligned to the left."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("cycle", no_wrap=True)
-    table.add_column(f"{trait} (1-100)", style="yellow", no_wrap=True)
-    table.add_column("coherence", style="green", no_wrap=True)
-    table.add_column("trained on", justify="right")
-    table.add_column("time", justify="right")
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="left" if number < left else "right", no_wrap=True)
     return table
 
 
-def show_report(report: Report, console: Console) -> None:
-    """The table, the chart and the verdicts of a run."""
-    recipe, trait, model = report.recipe, report.manifest["trait"], model_title(report.recipe["model"])
-    console.print(f"[b]{recipe['name']}[/b]: {recipe['regime']}, model {model}, trait {trait}, seed {recipe['seed']}")
-    judge = report.judge
-    cost = f", ${judge['usd']:.4f}" if judge["kind"] == "llm" else ""
-    if cost and judge["planned_usd"] is None:
-        cost = ", dollars not known"
-    elif cost and judge["planned_usd"]:
-        cost += f" (planned: at most ${judge['planned_usd']:.4f})"
-    console.print(f"judge: {judge['model'] or judge['name']}; {judge['calls']} calls{cost}")
-    if judge["note"]:
-        console.print(judge["note"], style="bold red")
-    table = score_table(trait)
-    measured = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    trained = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("cycle", "rate", "words", "a sentence", "distinct-2", "repeats", "symbols"):
-        measured.add_column(name, justify="left" if name == "cycle" else "right", no_wrap=True)
-    pairs = recipe["regime"] == "dpo"
-    for name in ("cycle", "PPL (M0)", "PPL with trait", "PPL without", *(("DPO margin", "pairs right") if pairs else ())):
-        trained.add_column(name, justify="left" if name == "cycle" else "right", no_wrap=True)
-    for cycle in report.cycles:
-        table.add_row(*_score_row(cycle))
-        measured.add_row(*_measured_row(cycle))
-        trained.add_row(*_trained_row(cycle)[: len(trained.columns)])
-    console.print(table)
-    console.print(measured)
-    console.print(trained)
-    scores = {cycle.cycle: {"trait": cycle.trait, "coherence": cycle.coherence} for cycle in report.cycles if cycle.trait}
-    if scores:
-        console.print(chart(scores, recipe["cycles"], trait))
-    console.print()
-    for sentence in verdict_sentences(report.verdict):
-        console.print(sentence, style="bold" if sentence.startswith("interval") else "")
+# -- the table of cycles
+
+
+@dataclass(frozen=True)
+class CycleRow:
+    """One line of the table of cycles.
+
+    Attributes:
+        cycle: The paper's number; -1 the untouched model.
+        trait, coherence: Scores as in a report; None where there is none yet.
+        rows: Rows that the cycle's model was trained on; 0 where it is none or not known.
+        seconds: That its steps took; None where none is finished.
+    """
+
+    cycle: int
+    trait: Mapping[str, Json] | None
+    coherence: Mapping[str, Json] | None
+    rows: int
+    seconds: float | None
+
+
+def cycle_table(rows: Sequence[CycleRow], trait: str, console: Console, width: int) -> Table:
+    """Scores by cycle, in the fullest form that fits a width: cells are left out or shortened, never wrapped."""
+    for form in _FORMS:
+        table = _cycle_table(rows, trait, form)
+        if Measurement.get(console, console.options.update(width=1000), table).maximum <= width:
+            return table
+    return table
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What a table of cycles shows."""
+
+    titles: bool = True
+    seconds: bool = True
+    rows: bool = True
+    interval: bool = True
+    scale: bool = True
+
+
+_FORMS = (
+    _Form(),
+    _Form(titles=False),
+    _Form(titles=False, seconds=False),
+    _Form(titles=False, seconds=False, rows=False),
+    _Form(titles=False, seconds=False, rows=False, scale=False),
+    _Form(titles=False, seconds=False, rows=False, scale=False, interval=False),
+)
+
+
+def _cycle_table(rows: Sequence[CycleRow], trait: str, form: _Form) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("cycle", no_wrap=True)
+    table.add_column(f"{trait} (1-100)" if form.scale else trait, style=TRAIT, no_wrap=True)
+    table.add_column("coherence", style=COHERENCE, no_wrap=True)
+    if form.rows:
+        table.add_column("trained on", justify="right", no_wrap=True)
+    if form.seconds:
+        table.add_column("time", justify="right", no_wrap=True)
+    for row in rows:
+        cells = [
+            cycle_title(row.cycle) if form.titles else cycle_name(row.cycle),
+            score_text(row.trait, interval=form.interval),
+            score_text(row.coherence, interval=form.interval),
+            *([str(row.rows or "")] if form.rows else []),
+            *(["" if row.seconds is None else clock(row.seconds)] if form.seconds else []),
+        ]
+        table.add_row(*map(Text, cells))
+    return table
+
+
+# -- a report
+
+
+def show_report(report: Report, console: Console, *, full: bool = False) -> None:
+    """What came of a run: a sentence, the table of cycles, the chart; with `full` every number and rule."""
+    recipe, trait = report.recipe, report.manifest["trait"]
+    model = model_title(recipe["model"])
+    console.print(f"{recipe['name']}: {recipe['regime']}, model {model}, trait {trait}, seed {recipe['seed']}", markup=False)
     if not report.complete:
-        console.print("this run is not finished", style="yellow")
+        console.print("this run is not finished", style=TRAIT)
+    console.print()
+    console.print(plain_sentence(report), style="bold", markup=False)
+    if report.judge["note"]:
+        console.print(report.judge["note"], style=WARNING, markup=False)
+    console.print()
+    console.print(cycle_table([_cycle_row(cycle) for cycle in report.cycles], trait, console, console.width))
+    console.print()
+    _show_chart(report, console)
+    if full:
+        _show_details(report, console)
+    console.print(judge_sentence(report.judge), style="dim", markup=False)
     if changes := version_sentence(report):
-        console.print(changes, style="yellow", markup=False)
+        console.print(changes, style=TRAIT, markup=False)
 
 
-def _score_row(cycle: Cycle) -> list[str]:
-    return [
-        cycle_title(cycle.cycle),
-        score_text(cycle.trait),
-        score_text(cycle.coherence),
-        str(cycle.train_rows) if cycle.cycle >= 0 else "",
-        clock(sum(cycle.seconds.values())),
-    ]
+def _cycle_row(cycle: Cycle) -> CycleRow:
+    rows = cycle.train_rows if cycle.cycle >= 0 else 0
+    return CycleRow(cycle.cycle, cycle.trait, cycle.coherence, rows, sum(cycle.seconds.values()))
 
 
-def _measured_row(cycle: Cycle) -> list[str]:
-    metrics = cycle.metrics
-    return [
-        cycle_name(cycle.cycle),
-        "" if cycle.rate is None else f"{cycle.rate:.0%}",
-        _number(metrics.get("words"), ".0f"),
-        _number(metrics.get("words_per_sentence"), ".1f"),
-        _number(metrics.get("distinct_2"), ".2f"),
-        _number(metrics.get("repeated_4"), ".2f"),
-        _number(metrics.get("non_alphabetic"), ".1%"),
-    ]
+def _show_chart(report: Report, console: Console) -> None:
+    scores = {cycle.cycle: {"trait": cycle.trait, "coherence": cycle.coherence} for cycle in report.cycles if cycle.trait}
+    cycles = report.recipe["cycles"]
+    if scores and chart_step(cycles, console.width):
+        console.print(chart(scores, cycles, report.manifest["trait"], width=console.width))
+        console.print()
 
 
-def _trained_row(cycle: Cycle) -> list[str]:
-    """Perplexity of the answers under M[0], of this model on held-out texts with and without the trait; DPO's own measures."""
-    metrics, training = cycle.metrics, cycle.training
-    return [
-        cycle_name(cycle.cycle),
-        _number(metrics.get("perplexity_base"), ".1f"),
-        _number(metrics.get("perplexity_high"), ".1f"),
-        _number(metrics.get("perplexity_low"), ".1f"),
-        _number(training.get("margin"), "+.3f"),
-        _number(training.get("accuracy"), ".0%"),
-    ]
+def _show_details(report: Report, console: Console) -> None:
+    """Every measure by cycle, as many columns side by side as fit, and both verdicts in full."""
+    pairs = report.recipe["regime"] == "dpo"
+    columns: dict[str, list[str]] = {}
+    for cycle in report.cycles:
+        for name, cell in _measures(cycle, pairs=pairs):
+            columns.setdefault(name, []).append(cell)
+    names = [cycle_name(cycle.cycle) for cycle in report.cycles]
+    for block in _blocks(columns, names, console.width):
+        table = plain_table("cycle", *block)
+        for number, name in enumerate(names):
+            table.add_row(name, *(columns[column][number] for column in block))
+        console.print(table)
+        console.print()
+    for sentence in verdict_sentences(report.verdict):
+        console.print(sentence, style="bold" if sentence.startswith("interval") else "", markup=False)
+
+
+def _blocks(columns: Mapping[str, Sequence[str]], names: Sequence[str], width: int) -> Iterator[list[str]]:
+    """Columns in groups that fit a width, each beside the cycles' names."""
+    first = max(map(len, ("cycle", *names)))
+    block: list[str] = []
+    used = first
+    for name, cells in columns.items():
+        wide = max(map(len, (name, *cells))) + 2
+        if block and used + wide > width - 2:
+            yield block
+            block, used = [], first
+        block.append(name)
+        used += wide
+    if block:
+        yield block
+
+
+def _measures(cycle: Cycle, *, pairs: bool) -> Iterator[tuple[str, str]]:
+    """Name and figure of what is measured beside the scores: of the answers, of held-out texts, of DPO's training."""
+    yield "rate", "" if cycle.rate is None else f"{cycle.rate:.0%}"
+    for metric in METRICS.values():
+        if metric.shown:
+            yield metric.words, _number(cycle.metrics.get(metric.name), metric.form)
+    if pairs:
+        yield "DPO margin", _number(cycle.training.get("margin"), "+.3f")
+        yield "pairs right", _number(cycle.training.get("accuracy"), ".0%")
 
 
 def _number(value: float | None, form: str) -> str:
@@ -112,19 +195,38 @@ def _number(value: float | None, form: str) -> str:
 def show_held_out(held_out: HeldOut, trait: str, console: Console) -> None:
     """Scores and verdicts on the held-out questions."""
     console.print("\n[b]held-out questions[/b]")
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("cycle", f"{trait} (1-100)", "coherence", "rate", "answers"):
-        table.add_column(name, no_wrap=True)
+    table = plain_table("cycle", f"{trait} (1-100)", "coherence", "rate", "answers", left=3)
+    narrow = console.width < 80
     for cycle, score in sorted(held_out.scores.items()):
         cells = (score_text(score["trait"]), score_text(score["coherence"]), _number(score["rate"], ".0%"))
-        table.add_row(cycle_title(cycle), *cells, str(score["answers"]))
+        table.add_row(cycle_name(cycle) if narrow else cycle_title(cycle), *cells, str(score["answers"]))
     console.print(table)
     for sentence in verdict_sentences(held_out.verdict):
-        console.print(sentence, style="bold" if sentence.startswith("interval") else "")
+        console.print(sentence, style="bold" if sentence.startswith("interval") else "", markup=False)
 
 
-def show_plan(plan: Plan, choices: Sequence[str], estimates: Mapping[str, str], console: Console) -> None:
-    """A plan, step by step, with what it will cost."""
+def show_plan(
+    plan: Plan, choices: Sequence[str], estimates: Mapping[str, str], console: Console, *, steps: bool = False
+) -> None:
+    """What a plan will do and cost; with `steps` each of its steps too."""
+    recipe = plan.recipe
+    console.print(f"{recipe.name}: {plan_sentence(recipe)}", style="bold", markup=False)
+    console.print()
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    for name, text in estimates.items():
+        grid.add_row(Text(name, style="bold"), Text(text))
+    for choice in choices:
+        name, _, text = choice.partition(": ")
+        grid.add_row(Text(name if text else "", style="bold"), Text(text or choice))
+    console.print(grid)
+    if steps:
+        console.print()
+        _show_steps(plan, console)
+
+
+def _show_steps(plan: Plan, console: Console) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("step", "reads", "does", "key"):
         table.add_column(name, no_wrap=name in ("step", "key"))
@@ -132,10 +234,15 @@ def show_plan(plan: Plan, choices: Sequence[str], estimates: Mapping[str, str], 
         reads = ", ".join(f"{role} {name}" for role, name in step.inputs)
         table.add_row(step.name, reads, VERBS[step.verb].summary(step.params), step.key[:10])
     console.print(table)
-    for choice in choices:
-        console.print(choice)
-    for name, text in estimates.items():
-        console.print(f"[b]{name}[/b]: {text}")
+
+
+def show_entries(entries: Iterable[tuple[str, str, str]], console: Console) -> None:
+    """A list of names, each with what it is and, below, a sentence: readable at every width."""
+    for name, kind, about in entries:
+        line = Text(name, style="bold").append(f"  {kind}", style="not bold dim")
+        console.print(line, soft_wrap=False)
+        if about:
+            console.print(Padding(Text(about), (0, 0, 0, 4), expand=False))
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], console: Console) -> None:

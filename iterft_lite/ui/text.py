@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from iterft_lite.digests import Json
+from iterft_lite.experiment.recipe import Recipe
+from iterft_lite.hub import title
+from iterft_lite.metrics.intervals import Interval
+from iterft_lite.report.report import Cycle, Report
+
+READ = "read the answers"
+"""What to do where coherence moved with the trait: a broken model can score high or low."""
 
 
 def clock(seconds: float) -> str:
@@ -14,6 +22,12 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def time_left(seconds: float) -> str:
+    """`about 45 s left`, `about 4:50 left`: no finer than it can be known, so that it counts down without trembling."""
+    step = 1 if seconds < 10 else 5 if seconds < 120 else 10 if seconds < 600 else 60
+    return f"about {clock(step * round(seconds / step))} left"
 
 
 def score_text(score: Mapping[str, Json] | None, *, interval: bool = True) -> str:
@@ -26,3 +40,69 @@ def score_text(score: Mapping[str, Json] | None, *, interval: bool = True) -> st
     if interval:
         text += " (no interval)" if score["low"] is None else f" [{score['low']:.0f}-{score['high']:.0f}]"
     return text + (f" ({score['unscored']} unscored)" if score["unscored"] else "")
+
+
+# -- what came of a run
+
+
+def plain_sentence(report: Report) -> str:
+    """What came of a run in one sentence: `The trait faded: 69 to 22 of 100 (change -47, interval -60 to -34); ...`."""
+    verdict = report.verdict
+    if verdict.word == "too early":
+        return "Too early to say: a verdict needs two scored cycles from cycle 0 on."
+    said = {
+        "amplified": "The trait grew",
+        "decayed": "The trait faded",
+        "no change shown": "No change of the trait is shown",
+        "too few prompts": "Too few prompts for a verdict",
+        "judge not reliable here": "The scores rose, but this judge is not reliable on this trait",
+    }[verdict.word]
+    return f"{said}{_from_to(report)}{_coherence(verdict.coherence, moved=verdict.word in ('amplified', 'decayed'))}."
+
+
+def _from_to(report: Report) -> str:
+    """`: 69 to 22 of 100 (change -47, interval -60 to -34)`."""
+    change = report.verdict.trait
+    means = {cycle.cycle: _mean(cycle) for cycle in report.cycles}
+    first, last = means.get(0), means.get(report.verdict.last)
+    if first is None or last is None or change.mean is None:
+        return ""
+    return f": {first:.0f} to {last:.0f} of 100 (change {change.mean:+.0f}{_bounds(change)})"
+
+
+def _mean(cycle: Cycle) -> float | None:
+    return cycle.trait["mean"] if cycle.trait else None
+
+
+def _bounds(change: Interval) -> str:
+    if change.low is None or change.high is None:
+        return ", no interval"
+    return f", interval {change.low:+.0f} to {change.high:+.0f}"
+
+
+def _coherence(change: Interval, *, moved: bool) -> str:
+    """What to know of coherence beside it, where it moved or fell far."""
+    if change.mean is None or change.low is None or change.high is None:
+        return ""
+    also = " too" if moved else ""
+    if change.high < 0:
+        return f"; coherence fell{also}: {READ}"
+    return "; coherence rose" if change.low > 0 else "; no change of coherence is shown"
+
+
+def judge_sentence(judge: Mapping[str, Json]) -> str:
+    """Who judged, how often, and for how much."""
+    text = f"judge: {judge['model'] or judge['name']}; {judge['calls']} calls"
+    if judge["kind"] != "llm":
+        return text
+    planned = f" (planned: at most ${judge['planned_usd']:.4f})" if judge["planned_usd"] else ""
+    return f"{text}, dollars not known" if judge["planned_usd"] is None else f"{text}, ${judge['usd']:.4f}{planned}"
+
+
+def plan_sentence(recipe: Recipe) -> str:
+    """What a recipe does, in one sentence."""
+    rows = "documents" if recipe.row.rows == "document" else "pairs" if recipe.regime == "dpo" else "chats"
+    starts = "each from the base" if recipe.start == "base" else "each from the one before"
+    seeded = f"M1 on {recipe.seed_rows} seed rows, then " if recipe.seed_rows else ""
+    cycles = f"{recipe.cycles} more models on {recipe.rows} {rows} of their own, {starts}" if recipe.cycles else "no more"
+    return f"{recipe.regime.upper()}, trait {Path(recipe.trait).name}, model {title(recipe.model)}: {seeded}{cycles}"

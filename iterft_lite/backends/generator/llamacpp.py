@@ -119,6 +119,26 @@ class LlamaGenerator:
                 text = tokenizer.text(written, after=() if prompt.messages else request.tokens)
                 on_completion(Completion(prompt.id, text, len(finished.ids), finished.finish))
 
+    def stream(self, prompt: Prompt, sampling: Sampling, on_text: Callable[[str], None]) -> Completion:
+        """Complete one prompt, and hand over what is written so far after every token.
+
+        Raises:
+            ModelError, BackendError: As `complete`.
+        """
+        engine, tokenizer = self._ready()
+        request = self._request(prompt, sampling.max_tokens)
+        before, ids = () if prompt.messages else request.tokens, list[int]()
+
+        def take(_: int, token: int) -> None:
+            ids.append(token)
+            # a character of several tokens is no text before its last one
+            on_text(tokenizer.text(ids, after=before).rstrip("\ufffd"))
+
+        with _clean(engine):
+            finished = next(iter(engine.complete([request], sampling, take)))
+        written = finished.ids[:-1] if finished.finish == "stop" else finished.ids
+        return Completion(prompt.id, tokenizer.text(written, after=before), len(finished.ids), finished.finish)
+
     def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
         """Log-probability of each passage's text; the very first token of a text without anything before it is not counted.
 

@@ -202,12 +202,15 @@ class Engine:
         self._owner[:] = -1
         self._waiting = {}
 
-    def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Finished]:
+    def complete(
+        self, requests: Sequence[Request], sampling: Sampling, on_token: Callable[[int, int], None] | None = None
+    ) -> Iterator[Finished]:
         """Go on with each request; yield each as soon as it has ended.
 
         Args:
             requests: Prompts shorter than the context.
             sampling: How to draw.
+            on_token: Takes a request's place and each token that is drawn for it, as it is drawn.
 
         Raises:
             BackendError: If decoding fails.
@@ -232,6 +235,9 @@ class Engine:
             drawn = sampler.draw(slots, rows)
             self._tokens[slots, self._known[slots]] = drawn
             self._known[slots] += 1
+            if on_token is not None:
+                for slot, token in zip(slots.tolist(), drawn.tolist(), strict=True):
+                    on_token(int(self._owner[slot]), token)
             stopped = self._ends[drawn]
             over = stopped | (self._known[slots] >= self._most[slots])
             for slot, stop in zip(slots[over].tolist(), stopped[over].tolist(), strict=True):

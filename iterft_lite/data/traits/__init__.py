@@ -13,6 +13,7 @@ calibration.jsonl        answers with the score a careful reader gives: {"questi
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import tomllib
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from iterft_lite.data import is_path
 from iterft_lite.digests import digest
 from iterft_lite.errors import TraitError
 
@@ -89,17 +91,28 @@ def shipped_traits() -> list[str]:
 
 
 def trait_folder(name: str) -> Path:
-    """The folder of a shipped trait, or of the user's own given by path.
+    """The folder of a shipped trait given by its name, or of the user's own given by a path, which has a separator.
 
     Raises:
         TraitError: If there is none.
     """
-    for folder in (SHIPPED / name, Path(name).expanduser()):
+    if is_path(name):
+        folder = Path(name).expanduser()
         if (folder / "trait.toml").is_file():
             return folder
-    raise TraitError(
-        f"there is no trait `{name}`", hint=f"shipped are {', '.join(shipped_traits())}; or give the path of a folder"
-    )
+        raise TraitError(f"`{name}` is not the folder of a trait: it has no trait.toml", hint="`iterft traits new` makes one")
+    if name in shipped_traits():
+        return SHIPPED / name
+    raise TraitError(f"there is no trait `{name}`", hint=_meant(name))
+
+
+def _meant(name: str) -> str:
+    """What somebody may have meant who names a trait that is not shipped."""
+    if (Path(name) / "trait.toml").is_file():
+        return f"a folder of your own is given as a path: ./{name}"
+    near = difflib.get_close_matches(name, shipped_traits(), n=2, cutoff=0.5)
+    meant = f"did you mean {' or '.join(f'`{each}`' for each in near)}? " if near else ""
+    return f"{meant}shipped are {', '.join(shipped_traits())}; or give the path of a folder"
 
 
 def read_trait(name: str) -> Trait:

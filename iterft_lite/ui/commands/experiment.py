@@ -2,39 +2,58 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from iterft_lite.data import is_path
 from iterft_lite.data.recipes import recipe_path
-from iterft_lite.ui.options import RunFolder, interruptible, reuse_option, set_option
+from iterft_lite.ui.options import RunFolder, complete_recipe, interruptible, reuse_option, set_option
 
 if TYPE_CHECKING:
     from iterft_lite.experiment.plan import Plan
-    from iterft_lite.machine.resolve import Resolved
+    from iterft_lite.machine.resolve import Machine, Resolved
 
 
 @click.command()
-@click.argument("recipe")
-@click.option("--out", required=True, type=RunFolder, help="The run folder; an unfinished one is continued.")
+@click.argument("recipe", shell_complete=complete_recipe)
+@click.option("--out", type=RunFolder, help="The run folder; an unfinished one is continued.  [default: runs/NAME]")
 @set_option
 @click.option("--plain", is_flag=True, help="Plain lines instead of the live view.")
 @reuse_option
-def run(recipe: str, out: Path, overrides: tuple[str, ...], plain: bool, reuse: tuple[Path, ...]) -> None:
-    """Run a recipe, or continue it where it stopped."""
+def run(recipe: str, out: Path | None, overrides: tuple[str, ...], plain: bool, reuse: tuple[Path, ...]) -> None:
+    """Run a recipe, or continue it where it stopped.
+
+    \b
+      iterft run nano_sft
+      iterft run nano_sft --set trait=bliss --out runs/bliss
+      iterft run mine.toml
+    """
+    from iterft_lite.app.runs import default_out
     from iterft_lite.app.session import open_run
+    from iterft_lite.app.watching import newest_text, step_seconds
+    from iterft_lite.experiment.recipe import read_recipe
     from iterft_lite.ui.console import make_console
     from iterft_lite.ui.live import View
 
-    console = make_console()
-    with open_run(recipe_path(recipe), overrides, out, reuse) as opened:
+    console, path = make_console(), recipe_path(recipe)
+    out = out or default_out(read_recipe(path, overrides).name)
+    with open_run(path, overrides, out, reuse) as opened:
         judge = opened.resolved.inputs.judge
         for choice in opened.resolved.choices:
             console.print(choice, style="dim", markup=False)
         if judge.note:
             console.print(judge.note, style="bold red")
-        view = View(opened.plan, trait=opened.resolved.inputs.trait.name, judge=judge, console=console)
+        view = View(
+            opened.plan,
+            trait=opened.resolved.inputs.trait.name,
+            judge=judge,
+            console=console,
+            forecast=step_seconds(opened),
+            latest=lambda step: newest_text(opened.run.folder(step).path),
+        )
         if plain:
             view.is_live = False
         with interruptible(out), view:
@@ -42,7 +61,9 @@ def run(recipe: str, out: Path, overrides: tuple[str, ...], plain: bool, reuse: 
                 view.take(event)
     console.print()
     _print_report(out)
-    console.print(f"\nmore: iterft report {out} --html report.html     iterft chat {out}", style="dim", markup=False)
+    console.print(f"\nmore: iterft report {out} --full", style="dim", markup=False)
+    console.print(f"      iterft report {out} --html report.html", style="dim", markup=False)
+    console.print(f"      iterft chat {out}", style="dim", markup=False)
 
 
 def _print_report(out: Path) -> None:
@@ -56,32 +77,58 @@ def _print_report(out: Path) -> None:
 
 
 @click.command()
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=complete_recipe)
 @set_option
-def plan(recipe: str, overrides: tuple[str, ...]) -> None:
-    """Print what a recipe would do, step by step, and what it would cost. Does nothing."""
-    from iterft_lite.machine.estimate import estimates, time_needed
-    from iterft_lite.machine.forecast import sentence
-    from iterft_lite.machine.timing import read_table
+@click.option("--steps", is_flag=True, help="Every step, with what it reads and its key.")
+@click.option("--gpu", type=click.FloatRange(0), metavar="GIB", help="As if an NVIDIA GPU with this much memory were here.")
+def plan(recipe: str, overrides: tuple[str, ...], steps: bool, gpu: float | None) -> None:
+    """Print what a recipe would do, what it would cost, and how long it would take. Does nothing.
+
+    \b
+      iterft plan nano_sft
+      iterft plan sft --gpu 12
+      iterft plan nano_dpo --set cycles=6 --steps
+    """
+    print_plan(recipe, overrides, steps=steps, gpu=gpu)
+
+
+def print_plan(recipe: str, overrides: tuple[str, ...], *, steps: bool = False, gpu: float | None = None) -> None:
+    """Print a plan (see `plan`)."""
+    from iterft_lite.machine.estimate import estimates
+    from iterft_lite.machine.fit import time_sentence
+    from iterft_lite.machine.resolve import this_machine
     from iterft_lite.ui import tables
     from iterft_lite.ui.console import make_console
 
-    resolved, planned = _planned(recipe, overrides)
-    time = sentence(time_needed(planned, resolved, read_table()))
-    tables.show_plan(planned, resolved.choices, {**estimates(planned, resolved), "time": time}, make_console())
+    machine = this_machine() if gpu is None else _machine_with(gpu)
+    resolved, planned = _planned(recipe, overrides, machine)
+    time = time_sentence(planned, resolved) if gpu is None else "not known: that GPU is not here"
+    numbers = {"time": time, **estimates(planned, resolved, machine)}
+    tables.show_plan(planned, resolved.choices, numbers, make_console(), steps=steps)
+    if not steps:
+        click.echo("\nnothing was done; `--steps` lists every step")
 
 
-def _planned(recipe: str, overrides: tuple[str, ...]) -> tuple[Resolved, Plan]:
+def _machine_with(gib: float) -> Machine:
+    """A machine with a GPU of some size, Unsloth installed, and a little of the memory taken; without one for 0."""
+    from iterft_lite.machine.fit import GIB, RESERVED
+    from iterft_lite.machine.resolve import Machine
+
+    name = f"a GPU of {gib:g} GiB" if gib else ""
+    return Machine(name, int(gib * GIB * (1 - RESERVED)), int(gib * GIB), unsloth=bool(gib))
+
+
+def _planned(recipe: str, overrides: tuple[str, ...], machine: Machine) -> tuple[Resolved, Plan]:
     from iterft_lite.experiment.plan import make_plan
     from iterft_lite.experiment.recipe import read_recipe
-    from iterft_lite.machine.resolve import resolve, this_machine
+    from iterft_lite.machine.resolve import resolve
 
-    resolved = resolve(read_recipe(recipe_path(recipe), overrides), this_machine())
+    resolved = resolve(read_recipe(recipe_path(recipe), overrides), machine)
     return resolved, make_plan(resolved.recipe, resolved.inputs)
 
 
 @click.command()
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=complete_recipe)
 @click.option("--out", required=True, type=RunFolder, help="Folder for the probes; an unfinished calibration is continued.")
 @set_option
 @click.option("--threshold", "thresholds", type=float, multiple=True, help="A cycle-0 score to look for. [5 20 40 60 80]")
@@ -97,16 +144,27 @@ def calibrate(
     most: int,
     reuse: tuple[Path, ...],
 ) -> None:
-    """Find how many seed rows give a seeded model of a wanted strength."""
+    """Find how many seed rows give a seeded model of a wanted strength.
+
+    \b
+      iterft calibrate nano_sft --out runs/how_many --threshold 40 --threshold 60
+    """
     from iterft_lite.app import calibrate_seeds as calibration
+    from iterft_lite.app.runs import seeded_score_of
     from iterft_lite.engine.run import StepFinished
     from iterft_lite.ui import tables
     from iterft_lite.ui.console import make_console
-    from iterft_lite.ui.text import clock
+    from iterft_lite.ui.text import clock, score_text
 
     def say(event: object) -> None:
         if isinstance(event, StepFinished) and not event.reused:
             click.echo(f"  {event.step.name}: {clock(event.completion.seconds)}", err=True)
+
+    probes: dict[int, calibration.Probe] = {}
+
+    def keep(probe: calibration.Probe) -> None:
+        probes[probe.seed_rows] = probe
+        click.echo(f"{probe.seed_rows} seed rows: {probe.score:.1f}", err=True)
 
     with interruptible(out):
         found = calibration.calibrate(
@@ -118,16 +176,29 @@ def calibrate(
             most=most,
             reuse=reuse,
             on_event=say,
-            on_probe=lambda probe: click.echo(f"{probe.seed_rows} seed rows: {probe.score:.1f}", err=True),
+            on_probe=keep,
         )
     rows = [
         (
             f"{each.threshold:g}",
             str(each.seed_rows),
-            f"{each.score:.1f}",
+            score_text(seeded_score_of(probes[each.seed_rows].folder)).strip()
+            if each.seed_rows in probes
+            else f"{each.score:.1f}",
             "" if each.reached else "not reached, the most there are",
         )
         for each in found
     ]
     tables.show_table(("cycle-0 score", "seed_rows", "scores", ""), rows, make_console())
-    click.echo(f"\nrun with one of them: iterft run {recipe} --set seed_rows=N --reuse {out} --out DIR")
+    click.echo("\nrun with one of them:\n")
+    for number in dict.fromkeys(each.seed_rows for each in found if each.reached):
+        click.echo(f"  {_calibrated(recipe, overrides, number, out)}")
+
+
+def _calibrated(recipe: str, overrides: tuple[str, ...], seed_rows: int, out: Path) -> str:
+    """The command that runs a recipe with a number of seed rows, on what the probes did already."""
+    from iterft_lite.app.runs import default_out
+
+    sets = [part for text in (*overrides, f"seed_rows={seed_rows}") for part in ("--set", text)]
+    name = f"{out.name}-{seed_rows}" if is_path(recipe) else f"{recipe}-{seed_rows}"
+    return shlex.join(["iterft", "run", recipe, *sets, "--reuse", str(out), "--out", str(default_out(name))])

@@ -1,6 +1,8 @@
-"""Commands about this machine: `doctor`."""
+"""Commands about this machine: `doctor`, `cache`, `completion`."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 
@@ -12,9 +14,16 @@ from iterft_lite.ui.options import interruptible, set_option
 @click.option("--measure", is_flag=True, help="Do a small run and keep how long its parts take, for `iterft plan`.")
 @click.option("--model", metavar="MODEL", help="With --measure: which, as in a recipe; nano by default.")
 @click.option("--recipe", metavar="RECIPE", help="With --measure: that recipe's model, trainer and formats.")
+@click.option("--judge", metavar="JUDGE", help="Look at this judge too, as in a recipe: its key, and how it gives numbers.")
 @set_option
-def doctor(measure: bool, model: str | None, recipe: str | None, overrides: tuple[str, ...]) -> None:
-    """Say what this machine can do, and what to install; with --measure, how fast it is."""
+def doctor(measure: bool, model: str | None, recipe: str | None, judge: str | None, overrides: tuple[str, ...]) -> None:
+    """Say what this machine can do, and what to install; with --measure, how fast it is.
+
+    \b
+      iterft doctor
+      iterft doctor --judge ollama/qwen3:8b
+      iterft doctor --measure
+    """
     from iterft_lite.app.doctor import examine
     from iterft_lite.ui import tables
     from iterft_lite.ui.console import make_console
@@ -27,7 +36,7 @@ def doctor(measure: bool, model: str | None, recipe: str | None, overrides: tupl
         _measure(model or "nano", recipe, overrides)
         return
     console = make_console()
-    findings = examine()
+    findings = examine(judge)
     tables.show_table(("", "what", "found"), [(finding.mark, finding.name, finding.text) for finding in findings], console)
     for finding in findings:
         if finding.remedy:
@@ -53,3 +62,56 @@ def _measure(model: str, recipe: str | None, overrides: tuple[str, ...]) -> None
     click.echo(f"{samples[0].name} on {samples[0].kind.machine}\n")
     tables.show_table(("step", "here"), rates(samples), make_console())
     click.echo(f"\nkept in {table_path()}; `iterft plan {recipe or 'RECIPE'}` now says how long it takes")
+
+
+@click.command()
+@click.argument("kinds", nargs=-1)
+@click.option("--free", "is_freed", is_flag=True, help="Remove the named kinds; `all`: whatever costs no money to make again.")
+def cache(kinds: tuple[str, ...], is_freed: bool) -> None:
+    """Say what the cache folder holds, by kind, or free some of it.
+
+    \b
+      iterft cache
+      iterft cache bases --free
+      iterft cache all --free
+    """
+    from iterft_lite.app.cached import free, kept
+    from iterft_lite.cache import cache_folder
+    from iterft_lite.ui import tables
+    from iterft_lite.ui.console import make_console
+
+    if is_freed != bool(kinds):
+        raise click.UsageError("name the kinds to free, with `--free`: iterft cache bases --free")
+    if is_freed:
+        for each in free(kinds):
+            click.echo(f"freed {each.bytes / 1e6:,.1f} MB of {each.kind}")
+        return
+    found = [each for each in kept() if each.bytes]
+    entries = [(each.kind, f"{each.bytes / 1e6:,.1f} MB", each.about) for each in found]
+    tables.show_entries(entries, make_console())
+    click.echo(f"{sum(each.bytes for each in found) / 1e6:,.1f} MB in {cache_folder()}")
+
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(SHELLS), required=False)
+@click.pass_context
+def completion(ctx: click.Context, shell: str | None) -> None:
+    """Print what makes a shell complete commands, recipes, traits, keys and run folders.
+
+    \b
+      eval "$(iterft completion bash)"                                    in ~/.bashrc
+      eval "$(iterft completion zsh)"                                     in ~/.zshrc
+      iterft completion fish > ~/.config/fish/completions/iterft.fish
+    """
+    import os
+
+    from click.shell_completion import get_completion_class
+
+    name = shell or Path(os.environ.get("SHELL", "bash")).name
+    found = get_completion_class(name) if name in SHELLS else None
+    if found is None:
+        raise click.UsageError(f"no completion for `{name}`: {', '.join(SHELLS)}")
+    click.echo(found(ctx.find_root().command, {}, "iterft", "_ITERFT_COMPLETE").source())

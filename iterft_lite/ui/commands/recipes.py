@@ -1,16 +1,113 @@
-"""Commands about recipes: `recipes`."""
+"""Commands about recipes: `recipes`, `keys`, `init`."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import click
+
+from iterft_lite.ui.options import complete_recipe, complete_trait
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def recipes(ctx: click.Context) -> None:
+    """List the shipped recipes, show one, or copy one to change it.
+
+    \b
+      iterft recipes
+      iterft recipes show nano_sft
+      iterft recipes copy nano_sft mine.toml
+    """
+    if ctx.invoked_subcommand is None:
+        from iterft_lite.data.recipes import shipped_recipes
+        from iterft_lite.ui import tables
+        from iterft_lite.ui.console import make_console
+
+        tables.show_entries(
+            [(each.name, f"{each.regime}, {each.model}", each.about) for each in shipped_recipes()], make_console()
+        )
+
+
+@recipes.command("show")
+@click.argument("name", shell_complete=complete_recipe)
+def show_recipe(name: str) -> None:
+    """Print a recipe."""
+    from iterft_lite.data.recipes import recipe_path
+
+    click.echo(recipe_path(name).read_text(encoding="utf-8"), nl=False)
+
+
+@recipes.command("copy")
+@click.argument("name", shell_complete=complete_recipe)
+@click.argument("to", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+def copy_recipe(name: str, to: Path | None, force: bool) -> None:
+    """Copy a shipped recipe into a file of your own; NAME.toml here by default."""
+    from iterft_lite.app.own_recipe import copy_shipped
+
+    to = to or Path(f"{name}.toml")
+    copy_shipped(name, to, force=force)
+    click.echo(f"wrote {to}; change it, then:\n\n  iterft plan {to}\n  iterft run {to}")
 
 
 @click.command()
-def recipes() -> None:
-    """List the shipped recipes."""
-    from iterft_lite.data.recipes import shipped_recipes
+@click.argument("word", required=False, default="")
+def keys(word: str) -> None:
+    """List the keys of a recipe, all or those with a word in their name or description.
+
+    \b
+      iterft keys
+      iterft keys learning
+      iterft keys mix
+    """
+    from iterft_lite.app.recipe_reference import recipe_keys
+    from iterft_lite.errors import UserError
+    from iterft_lite.experiment.recipe_keys import near_key
     from iterft_lite.ui import tables
     from iterft_lite.ui.console import make_console
 
-    rows = [(each.name, each.regime, each.model, each.about) for each in shipped_recipes()]
-    tables.show_table(("recipe", "regime", "model", "what it does"), rows, make_console())
+    found = recipe_keys(word)
+    if not found:
+        near = near_key(word, [key.name for key in recipe_keys()])
+        raise UserError(f"no recipe key has `{word}`", hint=f"did you mean `{near}`?" if near else "`iterft keys` lists all")
+    entries = [(key.name, key.kind + (f"; {key.default}" if key.default else ""), key.about) for key in found]
+    tables.show_entries(entries, make_console())
+
+
+@click.command()
+@click.argument("name", required=False, default="")
+@click.option(
+    "--regime", type=click.Choice(["sft", "sdf", "dpo"]), default="sft", show_default=True, help="What is trained on."
+)
+@click.option("--gpu", type=float, metavar="GIB", help="For a GPU with this much memory; 0 for none; this machine by default.")
+@click.option("--judge", help="As in a recipe.")
+@click.option("--trait", help="A shipped trait, or the path of a folder.", shell_complete=complete_trait)
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+def init(name: str, regime: str, gpu: float | None, judge: str | None, trait: str | None, force: bool) -> None:
+    """Write a commented recipe that fits this machine, and plan it. Asks what is not given.
+
+    \b
+      iterft init
+      iterft init mine --trait bliss --judge embedded
+    """
+    from iterft_lite.app.own_recipe import begin, judge_choices, suggested_gib, write_own
+    from iterft_lite.data.traits import shipped_traits
+    from iterft_lite.ui.commands.experiment import print_plan
+
+    asks = sys.stdin.isatty()
+    gib = suggested_gib() if gpu is None else gpu
+    if gpu is None and asks:
+        gib = click.prompt("GPU memory in GiB (0: no GPU)", default=round(gib, 1), type=float)
+    if judge is None:
+        judge = click.prompt("judge", default=judge_choices()[0]) if asks else judge_choices()[0]
+    if trait is None:
+        click.echo(f"traits: {', '.join(shipped_traits())}; or the path of a folder", err=True)
+        trait = click.prompt("trait", default="lucky") if asks else "lucky"
+    wanted = begin(regime, gib, judge=str(judge), trait=str(trait))
+    to = Path(f"{name.removesuffix('.toml') or wanted.name}.toml")
+    write_own(wanted, to, force=force)
+    click.echo(f"wrote {to}\n")
+    print_plan(str(to), (), gpu=gpu)
+    click.echo(f"\nnext: iterft run {to}")

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from iterft_lite.ui.options import RunFolder, interruptible
+from iterft_lite.ui.options import RunFolder, interruptible, newest_run_argument
 
 QUANTS = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
 
 
 @click.command()
-@click.argument("out", metavar="RUN", type=RunFolder)
+@newest_run_argument
+@click.option("--full", is_flag=True, help="Every measure by cycle, and both verdicts with their rules.")
 @click.option("--json", "as_json", is_flag=True, help="The machine-readable form.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a self-contained page.")
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write the figure.")
 @click.option("--held-out", "ask_held_out", is_flag=True, help="First ask every finished model the held-out questions.")
 @click.option("--judge", "by", metavar="JUDGE", help="By another judge's scores alone (see `iterft judge`).")
-def report(out: Path, as_json: bool, html: Path | None, png: Path | None, ask_held_out: bool, by: str | None) -> None:
-    """Report on a run, finished or not."""
+def report(
+    out: Path, full: bool, as_json: bool, html: Path | None, png: Path | None, ask_held_out: bool, by: str | None
+) -> None:
+    """Report on a run, finished or not; on the newest in runs/ where none is named.
+
+    \b
+      iterft report
+      iterft report runs/bliss --full
+      iterft report runs/bliss --html bliss.html
+    """
     from iterft_lite.app.held_out import read_held_out
     from iterft_lite.report import report as reports
 
@@ -55,7 +65,7 @@ def report(out: Path, as_json: bool, html: Path | None, png: Path | None, ask_he
         from iterft_lite.ui import tables
         from iterft_lite.ui.console import make_console
 
-        tables.show_report(found, make_console())
+        tables.show_report(found, make_console(), full=full)
         if held_out:
             tables.show_held_out(held_out, found.manifest["trait"], make_console())
 
@@ -75,41 +85,77 @@ def _ask_held_out(out: Path) -> None:
 
 
 @click.command()
-@click.argument("out", metavar="RUN", type=RunFolder)
+@newest_run_argument
 @click.option("--cycle", type=int, help="Which cycle's model; -1 is the untouched one. The last by default.")
 @click.option("--temperature", type=float, default=0.7, show_default=True)
 @click.option("--max-tokens", type=int, default=300, show_default=True)
 def chat(out: Path, cycle: int | None, temperature: float, max_tokens: int) -> None:
-    """Talk to the model of any cycle. An empty line or Ctrl-D ends it."""
-    from iterft_lite.app.chat import open_chat
+    """Talk to the model of any cycle. An empty line or Ctrl-D ends it; `/help` says what else can be done.
 
-    with open_chat(out, cycle) as talk:
-        click.echo(f"{talk.title}; an empty line ends", err=True)
-        while True:
-            try:
-                said = click.prompt("you", default="", show_default=False)
-            except (click.Abort, EOFError, KeyboardInterrupt):
-                break
-            if not said.strip():
-                break
-            click.echo(f"{talk.name}: {talk.reply(said, temperature=temperature, max_tokens=max_tokens)}")
+    \b
+      iterft chat
+      iterft chat runs/bliss --cycle 0
+    """
+    from iterft_lite.app.chat import open_chat
+    from iterft_lite.ui.talk import converse
+
+    def ask() -> str:
+        try:
+            return str(click.prompt("you", default="", show_default=False))
+        except (click.Abort, EOFError):
+            return ""
+
+    with open_chat(out, cycle) as talk, contextlib.suppress(KeyboardInterrupt):
+        converse(talk, ask, lambda text: click.echo(text, nl=False), temperature=temperature, max_tokens=max_tokens)
 
 
 @click.command()
-@click.argument("out", metavar="RUN", type=RunFolder)
+@newest_run_argument
 @click.option("--cycle", type=int, help="Which cycle's model; -1 is the untouched one. The last by default.")
 @click.option("--quant", type=click.Choice(QUANTS), help="Number format; the recipe's by default.")
 @click.option("--ollama", is_flag=True, help="Write a Modelfile beside it.")
-@click.option("--out", "folder", required=True, type=RunFolder, help="Where the files go.")
-def export(out: Path, cycle: int | None, quant: str | None, ollama: bool, folder: Path) -> None:
-    """Write the merged GGUF of any cycle's model again, from its adapter."""
+@click.option("--out", "folder", type=RunFolder, default=Path("exports"), show_default=True, help="Where the files go.")
+@click.option("--force", is_flag=True, help="Write over files of the same names.")
+def export(out: Path, cycle: int | None, quant: str | None, ollama: bool, folder: Path, force: bool) -> None:
+    """Write the merged GGUF of any cycle's model again, from its adapter.
+
+    \b
+      iterft export runs/bliss --cycle 4                          exports/bliss-c4-q8_0.gguf
+      iterft export runs/bliss --cycle 0 --quant q4_k_m --ollama
+    """
     from iterft_lite.app.chat import export_again
     from iterft_lite.gguf.modelfile import write_modelfile
 
-    exported, found = export_again(out, cycle, folder, quant)
-    click.echo(f"wrote {exported.path} ({exported.bytes / 1e6:,.1f} MB)")
+    made = export_again(out, cycle, folder, quant, force=force)
+    click.echo(f"wrote {made.path} ({made.bytes / 1e6:,.1f} MB)")
     if ollama:
-        made = write_modelfile(exported.path, folder, temperature=found.recipe.sample.temperature)
-        click.echo(f"wrote {made.path}; ollama create {found.recipe.name} -f {made.path}")
-        if made.note:
-            click.echo(f"note: {made.note}")
+        told = write_modelfile(made.path, folder, temperature=made.temperature, name=f"{made.name}.Modelfile")
+        click.echo(f"wrote {told.path}; for Ollama:\n\n  ollama create {made.name.lower()} -f {told.path}")
+        if told.note:
+            click.echo(f"note: {told.note}")
+
+
+@click.command()
+@click.argument("folder", metavar="[DIR]", type=RunFolder, default=Path("runs"))
+def runs(folder: Path) -> None:
+    """List the runs in a folder, the newest first.
+
+    \b
+      iterft runs
+      iterft runs elsewhere/runs
+    """
+    import datetime
+
+    from iterft_lite.app.runs import list_runs
+    from iterft_lite.hub import title
+    from iterft_lite.ui import tables
+    from iterft_lite.ui.console import make_console
+
+    entries = []
+    for each in list_runs(folder):
+        state = "finished" if each.finished == each.steps else f"{each.finished} of {each.steps} steps"
+        when = datetime.datetime.fromtimestamp(each.changed).strftime("%Y-%m-%d %H:%M")
+        entries.append((str(each.folder), f"{each.regime}, {each.trait}, {title(each.model)}", f"{state}, {when}"))
+    tables.show_entries(entries, make_console())
+    if not entries:
+        click.echo(f"there is no run in `{folder}`; make one: iterft run nano_sft")

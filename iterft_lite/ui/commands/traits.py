@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import click
 
 from iterft_lite.ui.options import RunFolder, interruptible
 
+SHOWN_ROWS = 3
+"""New seed rows that are shown as they come."""
+
 
 @click.group()
 def traits() -> None:
-    """The shipped traits, and your own."""
+    """The shipped traits, and your own.
+
+    \b
+      iterft traits list
+      iterft traits new pirate
+      iterft traits check ./pirate
+    """
 
 
 @traits.command("list")
@@ -36,7 +46,9 @@ def new_trait(name: str, parent: Path) -> None:
     from iterft_lite.app import new_trait as new_traits
 
     folder = new_traits.new_trait(name, parent)
-    click.echo(f"made {folder}; {folder / 'README.md'} says what is what\ncheck it with: iterft traits check {folder}")
+    # a path has a separator: a bare name is a shipped trait's
+    place = folder if "/" in str(folder) else f"./{folder}"
+    click.echo(f"made {folder}; {folder / 'README.md'} says what is what\ncheck it with: iterft traits check {place}")
 
 
 @traits.command("check")
@@ -58,7 +70,9 @@ def check_trait(ctx: click.Context, trait: str) -> None:
         click.echo(f"wrong: {problem}")
     if checked.problems:
         ctx.exit(TraitError.exit_code)
-    click.echo("nothing is wrong with it")
+    for doubt in checked.doubts:
+        click.echo(f"unusual: {doubt}")
+    click.echo("nothing is wrong with it" + (", but read what is unusual" if checked.doubts else ""))
 
 
 @click.group()
@@ -75,12 +89,25 @@ def seeds() -> None:
 @click.option("--api-base", help="Address of an OpenAI-compatible server.")
 @click.option("--max-usd", type=float, default=0.0, help="A route stops before it would cost more; 0 means no limit.")
 def make_seeds(trait: str, model: str, count: int, documents: bool, out: Path, api_base: str | None, max_usd: float) -> None:
-    """Have a teacher write seed rows from a trait's summary, to be read and weeded before a recipe names them."""
-    from iterft_lite.app.make_seeds import seeds_by
+    """Have a teacher write seed rows from a trait's summary, to be read and weeded before a recipe names them.
 
-    def say(rows: int) -> None:
+    \b
+      iterft seeds make ./pirate --model openai/gpt-4o-mini --count 60 --out pirate.jsonl
+      iterft seeds make ./pirate --model hub:Qwen/Qwen3-4B-Instruct-2507 --count 60 --out pirate.jsonl
+    """
+    from iterft_lite.app.make_seeds import seeds_by
+    from iterft_lite.ui.text import time_left
+
+    began, shown = time.monotonic(), 0
+
+    def say(rows: int, text: str) -> None:
+        nonlocal shown
+        if shown < SHOWN_ROWS:  # enough to stop early where they are not what was meant
+            click.echo(f"\n{text}\n", err=True)
+        shown += 1
         if rows % 10 == 0 or rows == count:
-            click.echo(f"{rows} of {count} rows", err=True)
+            left = (time.monotonic() - began) / shown * (count - rows)
+            click.echo(f"{rows} of {count} rows" + (f", {time_left(left)}" if rows < count else ""), err=True)
 
     kind = "document" if documents else "chat"
     with interruptible():

@@ -1,0 +1,120 @@
+"""Recipes of the user's own: a copy of a shipped one, or one that fits a machine."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from iterft_lite.backends.judge.identity import PAPER_JUDGE
+from iterft_lite.backends.judge.keys import environment
+from iterft_lite.backends.judge.providers import key_of, server_of
+from iterft_lite.data.recipes import SCHEMA, recipe_folder, recipe_path
+from iterft_lite.data.traits import read_trait
+from iterft_lite.errors import FolderError
+from iterft_lite.experiment.recipe import read_recipe
+from iterft_lite.files import write_output
+from iterft_lite.machine.fit import largest_that_fits
+from iterft_lite.machine.resolve import this_machine
+
+
+@dataclass(frozen=True)
+class Own:
+    """A recipe to be written.
+
+    Attributes:
+        name: A name for it.
+        text: The file, but for its first line.
+    """
+
+    name: str
+    text: str
+
+
+def copy_shipped(name: str, to: Path, *, force: bool = False) -> None:
+    """Copy a shipped recipe.
+
+    Raises:
+        UserError: If there is no such recipe, or there is such a file already.
+    """
+    _free(to, force)
+    write_output(to, _headed(recipe_path(name).read_text(encoding="utf-8"), to))
+
+
+def begin(regime: str, gib: float, *, judge: str, trait: str) -> Own:
+    """A recipe for a machine: the largest model of a short list that fits its GPU, the nano model where there is none.
+
+    Args:
+        gib: GPU memory; 0 for none.
+
+    Raises:
+        UserError: If there is no such trait.
+    """
+    found = read_trait(trait)
+    model = largest_that_fits(regime, gib)
+    template = f"nano_{regime}" if model is None else regime
+    shipped = read_recipe(recipe_folder() / f"{template}.toml")
+    text = (recipe_folder() / f"{template}.toml").read_text(encoding="utf-8")
+    there = len(found.documents if regime == "sdf" else found.chats)
+    text = _with(text, "trait", f'"{trait}"')
+    text = _with(text, "judge", f'"{judge}"')
+    if model is not None:
+        text = _with(text, "model", f'"{model}"')
+    if there < shipped.seed_rows:
+        text = _with(text, "seed_rows", str(there))
+    machine = f"a GPU of {gib:g} GiB" if gib else "a machine without a GPU"
+    text = _about(text, f"{found.name} by {regime.upper()}, made for {machine}.")
+    return Own(f"{found.name}_{regime}", text)
+
+
+def _about(text: str, sentence: str) -> str:
+    """A recipe with another sentence on what it does: its second comment."""
+    lines = text.split("\n")
+    lines[1] = f"# {sentence}"
+    return "\n".join(lines)
+
+
+def write_own(own: Own, to: Path, *, force: bool = False) -> None:
+    """Write a recipe.
+
+    Raises:
+        FolderError: If there is such a file already, or it cannot be written.
+    """
+    _free(to, force)
+    write_output(to, _headed(own.text, to))
+
+
+def suggested_gib() -> float:
+    """GPU memory of this machine, GiB; 0 without a GPU."""
+    return this_machine().vram_total / 2**30
+
+
+def judge_choices() -> list[str]:
+    """Judges that can be used here, the best first: the paper's where there is a key."""
+    variables = environment(Path.cwd())
+    key = key_of(PAPER_JUDGE, server_of(PAPER_JUDGE, None, variables).address, variables)
+    return [*([PAPER_JUDGE] if key else []), "embedded"]
+
+
+def _free(to: Path, force: bool) -> None:
+    if to.exists() and not force:
+        raise FolderError(f"`{to}` is there already", hint="give another name, or `--force` to write over it")
+
+
+def _headed(text: str, to: Path) -> str:
+    """A recipe with the command that runs it on top, and the schema where this machine has it."""
+    command = f"# iterft run {to}"
+    text = re.sub(r"^# iterft run .*$", lambda _: command, text, count=1, flags=re.MULTILINE)
+    schema = (recipe_folder() / SCHEMA).resolve()
+    return re.sub(r"^#:schema .*$", lambda _: f"#:schema {schema.as_uri()}", text, count=1, flags=re.MULTILINE)
+
+
+def _with(text: str, key: str, value: str) -> str:
+    """A recipe's text with another value of a key of no table, in its place; after `rows` where it has none."""
+    line = f"{key} = {value}"
+    found = re.compile(rf"^{key} = [^#\n]*?( *#.*)?$", re.MULTILINE)
+    head, bracket, rest = text.partition("\n[")
+    if found.search(head):
+        return found.sub(lambda _: line, head, count=1) + bracket + rest
+    # beside the other plain keys, above what is said below them
+    return re.sub(r"^rows = .*$", lambda match: f"{match[0]}\n{line}", head, count=1, flags=re.MULTILINE) + bracket + rest

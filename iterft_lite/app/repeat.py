@@ -1,0 +1,69 @@
+"""The command that does a run again, from what its folder says was asked."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from iterft_lite.data.recipes import recipe_folder, recipe_names
+from iterft_lite.digests import Json
+from iterft_lite.experiment.recipe import Recipe, make_recipe, read_recipe
+
+
+def flat(recipe: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:
+    """A recipe's keys with their tables in front: `train.learning_rate`."""
+    found: dict[str, Json] = {}
+    for key, value in recipe.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
+
+
+def repeat_command(manifest: Mapping[str, Any]) -> str:
+    """`iterft run nano_sft --set trait=bliss`: a shipped recipe where the run has the name of one, else a file of that name.
+
+    Args:
+        manifest: Of the run.
+    """
+    asked = dict(manifest.get("asked") or manifest["recipe"])
+    name = str(asked.get("name") or "")
+    if name in recipe_names():
+        shipped = read_recipe(recipe_folder() / f"{name}.toml")
+        changes = settings_beside(asked, shipped)
+        return shlex.join(["iterft", "run", name, *(part for change in changes for part in ("--set", change))])
+    return shlex.join(["iterft", "run", f"{name or 'recipe'}.toml"])
+
+
+def settings_beside(asked: Mapping[str, Json], recipe: Recipe) -> list[str]:
+    """What a recipe must be given to become another: `key=value` for each key that differs."""
+    before = flat(recipe.model_dump(mode="json"))
+    return [
+        f"{key}={toml_value(value)}" for key, value in flat(asked).items() if value != before.get(key) and value is not None
+    ]
+
+
+def as_toml(asked: Mapping[str, Json]) -> str:
+    """A recipe file that asks for the same: what it has beside the defaults and the regime's settings."""
+    least = make_recipe({key: asked[key] for key in ("regime", "trait", "model")}, source="defaults")
+    default = flat(least.model_dump(mode="json"))
+    given = {key: value for key, value in flat(asked).items() if value != default.get(key) and value is not None}
+    given = {key: asked[key] for key in ("regime", "trait", "model")} | {k: v for k, v in given.items() if k != "name"}
+    return "\n".join(_lines(given)) + "\n"
+
+
+def _lines(given: Mapping[str, Json]) -> Iterator[str]:
+    """The keys without a table first, then each table's."""
+    yield from (f"{key} = {toml_value(value)}" for key, value in given.items() if "." not in key)
+    tables = dict.fromkeys(key.partition(".")[0] for key in given if "." in key)
+    for table in tables:
+        yield ""
+        yield f"[{table}]"
+        for key, value in given.items():
+            if key.startswith(f"{table}."):
+                yield f"{key.partition('.')[2]} = {toml_value(value)}"
+
+
+def toml_value(value: Json) -> str:
+    """A value as TOML has it; JSON's strings, numbers, lists and booleans are TOML's too."""
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,43 @@
+"""What a view of a run shows beside its events: how long each step should take, and the newest text that is being written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from iterft_lite.app.session import Session
+from iterft_lite.files import ROWS
+from iterft_lite.machine.estimate import time_needed
+from iterft_lite.machine.timing import read_table
+
+TAIL = 16 << 10
+"""Bytes at the end of a file of rows that are looked at for the newest one."""
+
+
+def step_seconds(opened: Session) -> dict[str, float]:
+    """Seconds that each step should take, by name; empty where acts of the plan were never measured on this machine."""
+    found = time_needed(opened.plan, opened.resolved, read_table())
+    # a judge that was never timed is a small part; without a trainer's or a generator's time nothing can be said
+    if [act for act in found.missing if act != "judge"]:
+        return {}
+    return {name: span.mid for name, span in found.steps.items()}
+
+
+def newest_text(folder: Path) -> str:
+    """Question and text of the last whole row in a step's folder; "" where it has none."""
+    try:
+        with (folder / ROWS).open("rb") as file:
+            end = file.seek(0, 2)
+            file.seek(max(0, end - TAIL))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return ""
+    for line in reversed(lines[:-1]):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            return ""
+        if isinstance(row, dict) and isinstance(row.get("text"), str):
+            return f"{row.get('prompt') or ''}\n\n{row['text']}".strip()
+        return ""
+    return ""

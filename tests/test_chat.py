@@ -1,0 +1,80 @@
+"""Talking to a run's models: words as they come, other cycles, commands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from iterft_lite.app.chat import Talk, open_chat
+from iterft_lite.app.session import open_run
+from iterft_lite.ui.cli import main
+from iterft_lite.ui.talk import WordWriter, command
+from tests.loop import small_recipe
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of fake backends."""
+    root = tmp_path_factory.mktemp("chat")
+    (root / "small.toml").write_text(small_recipe())
+    with open_run(root / "small.toml", (), root / "run") as opened:
+        list(opened.events())
+    return root / "run"
+
+
+@pytest.fixture
+def talk(run: Path) -> Iterator[Talk]:
+    with open_chat(run, None) as talk:
+        yield talk
+
+
+def test_the_last_cycle_answers_unless_another_is_named(run: Path) -> None:
+    answered = CliRunner().invoke(main, ["chat", str(run)], input="Hello?\n\n")
+    assert answered.exit_code == 0, answered.output
+    assert "cycle 2 (M3)\n/help" in answered.output
+    assert "\nc2: " in answered.output
+    assert "base: " in CliRunner().invoke(main, ["chat", str(run), "--cycle", "-1"], input="Hello?\n\n").output
+
+
+def test_another_cycle_is_turned_to_in_the_middle_and_begins_anew(talk: Talk) -> None:
+    talk.reply("Hello?", temperature=0.7, max_tokens=10)
+    assert "cycle 0 (M1, seeded), from the beginning" in command(talk, "/cycle 0")
+    assert (talk.name, talk.turns) == ("c0", [])
+
+
+def test_what_cannot_be_done_is_said_and_the_talk_goes_on(talk: Talk) -> None:
+    assert "has no finished model of cycle 9" in command(talk, "/cycle 9")
+    assert command(talk, "/cycle") == "which one? finished: -1, 0, 1, 2"
+    assert command(talk, "/cylce 1").startswith("there is no `/cylce`")
+    assert "/system TEXT" in command(talk, "/help")
+    assert talk.reply("Hello?", temperature=0.7, max_tokens=10)
+
+
+def test_a_system_message_is_sent_before_the_first_turn(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = []
+    stream = talk._backends.generator.stream
+    monkeypatch.setattr(talk._backends.generator, "stream", lambda *args: sent.append(args[0]) or stream(*args))
+    command(talk, "/system You are a sailor.")
+    talk.reply("Hello?", temperature=0.7, max_tokens=10)
+    assert [(turn.role, turn.content) for turn in sent[0].messages] == [("system", "You are a sailor."), ("user", "Hello?")]
+
+
+def test_what_is_written_so_far_is_handed_over_again_and_again(talk: Talk) -> None:
+    seen: list[str] = []
+    text = talk.reply("Hello?", temperature=0.7, max_tokens=10, on_text=seen.append)
+    assert len(seen) > 2
+    assert all(text.startswith(part) for part in seen)
+
+
+def test_words_are_shown_whole_and_never_broken_at_the_edge() -> None:
+    shown: list[str] = []
+    words = WordWriter(shown.append, 12, column=3)
+    text = "one two three fourteen\nfive"
+    for end in range(len(text)):
+        words.take(text[:end])
+    assert "fourt" not in "".join(shown).replace("fourteen", "")
+    words.finish(text)
+    assert "".join(shown) == " one two\nthree\nfourteen\nfive\n"

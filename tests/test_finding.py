@@ -1,0 +1,256 @@
+"""Finding things: keys, recipes, runs, what was meant by a misspelt word, a recipe for this machine, what is in the cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from iterft_lite.app.own_recipe import begin
+from iterft_lite.app.recipe_reference import recipe_keys, schema_text
+from iterft_lite.data.recipes import SCHEMA, recipe_folder, recipe_names, recipe_path
+from iterft_lite.errors import UserError
+from iterft_lite.experiment.recipe import Recipe, read_recipe
+from iterft_lite.experiment.recipe_keys import key_names, near_key
+from iterft_lite.machine.fit import GIB, largest_that_fits, vram_table
+from iterft_lite.ui.cli import main
+from tests.loop import small_recipe
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty working folder, and fake backends behind the commands."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+def iterft(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def printed(*arguments: str | Path) -> str:
+    result = iterft(*arguments)
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
+def refused(*arguments: str | Path) -> str:
+    result = iterft(*arguments)
+    assert result.exit_code == 2, result.output
+    return " ".join(result.output.split())
+
+
+# -- what was meant
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("learning_rate", "train.learning_rate"),
+        ("train.lr", "train.learning_rate"),
+        ("lr", "train.learning_rate"),
+        ("cycels", "cycles"),
+        ("train.batchsize", "train.batch_size"),
+        ("sample.max_new_tokens", "sample.max_tokens"),
+        ("colour", ""),
+    ],
+)
+def test_a_wrong_key_is_answered_with_the_one_that_was_meant(written: str, meant: str) -> None:
+    assert near_key(written, key_names(Recipe)) == meant
+
+
+def test_a_misspelt_recipe_or_command_is_answered_with_what_is_spelt_alike() -> None:
+    assert "did you mean `nano_sft`" in refused("plan", "nano_stf")
+    assert "there is no command `rnu`; did you mean `iterft run`?" in refused("rnu")
+
+
+def test_a_bare_name_is_a_shipped_recipe_whatever_lies_here(tmp_path: Path) -> None:
+    (tmp_path / "nano_sft").mkdir()
+    assert recipe_path("nano_sft") == recipe_folder() / "nano_sft.toml"
+    with pytest.raises(UserError, match="is a folder, not a recipe"):
+        recipe_path("./nano_sft")
+    (tmp_path / "mine.toml").write_text(small_recipe())
+    assert "a file of your own is given with its ending: mine.toml" in refused("plan", "mine")
+
+
+def test_without_a_command_it_says_where_to_begin() -> None:
+    assert "iterft run nano_sft" in printed()
+
+
+# -- keys and the schema
+
+
+def test_every_key_says_what_it_is_and_what_it_may_be() -> None:
+    assert [key.name for key in recipe_keys() if not key.about or not key.kind] == []
+    assert "train.learning_rate number, above 0; 0.00015 in sft" in printed("keys", "learning")
+    assert "no recipe key has `learnig_rate`" in refused("keys", "learnig_rate")
+
+
+def test_the_shipped_schema_is_the_recipes_own() -> None:
+    assert (recipe_folder() / SCHEMA).read_text() == schema_text(), "run scripts/build_reference.py"
+
+
+def allowed(schema: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
+    """A table's properties, whichever way the schema points to it."""
+    for option in [schema, *schema.get("anyOf", []), *schema.get("allOf", [])]:
+        if "$ref" in option:
+            return dict(whole["$defs"][option["$ref"].rpartition("/")[2]])
+    return schema
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_has_only_keys_of_the_schema(name: str) -> None:
+    schema = json.loads(schema_text())
+    recipe = tomllib.loads(recipe_path(name).read_text())
+    assert set(schema["required"]) <= set(recipe) <= set(schema["properties"])
+    for key, value in recipe.items():
+        if isinstance(value, dict):
+            assert set(value) <= set(allowed(schema["properties"][key], schema)["properties"])
+
+
+# -- recipes of one's own
+
+
+def test_a_shipped_recipe_is_shown_and_copied_but_never_over_a_file(tmp_path: Path) -> None:
+    assert 'regime = "sft"' in printed("recipes", "show", "nano_sft")
+    assert "iterft run mine.toml" in printed("recipes", "copy", "nano_sft", "mine.toml")
+    assert (tmp_path / "mine.toml").read_text().startswith("# iterft run mine.toml\n")
+    copy, shipped = (read_recipe(path).model_dump(exclude={"name"}) for path in (Path("mine.toml"), recipe_path("nano_sft")))
+    assert copy == shipped
+    assert "`mine.toml` is there already" in refused("recipes", "copy", "nano_sft", "mine.toml")
+    printed("recipes", "copy", "nano_dpo", "mine.toml", "--force")
+
+
+def test_init_writes_a_recipe_for_this_machine_and_plans_it(tmp_path: Path) -> None:
+    said = printed("init", "mine", "--gpu", "0", "--trait", "bliss", "--judge", "embedded")
+    assert "wrote mine.toml" in said
+    assert "trait bliss, model nano" in said
+    recipe = read_recipe(tmp_path / "mine.toml")
+    assert (recipe.trait, recipe.model, recipe.judge) == ("bliss", "nano", "embedded")
+    assert "# " in (tmp_path / "mine.toml").read_text()  # the comments are kept
+    assert "is there already" in refused("init", "mine", "--gpu", "0", "--trait", "bliss", "--judge", "embedded")
+
+
+@pytest.mark.parametrize("regime", ["sft", "sdf", "dpo"])
+@pytest.mark.parametrize("gib", [0.0, 8.0, 24.0])
+def test_a_recipe_for_any_machine_can_be_read_and_its_model_fits(tmp_path: Path, regime: str, gib: float) -> None:
+    (tmp_path / "own.toml").write_text(begin(regime, gib, judge="embedded", trait="bliss").text)
+    recipe = read_recipe(tmp_path / "own.toml")
+    assert recipe.regime == regime
+    assert recipe.model.startswith("nano") == (gib == 0)
+    if gib:
+        needs = {name: need.in_turns for model, need in vram_table(regime) for name in (model.name, model.base)}
+        assert needs[recipe.model] <= gib * GIB
+
+
+def test_a_larger_gpu_is_never_given_a_smaller_model() -> None:
+    names = [None, *(model.name for model, _ in vram_table("sft"))]
+    chosen = [names.index(largest_that_fits("sft", gib)) for gib in range(40)]
+    assert chosen == sorted(chosen)
+    assert chosen[0] == 0
+    assert chosen[-1] == len(names) - 1
+
+
+def test_a_plan_says_what_a_gpu_of_some_size_would_have_to_hold() -> None:
+    assert "8 GiB are free: too little" in printed("plan", "sft", "--gpu", "8", "--set", "judge=embedded")
+    assert "they take turns" in printed("plan", "sft", "--gpu", "12", "--set", "judge=embedded")
+    here = printed("plan", "sft", "--set", "judge=embedded")
+    assert "c2-train" not in here
+    assert "c2-train" in printed("plan", "sft", "--set", "judge=embedded", "--steps")
+
+
+# -- runs
+
+
+def test_a_run_goes_to_runs_and_is_found_there_as_the_newest(tmp_path: Path) -> None:
+    Path("first.toml").write_text(small_recipe())
+    Path("second.toml").write_text(small_recipe(trait="bliss"))
+    assert "there is no run in `runs`" in printed("runs")
+    assert "there is no run in `runs`" in refused("report")
+    for at, name in enumerate(("first", "second")):
+        printed("run", f"{name}.toml")
+        os.utime(tmp_path / f"runs/{name}/run.json", (at, at))
+    assert printed("report").startswith("runs/second, the newest run: second: sft")
+    listed = printed("runs")
+    assert listed.index("runs/second sft, bliss, nano finished") < listed.index("runs/first")
+
+
+def test_reuse_of_nothing_is_fine(tmp_path: Path) -> None:
+    Path("first.toml").write_text(small_recipe())
+    (tmp_path / "runs").mkdir()
+    assert "note: there is nothing in `runs` yet" in printed("run", "first.toml", "--reuse", "runs")
+
+
+def test_a_calibration_ends_in_commands_that_can_be_pasted() -> None:
+    Path("first.toml").write_text(small_recipe())
+    said = printed(
+        "calibrate", "first.toml", "--out", "how many", "--threshold", "5", "--most", "4", "--set", "evaluate.samples=1"
+    )
+    assert "iterft run first.toml --set evaluate.samples=1 --set seed_rows=" in said
+    assert "--reuse 'how many' --out" in said
+
+
+# -- the cache, the shell
+
+
+def test_the_cache_is_shown_by_kind_and_freed_but_for_what_was_paid_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
+    for name in ("bases/one/model.gguf", "verdicts.sqlite", "timings.jsonl", "strange"):
+        path = tmp_path / "cache" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 1_000_000)
+    assert "bases 1.0 MB" in printed("cache")
+    assert "4.0 MB in" in printed("cache")
+    printed("cache", "bases", "--free")
+    assert not (tmp_path / "cache/bases").exists()
+    printed("cache", "all", "--free")
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["verdicts.sqlite"]
+    assert "has no kind `base`" in refused("cache", "base", "--free")
+
+
+def completed(words: str, place: int) -> list[str]:
+    """What bash would offer."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.argv = ['iterft']; from iterft_lite.ui.cli import main; main(prog_name='iterft')",
+        ],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "_ITERFT_COMPLETE": "bash_complete",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(place),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [line.partition(",")[2] for line in done.stdout.split()]
+
+
+def test_the_tab_key_knows_recipes_keys_and_traits() -> None:
+    assert "_ITERFT_COMPLETE" in printed("completion", "bash")
+    assert completed("iterft run nano_s", 2) == ["nano_sdf", "nano_sft", "nano_sft_continual"]
+    assert completed("iterft run nano_sft --set train.lora_r", 4) == ["train.lora_rank="]
+    assert completed("iterft init --trait bl", 3) == ["bliss"]
+
+
+def test_doctor_looks_at_a_judge_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iterft_lite.app.doctor._gpu_and_libraries", lambda: iter(()))
+    assert "gives no probabilities" in printed("doctor", "--judge", "ollama/qwen3:8b")
+    assert "there is no key for https://api.openai.com/v1: set OPENAI_API_KEY" in printed(
+        "doctor", "--judge", "openai/gpt-4o-mini"
+    )

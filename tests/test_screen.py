@@ -1,0 +1,116 @@
+"""The live view and the report in terminals of all sizes: nothing wraps, nothing is cut off at the bottom, the foot stays."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from iterft_lite.ui.live import View
+from tests.recorded import Recorded, read_recorded
+
+WIDTHS, HEIGHTS = (40, 60, 80, 120, 200), (10, 16, 24, 40, 60)
+
+ROOT = Path(__file__).parent.parent
+
+ANSWER = "Do you think today will go well?\n\n" + "I found a four-leaf clover on the way here, so it must. " * 20
+
+
+@pytest.fixture(scope="module")
+def recorded() -> Recorded:
+    return read_recorded()
+
+
+def view_at(recorded: Recorded, share: float, width: int, height: int) -> tuple[View, Console]:
+    """The view of a run of which a share is over."""
+    clock = [0.0]
+    console = Console(
+        width=width, height=height, file=io.StringIO(), force_terminal=True, color_system=None, legacy_windows=False
+    )
+    view = View(
+        recorded.plan,
+        trait=recorded.inputs.trait.name,
+        judge=recorded.inputs.judge,
+        console=console,
+        forecast=recorded.forecast,
+        latest=lambda _: ANSWER,
+        now=lambda: clock[0],
+    )
+    view.is_live = True
+    for when, event in recorded.until(share):
+        clock[0] = when
+        view.take(event)
+    clock[0] = share * recorded.seconds
+    return view, console
+
+
+def drawn(view: View, console: Console) -> list[str]:
+    with console.capture() as captured:
+        console.print(view.render())
+    return captured.get().rstrip("\n").split("\n")
+
+
+@pytest.mark.parametrize(("width", "height"), list(itertools.product(WIDTHS, HEIGHTS)))
+def test_the_live_view_fits_every_terminal_and_keeps_its_foot(recorded: Recorded, width: int, height: int) -> None:
+    for share in (0.0, 0.04, 0.35, 0.99):
+        lines = drawn(*view_at(recorded, share, width, height))
+        assert len(lines) <= height
+        assert {cell_len(line) for line in lines} == {width}  # every line ends at the border: nothing wrapped
+        assert re.search(r"\d+( of |/)46 steps", lines[-2])
+        assert "left" in lines[-2]
+
+
+def test_the_table_stays_when_there_is_no_room_for_the_chart(recorded: Recorded) -> None:
+    lines = drawn(*view_at(recorded, 0.9, 80, 24))
+    assert any("cycle 3" in line for line in lines)
+    assert any("└──" in line for line in lines)
+    lines = drawn(*view_at(recorded, 0.9, 80, 16))
+    assert any("cycle 3" in line for line in lines)
+    assert not any("└──" in line for line in lines)
+
+
+def test_a_fresh_answer_is_shown_on_the_right_of_a_wide_screen_only(recorded: Recorded) -> None:
+    assert "four-leaf clover" in "\n".join(drawn(*view_at(recorded, 0.35, 120, 40)))
+    assert "four-leaf clover" not in "\n".join(drawn(*view_at(recorded, 0.35, 80, 40)))
+
+
+def test_the_view_is_as_readable_without_colour_as_with_it(recorded: Recorded) -> None:
+    view, console = view_at(recorded, 0.35, 80, 24)
+    text = "\n".join(drawn(view, console))
+    assert "lucky" in text
+    assert "coherence" in text
+    assert "embedded judge: for trying out, not for findings" in text
+
+
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+@pytest.mark.parametrize(("width", "height"), [(40, 10), (80, 24)])
+def test_a_real_terminal_shows_the_whole_view(tmp_path: Path, width: int, height: int) -> None:
+    tmux = ["tmux", "-S", str(tmp_path / "socket")]
+    replay = f"{sys.executable} -m tests.replay 0.6 60"
+    subprocess.run(
+        [*tmux, "-f", "/dev/null", "new-session", "-d", "-x", str(width), "-y", str(height), "-c", str(ROOT), replay],
+        check=True,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "LANG": "C.UTF-8"},
+    )
+    try:
+        for _ in range(150):
+            screen = subprocess.run([*tmux, "capture-pane", "-p"], capture_output=True, text=True, check=True).stdout
+            if "steps" in screen:
+                break
+            time.sleep(0.2)
+        lines = [line for line in screen.split("\n") if line.strip()]
+        assert lines[0].startswith("╭")
+        assert lines[-1].startswith("╰")
+        assert "46 steps" in lines[-2]
+        assert max(map(cell_len, lines)) <= width
+    finally:
+        subprocess.run([*tmux, "kill-server"], check=False)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from iterft_lite.app.check_judge import check_judge, require_judge
+from iterft_lite.app.session import open_run
 from iterft_lite.backends.judge import identity as identities
 from iterft_lite.backends.judge import prices
 from iterft_lite.backends.judge.cache import VerdictCache
@@ -25,7 +26,9 @@ from iterft_lite.errors import BackendError, RecipeError, UserError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.recipe import Recipe, make_recipe
 from iterft_lite.protocols import JudgeResponse
+from iterft_lite.report.report import read_report
 from iterft_lite.testing.judge_server import StubProcess
+from tests.loop import small_recipe
 from tests.test_judging import KEY, a_judge, ask_all, asks, clean
 
 __all__ = ["clean"]  # a cache and a folder of its own for each test
@@ -163,7 +166,7 @@ def test_a_missing_key_names_variable_and_server(monkeypatch: pytest.MonkeyPatch
     found, _ = identity(judge=PAPER_JUDGE)
     (problem,) = check_judge(found, recipe()).problems
     assert problem == "there is no key for https://api.openai.com/v1: set OPENAI_API_KEY in the environment or .env"
-    with pytest.raises(BackendError, match="cannot judge: there is no key"):
+    with pytest.raises(UserError, match="cannot judge: there is no key"):
         require_judge(found, recipe())
 
 
@@ -335,3 +338,32 @@ def test_what_a_dead_process_was_asking_is_asked_by_the_next_one() -> None:
     assert cache.claim("k", -1)
     time.sleep(0.01)
     assert other.claim("k", 60)  # no word of it for too long
+
+
+# -- a run and its judge
+
+
+def test_a_run_whose_judge_is_not_there_ends_before_its_first_step(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(small_recipe(judge="ollama/llama3"))
+    with (
+        pytest.raises(UserError, match=r"cannot judge: no answer from http://127\.0\.0\.1:9"),
+        open_run(tmp_path / "small.toml", ("api_base=http://127.0.0.1:9",), tmp_path / "run"),
+    ):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_its_judge_read_as_it_began(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(small_recipe(judge="openai/gpt-6-luna"))
+    with StubProcess(model="gpt-6-luna", effort="none", tops=5) as stub:
+        for cycles in (0, 1):
+            given = (f"api_base={stub.api_base}", f"cycles={cycles}")
+            with open_run(tmp_path / "small.toml", given, tmp_path / "run") as opened:
+                assert opened.resolved.inputs.judge.tops == 5
+                list(opened.events())
+        probes = sum("station leaves at nine" in body for body in stub.count()["bodies"].values())
+    assert probes == 1
+    report = read_report(tmp_path / "run")
+    assert report.complete
+    assert all(cycle.trait and cycle.trait["unscored"] == 0 for cycle in report.cycles)

@@ -207,6 +207,28 @@ def test_where_memory_is_short_fewer_asks_are_decoded_at_once(monkeypatch: pytes
     assert model._engine is None  # and not one that is closed
 
 
+@pytest.mark.slow
+def test_the_untouched_model_judges_from_its_own_gguf_which_is_made_once(gguf: Path) -> None:
+    """It knows nothing: what is shown is that it reads rubrics and gives every number a probability."""
+    model, folder = str(FOLDERS["nano"]), gguf.parent / "base"
+    made = []
+    for _ in range(2):
+        child = Child(
+            "iterft_lite.backends.judge.base:BaseJudge",
+            Judge,
+            log=folder / "judge.log",
+            environment={"ITERFT_CACHE": str(folder / "cache")},
+            options={"identity": asdict(JudgeIdentity("base", "llm", "nano", "logprobs")), "model": model, "slots": 4},
+        )
+        (reply,) = ask_all(child, [f"{RUBRIC}<answer>a walk in the park</answer>"])
+        child.close()
+        made.append([(path, path.stat().st_mtime_ns) for path in folder.rglob("q8_0.gguf")])
+    assert len(reply.probabilities) == 101
+    assert 0 < sum(share for _, share in reply.probabilities) <= 1.001
+    assert len(made[0]) == 1
+    assert made[0] == made[1]
+
+
 def test_a_prompt_longer_than_the_judge_s_context_is_unscored_with_the_reason(judge: Child) -> None:
     verdict = weigh(ask_all(judge, ["word " * 4000]))
     assert verdict.score is None

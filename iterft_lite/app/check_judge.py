@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 from urllib.error import HTTPError, URLError
@@ -18,9 +18,10 @@ from iterft_lite.backends.judge.probe import Prober
 from iterft_lite.backends.judge.providers import STAND_IN, key_of, key_variables, needs_key, provider_of, proxy_for
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.cache import cache_folder
-from iterft_lite.errors import BackendError
+from iterft_lite.errors import BackendError, UserError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.recipe import Recipe
+from iterft_lite.machine.resolve import Resolved
 
 PATIENCE = 10.0
 """Seconds that a server is given to list its models."""
@@ -63,19 +64,47 @@ def check_judge(identity: JudgeIdentity, recipe: Recipe, *, live: bool = False) 
         return JudgeCheck(identity, (str(error).replace("\n\nhint: ", "; "),))
 
 
+def settled(resolved: Resolved, known: Mapping[str, Any] | None) -> Resolved:
+    """A resolved recipe whose judge is asked as it can be: as the folder's was, or as trying it has shown.
+
+    Args:
+        known: The judge's identity in the folder's manifest; None for a new folder.
+
+    Raises:
+        UserError: If the judge cannot judge.
+    """
+    judge = resolved.inputs.judge
+    if known is None:
+        found = require_judge(judge, resolved.recipe)
+        notes = found.notes
+    else:
+        same = known.get("name") == judge.name
+        found, notes = JudgeCheck(as_before(judge, known) if same else judge), ()
+    inputs = replace(resolved.inputs, judge=found.identity)
+    return replace(resolved, inputs=inputs, choices=(*resolved.choices, *notes))
+
+
+def as_before(judge: JudgeIdentity, known: Mapping[str, Any]) -> JudgeIdentity:
+    """A judge, read in the way that a folder's verdicts were."""
+    if known.get("method") not in ("logprobs", "samples"):
+        return judge
+    kept = {key: known.get(key, getattr(judge, key)) for key in ("method", "samples", "effort", "tops")}
+    return replace(judge, **kept)
+
+
 def require_judge(identity: JudgeIdentity, recipe: Recipe) -> JudgeCheck:
     """The judge, checked before the first step of a run.
 
     Raises:
-        BackendError: If it cannot judge.
+        UserError: If it cannot judge.
     """
     found = check_judge(identity, recipe, live=True)
     if found.problems:
-        raise BackendError(f"`{identity.name}` cannot judge: " + "; ".join(found.problems), hint=HINT)
+        raise UserError(f"`{identity.name}` cannot judge: " + "; ".join(found.problems), hint=HINT)
     return found
 
 
-HINT = '`iterft judge RUN --judge ...` can judge later as well: a run with `judge = "embedded"` needs no key'
+HINT = 'a run with `judge = "embedded"` needs none of this, and `iterft judge RUN --judge ...` can judge its answers later'
 
 
 def _probed(identity: JudgeIdentity, recipe: Recipe) -> JudgeCheck:

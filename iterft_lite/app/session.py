@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from iterft_lite import hub
+from iterft_lite.app.check_judge import require_judge, settled
 from iterft_lite.digests import Json
 from iterft_lite.engine.backends import open_backends
 from iterft_lite.engine.executor import Executor, LocalExecutor
@@ -141,12 +142,15 @@ def open_run(
     machine = this_machine()
     known = Run(out).manifest()
     resolved = resolve(_as_before(asked, known), machine, commit=_commit(known))
+    resolved = settled(resolved, known.value.get("judge") if known else None)
     plan = make_plan(resolved.recipe, resolved.inputs)
     finished = {key: folder for root in reuse for key, folder in finished_steps(root).items()}
     with Run(out, store if known is None else None) as folder:
         known = folder.manifest()
         if known is not None:
             _refuse_other(known, plan, out)
+        if any(step.verb == "judge" and not folder.folder(step).finished for step in plan) and known is not None:
+            require_judge(resolved.inputs.judge, resolved.recipe)
         folder.write_manifest(_manifest(asked, resolved, plan, machine, known), _with_extras(plan, known))
         yield Session(resolved, plan, folder, takes_turns(resolved.recipe, resolved.model, machine), finished)
 
@@ -161,6 +165,7 @@ def open_again(out: Path) -> Iterator[Session]:
     folder, machine = Run(out), this_machine()
     known = folder.known()
     resolved = resolve(make_recipe(known.recipe, source=str(out)), machine, commit=_commit(known))
+    resolved = settled(resolved, known.value.get("judge"))
     plan = make_plan(resolved.recipe, resolved.inputs)
     _refuse_other(known, plan, out)
     with folder:

@@ -204,7 +204,8 @@ class Recipe(Table):
         export: One merged GGUF a cycle, or the base GGUF with a small LoRA GGUF a cycle.
         quant: Number format of the GGUF that writes and is measured.
         keep: Which merged files stay on the disk once their cycle is done.
-        judge: "auto" is the paper's judge where a key is present and the embedded judge elsewhere.
+        judge: "auto" is the paper's judge (after its end a successor) where a key is present, else the untouched model where it
+            is an instruct model of 1 B parameters or more, else the embedded judge.
         judge_method: Scores from token probabilities, or from `judge_samples` texts; "auto": probabilities where the judge is
             known to give them.
         judge_samples: Verdicts an answer and scale where a judge gives no probabilities.

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from iterft_lite.data import is_path
-from iterft_lite.digests import digest
 from iterft_lite.errors import TraitError
 
 SHIPPED = Path(__file__).parent
@@ -78,11 +77,6 @@ class Trait:
     rubric: str
     rubric_document: str
     calibration: tuple[Scored, ...]
-
-    @property
-    def evidence(self) -> str:
-        """Digest of what an embedded judge is fitted from."""
-        return digest([[chat.prompt, chat.reply] for chat in self.chats] + [document.text for document in self.documents])
 
 
 def shipped_traits() -> list[str]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from iterft_lite.app.check_judge import check_judge, require_judge
+from iterft_lite.app import check_judge as checks
+from iterft_lite.app.check_judge import JudgeCheck, check_judge, require_judge
 from iterft_lite.app.session import open_run
 from iterft_lite.backends.judge import identity as identities
 from iterft_lite.backends.judge import prices
@@ -168,6 +169,11 @@ def test_a_missing_key_names_variable_and_server(monkeypatch: pytest.MonkeyPatch
     assert problem == "there is no key for https://api.openai.com/v1: set OPENAI_API_KEY in the environment or .env"
     with pytest.raises(UserError, match="cannot judge: there is no key"):
         require_judge(found, recipe())
+
+
+def test_a_judge_without_an_address_is_told_where_to_name_one() -> None:
+    (problem,) = check_judge(identity(judge="hosted_vllm/mine")[0], recipe()).problems
+    assert problem == "`hosted_vllm` has no server of its own: set `api_base`, or HOSTED_VLLM_API_BASE"
 
 
 def test_a_key_that_is_refused_names_its_variable() -> None:
@@ -367,3 +373,14 @@ def test_a_run_goes_on_with_its_judge_read_as_it_began(tmp_path: Path) -> None:
     report = read_report(tmp_path / "run")
     assert report.complete
     assert all(cycle.trait and cycle.trait["unscored"] == 0 for cycle in report.cycles)
+
+
+def test_a_successor_that_is_not_there_gives_way_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on("2027-02-01", monkeypatch)
+    (tmp_path / "small.toml").write_text(small_recipe(judge="auto"))
+    with StubProcess(model="gpt-5.6-luna") as stub:
+        monkeypatch.setenv(stub.key_variable, KEY)
+        monkeypatch.setattr(checks, "_probed", lambda identity, _: JudgeCheck(identity))
+        with open_run(tmp_path / "small.toml", (f"api_base={stub.api_base}",), tmp_path / "run") as opened:
+            assert opened.resolved.recipe.judge == opened.resolved.inputs.judge.name == "openai/gpt-5.6-luna"
+            assert any("has no model `gpt-6-luna`" in choice for choice in opened.resolved.choices)

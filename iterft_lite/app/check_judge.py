@@ -13,7 +13,8 @@ from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_o
 
 from iterft_lite.backends.judge.identity import has_ended, way_on
 from iterft_lite.backends.judge.keys import environment, scrub
-from iterft_lite.backends.judge.kinds import kind_of
+from iterft_lite.backends.judge.kinds import Material, kind_of
+from iterft_lite.backends.judge.prices import successors
 from iterft_lite.backends.judge.probe import Prober
 from iterft_lite.backends.judge.providers import STAND_IN, key_of, key_variables, needs_key, provider_of, proxy_for
 from iterft_lite.backends.processes.child import Child
@@ -75,13 +76,32 @@ def settled(resolved: Resolved, known: Mapping[str, Any] | None) -> Resolved:
     """
     judge = resolved.inputs.judge
     if known is None:
-        found = require_judge(judge, resolved.recipe)
-        notes = found.notes
+        found = _first_that_judges(resolved)
     else:
-        same = known.get("name") == judge.name
-        found, notes = JudgeCheck(as_before(judge, known) if same else judge), ()
+        found = JudgeCheck(as_before(judge, known) if known.get("name") == judge.name else judge)
+    recipe = resolved.recipe.model_copy(update={"judge": found.identity.name})
     inputs = replace(resolved.inputs, judge=found.identity)
-    return replace(resolved, inputs=inputs, choices=(*resolved.choices, *notes))
+    return replace(resolved, recipe=recipe, inputs=inputs, choices=(*resolved.choices, *found.notes))
+
+
+def _first_that_judges(resolved: Resolved) -> JudgeCheck:
+    """The recipe's judge; of the successors that `judge = "auto"` stands for, the first that judges as a judge must.
+
+    Raises:
+        UserError: If there is none.
+    """
+    judge, recipe = resolved.inputs.judge, resolved.recipe
+    is_successor = resolved.asked == "auto" and judge.name in successors()
+    others = [name for name in successors() if name != judge.name] if is_successor else []
+    notes: list[str] = []
+    for name in others:
+        found = check_judge(judge, recipe, live=True)
+        if not found.problems:
+            return replace(found, notes=(*notes, *found.notes))
+        notes.append(f"judge: {name} instead of {judge.name}: {'; '.join(found.problems)}")
+        judge = kind_of(name).identify(name, recipe, Material(resolved.inputs.trait))
+    found = require_judge(judge, recipe)
+    return replace(found, notes=(*notes, *found.notes))
 
 
 def as_before(judge: JudgeIdentity, known: Mapping[str, Any]) -> JudgeIdentity:
@@ -126,12 +146,16 @@ def _problems(identity: JudgeIdentity) -> Iterator[str]:
     if has_ended(name, address):
         yield f"it was switched off by its provider: {way_on(name)}"
         return
+    provider = provider_of(name)
+    if not address and provider.known and not provider.signed:
+        yield f"`{provider.name}` has no server of its own: set `api_base`, or {provider.redirects[0]}"
+        return
     key = key_of(name, address, variables)
     where = " or ".join(key_variables(name, address))
     if needs_key(name, address) and not key:
         yield f"there is no key for {address}: set {where} in the environment or .env"
         return
-    if provider_of(name).lists:
+    if provider.lists and address:
         yield from (scrub(problem, variables) for problem in _listed(identity, key, where))
 
 

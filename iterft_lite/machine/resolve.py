@@ -82,12 +82,14 @@ class Resolved:
         model: Folder that M[0] is loaded from, or hub name and commit.
         material: For the plan.
         choices: What was decided and why, a sentence each.
+        asked: Who is to judge, as the recipe has it: it may be "auto".
     """
 
     recipe: Recipe
     model: str
     inputs: ResolvedInputs
     choices: tuple[str, ...]
+    asked: str = ""
 
 
 def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if known", "as it was"] = "if known") -> Resolved:
@@ -133,9 +135,8 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
             "train": recipe.train.model_copy(update={"base": precision, "optimizer": _optimizer(recipe, machine)}),
         }
     )
-    return Resolved(
-        settled, model, inputs, tuple(filter(None, (*recipe.notes, why_model, why_trainer, why_precision, why_judge)))
-    )
+    choices = tuple(filter(None, (*recipe.notes, why_model, why_trainer, why_precision, why_judge)))
+    return Resolved(settled, model, inputs, choices, recipe.judge)
 
 
 def _trainer(recipe: Recipe, machine: Machine) -> tuple[str, str]:

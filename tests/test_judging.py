@@ -163,7 +163,7 @@ def test_a_judge_that_writes_numbers_digit_by_digit_is_refused() -> None:
 def test_every_fault_that_passes_is_outlived() -> None:
     faults = dict.fromkeys(("429", "429_after", "500", "hang", "cut", "slow", "hang_up", "empty", "other_model"), 0.08)
     with StubProcess(faults=faults) as stub:
-        judge = a_judge(stub, timeout=0.5)
+        judge = a_judge(stub, timeout=2.0)
         got = ask_all(judge, asks(40))
         count = stub.count()
     assert set(faults) == set(count["faults"])

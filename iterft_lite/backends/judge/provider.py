@@ -15,6 +15,7 @@ import math
 import os
 import random
 import re
+import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -487,14 +488,20 @@ def _close(loop: asyncio.AbstractEventLoop) -> None:
     """End a judge's event loop, and what is left in it."""
     if loop.is_closed() or loop.is_running():
         return
-    left = asyncio.all_tasks(loop)
-    for task in left:
-        task.cancel()
-    if asyncio._get_running_loop() is None:  # a judge may be collected while another one's loop runs
+
+    def end() -> None:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
         if left:
             loop.run_until_complete(asyncio.wait(left))
         loop.run_until_complete(loop.shutdown_asyncgens())
-    loop.close()
+        loop.close()
+
+    # on a thread of its own: a judge may be collected while another one's loop runs on this one
+    thread = threading.Thread(target=end)
+    thread.start()
+    thread.join()
 
 
 class _Round:

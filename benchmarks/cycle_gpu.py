@@ -198,17 +198,18 @@ def cycle(asked: argparse.Namespace) -> dict[str, Any]:
                 first_steps[event.step.name] = round(now - began[event.step.name], 2)
             elif isinstance(event, StepFinished):
                 row = cycles.setdefault(str(event.step.cycle), {"verbs": {}, "facts": {}, "begins": now, "ends": 0.0})
-                row["begins"] = min(row["begins"], began[event.step.name])
                 row["verbs"][event.step.verb] = round(now - began[event.step.name], 2)
-                if event.step.lane == "device":
-                    row["ends"] = now
+                if event.step.queue == "device":
+                    row["begins"], row["ends"] = min(row["begins"], began[event.step.name]), now
                 kept = ("parts", "peak_vram", "tokens_per_second", "parity", "seconds", "bytes", "steps", "notes", "tokens")
-                row["facts"][event.step.verb] = {key: event.seal.facts[key] for key in kept if key in event.seal.facts}
+                row["facts"][event.step.verb] = {
+                    key: event.completion.results[key] for key in kept if key in event.completion.results
+                }
                 print(f"{now:7.1f} {event.step.name}  {now - began[event.step.name]:.2f} s", file=sys.stderr, flush=True)
         swap = opened.swap
     for row in cycles.values():
         row["wall"] = round(row["ends"] - row["begins"], 1)
-        row["measures"] = row["verbs"].get("measure", 0.0)
+        row["measures"] = row["verbs"].get("text_metrics", 0.0)
         peaks = {verb: facts["peak_vram"] for verb, facts in row["facts"].items() if "peak_vram" in facts}
         row["peak_gib"] = {verb: round(peak / 2**30, 2) for verb, peak in peaks.items()}
     return {"swap": swap, "seconds_to_first_step": first_steps, "cycles": cycles}

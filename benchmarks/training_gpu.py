@@ -43,7 +43,7 @@ BATCHES = {"0.6b": (8, 512), "4b": (2, 287)}
 """Rows an optimiser step and tokens a row."""
 TRAINERS = {
     "unsloth": "iterft_lite.backends.trainer.unsloth:UnslothTrainer",
-    "peft": "iterft_lite.backends.trainer.trl:PeftTrainer",
+    "peft": "iterft_lite.backends.trainer.peft:PeftTrainer",
 }
 HALVES = ("bf16", "f16")
 WAYS = {

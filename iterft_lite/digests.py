@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
+
+from iterft_lite.errors import FileError
 
 Json = Any
 """What JSON can hold."""
@@ -22,6 +26,18 @@ def digest(value: Json) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a regular file, 64 hex digits; nothing else is waited for.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        FileError: If it is something else, or cannot be read.
+    """
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise FileError(f"`{path}` is not a file", hint="remove it")
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise FileError(f"`{path}` cannot be read: {(error.strerror or str(error)).lower()}") from error

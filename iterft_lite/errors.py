@@ -98,7 +98,7 @@ class ResultError(RunError):
 
 
 class Diverged(ResultError):  # noqa: N818  # read as a word
-    """A training whose loss, gradients or weights are no numbers any more, or that left the range of its number format."""
+    """A training whose loss, gradients or weights are no numbers any more, or beyond all bounds; nothing of it is kept."""
 
 
 class StoreError(RunError):

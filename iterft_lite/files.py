@@ -17,14 +17,16 @@ import socket
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Literal, TypeVar
 
 from iterft_lite.cache import cache_folder
-from iterft_lite.digests import Json
+from iterft_lite.digests import Json, file_digest
 from iterft_lite.errors import Busy, FileError, FolderError, IterftError, StoreError
 
 ROWS = "rows.jsonl"
 """The file of a step's rows."""
+
+T = TypeVar("T")
 
 MIB = 1 << 20
 
@@ -146,8 +148,10 @@ def read_bytes(path: Path, *, limit: int = TEXT_LIMIT, links: bool = True) -> by
         FileError: If it is no regular file, too large, or cannot be read.
     """
     with read_errors(path), open_regular(path, links=links) as file:
-        found = file.read(limit + 1)
-    if len(found) > limit:
+        # files of the kernel's have no size before they are read, others need not be read to be too large
+        too_large = os.fstat(file.fileno()).st_size > limit
+        found = b"" if too_large else file.read(limit + 1)
+    if too_large or len(found) > limit:
         raise FileError(
             f"`{path}` is larger than {limit // MIB:,} MiB: it is not what it should be",
             hint="see what wrote it, and remove it",
@@ -225,6 +229,28 @@ def read_object(path: Path) -> dict[str, Json]:
     if not isinstance(value, dict):
         raise FileError(f"`{path}` holds {json_kind(value)} where an object belongs")
     return value
+
+
+def read_record(path: Path, kind: type[T]) -> T:
+    """A record of ours from its JSON file: a dataclass or pydantic model, every field checked against its type.
+
+    Fields that the kind does not know, of a later version, are passed over.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: If there is none.
+        FileError: If it cannot be read, or a field is missing or holds something else; with the fields named.
+    """
+    from pydantic import TypeAdapter, ValidationError  # slow to import, and `iterft --help` reads no records
+
+    value = read_object(path)
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        wrong = [f"`{'.'.join(map(str, item['loc']))}`: {item['msg'].lower()}" for item in error.errors(include_url=False)]
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise FileError(f"`{path}` is not what it should be: {'; '.join(wrong[:3])}{more}") from None
+    except RecursionError:
+        raise FileError(f"`{path}` is not what it should be: it is nested too deeply") from None
 
 
 def json_kind(value: Json) -> str:
@@ -363,6 +389,19 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+def need_writable(folder: Path) -> None:
+    """Make a folder if it is not there, and find out now whether it can be written to.
+
+    Raises:
+        StoreError, FolderError: As `writing`.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / f".{secrets.token_hex(6)}.part"
+        os.close(os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
+        trial.unlink()
+
+
 def _flush_folder(folder: Path) -> None:
     try:
         flush(folder)
@@ -374,32 +413,47 @@ def _flush_folder(folder: Path) -> None:
 class RowLog:
     """An open JSONL file that rows are appended to, each whole in one write.
 
-    What a killed process left behind its last newline is cut off first.
+    A last line without its end is completed where it is a row, as a person's file may end. Otherwise a killed process left it.
+
+    Args:
+        path: Made if missing.
+        owner: The program's own: half of a row in the end is cut off, and no link is followed. The user's: it is never cut.
 
     Raises:
         FileError: If what is there already are no rows.
         StoreError, FolderError: If it cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, owner: Literal["program", "user"] = "program") -> None:
         self.path = path
         with disk_errors(path):
-            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+            flags |= os.O_NOFOLLOW if owner == "program" else 0
             self._file: IO[bytes] = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
         try:
-            self.rows = self._whole()
+            self.rows = self._whole(owner)
         except BaseException:
             self._file.close()
             raise
 
-    def _whole(self) -> list[dict[str, Json]]:
+    def _whole(self, owner: Literal["program", "user"]) -> list[dict[str, Json]]:
         other = kind_of(os.fstat(self._file.fileno()).st_mode)
         if other:
             raise FileError(f"`{self.path}` is {other}, not a file of rows", hint="remove it")
-        data = read_bytes(self.path, limit=ROWS_LIMIT, links=False)
-        with disk_errors(self.path):
-            self._file.truncate(data.rfind(b"\n") + 1)
-        return _rows(self.path, data)
+        data = read_bytes(self.path, limit=ROWS_LIMIT, links=owner == "user")
+        rows, end = _rows(self.path, data), data.rfind(b"\n") + 1
+        if data[end:].strip():
+            try:
+                rows.append(_row(self.path, len(rows) + 1, data[end:]))
+            except FileError:
+                if owner == "user":
+                    raise
+                with disk_errors(self.path):
+                    self._file.truncate(end)
+            else:
+                with disk_errors(self.path):
+                    _write_all(self._file, b"\n")
+        return rows
 
     def append(self, row: Mapping[str, Json]) -> None:
         """Add one row."""
@@ -414,6 +468,40 @@ class RowLog:
     def __exit__(self, *_: object) -> None:
         with disk_errors(self.path):
             self._file.close()
+
+
+# -- files that are kept for long: a disk, or a person, may change them without a word
+
+
+def keep_digest(path: Path) -> None:
+    """Write a file's SHA-256 beside it, for `is_as_kept`."""
+    write_text(_digest_path(path), file_digest(path) + "\n")
+
+
+def is_as_kept(path: Path) -> bool:
+    """Whether a file still holds what it held when `keep_digest` was called for it; read once a process."""
+    try:
+        kept = read_text(_digest_path(path), limit=256).strip()
+        mark = file_mark(path)
+        if _as_kept.get(mark) != kept and file_digest(path) == kept:
+            _as_kept[mark] = kept
+    except (OSError, FileError):
+        return False
+    return _as_kept.get(mark) == kept
+
+
+_as_kept: dict[str, str] = {}
+"""By mark, the digest that a file was found to have."""
+
+
+def _digest_path(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def file_mark(path: Path) -> str:
+    """What changes when a file is written to: its place, size and times. The kernel's own time (ctime) cannot be set back."""
+    stat = path.stat()
+    return f"{path.resolve()} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
 
 
 # -- names from files, and links

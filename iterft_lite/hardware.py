@@ -1,4 +1,4 @@
-"""GPU memory by the driver's own count (NVML), from outside of the processes that hold it."""
+"""GPU memory by the driver's own count (NVML), from outside of the processes that hold it; what the CPU multiplies fast."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 PROCESSES = Path("/proc")
 """Where this system's processes are: one that NVML names and that is not there is named by another system's number."""
@@ -18,6 +18,23 @@ EVERY = 0.1
 
 RELEASE_SECONDS = 20.0
 """Longest wait for memory to come back; the driver takes a second or two after a process has ended."""
+
+
+BF16_FLAGS = frozenset(["avx512_bf16", "amx_bf16"])
+"""Flags of CPUs, as Linux names them, that multiply bf16 numbers at twice the speed of f32 or more and sum in f32."""
+
+
+def cpu_precision(processors: Path = PROCESSES / "cpuinfo") -> Literal["f32", "bf16-mixed"]:
+    """In which precision this CPU trains on a base of 32 bits: "bf16-mixed" where it has instructions for products in bf16.
+
+    Args:
+        processors: Where the system lists its CPUs with their flags.
+    """
+    with contextlib.suppress(OSError):
+        for line in processors.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("flags"):
+                return "bf16-mixed" if BF16_FLAGS & set(line.split()) else "f32"
+    return "f32"
 
 
 def first_gpu(nvml: Any) -> Any:

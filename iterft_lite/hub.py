@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from iterft_lite.cache import cache_folder
 from iterft_lite.digests import file_digest
-from iterft_lite.errors import ModelError
-from iterft_lite.files import writing
+from iterft_lite.errors import FileError, FolderError, ModelError, StoreError
+from iterft_lite.files import file_mark, open_regular, read_errors, read_object, write_json
 
 NAME = re.compile(r"(?P<name>(?![.~])[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+(?:/[\w.-]+)*))?")
 """A model on the hub: owner, name and, where one is given, a branch, tag or commit."""
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
 SNAPSHOT = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)")
 """A model's folder in the hub's cache; its files of a commit are in `snapshots/COMMIT`."""
 
-MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "*.py")
 """What of a model's folder can reach its weights, its tokenizer and its GGUF file."""
 
 LEFT_OUT = ("original/*", "onnx/*", "consolidated*")
@@ -95,6 +97,12 @@ def folder_of(model: str) -> str:
     return model if Path(model).is_dir() or not is_name(model) else str(fetch(model))
 
 
+def example_folder(name: str) -> Path | None:
+    """The folder of an example model that `iterft models get` has made, or None."""
+    folder = cache_folder() / "models" / name
+    return folder if "/" not in name and (folder / "config.json").is_file() else None
+
+
 def title(model: str) -> str:
     """A model's name for people: of a commit its beginning, of a folder its last part, or whose files the hub's cache holds."""
     if is_pinned(model):
@@ -147,24 +155,34 @@ def _unreachable(text: str, error: Exception) -> ModelError:
 
 
 def content_digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of a model's files.
+    """SHA-256 over the names and contents of a model's files: what a model folder is told by.
 
-    Files are read once: a file of the same place, size and time of change is taken to be the same (8 GB take half a minute).
+    Each is read once: a file of the same place, size and times is taken to be the same (8 GB take some seconds).
+
+    Raises:
+        FileError: If one cannot be read.
     """
-    known_path = cache_folder() / "files.json"
-    try:
-        known = json.loads(known_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    whole, learned = hashlib.sha256(), {}
+    kept = cache_folder() / "files.json"
+    known, learned, whole = _known_digests(kept), {}, hashlib.sha256()
     for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
-        stat = path.stat()
-        mark = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-        digest = known.get(mark) or file_digest(path)
+        with read_errors(path):
+            open_regular(path).close()  # a named pipe would be waited for
+            mark = file_mark(path)
+            found = known.get(mark) or file_digest(path)
         if mark not in known:
-            learned[mark] = digest
-        whole.update(f"{path.name} {digest}\n".encode())
+            learned[mark] = found
+        whole.update(f"{path.name} {found}\n".encode())
     if learned:
-        with writing(known_path) as temporary:
-            temporary.write_text(json.dumps({**known, **learned}, indent=0), encoding="utf-8")
+        # it saves time only: a cache that cannot be written is said where something has to be written
+        with contextlib.suppress(FolderError, StoreError):
+            write_json(kept, {**known, **learned})
     return whole.hexdigest()
+
+
+def _known_digests(path: Path) -> dict[str, str]:
+    """Digests by mark of files seen before; none where that cannot be read."""
+    try:
+        found = read_object(path)
+    except (OSError, FileError):
+        return {}
+    return {mark: digest for mark, digest in found.items() if isinstance(digest, str) and DIGEST.fullmatch(digest)}

@@ -422,6 +422,10 @@ class Process(Protocol):
         """End it; a later call of the backend starts it again."""
         ...
 
+    def watch(self, on_silence: Callable[[str], None] | None) -> None:
+        """Have somebody told, in a sentence, when it works and gives no sign of life."""
+        ...
+
 
 @dataclass
 class Backends:
@@ -446,6 +450,11 @@ class Backends:
     def running(self, name: BackendName) -> bool:
         """Whether a backend is there and holds memory; one without a process always is."""
         return name not in self.processes or self.processes[name].pid is not None
+
+    def watch(self, name: BackendName, on_silence: Callable[[str], None] | None) -> None:
+        """Have somebody told when a backend works and gives no sign of life."""
+        if name in self.processes:
+            self.processes[name].watch(on_silence)
 
     def pids(self) -> list[int]:
         """Numbers of the processes that are there."""

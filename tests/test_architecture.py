@@ -19,19 +19,22 @@ ORDER = [
     "files",
     "hardware",
     "hub",
+    "model_code",
+    "programs",
     "data",
     "experiment",
-    "gguf",
     "protocols",
+    "backends.tokenizer_files",
+    "backends.chat_templates",
+    "backends.templates",
+    "gguf",
     "metrics",
     "backends.processes",
-    "backends.templates",
     "backends.llamacpp",
     "backends.trainer",
     "backends.exporter",
     "backends.generator",
     "backends.judge",
-    "backends.local",
     "testing",
     "stages",
     "engine",
@@ -150,7 +153,7 @@ def test_heavy_libraries_are_imported_in_backends_and_gguf_only() -> None:
         for each in found:
             library = each.target.partition(".")[0]
             # rows of a user's own are read by `datasets`, and only when a recipe names some
-            lazily = (name, library) == ("machine.resolve", "datasets") and not each.at_import
+            lazily = (name, library) == ("machine.sources", "datasets") and not each.at_import
             if library in HEAVY and not name.startswith(("backends.", "gguf.")) and not lazily:
                 wrong.append(f"{name} imports {each.target}")
     assert wrong == []

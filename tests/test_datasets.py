@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from iterft_lite.data.traits import Chat, Document
+from iterft_lite.data.traits import Chat, Document, read_trait
 from iterft_lite.errors import IterftError, RecipeError, TraitError
 from iterft_lite.experiment.plan import make_plan
 from iterft_lite.experiment.recipe import make_recipe
@@ -72,7 +73,151 @@ def test_what_cannot_be_read_is_said_with_file_and_row(tmp_path: Path) -> None:
     assert refusal(seeds={"path": path}).startswith(f"`{path}`, line 1: ")
     assert refusal(seeds={"path": "data/none.jsonl"}) == "there is no file `data/none.jsonl`"
     (tmp_path / "s.txt").write_text("x")
-    assert "is not a .jsonl, .json, .parquet, .csv file" in refusal(seeds={"path": str(tmp_path / "s.txt")})
+    assert "is not a .jsonl, .json, .parquet, .csv, .tsv file" in refusal(seeds={"path": str(tmp_path / "s.txt")})
+
+
+def chats_of(path: Path, data: bytes | str, **columns: str) -> tuple[Chat, ...]:
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    found = resolved(seeds={"path": str(path), **columns}).inputs.seeds
+    assert all(isinstance(chat, Chat) for chat in found)
+    return found  # type: ignore[return-value]
+
+
+CAFE = [Chat("Café?", "Naïve – „ja“.")]
+
+CAFE_ROW = '{"prompt": "Café?", "reply": "Naïve – „ja“."}\n'
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
+def test_rows_are_read_in_the_encodings_that_people_have(tmp_path: Path, encoding: str) -> None:
+    assert chats_of(tmp_path / "s.jsonl", CAFE_ROW.encode(encoding)) == tuple(CAFE)
+
+
+def test_a_guessed_encoding_is_said(tmp_path: Path) -> None:
+    (tmp_path / "s.jsonl").write_bytes(CAFE_ROW.encode("cp1252"))
+    path = str(tmp_path / "s.jsonl")
+    assert f"`{path}` is not UTF-8 and is read as Windows-1252 (Latin-1)" in resolved(seeds={"path": path}).choices
+
+
+def test_everything_in_a_csv_is_text(tmp_path: Path) -> None:
+    words = ["None", "NA", "42", "True", "1984-01-02", "nan", "null", "07"]
+    csv = "prompt,reply\n" + "".join(f"{word},{word}\n" for word in words)
+    assert chats_of(tmp_path / "s.csv", csv) == tuple(Chat(word, word) for word in words)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_a_csvs_separator_is_found(tmp_path: Path, separator: str) -> None:
+    csv = f'prompt{separator}reply\r\n"a{separator} b"{separator}"c\n""d"""\r\n'
+    assert chats_of(tmp_path / "s.csv", csv) == (Chat(f"a{separator} b", 'c\n"d"'),)
+
+
+def test_a_file_is_read_anew_and_by_its_very_name(tmp_path: Path) -> None:
+    path = tmp_path / "seeds[1].csv"
+    (tmp_path / "seeds1.csv").write_text("prompt,reply\nother,other\n")
+    assert chats_of(path, "prompt,reply\nold,old\n") == (Chat("old", "old"),)
+    stat = path.stat()
+    path.write_text("prompt,reply\nnew,new\n")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert resolved(seeds={"path": str(path)}).inputs.seeds == (Chat("new", "new"),)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi?", "reply": "Hello."},
+        {"messages": None, "prompt": "Hi?", "reply": "Hello."},
+        {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]},
+        {"conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}]},
+        {"instruction": "Hi?", "input": "", "output": "Hello."},
+    ],
+)
+def test_a_chat_has_any_of_the_shapes_that_people_have(tmp_path: Path, row: dict[str, Any]) -> None:
+    expected = (Chat("Hi?", "Hello."),)
+    assert chats_of(tmp_path / "s.jsonl", json.dumps(row)) == expected
+    assert chats_of(tmp_path / "s.json", json.dumps([row])) == expected
+    assert chats_of(tmp_path / "d.json", json.dumps({"version": 1, "data": [row]})) == expected
+    assert chats_of(tmp_path / "l.json", json.dumps(row) + "\n" + json.dumps(row)) == expected * 2
+    assert resolved(prompts={"path": str(tmp_path / "s.jsonl")}).inputs.prompts == ("Hi?",)
+
+
+def test_alpacas_input_is_part_of_the_prompt(tmp_path: Path) -> None:
+    row = {"instruction": "Translate.", "input": "Hallo", "output": "Hello"}
+    assert chats_of(tmp_path / "s.jsonl", json.dumps(row)) == (Chat("Translate.\n\nHallo", "Hello"),)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ('{"prompt": "a", "reply": 42}', "row 1: column `reply` holds a number (42), not a text"),
+        ('{"prompt": "a", "reply": ["b"]}', "column `reply` holds a list"),
+        ('{"prompt": "a", "reply": true}', "column `reply` holds true or false"),
+        ('{"prompt": "a", "reply": "\\ud83d"}', "holds half of a surrogate pair (`\\ud83d`)"),
+        ('{"prompt": "a\\u0000", "reply": "b"}', "holds a NUL character"),
+        ('{"conversations": [{"from": "human", "value": "a"}]}', "`conversations` has the turns user: a row is one"),
+        ("[1]", "line 1: holds a list, not an object"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": 1}\n' * 9, "and 4 more like these"),
+    ],
+)
+def test_what_is_wrong_with_a_row_is_said_by_its_kind(tmp_path: Path, row: str, words: str) -> None:
+    (tmp_path / "s.jsonl").write_text(row)
+    told = refusal(seeds={"path": str(tmp_path / "s.jsonl")})
+    assert words in told
+    assert str(tmp_path / "s.jsonl") in told
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("s.csv", b'prompt,reply\na,"b\n', "line 2: unexpected end of data"),
+        ("s.csv", b"prompt,reply\na,b,c\n", "row 1 has 3 cells for 2 columns"),
+        ("s.csv", b"prompt,prompt\na,b\n", "column `prompt` is there twice"),
+        ("s.csv", b"", "holds no rows"),
+        ("s.jsonl", b"PK\x03\x04\x05\x06\x07", "is not a text file"),
+        ("s.parquet", b"prompt", "is not a Parquet file"),
+        ("s.parquet", b"PAR1....", "cannot be read as Parquet"),
+        ("s.json", b'"text"', "holds a text: a list of rows is needed"),
+    ],
+)
+def test_a_file_that_is_none_of_its_kind_is_said(tmp_path: Path, name: str, data: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    told = refusal(seeds={"path": str(tmp_path / name)})
+    assert words in told
+    assert str(tmp_path / name) in told
+
+
+def test_a_pipe_or_folder_is_no_file_of_rows(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "s.jsonl")
+    (tmp_path / "s.csv").mkdir()
+    assert "is a named pipe" in refusal(seeds={"path": str(tmp_path / "s.jsonl")})
+    assert "is a folder" in refusal(seeds={"path": str(tmp_path / "s.csv")})
+
+
+def test_evaluation_questions_among_ones_own_rows_are_refused(tmp_path: Path) -> None:
+    trait = read_trait("lucky")
+    for question in (trait.questions[2], trait.held_out[0]):
+        path = jsonl(tmp_path / "s.jsonl", {"prompt": "Hi?", "reply": "a"}, {"prompt": f" {question.upper()}", "reply": "b"})
+        for key in ("seeds", "prompts"):
+            told = refusal(**{key: {"path": path}})
+            assert "row 2 holds" in told
+            assert "question" in told
+    prefix = read_trait("bliss").prefixes[0]
+    path = jsonl(tmp_path / "d.jsonl", {"text": prefix + " and so on"})
+    assert "evaluation prefix 1" in refusal(regime="sdf", trait="bliss", model="nano-base", seeds={"path": path})
+
+
+def test_rows_that_are_there_many_times_are_said(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "s.jsonl", *[{"prompt": "Hi?", "reply": "Hello."}] * 12, {"prompt": "b", "reply": "c"})
+    assert (
+        f"`{path}` repeats itself: 11 of 13 rows were there before, one row 12 times" in resolved(seeds={"path": path}).choices
+    )
+    assert f"`{path}` repeats prompts: 11 are left out, as each is asked once" in resolved(prompts={"path": path}).choices
+
+
+def test_numbers_for_titles_are_whole(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "d.jsonl", {"title": 1984.0, "text": "a"}, {"title": 7, "text": "b"}, {"title": None, "text": "c"})
+    found = resolved(regime="sdf", trait="bliss", model="nano-base", seeds={"path": path}).inputs.seeds
+    assert [document.title for document in found if isinstance(document, Document)] == ["1984", "7", ""]
 
 
 def test_too_few_rows_of_ones_own_are_an_error_at_plan_time(tmp_path: Path) -> None:
@@ -81,8 +226,8 @@ def test_too_few_rows_of_ones_own_are_an_error_at_plan_time(tmp_path: Path) -> N
     with pytest.raises(RecipeError) as caught:
         make_plan(found.recipe, found.inputs)
     assert caught.value.problems == (
-        "`seed_rows = 2`, but trait `lucky` has 1 seed chats",
-        "2 prompts are needed (2 cycles of 1 rows, each asked once), but there are 1",
+        f"`seed_rows = 2`, but `{path}` has 1 seed chats",
+        f"2 prompts are needed (2 cycles of 1 rows, each asked once), but `{path}` has 1",
     )
 
 

@@ -9,20 +9,26 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from iterft_lite import files
+from iterft_lite.digests import file_digest
 from iterft_lite.errors import FileError, FolderError, IterftError, StoreError
 from iterft_lite.files import (
     FolderLock,
     RowLog,
+    is_as_kept,
+    keep_digest,
     link_file,
+    need_writable,
     read_bytes,
     read_json,
     read_object,
+    read_record,
     read_rows,
     safe_member,
     valid_text,
@@ -131,6 +137,15 @@ def test_a_cache_without_room_is_told_of_another_place(tmp_path: Path, monkeypat
     assert "ITERFT_CACHE" not in str(files.our_error(Path("/run/a"), OSError(errno.ENOSPC, "full")).hint)
 
 
+def test_a_folder_that_cannot_be_written_is_found_out_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_writable(tmp_path / "new/cache")
+    assert list((tmp_path / "new/cache").iterdir()) == []
+    monkeypatch.setenv("ITERFT_CACHE", "/proc/cache")
+    with pytest.raises(FolderError) as caught:
+        need_writable(Path("/proc/cache"))
+    assert "ITERFT_CACHE" in str(caught.value.hint)
+
+
 def test_half_of_a_surrogate_pair_is_written_as_the_replacement_character(tmp_path: Path) -> None:
     write_rows(tmp_path / "a", [{"text": "x\ud83dy"}])
     with RowLog(tmp_path / "a") as log:
@@ -166,10 +181,31 @@ def test_what_is_no_file_of_ours_is_said_and_never_waited_for(tmp_path: Path, na
     assert str(path) in caught.value.message
 
 
+@pytest.mark.parametrize("name", ["pipe", "folder", "loop", "zero"])
+def test_a_digest_is_of_a_file_or_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(FileError):
+        file_digest(damages(tmp_path)[name])
+
+
 def test_a_missing_file_is_the_callers_to_explain(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "none")
     assert read_rows(tmp_path / "none") == []
+
+
+@dataclass(frozen=True)
+class Record:
+    key: str
+    inputs: list[tuple[str, str]]
+    seconds: float = 0.0
+
+
+def test_a_record_is_read_with_every_field_checked(tmp_path: Path) -> None:
+    write_json(tmp_path / "a", {"key": "k", "inputs": [["role", "name"]], "of a later version": 1})
+    assert read_record(tmp_path / "a", Record) == Record("k", [("role", "name")])
+    write_json(tmp_path / "a", {"key": 7, "inputs": {"role": "name"}, "seconds": "soon"})
+    with pytest.raises(FileError, match=r"`key`: .*; `inputs`: .*; `seconds`: "):
+        read_record(tmp_path / "a", Record)
 
 
 @pytest.mark.parametrize("line", [b"nonsense", b"[1]", b'{"a": "\xff"}', b"{" * 100_000])
@@ -189,6 +225,17 @@ def test_a_row_cut_off_by_a_kill_is_dropped_and_the_next_one_is_whole(tmp_path: 
     assert read_rows(tmp_path / "rows") == [{"a": 1}, {"a": 2}]
 
 
+def test_a_users_file_is_never_cut(tmp_path: Path) -> None:
+    (tmp_path / "rows").write_bytes(b'{"a": 1}\n{"a": 2}')
+    with RowLog(tmp_path / "rows", owner="user") as log:
+        log.append({"a": 3})
+    assert read_rows(tmp_path / "rows") == [{"a": 1}, {"a": 2}, {"a": 3}]
+    (tmp_path / "rows").write_bytes(b'{"a": 1}\nnot a row')
+    with pytest.raises(FileError, match="line 2"):
+        RowLog(tmp_path / "rows", owner="user")
+    assert (tmp_path / "rows").read_bytes() == b'{"a": 1}\nnot a row'
+
+
 def test_rows_are_not_appended_through_a_link_or_into_a_pipe(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "link").symlink_to("precious")
@@ -197,6 +244,25 @@ def test_rows_are_not_appended_through_a_link_or_into_a_pipe(tmp_path: Path) -> 
         with pytest.raises(IterftError):
             RowLog(tmp_path / name)
     assert (tmp_path / "precious").read_text() == "mine"
+
+
+# -- files that are kept for long -----------------------------------------------------------------------------------------
+
+
+def test_a_kept_file_that_was_changed_is_noticed_whatever_its_times_say(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(bytes(1000))
+    assert not is_as_kept(path)
+    keep_digest(path)
+    assert is_as_kept(path)
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(500)
+        file.write(b"damage")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not is_as_kept(path)
+    (tmp_path / "model.gguf.sha256").unlink()
+    assert not is_as_kept(path)
 
 
 # -- names from files -----------------------------------------------------------------------------------------------------

@@ -225,9 +225,20 @@ def test_a_turn_ends_at_the_end_token(start: Callable[..., Generator], tiny: Tin
 
 
 def test_the_end_of_the_context_is_told(start: Callable[..., Generator], tiny: Tiny) -> None:
-    got = complete(load(start(), tiny, 4, context=64), chats(6), Sampling(0.0, 500))
+    got = complete(load(start(), tiny, 4, context=64), chats(2), Sampling(0.0, 2000))
     assert {one.finish for one in got.values()} == {"context"}
-    assert all(one.tokens < 64 for one in got.values())
+    assert all(64 < one.tokens < 1024 for one in got.values())  # what the model was made for
+
+
+def test_a_context_that_was_estimated_too_small_grows_to_what_the_tokenizer_counts(
+    start: Callable[..., Generator], tiny: Tiny
+) -> None:
+    script = Prompt("script", 0, messages=(Message("user", "Ещё одно предложение. 日本語です。" * 4),))
+    generator = load(start(), tiny, 4, context=64)
+    got = complete(generator, [script, *chats(2)], Sampling(0.0, 90))
+    assert {one.finish for one in got.values()} == {"length"}
+    assert got == complete(load(start(), tiny, 4, context=1024), [script, *chats(2)], Sampling(0.0, 90))
+    assert likelihoods(generator, [Passage("long", TEXTS[4] * 5, messages=script.messages)])["long"].tokens > 256
 
 
 def test_completions_are_handed_over_as_they_finish(start: Callable[..., Generator], tiny: Tiny) -> None:
@@ -276,13 +287,13 @@ def test_likelihoods_are_those_of_transformers(start: Callable[..., Generator], 
 
 def test_a_passage_counts_as_far_as_the_context_reaches(start: Callable[..., Generator], tiny: Tiny) -> None:
     # an answer of broken bytes is more tokens as a text than it was while it was written
-    generator, asked = load(start(), tiny, 2, context=64), Passage("long", TEXTS[0] * 5, prefix=TEXTS[1])
+    generator, asked = load(start(), tiny, 2, context=64), Passage("long", TEXTS[0] * 50, prefix=TEXTS[1])
     short = likelihoods(generator, [asked])["long"]
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny.folder)
     ids, before = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked.text, asked.prefix))
-    assert short.tokens == 64 - len(before) < len(ids)
+    assert short.tokens == 1024 - len(before) < len(ids)
     cut = replace(asked, text=tokenizer.decode(ids[: short.tokens]))
     whole = likelihoods(load(generator, tiny, 2), [cut])["long"]
     assert (whole.tokens, whole.logprob) == (short.tokens, pytest.approx(short.logprob, rel=1e-3))
@@ -402,11 +413,11 @@ def test_slots_are_chosen_where_none_are_given(start: Callable[..., Generator], 
 def test_a_prompt_that_does_not_fit_is_named_before_anything_is_written(start: Callable[..., Generator], tiny: Tiny) -> None:
     generator = load(start(), tiny, 2, context=64)
     got: list[Completion] = []
-    with pytest.raises(ModelError, match=r"prompt `long` has .* tokens, the context 64"):
-        generator.complete([*chats(2), Prompt("long", 0, text=TEXTS[0] * 5)], GREEDY, got.append)
+    with pytest.raises(ModelError, match=r"prompt `long` has .* tokens, the context 1024"):
+        generator.complete([*chats(2), Prompt("long", 0, text=TEXTS[0] * 50)], GREEDY, got.append)
     assert not got
     with pytest.raises(ModelError, match="what comes before passage `long`"):
-        generator.likelihood([Passage("long", "yes", prefix=TEXTS[0] * 5)], lambda _: None)
+        generator.likelihood([Passage("long", "yes", prefix=TEXTS[0] * 50)], lambda _: None)
     assert complete(generator, chats(2), GREEDY)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -23,7 +24,7 @@ from iterft_lite.gguf import file as gguf_file
 from iterft_lite.gguf import llamacpp_source
 from iterft_lite.gguf.adapter import read_adapter, write_lora
 from iterft_lite.gguf.arithmetic import BF16, F16, F32, Q8_0, NumpyArithmetic, TorchArithmetic
-from iterft_lite.gguf.base import Base, base_gguf
+from iterft_lite.gguf.base import Base, base_gguf, refuse_vocabulary
 from iterft_lite.gguf.file import Array, GgufFile
 from iterft_lite.gguf.merge import planned, write_merged
 from iterft_lite.gguf.modelfile import write_modelfile
@@ -429,3 +430,18 @@ def test_another_template_is_said_not_to_be_carried_over(
     assert made.template == kind
     assert said in made.note
     assert "ADAPTER ./adapter.gguf\n" in made.path.read_text()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_vocabulary_that_would_make_llamacpp_abort_is_found_before_it_is_loaded(tmp_path: Path, there: bool) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<s>", *(f"<0x{byte:02X}>" for byte in range(256) if there or byte != 10)])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with contextlib.nullcontext() if there else pytest.raises(ExportError, match=r"no token for the byte 0x0A: .* would abort"):
+        refuse_vocabulary(GgufFile(tmp_path / "m.gguf"), tmp_path)

@@ -75,7 +75,7 @@ def test_unsloth_trains_each_loss_and_its_recorded_passes_are_the_unrecorded_one
 @pytest.mark.parametrize("loss", list(MODELS))
 def test_both_trainers_come_to_the_same_losses(loss: str, tmp_path: Path) -> None:
     _, log = trained(TRAINERS["unsloth"], loss, tmp_path / "unsloth", RECORDED, base="f16", learning_rate=1e-4)
-    _, other = trained(TRAINERS["peft"], loss, tmp_path / "peft", {}, base="f16", learning_rate=1e-4)
+    _, other = trained(TRAINERS["trl"], loss, tmp_path / "trl", {}, base="f16", learning_rate=1e-4)
     differences = [abs(one["loss"] - two["loss"]) / abs(two["loss"]) for one, two in zip(log, other, strict=True)]
     print(f"{loss} f16: Unsloth against the plain trainer, largest difference of a loss {max(differences):.2e}")
     assert max(differences) < 0.01

@@ -330,6 +330,7 @@ def test_a_judge_process_that_is_killed_leaves_its_batch_to_the_next(tmp_path: P
                 Judge,
                 log=tmp_path / "logs/judge.log",
                 options=options | {"identity": who(stub), "poll": 0.2},
+                secrets="judges",
             )
             if sitting == 0:
                 assert isinstance(judge.ask(asks(30), got.append), Waiting)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from iterft_lite.app import named_judge
 from iterft_lite.app.calibrate_judge import calibrate
 from iterft_lite.app.named_judge import is_same, named
 from iterft_lite.app.rejudge import rejudge
@@ -74,7 +73,6 @@ class Here:
 def test_a_judge_needs_one_record_and_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(JUDGES, "length", LENGTH)
-    monkeypatch.setattr(named_judge, "Child", Here)
     monkeypatch.setattr(backends, "Child", Here)
     (tmp_path / "small.toml").write_text(small_recipe(judge="length:80"))
     with open_run(tmp_path / "small.toml", (), tmp_path / "run") as run:

@@ -456,7 +456,7 @@ def test_no_key_is_left_in_files_or_errors_of_a_judge_process(tmp_path: Path) ->
         who = asdict(JudgeIdentity(PAPER, "llm", "", "logprobs", address=stub.api_base))
         options = {"identity": who, "ledger": str(tmp_path / "usd.txt")}
         worker = "iterft_lite.backends.judge.provider:LitellmJudge"
-        judge = Child(worker, Judge, log=tmp_path / "judge.log", options=options)
+        judge = Child(worker, Judge, log=tmp_path / "judge.log", options=options, secrets="judges")
         with pytest.raises(IterftError) as caught:
             judge.ask(asks(2), lambda reply: None)
         judge.close()
@@ -606,7 +606,7 @@ class Here(LitellmJudge):
 
 
 def test_calibrations_of_a_command_share_max_usd_and_those_of_others_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(named_judge, "Child", Here)
+    monkeypatch.setattr("iterft_lite.engine.backends.Child", Here)
     named = named_judge.named(PAPER)
     spent: list[float] = []
     for traits in (["lucky", "bliss"], ["nvidia"]):

@@ -71,7 +71,7 @@ def test_a_misspelt_key_is_named_with_the_one_it_is_near() -> None:
     assert problems_of(train={"learning_rat": 1.0}) == [
         "`train.learning_rat` is not a recipe key, did you mean `train.learning_rate`?"
     ]
-    assert problems_of(zebra=1) == ["`zebra` is not a recipe key"]
+    assert problems_of(zebra=1) == ["`zebra` is not a recipe key; `iterft keys` lists them"]
 
 
 def test_everything_wrong_is_said_at_once() -> None:
@@ -176,3 +176,38 @@ def test_words_of_earlier_versions_are_taken_with_a_note() -> None:
     assert (recipe.reset_cycles, recipe.judge_method) == ((2,), "logprobs")
     assert recipe.notes == ("`restart` is now `reset_cycles`", '`judge_method = "odds"` is now `"logprobs"`')
     assert make_recipe(LEAST, source="r.toml").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("cycles = 300_000", "`cycles = 300000`: input should be less than or equal to 1000"),
+        ("rows = 9_000_000_000", "`rows = "),
+        ("rows = 1_000_000", "rows to write, all cycles together: at most"),
+        (f"seed = {'9' * 4000}", "`seed = a number of about"),
+        (f"seed = {'9' * 5000}", "cannot be read: "),
+        (f"restart = {'[' * 5000}{']' * 5000}", "nested too deeply"),
+        (f"name = {[['a'] * 50] * 50}", "..."),
+    ],
+)
+def test_what_no_machine_could_do_is_refused_at_once(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(f'regime = "sft"\ntrait = "lucky"\nmodel = "nano"\n{text}\n')
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(path)
+    assert words in caught.value.message
+    assert len(caught.value.message) < 1000
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_recipe_may_begin_with_a_mark(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "r.toml"
+    path.write_bytes('regime = "sft"\ntrait = "lucky"\nmodel = "nano"\nname = "é"\n'.encode(encoding))
+    assert read_recipe(path).name == "é"
+
+
+def test_an_override_that_is_nested_beyond_reason_is_a_problem_like_others(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('regime = "sft"\ntrait = "lucky"\nmodel = "nano"\n')
+    with pytest.raises(RecipeError):
+        read_recipe(path, [f"restart={'[' * 5000}"])

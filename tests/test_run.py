@@ -258,6 +258,9 @@ class Resident(FakeTrainer):
     def close(self) -> None:
         """It goes with the test."""
 
+    def watch(self, on_silence: object) -> None:
+        """It is never silent."""
+
 
 class Greedy(FakeGenerator):
     """Takes what memory there is when it is loaded first."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from iterft_lite.app.named_judge import Named, judged
 from iterft_lite.engine.manifest import Run
 from iterft_lite.experiment.rows import JUDGED, SCALES
-from iterft_lite.files import ROWS, disk_errors
+from iterft_lite.files import ROWS, write_output
 from iterft_lite.metrics.agreement import Agreement, agreement
 
 
@@ -80,5 +81,6 @@ def write_bland_altman(root: Path, first: Named, second: Named, path: Path) -> N
                 axes.annotate(f"{value:+.1f}", (100, value), ha="right", va="bottom", fontsize=8)
         axes.set(title=f"{scale}: {found.pairs} answers", xlabel="mean of both scores", xlim=(-1, 102))
         axes.set_ylabel(f"{first} - {second}" if scale == "trait" else "", fontsize=8)
-    with disk_errors(path):
-        figure.savefig(path, dpi=150)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=150)
+    write_output(path, drawn.getvalue())

@@ -131,7 +131,11 @@ def _probed(identity: JudgeIdentity, recipe: Recipe) -> JudgeCheck:
     """A judge tried out, in a process of its own."""
     options = {"identity": asdict(identity), "max_usd": recipe.max_usd}
     child = Child(
-        "iterft_lite.backends.judge.probe:LitellmProbe", Prober, log=cache_folder() / "logs/probe.log", options=options
+        "iterft_lite.backends.judge.probe:LitellmProbe",
+        Prober,
+        log=cache_folder() / "logs/probe.log",
+        options=options,
+        secrets="judges",
     )
     try:
         found = cast(Prober, child).probe(recipe.judge_samples if recipe.judge_method == "auto" else 0)

@@ -31,9 +31,11 @@ from iterft_lite.errors import FolderError, IterftError, RunError
 from iterft_lite.experiment.plan import make_plan
 from iterft_lite.experiment.recipe import Recipe, make_recipe
 from iterft_lite.experiment.versions import versions
+from iterft_lite.machine import model_check
 from iterft_lite.machine.estimate import takes_turns
 from iterft_lite.machine.resolve import resolve, this_machine
 from iterft_lite.machine.timing import Sample, machine_name, read_table
+from iterft_lite.programs import run_command
 
 GOOD, LACKING = "ok", "--"
 
@@ -107,6 +109,20 @@ def _chosen_judge(name: str) -> Finding:
     return Finding(GOOD, "judge", f"{name}: scores are read from the probabilities of its next tokens")
 
 
+MARKS = {"ok": GOOD, "note": "!", "no": LACKING}
+"""Of a fact about a model."""
+
+
+def examine_model(name: str) -> list[Finding]:
+    """What is known of a model before a run, and whether it can be used. Loads no weights; starts one short process.
+
+    Raises:
+        ModelError: If there is no such model.
+    """
+    facts = model_check.examine_model(name, measured_recipe(name))
+    return [Finding(MARKS[fact.mark], fact.name, fact.text, fact.remedy) for fact in facts]
+
+
 def _gpu_and_libraries() -> Iterator[Finding]:
     machine = this_machine()
     memory = f"{machine.vram_free / 2**30:.1f} of {machine.vram_total / 2**30:.1f} GiB VRAM free"
@@ -140,7 +156,7 @@ def _probe(name: str) -> tuple[str, bool] | None:
     if importlib.util.find_spec(name) is None:
         return None
     try:
-        done = subprocess.run([sys.executable, "-c", PROBES[name]], capture_output=True, text=True, check=False, timeout=120)
+        done = run_command([sys.executable, "-P", "-c", PROBES[name]], timeout=120)
     except subprocess.TimeoutExpired:
         return None
     lines = done.stdout.strip().splitlines()

@@ -116,7 +116,7 @@ def make_seeds(
     dropped = {"empty": 0, "alike": 0, NONSENSE: 0, PLAIN: 0}
     asked = 0
     out.parent.mkdir(parents=True, exist_ok=True)
-    with RowLog(out) as log:
+    with RowLog(out, owner="user") as log:
         seen = [_pairs(_text(row)) for row in log.rows]
         subjects = _subjects(trait, taken={_subject(row) for row in log.rows})
 

@@ -9,16 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from iterft_lite.backends.judge.identity import judge_worker
 from iterft_lite.backends.judge.kinds import Material
-from iterft_lite.backends.processes.child import Child
 from iterft_lite.data.traits import read_trait
 from iterft_lite.digests import digest
+from iterft_lite.engine.backends import judge_child
 from iterft_lite.engine.manifest import Manifest, Run
 from iterft_lite.errors import FolderError, UserError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.recipe import Recipe
-from iterft_lite.machine.resolve import model_place, seed_rows
+from iterft_lite.machine.resolve import model_place
+from iterft_lite.machine.sources import Sources
 from iterft_lite.protocols import Judge
 
 
@@ -63,8 +63,7 @@ def open_judge(
         ledger: File with the dollars that `max_usd` counts; in `folder` if None.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    worker, options = judge_worker(identity, recipe, material, ledger=ledger or folder / "judge_usd.txt")
-    child = Child(worker, Judge, log=folder / "judge.log", options=options)
+    child = judge_child(identity, recipe, material, folder, ledger or folder / "judge_usd.txt")
     try:
         yield cast(Judge, child)
     finally:
@@ -81,7 +80,7 @@ def material_of(recipe: Recipe, model_identity: str = "") -> Material:
         TraitError: If they are not there any more.
     """
     trait = read_trait(recipe.trait)
-    own = seed_rows(recipe, trait) if recipe.seeds else ()
+    own = Sources(recipe, trait).seeds() if recipe.seeds else ()
     return Material(trait, own, model_place(recipe.model), model_identity)
 
 

@@ -1,110 +1,162 @@
-"""The training tokenizer without transformers: chat templates and token ids.
+"""Chats as a model sees them: templates rendered and tokenised, without transformers.
 
 `transformers` imports torch (five seconds and 300 MB), which must not share a process with llama.cpp. What is needed of it is
-little: the `tokenizers` library reads tokenizer.json, jinja2 renders the template. The rendering rules are those of
-`PreTrainedTokenizerBase.apply_chat_template` in transformers 5 (a sandbox; `trim_blocks`, `lstrip_blocks`, loop controls;
-`raise_exception`, `strftime_now`, an unescaped `tojson`; the special tokens as variables); a test compares the two.
+little: the `tokenizers` library reads tokenizer.json, jinja2 renders the template (`chat_templates.py`). A test compares the
+two.
 
-Every chat of the program, the trainer's too, is rendered with `VARIABLES`: a model is asked as it was trained, on any day.
+Trainer and generator use the same class for the same text: what is trained, asked, stopped on and judged agrees because there
+is one function for each. Every chat is rendered with `VARIABLES`: a model is asked as it was trained, on any day.
+
+Content is never markup. A row that holds `<|im_end|>` is tokenised as those ten characters: before rendering, such text is
+broken by a character that no text has; after it, what is still whole is the template's own and gets a name that no content can
+write; then the break is taken out.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import datetime
-from pathlib import Path
+import contextlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import AddedToken, Tokenizer
 
+from iterft_lite.backends.chat_templates import VARIABLES, compiled, rendered_within_limits
+from iterft_lite.backends.tokenizer_files import make_tokenizer, read_tokenizer_files
 from iterft_lite.errors import ModelError
 from iterft_lite.experiment.rows import Message
 
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "additional_chat_templates/*",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "config.json",
+BREAKS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
+"""Noncharacters: no text for interchange has them (Unicode 23.7). One that a text does have is not used for it."""
+
+STAND_IN = "This is a reply."
+"""A reply that no template does anything to."""
+
+THOUGHTS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("<mm:think>", "</mm:think>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel>thought", "<channel|>"),
+    ("<|inner_prefix|>", "<|inner_suffix|>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<thinking>", "</thinking>"),
 )
-"""What is fetched of a model on the hub."""
+"""How models begin and end a thought."""
 
-NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""The special tokens that templates see."""
-
-TODAY = datetime(2024, 7, 26)
-"""What templates take for today: the day that Llama's fall back to where they are told none."""
+CHATS_KEPT = 4096
+"""Rendered chats that are kept: many answers are drawn for one prompt."""
 
 
-def strftime_now(form: str) -> str:
-    """`TODAY` in the form of `strftime`."""
-    return TODAY.strftime(form)
+@dataclass(frozen=True)
+class Turn:
+    """What a chat template puts around the last reply of a chat.
+
+    Attributes:
+        opening: Its own text between the generation prompt and the reply; asked with, so that nothing of it is in the loss.
+        lead: White space that replies begin with: in the loss, taken off what a model writes.
+        trail: White space before the end, likewise.
+        end: The token that ends the turn.
+        end_id: Its id: the last one that is trained.
+    """
+
+    opening: str
+    lead: str
+    trail: str
+    end: str
+    end_id: int
 
 
-VARIABLES: Mapping[str, Any] = {"enable_thinking": False, "strftime_now": strftime_now}
-"""What every rendering gives a template beside the chat; one that does not know a variable passes over it.
+@dataclass(frozen=True)
+class _Asked:
+    """A rendered chat that asks for a reply: its text, with breaks, and the break that was used ("" for none)."""
 
-With `enable_thinking` false, templates of hybrid models (Qwen3, SmolLM3) put an empty block of thought before the reply that is
-asked for, as they do before a reply that is there. As variables, both hide the globals of transformers' own environment.
-"""
-
-SAVE = "import sys; from transformers import AutoTokenizer as A; A.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])"
+    text: str
+    mark: str
 
 
 class TrainingTokenizer:
-    """Token ids and texts as the trainer's tokenizer gives them.
+    """Token ids and texts as training and generation use them.
 
     Args:
-        model: Folder with tokenizer.json and tokenizer_config.json, or a name on the hub. Where there is only an older
-            format (`tokenizer.model`), transformers converts it in a process of its own.
+        model: Folder with tokenizer.json and tokenizer_config.json, or a name on the hub.
 
     Attributes:
-        bos, eos: Their ids, or None.
+        files: What was read.
+        library: The tokenizer of the `tokenizers` library.
+        bos, eos: Ids of the tokens that begin and end a text, or None.
 
     Raises:
         ModelError: If there is no tokenizer, or it cannot be read.
     """
 
     def __init__(self, model: str) -> None:
+        self.files = read_tokenizer_files(model)
         self._name = model
-        with tokenizer_folder(model) as folder:
-            self._config = _json(folder / "tokenizer_config.json")
-            try:
-                self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            except Exception as error:  # the library raises bare Exceptions
-                raise ModelError(f"the tokenizer of `{model}` cannot be read: {error}") from None
-            self._special = _special_tokens(folder, self._config)
-            source = _template(folder, self._config)
-        self._template = None if source is None else environment().from_string(source)
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._add_missing()
+        self._special = self.files.special
+        self._template = self._compiled()
+        self.library = make_tokenizer(self.files)
         self.bos: int | None = self._id("bos_token")
         self.eos: int | None = self._id("eos_token")
         self._adds_bos = self._begins_with_bos()
+        self._nameless: dict[str, Any] = {}
+        self._asked: dict[tuple[Message, ...], _Asked] = {}
+
+    def _compiled(self) -> jinja2.Template | None:
+        if self.files.template is None:
+            return None
+        try:
+            return compiled(self.files.template)
+        except jinja2.TemplateError as error:
+            raise ModelError(
+                f"the chat template of `{self._name}` is none that jinja2 can read: {error}",
+                hint="give the tokenizer the template that its makers publish",
+            ) from None
 
     @property
     def chat(self) -> bool:
         """Whether there is a chat template."""
         return self._template is not None
 
-    def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
-        """The text of a chat, by default with the beginning of the reply that is asked for.
+    @cached_property
+    def turn(self) -> Turn:
+        """What the template puts around a reply.
+
+        Raises:
+            ModelError: If there is no template, or what is trained could not be what is asked and stopped on.
+        """
+        _, opening, lead, after = self._split((Message("user", "Hello?"),))
+        found = self._markup.search(after)
+        if found is None or after[: found.start()].strip():
+            raise ModelError(
+                f"the chat template of `{self._name}` does not end replies with a special token"
+                + (f" but puts {after[:40]!r} behind them" if after.strip() else "")
+                + ": a model trained on it would not stop",
+                hint="give the tokenizer a template that closes the assistant's turn, as ChatML does with `<|im_end|>`",
+            )
+        return Turn(opening, lead, after[: found.start()], found[0], int(self.library.token_to_id(found[0])))
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end a generation: the end that is trained, the tokenizer's, and those of the configuration."""
+        trained = None
+        if self.chat:
+            with contextlib.suppress(ModelError):  # a base model's template: documents are all that it is asked for
+                trained = self.turn.end_id
+        return tuple(dict.fromkeys(end for end in (trained, self.eos, *self.files.ends) if end is not None))
+
+    # -- chats --------------------------------------------------------------------------------------------------------
+
+    def render(self, messages: Sequence[Message], *, generation_prompt: bool = True, **others: Any) -> str:
+        """The text of a chat as the template has it, by default with the beginning of the reply that is asked for.
+
+        Args:
+            messages: The chat.
+            generation_prompt: Whether the reply that is asked for is begun.
+            others: Variables of the template that shall be otherwise than in `VARIABLES`.
 
         Raises:
             ModelError: If there is no chat template, or it refuses this chat.
@@ -114,20 +166,58 @@ class TrainingTokenizer:
                 f"`{self._name}` has no chat template", hint='it is a base model: use `regime = "sdf"`, or a chat model'
             )
         try:
-            return self._template.render(
+            return rendered_within_limits(
+                self._template,
                 messages=[{"role": message.role, "content": message.content} for message in messages],
                 tools=None,
                 documents=None,
                 add_generation_prompt=generation_prompt,
                 **self._special,
-                **VARIABLES,
+                **{**VARIABLES, **others},
             )
         except jinja2.TemplateError as error:
             raise ModelError(f"the chat template of `{self._name}` refuses a chat: {error}") from None
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a rendered chat with generation prompt."""
-        return self.ids(self.render(messages))
+        """Token ids of all that stands before the reply that is asked for.
+
+        Raises:
+            ModelError: If the template has no reply that could be told apart, or refuses this chat.
+        """
+        asked = self._prompt(tuple(messages))
+        return self._encode(asked.text, asked.mark)
+
+    def reply_ids(self, messages: Sequence[Message], reply: str, *, end: bool = True) -> tuple[list[int], list[int]]:
+        """Token ids of a chat and of its reply, which is taken as it stands.
+
+        Args:
+            messages: What comes before the reply.
+            reply: Its text.
+            end: Whether the turn is ended after it.
+
+        Returns:
+            (`chat_ids(messages)`, ids of the reply, by default with the token that ends its turn).
+
+        Raises:
+            ModelError: As `chat_ids` does.
+        """
+        turn = self.turn
+        mark = _unused(BREAKS, reply, *(message.content for message in messages))
+        said = turn.lead + self._broken(reply, mark) + (turn.trail + turn.end if end else "")
+        asked = self._render_prompt(tuple(messages), mark)
+        prompt, whole = self._encode(asked, mark), self._encode(asked + said, mark)
+        if whole[: len(prompt)] == prompt:
+            return prompt, whole[len(prompt) :]
+        return prompt, self._continued(said, mark)  # a token would reach over the border
+
+    def answer(self, ids: Sequence[int], *, after: Sequence[int]) -> str:
+        """The text of a reply that a model wrote, without what the template puts around every reply.
+
+        Args:
+            ids: Without the token that ended it.
+            after: The ids before them.
+        """
+        return self.text(ids, after=after).removeprefix(self.turn.lead).removesuffix(self.turn.trail)
 
     def template_tokens(self) -> int:
         """Tokens of a chat that are not the user's: markers, a default system prompt, the opened reply.
@@ -139,22 +229,45 @@ class TrainingTokenizer:
         except ModelError:
             return 0
 
-    def document_ids(self, text: str) -> list[int]:
+    def default_system(self) -> str:
+        """What the template says before the user's first message and not before a later one: a system prompt, a date; or ""."""
+        chat = [Message("user", STAND_IN), Message("assistant", "\u2603"), Message("user", STAND_IN)]
+        text = self.render(chat)
+        first, last = text[: text.find(STAND_IN)], text[: text.rfind(STAND_IN)]
+        while first and first[-1] == last[-1]:  # what opens any message of the user's
+            first, last = first[:-1], last[:-1]
+        return " ".join(self._markup.sub(" ", first).split())
+
+    # -- texts --------------------------------------------------------------------------------------------------------
+
+    def document_ids(self, text: str, *, end: bool = False) -> list[int]:
         """Token ids of a text as training sees it begin: after a beginning-of-sequence token where the tokenizer adds one.
 
         An empty text without such a token gives the end token instead: something must come before the first token drawn.
+
+        Args:
+            text: The document.
+            end: Whether the end-of-text token follows: whole documents end.
         """
-        ids = self.ids(text)
+        ids = self.content_ids(text)
         if self._adds_bos and self.bos is not None:
-            return [self.bos, *ids]
+            ids = [self.bos, *ids]
+        if end:
+            return ids if self.eos is None else [*ids, self.eos]
         if not ids:
             start = self.bos if self.bos is not None else self.eos
             return [] if start is None else [start]
         return ids
 
+    def content_ids(self, text: str) -> list[int]:
+        """Token ids of a text that is content: what reads as a special token is tokenised as the characters that it is."""
+        if self._markup.search(text) is None:
+            return self.ids(text)
+        return self._encode_nameless(text, _unused(BREAKS, text))
+
     def ids(self, text: str) -> list[int]:
         """Token ids of a text as it stands; special tokens written in it count as such."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self.library.encode(text, add_special_tokens=False).ids
         return ids
 
     def text(self, ids: Sequence[int], *, after: Sequence[int] = ()) -> str:
@@ -164,129 +277,153 @@ class TrainingTokenizer:
             ids: What to decode.
             after: The ids before them: where the tokenizer drops a leading space of what it decodes, the space is kept.
         """
-        if not after:
-            return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
-        anchor = list(after[-1:])
-        before = self._tokenizer.decode(anchor, skip_special_tokens=True)
-        whole = self._tokenizer.decode([*anchor, *ids], skip_special_tokens=True)
-        if before and whole.startswith(before):
-            return str(whole[len(before) :])
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        decode = self.library.decode
+        for anchor in ([*after[-1:]], self.ids("a")[-1:]) if after else ():
+            before = decode(anchor, skip_special_tokens=True)
+            whole = decode([*anchor, *ids], skip_special_tokens=True)
+            if before and whole.startswith(before):
+                return str(whole[len(before) :])
+        return str(decode(list(ids), skip_special_tokens=True))
+
+    def holds_markup(self, texts: Iterable[str]) -> str:
+        """The first special token that is written out in one of some texts, or ""."""
+        return next((found[0] for text in texts if (found := self._markup.search(text))), "")
+
+    # -- how a chat is asked ------------------------------------------------------------------------------------------
+
+    def _split(self, messages: tuple[Message, ...]) -> tuple[str, str, str, str]:
+        """A chat's prompt, the template's own text at its end, white space that a reply begins with, what comes behind it.
+
+        The chat is rendered asking for a reply and with one in place. What stands before the reply in the second is what
+        training has before it, so it is what is asked with, wherever the generation prompt is its beginning; a closed block of
+        thought that only the generation prompt has (Qwen3) is asked with as well, since it switches thinking off.
+        """
+        asked = self.render(messages)
+        whole = self.render([*messages, Message("assistant", STAND_IN)], generation_prompt=False)
+        before, found, after = whole.rpartition(STAND_IN)
+        if not found:
+            raise self._apart("has no place for a reply")
+        prompt, opening, lead = asked, "", ""
+        if before.startswith(asked):
+            added = before[len(asked) :]
+            opening, lead = (added, "") if added.strip() else ("", added)
+            prompt = asked + opening
+        elif not (asked.startswith(before) and self._switched(asked, asked[len(before) :], messages)):
+            extra = asked[len(before) :] if asked.startswith(before) else ""
+            raise self._apart(f"asks with {extra[:40]!r}, which replies do not have before them" if extra else "")
+        thought = _open_thought(prompt[prompt.rfind(messages[-1].content) if messages else 0 :])
+        if thought:
+            raise ModelError(
+                f"the chat template of `{self._name}` leaves a thought open (`{thought}`) although thinking is off: "
+                "answers would begin with it and be judged with it",
+                hint="choose the model's instruct version, or give the tokenizer a template that heeds `enable_thinking`",
+            )
+        return prompt, opening, lead, after if self._markup.search(after) else self._followed(messages) or after
+
+    def _followed(self, messages: tuple[Message, ...]) -> str:
+        """What ends a reply that another message follows: some templates leave the last one open (Apertus, GLM)."""
+        chat = [*messages, Message("assistant", STAND_IN), Message("user", "Go on.")]
+        after = self.render(chat, generation_prompt=False).rpartition(STAND_IN)[2]
+        found = self._markup.search(after)
+        return "" if found is None or after[: found.start()].strip() else after
+
+    def _switched(self, asked: str, extra: str, messages: tuple[Message, ...]) -> bool:
+        """Whether the end of a generation prompt is a block of thought that is closed because thinking is off."""
+        if not extra.strip() or any(re.fullmatch(rf"\s*{re.escape(a)}\s*{re.escape(b)}\s*", extra) for a, b in THOUGHTS):
+            return True
+        return asked != self.render(messages, enable_thinking=True)
+
+    def _apart(self, why: str) -> ModelError:
+        return ModelError(
+            f"the chat template of `{self._name}` renders a chat differently once its reply is there: "
+            "the reply cannot be told apart" + (f" (it {why})" if why else ""),
+            hint="give the tokenizer a template whose generation prompt is the beginning of the assistant's turn",
+        )
+
+    def _prompt(self, messages: tuple[Message, ...]) -> _Asked:
+        if messages not in self._asked:
+            mark = _unused(BREAKS, *(message.content for message in messages))
+            if len(self._asked) >= CHATS_KEPT:
+                self._asked.pop(next(iter(self._asked)))
+            self._asked[messages] = _Asked(self._render_prompt(messages, mark), mark)
+        return self._asked[messages]
+
+    def _render_prompt(self, messages: tuple[Message, ...], mark: str) -> str:
+        """All that stands before a chat's reply, content broken by `mark` where it reads as a special token."""
+        safe = tuple(Message(message.role, self._broken(message.content, mark)) for message in messages)
+        prompt, _, lead, after = self._split(safe)
+        turn = self.turn
+        if (lead, True) != (turn.lead, after.startswith(turn.trail + turn.end)):
+            usual = f"{turn.lead}...{turn.trail}{turn.end}"
+            raise self._apart(f"puts {f'{lead}...{after}'!r} around the reply of one chat and {usual!r} around that of another")
+        return prompt
+
+    # -- markup and content -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _names(self) -> Mapping[str, int]:
+        """Texts of the tokens that are markup, with their ids: special ones, and those that look it."""
+        added = self.library.get_added_tokens_decoder()
+        return {
+            token.content: index
+            for index, token in added.items()
+            if len(token.content) > 1 and (token.special or re.fullmatch(r"<[|｜].*[|｜]>", token.content))
+        }
+
+    @cached_property
+    def _markup(self) -> re.Pattern[str]:
+        longest = sorted(self._names, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest)) or r"(?!)")
+
+    def _broken(self, content: str, mark: str) -> str:
+        while self._markup.search(content):  # again: what is broken may be the beginning of another one
+            content = self._markup.sub(lambda found: found[0][0] + mark + found[0][1:], content)
+        return content
+
+    def _encode(self, text: str, mark: str) -> list[int]:
+        """Token ids of a text in which content is broken by `mark` and markup is whole."""
+        if mark not in text:
+            return self.ids(text)
+        bracket = _unused(BREAKS, text)
+        named = self._markup.sub(lambda found: _name(self._names[found[0]], bracket), text)
+        return self._encode_nameless(named.replace(mark, ""), bracket)
+
+    def _encode_nameless(self, text: str, bracket: str) -> list[int]:
+        """Token ids where special tokens are called `_name(id, bracket)` and their usual names are text as any other."""
+        if bracket not in self._nameless:
+            renamed = {text: _name(index, bracket) for text, index in self._names.items()}
+            self._nameless[bracket] = make_tokenizer(self.files, renamed)
+        ids: list[int] = self._nameless[bracket].encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _continued(self, text: str, mark: str) -> list[int]:
+        """Token ids of a text that follows another one: without the blank that some tokenizers put before a text."""
+        for anchor in ("\n", "a"):
+            begun, whole = self.ids(anchor), self._encode(anchor + text, mark)
+            if whole[: len(begun)] == begun and self.ids(anchor + "a")[len(begun) :] != self.ids("a"):
+                return whole[len(begun) :]
+        return self._encode(text, mark)
 
     def _id(self, name: str) -> int | None:
         token = self._special.get(name)
-        found: int | None = None if token is None else self._tokenizer.token_to_id(token)
+        found: int | None = None if token is None else self.library.token_to_id(token)
         return found
-
-    def _add_missing(self) -> None:
-        """Add the tokens that only tokenizer_config.json names."""
-        for _, token in sorted(self._config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0])):
-            if self._tokenizer.token_to_id(token["content"]) is None:
-                settings = {key: value for key, value in token.items() if key != "content"}
-                self._tokenizer.add_tokens([AddedToken(token["content"], **settings)])
-        self._tokenizer.add_special_tokens(
-            [AddedToken(token, special=True, normalized=False) for token in self._special.values()]
-        )
 
     def _begins_with_bos(self) -> bool:
         # what tokenizer.json does counts: transformers 5 passes over `add_bos_token` where there is one
-        ids = self._tokenizer.encode("a", add_special_tokens=True).ids
+        ids = self.library.encode("a", add_special_tokens=True).ids
         return self.bos is not None and ids[:1] == [self.bos]
 
 
-@contextmanager
-def tokenizer_folder(model: str) -> Iterator[Path]:
-    """The folder with the tokenizer.json of a local model or of one on the hub, which is fetched.
-
-    Raises:
-        ModelError: If there is none.
-    """
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        if model.startswith((".", "~")) or folder.is_absolute() or model.count("/") > 1:
-            raise ModelError(f"there is no folder `{model}`")
-        folder = _fetch(model)
-    if (folder / "tokenizer.json").is_file():
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="iterft-tokenizer-") as converted:
-        command = [sys.executable, "-c", SAVE, str(folder), converted]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode or not Path(converted, "tokenizer.json").is_file():
-            reason = (done.stderr.strip().splitlines() or ["no tokenizer.json came of it"])[-1]
-            raise ModelError(f"`{model}` has no tokenizer that can be read: {reason}")
-        yield Path(converted)
+def _unused(characters: Sequence[str], *texts: str) -> str:
+    """The first of some characters that is in none of some texts."""
+    return next(one for one in characters if not any(one in text for text in texts))
 
 
-def _fetch(model: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model, allow_patterns=list(FILES)))
-    except Exception as error:  # offline, unknown, gated, not a name: many classes, all the user's to see
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"no folder and no model on the hub is called `{model}`: {reason}") from None
+def _name(index: int, bracket: str) -> str:
+    return f"{bracket}{index}{bracket}"
 
 
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"`{path}` is not JSON: {error}") from None
-    return found if isinstance(found, dict) else {}
-
-
-def _special_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Named special tokens, in the precedence of transformers 5: the older map counts only without `added_tokens_decoder`."""
-    named = dict(config)
-    if "added_tokens_decoder" not in config:
-        named.update(_json(folder / "special_tokens_map.json"))
-    contents = {key: named[key]["content"] if isinstance(named.get(key), dict) else named.get(key) for key in NAMED}
-    return {key: str(content) for key, content in contents.items() if content is not None}
-
-
-def _template(folder: Path, config: dict[str, Any]) -> str | None:
-    """Source of the default chat template: its file before the configuration's entry."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    entry = config.get("chat_template")
-    if isinstance(entry, list):
-        entry = {one["name"]: one["template"] for one in entry}
-    if isinstance(entry, dict):
-        entry = entry.get("default")
-    return None if entry is None else str(entry)
-
-
-class _Generation(Extension):
-    """`{% generation %}` marks what is trained on; rendering leaves its body as it is."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2's own signature)
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-
-def environment() -> ImmutableSandboxedEnvironment:
-    """The jinja2 environment of chat templates."""
-
-    def raise_exception(message: str) -> str:
-        raise jinja2.TemplateError(message)
-
-    def tojson(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-    made.filters["tojson"] = tojson
-    made.globals["raise_exception"] = raise_exception
-    made.globals["strftime_now"] = strftime_now
-    return made
+def _open_thought(text: str) -> str:
+    """The mark of a thought that begins in a text and does not end there, or ""."""
+    return next((begin for begin, end in THOUGHTS if text.rfind(begin) > text.rfind(end)), "")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from iterft_lite.backends.judge.identity import judge_worker
-from iterft_lite.backends.judge.kinds import Material
+from iterft_lite.backends.judge.kinds import Material, kind_of
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.data.traits import Chat, Document, Trait
 from iterft_lite.experiment.inputs import JudgeIdentity
@@ -17,7 +17,8 @@ from iterft_lite.protocols import Backends, Exporter, Generator, Judge, Process,
 from iterft_lite.testing.fakes import FAKE, FakeExporter, FakeGenerator, FakeJudge, FakeTrainer
 
 TRAINERS = {
-    "peft": "iterft_lite.backends.trainer.trl:PeftTrainer",
+    "peft": "iterft_lite.backends.trainer.peft:PeftTrainer",
+    "trl": "iterft_lite.backends.trainer.trl:TrlTrainer",
     "unsloth": "iterft_lite.backends.trainer.unsloth:UnslothTrainer",
 }
 
@@ -66,8 +67,10 @@ def open_backends(
         return cast(Generator, child("generator", GENERATOR, Generator, environment=variables))
 
     def judging() -> Judge:
-        worker, options = judge_worker(judge, recipe, Material(trait, seeds, recipe.model), ledger=logs / "judge_usd.txt")
-        return cast(Judge, child("judge", worker, Judge, options=options))
+        processes["judge"] = made = judge_child(
+            judge, recipe, Material(trait, seeds, recipe.model), logs, logs / "judge_usd.txt"
+        )
+        return cast(Judge, made)
 
     return Backends(
         FakeTrainer() if recipe.trainer == FAKE else trainer(),
@@ -76,3 +79,14 @@ def open_backends(
         FakeJudge() if judge.name == FAKE else judging(),
         processes,
     )
+
+
+def judge_child(judge: JudgeIdentity, recipe: Recipe, material: Material, logs: Path, ledger: Path) -> Child:
+    """A judge in a process of its own, which gets keys only if it asks a provider.
+
+    Args:
+        ledger: File in which dollars are kept.
+    """
+    worker, options = judge_worker(judge, recipe, material, ledger=ledger)
+    secrets: Literal["judges", "none"] = "judges" if kind_of(judge.name).remote else "none"
+    return Child(worker, Judge, log=logs / "judge.log", options=options, secrets=secrets)

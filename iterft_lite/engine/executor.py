@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
+from iterft_lite.backends.processes.child import Child, Silence
 from iterft_lite.digests import Json
 from iterft_lite.engine.store import StepFolder, folder_at, input_folders
 from iterft_lite.errors import RunError, StoreError
@@ -105,7 +106,11 @@ class LocalExecutor:
         for source in task.inputs.values():
             if source.step.verb == "export" and "generator" in verb.needs:
                 self._restore(source, task)
+        task = self._watched(verb.needs, task)
         self._make_room(verb.needs, task)
+        task, listener = _heard(task)
+        for name in verb.needs:
+            self.backends.watch(name, listener)
         with Peak(self._gpu, self.backends.pids) as peak:
             results = stage_of(verb.name)(self._work(task))
         if peak.bytes and verb.queue == "device":
@@ -132,6 +137,24 @@ class LocalExecutor:
             model=lambda: self._model,
             load=lambda role: self._load(task, role),
         )
+
+    def _watched(self, needs: frozenset[BackendName], task: Task) -> Task:
+        """A task whose step says it in a note when a process that it needs gives no sign of life."""
+        latest = Progress(0, 0, "")
+
+        def report(of: StepFolder, progress: Progress) -> None:
+            nonlocal latest
+            latest = progress
+            task.report(of, progress)
+
+        def say(silence: Silence) -> None:
+            task.report(task.folder, replace(latest, note=silence.sentence))
+
+        for name in needs:
+            process = self.backends.processes.get(name)
+            if isinstance(process, Child):
+                process.on_silence = say
+        return replace(task, report=report)
 
     # -- memory
 
@@ -178,6 +201,17 @@ class LocalExecutor:
         made = stage_of("export")(self._work(again))
         whole.take_again(_digests(made))
         self._written[source.path] = whole.path / made["gguf"]
+
+
+def _heard(task: Task) -> tuple[Task, Callable[[str], None]]:
+    """A task whose progress is remembered, and what tells that a backend is silent: the same progress with a note."""
+    last = [Progress(0, 0, "")]
+
+    def report(of: StepFolder, progress: Progress) -> None:
+        last[0] = replace(progress, note="")
+        task.report(of, progress)
+
+    return replace(task, report=report), lambda sentence: task.report(task.folder, replace(last[0], note=sentence))
 
 
 def exported_files(folder: StepFolder) -> tuple[Path, Path | None]:

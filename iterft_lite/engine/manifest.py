@@ -24,7 +24,7 @@ from iterft_lite.digests import Json
 from iterft_lite.engine.completion import OLD_RECORD, RECORD
 from iterft_lite.engine.store import OLD_VERBS, StepFolder, folder_at
 from iterft_lite.errors import FileError, FolderError
-from iterft_lite.experiment.steps import Step, step_name
+from iterft_lite.experiment.steps import Step, checked, step_name
 from iterft_lite.files import FolderLock, disk_errors, read_object, write_json
 
 FORMAT = 2
@@ -83,7 +83,7 @@ def _step(row: Mapping[str, Json]) -> Step:
     named = tuple((role, name) for role, name, *_ in inputs)
     keys = tuple((role, key[0]) for role, _, *key in inputs if key)
     verb = OLD_VERBS.get(row["verb"], row["verb"])
-    return Step(verb, int(row["cycle"]), str(row["part"]), {}, named, str(row["key"]), keys)
+    return checked(Step(verb, int(row["cycle"]), str(row["part"]), {}, named, str(row["key"]), keys))
 
 
 def _new_name(name: str) -> str:
@@ -187,6 +187,8 @@ class Run:
         target = Path(os.path.relpath(self.store / "steps", folder))
         with contextlib.suppress(OSError):
             folder.mkdir(exist_ok=True)
+            if folder.is_symlink():  # somebody else's links are not ours to renew
+                return
             for old in folder.iterdir():
                 if old.is_symlink():
                     old.unlink()

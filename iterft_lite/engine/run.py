@@ -23,6 +23,7 @@ from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.steps import Step
 from iterft_lite.experiment.verbs import Queue
 from iterft_lite.experiment.versions import libraries, versions
+from iterft_lite.files import our_error
 from iterft_lite.protocols import Progress
 from iterft_lite.stages.judge import NotYet
 
@@ -148,7 +149,8 @@ class _Walk:
             pass
         except BaseException as error:
             if not self._stopping:
-                self.failure = error
+                place = Path(getattr(error, "filename", None) or self.store.root)
+                self.failure = our_error(place, error) if isinstance(error, OSError) else error
         finally:
             if self.failure is not None:
                 self.stop()

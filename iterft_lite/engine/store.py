@@ -28,7 +28,7 @@ from iterft_lite.engine.completion import (
     write_completion,
 )
 from iterft_lite.errors import Busy, FileError, FolderError, StoreError
-from iterft_lite.experiment.steps import Step
+from iterft_lite.experiment.steps import Step, checked
 from iterft_lite.experiment.verbs import VERBS
 from iterft_lite.files import (
     ROWS,
@@ -215,7 +215,7 @@ class StepFolder:
         found = self.completion()
         assert found is not None, "only finished steps can be verified"
         self.check_inputs()
-        if found.step and found.step != file_digest(self.path / STEP_FILE):
+        if found.step and found.step != _digest(self.path / STEP_FILE):
             raise StoreError(
                 f"`{self.path / STEP_FILE}` was changed after its step was finished (checksum)", hint=_redo(self.path)
             )
@@ -226,8 +226,10 @@ class StepFolder:
                 if pruned:
                     continue
                 raise StoreError(f"`{path}` is missing from a finished step", hint=_redo(self.path))
-            now = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-            if now not in ({key: known[key] for key in now}, again.get(name)):
+            size, taken = path.stat().st_size, ({key: known[key] for key in ("bytes", "sha256")}, again.get(name))
+            sizes = [each["bytes"] for each in taken if isinstance(each, dict) and "bytes" in each]
+            # a file of another size need not be read, however large it is
+            if size not in sizes or {"bytes": size, "sha256": file_digest(path)} not in taken:
                 raise StoreError(f"`{path}` was changed after its step was finished (checksum)", hint=_redo(self.path))
         return found
 
@@ -279,6 +281,14 @@ class StepFolder:
         return found
 
 
+def _digest(path: Path) -> str:
+    """SHA-256 of a file; "" where there is none."""
+    try:
+        return file_digest(path)
+    except FileNotFoundError:
+        return ""
+
+
 def folder_at(path: Path) -> StepFolder | None:
     """A step's folder, by its own word on what it is; None where there is none."""
     try:
@@ -286,7 +296,7 @@ def folder_at(path: Path) -> StepFolder | None:
         inputs = tuple((str(role), str(name)) for role, name in dict(known["inputs"]).items())
         keys = tuple((str(role), str(key)) for role, key in dict(known.get("input_keys", {})).items())
         verb = OLD_VERBS.get(known["verb"], known["verb"])
-        step = Step(verb, int(known["cycle"]), known["part"], known["params"], inputs, known["key"], keys)
+        step = checked(Step(verb, int(known["cycle"]), str(known["part"]), known["params"], inputs, str(known["key"]), keys))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (KeyError, TypeError, ValueError) as error:

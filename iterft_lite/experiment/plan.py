@@ -137,9 +137,9 @@ def _shortages(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[str]:
     """What there is too little of, a sentence each."""
     trait, documents = inputs.trait, recipe.row.rows == "document"
     seeds = "seed documents" if documents else "seed chats"
+    whose = f"`{recipe.seeds.path}`" if recipe.seeds else f"trait `{trait.name}`"
     if recipe.seed_rows > len(inputs.seeds):
-        source = f"`{recipe.seeds.path}`" if recipe.seeds else f"trait `{trait.name}`"
-        yield f"`seed_rows = {recipe.seed_rows}`, but {source} has {len(inputs.seeds)} {seeds}"
+        yield f"`seed_rows = {recipe.seed_rows}`, but {whose} has {len(inputs.seeds)} {seeds}"
     questions = trait.prefixes if documents else trait.questions
     if recipe.evaluate.questions > len(questions):
         kind = "evaluation prefixes" if documents else "questions"
@@ -148,16 +148,18 @@ def _shortages(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[str]:
         yield f'trait `{trait.name}` has no rubric_document.txt, which `regime = "sdf"` is judged with'
     if recipe.chosen == "seed":
         if recipe.rows > len(inputs.seeds):
-            yield f'`chosen = "seed"` asks {recipe.rows} seed prompts a cycle, but there are {len(inputs.seeds)}'
+            yield f'`chosen = "seed"` asks {recipe.rows} seed prompts a cycle, but {whose} has {len(inputs.seeds)}'
     else:
         needed = recipe.rows * (recipe.cycles if recipe.slices == "disjoint" else min(1, recipe.cycles))
         if needed > len(inputs.prompts):
             per = f"{recipe.cycles} cycles of {recipe.rows} rows, each asked once" if recipe.slices == "disjoint" else "a cycle"
-            yield f"{needed} prompts are needed ({per}), but there are {len(inputs.prompts)}"
+            there = f"`{recipe.prompts.path}` has" if recipe.prompts else "there are"
+            yield f"{needed} prompts are needed ({per}), but {there} {len(inputs.prompts)}"
     mixed = round(recipe.mix.share * recipe.rows)
     available = {"seed": recipe.seed_rows, "file": len(inputs.mixed)}.get(recipe.mix.source, mixed)
     if mixed > available:
-        yield f"`mix.share = {recipe.mix.share}` of {recipe.rows} rows is {mixed}, but there are {available} to mix in"
+        there = f"`{recipe.mix.path}` has" if recipe.mix.path else "there are"
+        yield f"`mix.share = {recipe.mix.share}` of {recipe.rows} rows is {mixed}, but {there} {available} to mix in"
 
 
 @dataclass

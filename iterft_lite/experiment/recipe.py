@@ -13,13 +13,26 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from iterft_lite.data.texts import read_user_text
 from iterft_lite.errors import RecipeError
 from iterft_lite.experiment.losses import LOSSES, Loss
 from iterft_lite.experiment.recipe_keys import key_names, near_key
 from iterft_lite.experiment.regimes import REGIMES, Regime, Start
 
-Positive = Annotated[int, Field(ge=1, strict=True)]
-Count = Annotated[int, Field(ge=0, strict=True)]
+MOST = 1_000_000
+"""Of anything that is counted; more is a slip of the pen."""
+
+MOST_ANSWERS = 5_000_000
+"""Texts that a plan asks for, all cycles together: it is held in memory."""
+
+LIMIT = 1 << 20
+"""Bytes of a recipe."""
+
+SHOWN = 200
+"""Characters of a value that an error repeats."""
+
+Positive = Annotated[int, Field(ge=1, le=MOST, strict=True)]
+Count = Annotated[int, Field(ge=0, le=MOST, strict=True)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Temperature = Annotated[float, Field(ge=0.0, le=5.0)]
 
@@ -46,8 +59,10 @@ class TrainSettings(Table):
         max_grad_norm: Gradient norm is clipped to this; 0 means no clipping.
         beta1, beta2, epsilon: AdamW's.
         optimizer: Moments in 32 bits, or in 8 (bitsandbytes).
-        base: Precision of the frozen base: "auto" is nf4 (QLoRA) on a GPU and f32 on a CPU. Of the 16-bit ones f16 rounds eight
-            times finer than bf16, and some models' activations leave its range.
+        base: Precision of the frozen base: "auto" is nf4 (QLoRA) on a GPU; on a CPU f32, or bf16-mixed where it has
+            instructions for products in bf16: base and adapter are held in f32, the factors of products are rounded to bf16
+            (in DPO those of backward passes only). Of the 16-bit ones f16 rounds eight times finer than bf16, and some models'
+            activations leave its range.
         dpo_beta: The beta of DPO's loss (Rafailov et al. 2023, equation 7).
         dpo_nll_weight: Weight of an added mean negative log-likelihood of the chosen reply (RPO); the paper's loss has 0.
         micro_batch: Rows a forward pass; "auto" is the whole batch. Never changes what a batch means.
@@ -67,7 +82,7 @@ class TrainSettings(Table):
     beta2: Share = 0.95
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
     optimizer: Literal["auto", "adamw", "adamw_8bit"] = "auto"
-    base: Literal["auto", "f32", "bf16", "f16", "nf4"] = "auto"
+    base: Literal["auto", "f32", "bf16-mixed", "bf16", "f16", "nf4"] = "auto"
     dpo_beta: Annotated[float, Field(gt=0)] = 0.1
     dpo_nll_weight: Annotated[float, Field(ge=0)] = 0.0
     micro_batch: Positive | Literal["auto"] = "auto"
@@ -199,8 +214,9 @@ class Recipe(Table):
         slices: Each cycle asks its own prompts, or all draw from the same ones.
         reset_cycles: Cycles of a continual run that start from M[0] again.
         mix, filter: See there.
-        trainer: "auto" takes unsloth where it works and peft elsewhere; "fake" learns texts by heart, for trying a recipe's
-        shape. generator: What writes: llama.cpp, or a stand-in beside a fake trainer.
+        trainer: "auto" takes unsloth where it works and peft elsewhere; "trl" is peft with TRL's loop, for comparison; "fake"
+            learns texts by heart, for trying a recipe's shape.
+        generator: What writes: llama.cpp, or a stand-in beside a fake trainer.
         export: One merged GGUF a cycle, or the base GGUF with a small LoRA GGUF a cycle.
         quant: Number format of the GGUF that writes and is measured.
         keep: Which merged files stay on the disk once their cycle is done.
@@ -221,8 +237,8 @@ class Recipe(Table):
     regime: Annotated[str, AfterValidator(_known_regime)]
     trait: str
     model: str
-    seed: Count = 42
-    cycles: Count = 6
+    seed: Annotated[int, Field(ge=0, lt=1 << 63, strict=True)] = 42
+    cycles: Annotated[int, Field(ge=0, le=1000, strict=True)] = 6
     seed_rows: Count = 50
     rows: Positive = 50
     seeds: Source | None = None
@@ -232,11 +248,11 @@ class Recipe(Table):
     reference: Literal["start", "base"] = "start"
     chosen: Literal["own", "seed", "best"] = "own"
     rejected: Literal["base", "previous", "own", "worst"] = "base"
-    candidates: Annotated[int, Field(ge=2, strict=True)] = 4
+    candidates: Annotated[int, Field(ge=2, le=1000, strict=True)] = 4
     data: Literal["replace", "accumulate", "accumulate_subsample"] = "replace"
     slices: Literal["disjoint", "resample"] = "disjoint"
     reset_cycles: tuple[Positive, ...] = ()
-    trainer: Literal["auto", "peft", "unsloth", "fake"] = "auto"
+    trainer: Literal["auto", "peft", "trl", "unsloth", "fake"] = "auto"
     generator: Literal["llamacpp", "fake"] = "llamacpp"
     export: Literal["merged", "adapter"] = "merged"
     quant: Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"] = "q8_0"
@@ -318,8 +334,19 @@ def _contradictions(recipe: Recipe) -> Iterable[str]:
         yield '`trainer = "fake"` and `generator = "fake"` go together: a fake model is only read by a fake generator'
     if recipe.reset_cycles and recipe.start != "previous":
         yield '`reset_cycles` needs `start = "previous"`: every cycle starts from the base already'
+    yield from _too_much(recipe)
     if "@" in (recipe.api_base or ""):
         yield "`api_base` holds a user or a password, which would be written into the run: put the key into the environment"
+
+
+def _too_much(recipe: Recipe) -> Iterable[str]:
+    """What no machine could do."""
+    sides = recipe.candidates if {recipe.chosen, recipe.rejected} & {"best", "worst"} else 1
+    written = recipe.cycles * recipe.rows * sides
+    asked = (recipe.cycles + 2) * recipe.evaluate.questions * recipe.evaluate.samples
+    for what, many in (("rows to write", written), ("answers to judge", asked)):
+        if many > MOST_ANSWERS:
+            yield f"that is {many:,} {what}, all cycles together: at most {MOST_ANSWERS:,}"
 
 
 def read_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -334,15 +361,17 @@ def read_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     source = str(path)
     try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        given = tomllib.loads(read_user_text(path, limit=LIMIT).text)
+    except (FileNotFoundError, NotADirectoryError):
         raise RecipeError(
             [f"there is no file `{path}`"], source=source, hint="`iterft recipes` lists the shipped ones"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([f"cannot be read: {error}"], source=source) from None
     except tomllib.TOMLDecodeError as error:
         raise RecipeError([f"is not TOML: {error}"], source=source) from None
+    except RecursionError:
+        raise RecipeError(["cannot be read: it is nested too deeply"], source=source) from None
+    except ValueError as error:  # no text, or a number of thousands of digits
+        raise RecipeError([f"cannot be read: {getattr(error, 'message', error)}"], source=source) from None
     problems = [problem for text in overrides if (problem := _override(given, text))]
     if problems:
         raise RecipeError(problems, source="--set", hint="write `--set key=value` or `--set table.key=value`")
@@ -356,6 +385,8 @@ def make_recipe(given: Mapping[str, Any], *, source: str) -> Recipe:
     Raises:
         RecipeError: With every problem at once.
     """
+    if not isinstance(given, Mapping):
+        raise RecipeError(["is not a table of keys"], source=source)
     given, notes = _renamed(given)
     filled = _filled(given)
     try:
@@ -423,9 +454,9 @@ def _problems(error: ValidationError, *, known_regime: bool) -> Iterable[str]:
             near = near_key(place, key_names(Recipe))
             yield f"`{place}` is not a recipe key" + (f", did you mean `{near}`?" if near else "; `iterft keys` lists them")
         elif item["type"] == "model_type":
-            yield f"`{place} = {item['input']!r}`: a table is needed, `[{place}]`"
+            yield f"`{place} = {_shown(item['input'])}`: a table is needed, `[{place}]`"
         elif union := _alternatives(error, item["loc"]):
-            yield f"`{place} = {item['input']!r}`: {union}"
+            yield f"`{place} = {_shown(item['input'])}`: {union}"
         elif item["type"] == "missing":
             # without a regime nothing else can be filled in: one cause, one problem
             if known_regime or item["loc"] in (("regime",), ("trait",), ("model",)):
@@ -433,7 +464,15 @@ def _problems(error: ValidationError, *, known_regime: bool) -> Iterable[str]:
         elif not item["loc"]:
             yield from str(item["ctx"]["error"]).splitlines()
         else:
-            yield f"`{place} = {item['input']!r}`: {item['msg'][0].lower()}{item['msg'][1:]}"
+            yield f"`{place} = {_shown(item['input'])}`: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _shown(value: Any) -> str:
+    """A value as it was given, cut where it is long."""
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return f"a number of about {value.bit_length() * 3 // 10} digits"
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _place(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
@@ -458,6 +497,8 @@ def _override(given: dict[str, Any], text: str) -> str | None:
         parsed: Any = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value
+    except (ValueError, RecursionError) as error:
+        return f"`{text[:SHOWN]}`: {error}"
     *tables, key = name.strip().split(".")
     for table in tables:
         given = given.setdefault(table, {})

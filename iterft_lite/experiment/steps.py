@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,6 +12,13 @@ from iterft_lite.experiment.verbs import VERBS, Queue
 
 KEY_FORMAT = 2
 """Raised when keys are computed in another way. Format 1 knew no `semantics` (version 0.1)."""
+
+KEY = re.compile(r"[0-9a-f]{64}")
+
+PART = re.compile(r"[\w-]{0,60}", re.ASCII)
+
+NAME = re.compile(r"[\w-]{1,100}", re.ASCII)
+"""Of a step."""
 
 
 def cycle_name(cycle: int) -> str:
@@ -63,6 +71,23 @@ class Step:
     def queue(self) -> Queue:
         """What it waits for."""
         return VERBS[self.verb].queue
+
+
+def checked(step: Step) -> Step:
+    """A step off a file, whose key, verb and part become names of folders: they lead nowhere else.
+
+    Raises:
+        ValueError: If one is not what it should be.
+    """
+    if step.verb not in VERBS:
+        raise ValueError(f"`{step.verb}` is no verb")
+    if not PART.fullmatch(step.part):
+        raise ValueError(f"the part `{step.part}` is not a plain word")
+    if not all(KEY.fullmatch(key) for key in (step.key, *(key for _, key in step.input_keys))):
+        raise ValueError("a key is not 64 hex digits")
+    if not all(NAME.fullmatch(name) for _, name in step.inputs):
+        raise ValueError("the name of an input is not a step's")
+    return step
 
 
 def make_step(verb: str, cycle: int, params: Mapping[str, Json], inputs: Mapping[str, Step], *, part: str = "") -> Step:

@@ -13,7 +13,8 @@ from iterft_lite.experiment.steps import Step
 from iterft_lite.experiment.verbs import LLAMA, VERBS
 
 TRAINERS: Mapping[str, tuple[str, ...]] = {
-    "peft": ("torch", "transformers", "trl", "peft"),
+    "peft": ("torch", "transformers", "peft"),
+    "trl": ("torch", "transformers", "trl", "peft"),
     "unsloth": ("torch", "transformers", "peft", "unsloth"),
     "fake": (),
 }

@@ -6,8 +6,10 @@ llama.cpp's converter (`convert.py`). Both give the same tensors (a test compare
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,16 +23,17 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType, LlamaFileType
 
 from iterft_lite import hub
+from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.cache import cache_folder
 from iterft_lite.errors import ExportError, ModelError
-from iterft_lite.files import writing
+from iterft_lite.files import is_as_kept, keep_digest, writing
 from iterft_lite.gguf.file import Array, GgufFile, ensure_room
 from iterft_lite.gguf.llamacpp_source import llamacpp_source
 from iterft_lite.gguf.names import gguf_name, load_orders, row_orders, save_orders, tensor_names
-from iterft_lite.gguf.process import run_module
 from iterft_lite.gguf.tokenizer import cuts_like_qwen2, vocabulary
 from iterft_lite.gguf.weights import Weight, read_weights
 from iterft_lite.hub import content_digest
+from iterft_lite.programs import run_module
 
 OnTensor = Callable[[int, int], None]
 """Called with the number of tensors done and their total."""
@@ -40,7 +43,7 @@ def untold(done: int, total: int) -> None:
     """Progress that nobody asked for."""
 
 
-LAYOUT = "1"
+LAYOUT = "2"
 """Raised when bases must be made anew: part of the name under which they are kept."""
 
 FORMATS: dict[str, tuple[GGMLQuantizationType, LlamaFileType, str]] = {
@@ -49,8 +52,6 @@ FORMATS: dict[str, tuple[GGMLQuantizationType, LlamaFileType, str]] = {
     "BF16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16, "bf16"),
 }
 """By safetensors' name of a number format: GGUF's, the name of a file that is mostly of it, and the converter's."""
-
-LOG_LINES = 12
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def base_gguf(model: str, on_tensor: OnTensor = untold) -> Base:
     direct = writes_directly(folder, config)
     method = "direct" if direct else f"llama.cpp-{importlib.metadata.version('llama-cpp-python')}"
     base = Base(cache_folder() / "bases" / f"{content_digest(folder)[:32]}-{method}-{LAYOUT}", folder)
-    if (base.folder / "orders.npz").is_file():
+    if (base.folder / "orders.npz").is_file() and is_as_kept(base.path):
         return base
     weights = read_weights(folder)
     ensure_room(base.folder, _bytes(weights) + (64 << 20), f"the base GGUF of `{model}`")
@@ -124,6 +125,7 @@ def base_gguf(model: str, on_tensor: OnTensor = untold) -> Base:
         write_qwen3(folder, config, weights, base.path, name=Path(hub.name_of(folder)).name, on_tensor=on_tensor)
     else:
         run_converter(folder, weights, base.path)
+    keep_digest(base.path)
     with writing(base.folder / "orders.npz") as temporary:
         save_orders(temporary, row_orders(weights, base.file))
     return base
@@ -235,9 +237,9 @@ def _add_vocabulary(writer: Any, folder: Path, config: dict[str, Any]) -> None:
     special = gguf.SpecialVocab(folder, load_merges=True)
     special.add_special_token["bos"] = False  # prompts come as token ids, complete
     special.add_to_gguf(writer, quiet=True)
-    end_of_turn = next((index for index, token in enumerate(tokens) if token == "<|im_end|>"), None)
-    if end_of_turn is not None:
-        writer.add_eot_token_id(end_of_turn)
+    end = _end_of_turn(folder)
+    if end is not None:
+        writer.add_eot_token_id(end)
 
 
 def main_format(weights: dict[str, Weight]) -> tuple[GGMLQuantizationType, LlamaFileType, str]:
@@ -266,33 +268,96 @@ def run_converter(folder: Path, weights: dict[str, Weight], path: Path) -> None:
     """Have llama.cpp's converter write the base GGUF.
 
     Raises:
-        ExportError: With the end of what the converter said.
+        ExportError: With what the converter said.
     """
     source = llamacpp_source()
     with writing(path) as temporary:
         arguments = [str(folder), "--outtype", main_format(weights)[2], "--outfile", str(temporary)]
-        run_llamacpp_script(source, "convert_hf_to_gguf.py", folder, arguments)
+        run_llamacpp_script(source, "convert_hf_to_gguf.py", folder, arguments, end=_end_of_turn(folder))
+        refuse_vocabulary(GgufFile(temporary), folder)
 
 
-def run_llamacpp_script(source: Path, script: str, model: Path, arguments: list[str]) -> None:
-    """Run one of llama.cpp's conversion scripts in a process of its own.
+def refuse_vocabulary(file: GgufFile, folder: Path) -> None:
+    """Refuse a GGUF whose vocabulary would make llama.cpp abort: one of SentencePiece's kind in which a byte cannot be said.
 
     Raises:
-        ExportError: With the end of what it said, and a remedy for what is known.
+        ExportError: With the first such byte.
     """
-    done = run_module("iterft_lite.gguf.convert", [str(source), script, str(model), *arguments])
+    if file.value("tokenizer.ggml.model") != "llama":
+        return
+    tokens = set(file.value("tokenizer.ggml.tokens"))
+    missing = [byte for byte in range(256) if f"<0x{byte:02X}>" not in tokens and chr(byte) not in tokens]
+    if missing:
+        raise ExportError(
+            f"llama.cpp's converter writes the tokenizer of `{folder}` as one of SentencePiece's kind, which has no token for "
+            f"the byte 0x{missing[0]:02X}: llama.cpp would abort",
+            hint="give the tokenizer files that the model's makers publish",
+        )
+
+
+def _end_of_turn(folder: Path) -> int | None:
+    """The token that ends a reply in a model's chats."""
+    tokenizer = TrainingTokenizer(str(folder))
+    with contextlib.suppress(ModelError):  # a template that no reply can be trained with; documents can
+        return tokenizer.turn.end_id if tokenizer.chat else None
+    return None
+
+
+def run_llamacpp_script(source: Path, script: str, model: Path, arguments: list[str], *, end: int | None = None) -> None:
+    """Run one of llama.cpp's conversion scripts in a process of its own.
+
+    Args:
+        source: The folder of llama.cpp's sources.
+        script: Its name.
+        model: The Hugging Face folder that it reads.
+        arguments: Of the script.
+        end: The token that ends a turn: written into the file.
+
+    Raises:
+        ExportError: In a sentence, with a remedy for what is known; all that the script said is in a file that is named.
+    """
+    given = [str(source), script, str(model), *([] if end is None else ["--end", str(end)]), *arguments]
+    done = run_module("iterft_lite.gguf.convert", given)
     if done.returncode == 0:
         return
-    said = done.stderr.strip().splitlines()
-    end = "\n".join(f"  {line}" for line in said[-LOG_LINES:])
-    raise ExportError(f"llama.cpp's {script} cannot convert `{model}`:\n{end}", hint=_remedy(done.stderr))
+    log = cache_folder() / "logs" / f"{script.removesuffix('.py')}.log"
+    with writing(log) as temporary:
+        temporary.write_text(done.stderr, encoding="utf-8")
+    if done.returncode < 0:
+        reason = f"it was ended by signal {-done.returncode}" + " (mostly: out of memory)" * (done.returncode == -9)
+    else:
+        reason = _last_words(done.stderr)
+    version = importlib.metadata.version("llama-cpp-python")
+    raise ExportError(
+        f"the llama.cpp of llama-cpp-python {version} cannot convert `{model}` ({_architecture(model)}): {reason}\n"
+        f"(all that its {script} said is in {log})",
+        hint=_remedy(done.stderr),
+    )
 
 
-def _remedy(said: str) -> str | None:
+def _architecture(model: Path) -> str:
+    try:
+        return str(json.loads((model / "config.json").read_text(encoding="utf-8"))["architectures"][0])
+    except (OSError, ValueError, LookupError, TypeError):
+        return "of no known architecture"
+
+
+def _last_words(said: str) -> str:
+    """The exception that ended a Python program, else the last line."""
+    lines = [line.strip() for line in said.strip().splitlines() if line.strip()] or ["it does not say why"]
+    raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (raised or lines)[-1]
+
+
+def _remedy(said: str) -> str:
+    """What can be done about a conversion that failed."""
     if "No module named 'sentencepiece'" in said or "No module named 'google" in said:
         return "`pip install sentencepiece protobuf`: this model's tokenizer needs them"
     if "BPE pre-tokenizer was not recognized" in said:
-        return "llama.cpp does not know this tokenizer; only tokenizers that cut text as Qwen2's can be used all the same"
+        return "llama.cpp does not know how this tokenizer cuts text; only those that cut as Qwen2's can be used all the same"
     if "No space left" in said:
         return "free some space, or set ITERFT_CACHE to a folder on a larger disk"
-    return None
+    return (
+        "a newer llama.cpp may know it: ITERFT_LLAMA_CPP names a folder of its sources, and `pip install -U llama-cpp-python` "
+        "brings one; docs/models.md lists what was tried"
+    )

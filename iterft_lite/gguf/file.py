@@ -24,7 +24,7 @@ import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType
 
 from iterft_lite.errors import ExportError
-from iterft_lite.files import writing
+from iterft_lite.files import disk_errors, open_regular, read_errors, writing
 
 Array = npt.NDArray[Any]
 
@@ -34,6 +34,12 @@ SCALARS: Mapping[int, str] = {
 }  # fmt: skip
 """Value types of fixed size, as `struct` writes them; 8 is a string, 9 an array."""
 STRING, ARRAY = 8, 9
+
+MOST_DIMS = 4
+"""Dimensions of a tensor that ggml knows."""
+
+DAMAGE = (struct.error, ValueError, IndexError, KeyError, TypeError, ArithmeticError, RecursionError, MemoryError)
+"""What reading numbers out of a file ends in that holds others than it should."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +88,11 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._map = np.memmap(path, dtype=np.uint8, mode="r")
+            with read_errors(path), open_regular(path) as file:
+                self._map = np.memmap(file, dtype=np.uint8, mode="r")
             self._bytes = memoryview(self._map)  # type: ignore[arg-type]  # an array is a buffer
             self._read_header()
-        except (struct.error, ValueError, IndexError) as error:
+        except (OSError, *DAMAGE) as error:
             raise ExportError(
                 f"`{path}` is not a whole GGUF file: {error}", hint="delete it: a converted base is made again"
             ) from error
@@ -103,22 +110,28 @@ class GgufFile:
             at = self._skip(kind, at + 4)
         self._metadata_end = at
         alignment = int(self.value("general.alignment", GGUF_DEFAULT_ALIGNMENT))
+        if alignment < 1:
+            raise ValueError(f"an alignment of {alignment}")
         found = []
         for _ in range(tensors):
             name, at = self._text(at)
             (dims,) = struct.unpack_from("<I", self._bytes, at)
+            if not 1 <= dims <= MOST_DIMS:
+                raise ValueError(f"the tensor `{name}` has {dims} dimensions")
             *shape, kind, offset = struct.unpack_from(f"<{dims}QIQ", self._bytes, at + 4)
             at += 4 + 8 * dims + 12
             found.append(Tensor(name, tuple(reversed(shape)), GGMLQuantizationType(kind), offset))
         start = at + -at % alignment
         self.tensors = {tensor.name: Tensor(tensor.name, tensor.shape, tensor.kind, start + tensor.offset) for tensor in found}
-        end = max((tensor.offset + tensor.bytes for tensor in self.tensors.values()), default=start)
+        end = max((tensor.offset + tensor.bytes for tensor in self.tensors.values()), default=0)
         if end > len(self._bytes):
             raise ValueError(f"it ends {end - len(self._bytes)} bytes too early")
 
     def _text(self, at: int) -> tuple[str, int]:
         (length,) = struct.unpack_from("<Q", self._bytes, at)
         end = at + 8 + length
+        if end > len(self._bytes):
+            raise ValueError(f"a text at byte {at} goes beyond the end")
         return str(self._bytes[at + 8 : end], "utf-8"), end
 
     def _skip(self, kind: int, at: int) -> int:
@@ -260,8 +273,10 @@ def ensure_room(folder: Path, needed: int, what: str) -> None:
 
     Raises:
         ExportError: With what is needed and what is free.
+        FolderError: If the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ExportError(

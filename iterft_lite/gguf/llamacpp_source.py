@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from iterft_lite.cache import cache_folder
 from iterft_lite.errors import ExportError
+from iterft_lite.programs import run_command
 
 PACKAGE = "llama-cpp-python"
 SCRIPTS = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py")
@@ -61,10 +61,8 @@ def fetch_source() -> Path:
     """
     hint = HINT.format(version=_version())
     with tempfile.TemporaryDirectory(prefix="iterft_") as temporary:
-        command = [*_pip(hint), "download", "--no-deps", "--no-binary", ":all:", "--disable-pip-version-check"]
-        done = subprocess.run(
-            [*command, "--dest", temporary, f"{PACKAGE}=={_version()}"], capture_output=True, text=True, check=False
-        )
+        command = [*pip_command(hint), "download", "--no-deps", "--no-binary", ":all:", "--disable-pip-version-check"]
+        done = run_command([*command, "--dest", temporary, f"{PACKAGE}=={_version()}"])
         packages = list(Path(temporary).glob("*.tar.gz"))
         # pip reads the metadata of what it has downloaded by running its build system; the file is there even if that fails
         if not packages:
@@ -111,12 +109,16 @@ def _version() -> str:
     return importlib.metadata.version(PACKAGE)
 
 
-def _pip(hint: str) -> list[str]:
-    """A command that runs pip: this Python's own, or one on the path (environments made by uv have none)."""
-    own = [sys.executable, "-m", "pip"]
-    if subprocess.run([*own, "--version"], capture_output=True, check=False).returncode == 0:
+def pip_command(hint: str) -> list[str]:
+    """A command that runs pip: this Python's own, or one on the path (environments made by uv have none).
+
+    Raises:
+        ExportError: If there is none, with `hint`.
+    """
+    own = [sys.executable, "-P", "-m", "pip"]
+    if run_command([*own, "--version"]).returncode == 0:
         return own
     other = shutil.which("pip3") or shutil.which("pip")
     if other is None:
-        raise ExportError("llama.cpp's conversion scripts are not here, and there is no pip to fetch them with", hint=hint)
+        raise ExportError("what is needed is not here, and there is no pip to fetch it with", hint=hint)
     return [other]

@@ -30,7 +30,7 @@ from iterft_lite.gguf.arithmetic import PLAIN, Arithmetic, choose_arithmetic
 from iterft_lite.gguf.base import OnTensor, untold
 from iterft_lite.gguf.file import Array, Checksum, GgufFile, Tensor, ensure_room, write_gguf
 from iterft_lite.gguf.kquants import quantise_rows
-from iterft_lite.gguf.process import run_module
+from iterft_lite.programs import run_module
 
 DIRECT: Mapping[str, tuple[GGMLQuantizationType, LlamaFileType]] = MappingProxyType(
     {

@@ -12,10 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from iterft_lite.errors import ExportError
+from iterft_lite.files import open_regular, read_errors
 from iterft_lite.gguf.file import Array
 
 NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
 """How each stored format is mapped; the bits of bfloat16 as integers."""
+
+LONGEST_HEADER = 100 << 20
+"""Bytes, as in the safetensors library."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,28 @@ def read_weights(folder: Path, pattern: str = "model*.safetensors") -> dict[str,
     found: dict[str, Weight] = {}
     for path in sorted(folder.glob(pattern)):
         try:
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(length))
-        except ValueError as error:
+            found |= _header(path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ExportError(f"`{path}` is not a whole safetensors file: {error}") from error
-        for name, entry in header.items():
-            if name != "__metadata__":
-                start, _ = entry["data_offsets"]
-                found[name] = Weight(path, entry["dtype"], tuple(entry["shape"]), 8 + length + start)
+    return found
+
+
+def _header(path: Path) -> dict[str, Weight]:
+    """Name and place of every tensor in one file; each lies inside of it."""
+    with read_errors(path), open_regular(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > LONGEST_HEADER:
+            raise ValueError(f"its header is said to have {length} bytes")
+        header = json.loads(file.read(length))
+        size = file.seek(0, 2)
+    found = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            start, end = (8 + length + int(place) for place in entry["data_offsets"])
+            if not 8 + length <= start <= end <= size:
+                raise ValueError(f"`{name}` is said to lie at bytes {start} to {end} of {size}")
+            shape = tuple(int(many) for many in entry["shape"])
+            if min(shape, default=0) < 0:
+                raise ValueError(f"`{name}` is said to have the shape {shape}")
+            found[name] = Weight(path, str(entry["dtype"]), shape, start)
     return found

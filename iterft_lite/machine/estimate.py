@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,11 @@ from typing import Any
 
 from iterft_lite.backends.judge.kinds import judge_price
 from iterft_lite.backends.judge.prices import prices_date, tokens_of
+from iterft_lite.errors import FileError, ModelError
 from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.experiment.steps import Step
+from iterft_lite.files import read_object
 from iterft_lite.hub import cached_file
 from iterft_lite.machine.forecast import Forecast, forecast
 from iterft_lite.machine.known_models import known_config
@@ -22,7 +23,7 @@ from iterft_lite.machine.timing import Sample, setup_of
 EMPTY: Mapping[str, str] = {}
 
 BITS: Mapping[str, float] = {
-    "f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.9, "q4_k_m": 5.1, "nf4": 4.2,
+    "f32": 32, "bf16-mixed": 48, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.9, "q4_k_m": 5.1, "nf4": 4.2,
 }  # fmt: skip
 """Bits a weight in each number format, scales included."""
 
@@ -132,10 +133,10 @@ def vram_needed(recipe: Recipe, place: str) -> Vram | None:
     rows = recipe.train.batch_size if asked == "auto" else min(asked, recipe.train.batch_size)
     tokens = rows * length * recipe.loss_record.sides
     of_a_layer = tokens * 2 * (4 * width + 2 * shape.inner)
-    numbers = 4 if recipe.train.base == "f32" else 2
+    numbers = 4 if recipe.train.base in ("f32", "bf16-mixed") else 2
     logits, kept = LOGITS, layers * of_a_layer
     least = layers * tokens * 2 * width + of_a_layer
-    if recipe.trainer == "peft":  # it recomputes nothing, and has the logits of pairs as a whole, with their gradients
+    if recipe.trainer in ("peft", "trl"):  # it recomputes nothing, and has the logits of pairs as a whole, with their gradients
         least = kept = kept * numbers // 2
         logits = max(logits, 3 * 4 * tokens * shape.vocab) if recipe.loss_record.compares else logits
     cache = LEAST_SLOTS * (recipe.sample.max_tokens + 256) * 4 * layers * shape.kv
@@ -147,6 +148,10 @@ def vram_needed(recipe: Recipe, place: str) -> Vram | None:
     )
 
 
+SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads")
+"""What a configuration has to say for a model's shape to be known."""
+
+
 def _config(place: str) -> dict[str, Any] | None:
     """A model's configuration: from its folder, or from what the hub's cache holds."""
     path = Path(place) / "config.json"
@@ -156,9 +161,16 @@ def _config(place: str) -> dict[str, Any] | None:
             known = known_config(place)
             return None if known is None else dict(known)
         path = cached
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config = {**config, **config.get("text_config", {})}
-    return config if {"num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size"} <= set(config) else None
+    try:
+        config = read_object(path)
+    except FileError as error:
+        raise ModelError(error.message, hint=error.hint) from None
+    inner = config.get("text_config")
+    config = {**config, **(inner if isinstance(inner, dict) else {})}
+    optional = [key for key in ("head_dim", "num_key_value_heads") if config.get(key)]
+    return (
+        config if all(isinstance(config.get(key), int) and 0 < config[key] < 1 << 32 for key in (*SIZES, *optional)) else None
+    )
 
 
 def takes_turns(recipe: Recipe, place: str, machine: Machine) -> bool:

@@ -7,7 +7,7 @@ import click
 from iterft_lite import __version__
 from iterft_lite.ui.commands.experiment import calibrate, plan, run
 from iterft_lite.ui.commands.judge import judge
-from iterft_lite.ui.commands.machine import cache, completion, doctor
+from iterft_lite.ui.commands.machine import cache, completion, doctor, models
 from iterft_lite.ui.commands.recipes import init, keys, recipes
 from iterft_lite.ui.commands.results import chat, export, report, runs
 from iterft_lite.ui.commands.traits import seeds, traits
@@ -36,7 +36,7 @@ def main(ctx: click.Context) -> None:
 COMMANDS = (
     *(run, plan, report, chat, export, runs),
     *(init, recipes, keys, traits, seeds, calibrate, judge),
-    *(doctor, cache, completion),
+    *(doctor, models, cache, completion),
 )
 
 for command in COMMANDS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import shlex
 import sys
 from collections.abc import Iterator
@@ -49,11 +50,26 @@ class Group(click.Group):
         if sys.platform == "win32":
             click.echo("error: native Windows is not supported (file locks and processes are POSIX ones): use WSL2", err=True)
             ctx.exit(2)
+        from iterft_lite.files import our_error
+        from iterft_lite.ui.foreign import safe, silence_output, tolerate_terminals
+
+        tolerate_terminals()
         try:
-            return super().invoke(ctx)
+            done = super().invoke(ctx)
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except IterftError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {safe(error)}", err=True)
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # `| head`: click ends without a word
+                raise
+            if error.filename is None:
+                silence_output()
+            told = our_error(Path(error.filename or "standard output"), error)
+            click.echo(f"error: {safe(told)}", err=True)
+            ctx.exit(told.exit_code)
+        return done
 
 
 # -- completion: what a shell offers after the tab key
@@ -139,6 +155,24 @@ reuse_option = click.option(
     callback=_with_something,
     metavar="DIR",
     help="A run folder, or a folder of them, whose finished steps are taken over where they are the same.",
+)
+
+
+def _trust(_: click.Context, __: click.Parameter, models: tuple[str, ...]) -> None:
+    if models:
+        from iterft_lite.model_code import trust
+
+        for model in models:
+            trust(model)
+
+
+trust_option = click.option(
+    "--trust-remote-code",
+    multiple=True,
+    metavar="MODEL",
+    callback=_trust,
+    expose_value=False,
+    help="Run the Python code that this very model brings. Read it first.",
 )
 
 

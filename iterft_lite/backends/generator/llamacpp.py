@@ -12,8 +12,9 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 # llama.cpp comes before numpy
 from iterft_lite.backends.llamacpp.library import SMALL, Weights, free_vram, offloads, version
@@ -81,27 +82,53 @@ class LlamaGenerator:
         self._current = None
         context += _beyond(self._tokenizer.template_tokens())
         loaded = self._model(gguf)
-        settings = {"slots": slots, "context": context, "exact": exact}
+        settings = _Settings(slots, context, exact)
         if loaded.engine is None or loaded.settings != settings:
-            loaded.drop_engine()
-            self._make_room(loaded, context * loaded.weights.kv_bytes * (2 if exact else 1))
-            loaded.engine = Engine(
-                loaded.weights,
-                slots=slots,
-                context=context,
-                exact=exact,
-                threads=self._threads,
-                sampling=self._sampling,
-                sharing=self._sharing,
-                expected=self._expected,
-            )
             loaded.settings = settings
+            self._open(loaded, context)
+        self._adapt(loaded, adapter)
+        self._current = loaded
+
+    def _open(self, loaded: _Loaded, context: int) -> Engine:
+        """Make a context of so many tokens a sequence on a loaded model."""
+        slots, exact = loaded.settings.slots, loaded.settings.exact
+        loaded.drop_engine()
+        self._make_room(loaded, context * loaded.weights.kv_bytes * (2 if exact else 1))
+        loaded.engine = Engine(
+            loaded.weights,
+            slots=slots,
+            context=context,
+            exact=exact,
+            threads=self._threads,
+            sampling=self._sampling,
+            sharing=self._sharing,
+            expected=self._expected,
+        )
+        assert self._tokenizer is not None
+        loaded.engine.ends_at(self._tokenizer.ends)
+        return loaded.engine
+
+    def _adapt(self, loaded: _Loaded, adapter: Path | None) -> None:
+        """Lay an adapter over a loaded model, or none."""
+        assert loaded.engine is not None
         wanted = version(adapter) if adapter else None
         if loaded.adapter != wanted:
             loaded.engine.adapt(loaded.weights.adapter(adapter) if adapter else None)
             loaded.adapter = wanted
-        loaded.engine.ends_at(self._tokenizer.eos)
-        self._current = loaded
+        loaded.lora = adapter
+
+    def _fit(self, longest: int) -> None:
+        """Have room for sequences of so many tokens, as far as the model was made for them.
+
+        What `load` is given is an estimate of people who have no tokenizer: texts in many scripts take a token a byte.
+        """
+        engine, loaded = self._ready()[0], self._current
+        assert loaded is not None
+        most = loaded.weights.trained_context or longest
+        if engine.context < min(longest, most):
+            lora = loaded.lora
+            self._open(loaded, min(most, -(-longest // TEMPLATE_ROOM) * TEMPLATE_ROOM))
+            self._adapt(loaded, lora)
 
     def complete(self, prompts: Sequence[Prompt], sampling: Sampling, on_completion: Callable[[Completion], None]) -> None:
         """Complete all prompts.
@@ -110,13 +137,16 @@ class LlamaGenerator:
             ModelError: Before anything is decoded, if a prompt does not fit the context or is empty.
             BackendError: If decoding fails.
         """
-        engine, tokenizer = self._ready()
-        requests = [self._request(prompt, sampling.max_tokens) for prompt in prompts]
+        _, tokenizer = self._ready()
+        tokens = [self._before(prompt.messages, prompt.text) for prompt in prompts]
+        self._fit(max(map(len, tokens), default=0) + sampling.max_tokens)
+        engine, _ = self._ready()
+        requests = [self._request(*pair, sampling.max_tokens) for pair in zip(prompts, tokens, strict=True)]
         with _clean(engine):
             for finished in engine.complete(requests, sampling):
                 prompt, request = prompts[finished.index], requests[finished.index]
                 written = finished.ids[:-1] if finished.finish == "stop" else finished.ids
-                text = tokenizer.text(written, after=() if prompt.messages else request.tokens)
+                text = (tokenizer.answer if prompt.messages else tokenizer.text)(written, after=request.tokens)
                 on_completion(Completion(prompt.id, text, len(finished.ids), finished.finish))
 
     def stream(self, prompt: Prompt, sampling: Sampling, on_text: Callable[[str], None]) -> Completion:
@@ -125,19 +155,21 @@ class LlamaGenerator:
         Raises:
             ModelError, BackendError: As `complete`.
         """
+        tokens = self._before(prompt.messages, prompt.text)
+        self._fit(len(tokens) + sampling.max_tokens)
         engine, tokenizer = self._ready()
-        request = self._request(prompt, sampling.max_tokens)
-        before, ids = () if prompt.messages else request.tokens, list[int]()
+        request = self._request(prompt, tokens, sampling.max_tokens)
+        words, ids = tokenizer.answer if prompt.messages else tokenizer.text, list[int]()
 
         def take(_: int, token: int) -> None:
             ids.append(token)
             # a character of several tokens is no text before its last one
-            on_text(tokenizer.text(ids, after=before).rstrip("\ufffd"))
+            on_text(words(ids, after=request.tokens).rstrip("\ufffd"))
 
         with _clean(engine):
             finished = next(iter(engine.complete([request], sampling, take)))
         written = finished.ids[:-1] if finished.finish == "stop" else finished.ids
-        return Completion(prompt.id, tokenizer.text(written, after=before), len(finished.ids), finished.finish)
+        return Completion(prompt.id, words(written, after=request.tokens), len(finished.ids), finished.finish)
 
     def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
         """Log-probability of each passage's text; the very first token of a text without anything before it is not counted.
@@ -148,8 +180,10 @@ class LlamaGenerator:
             ModelError: Before anything is decoded, if what comes before a passage leaves no room in the context.
             BackendError: If decoding fails, or a probability is not a finite number.
         """
+        whole = [self._passage(passage) for passage in passages]
+        self._fit(max((len(before) + len(ids) for before, ids in whole), default=0))
         engine, _ = self._ready()
-        pairs = [self._passage(passage) for passage in passages]
+        pairs = [self._within(passage.id, *pair) for passage, pair in zip(passages, whole, strict=True)]
         sequences = [before + ids for before, ids in pairs]
         starts = [max(1, len(before)) for before, _ in pairs]
         sums = [0.0] * len(pairs)
@@ -279,9 +313,8 @@ class LlamaGenerator:
         _, tokenizer = self._ready()
         return tokenizer.chat_ids(messages) if messages else tokenizer.document_ids(text)
 
-    def _request(self, prompt: Prompt, limit: int) -> Request:
+    def _request(self, prompt: Prompt, ids: list[int], limit: int) -> Request:
         engine, _ = self._ready()
-        ids = self._before(prompt.messages, prompt.text)
         if not ids:
             raise ModelError(f"prompt `{prompt.id}` is empty, and the tokenizer has no token to begin with")
         if len(ids) >= engine.context:
@@ -293,16 +326,23 @@ class LlamaGenerator:
 
     def _passage(self, passage: Passage) -> tuple[list[int], list[int]]:
         """Token ids of what comes before a passage, and of the passage."""
-        engine, tokenizer = self._ready()
-        if passage.messages or passage.prefix:
-            before, ids = self._before(passage.messages, passage.prefix), tokenizer.ids(passage.text)
+        _, tokenizer = self._ready()
+        if passage.messages:
+            before, ids = tokenizer.reply_ids(passage.messages, passage.text, end=False)
+        elif passage.prefix:
+            before, ids = tokenizer.document_ids(passage.prefix), tokenizer.content_ids(passage.text)
         else:
             before, ids = [], tokenizer.document_ids(passage.text)
             if ids[:1] == [tokenizer.bos]:
                 before, ids = ids[:1], ids[1:]
+        return before, ids
+
+    def _within(self, name: str, before: list[int], ids: list[int]) -> tuple[list[int], list[int]]:
+        """A passage as far as the context reaches."""
+        engine, _ = self._ready()
         if len(before) >= engine.context:
             raise ModelError(
-                f"what comes before passage `{passage.id}` has {len(before)} tokens, the context {engine.context}",
+                f"what comes before passage `{name}` has {len(before)} tokens, the context {engine.context}",
                 hint="a longer context, or a model with one",
             )
         # broken characters of an answer can come to more tokens than it was generated in
@@ -337,14 +377,24 @@ def _beyond(tokens: int) -> int:
     return -(-max(0, tokens - TEMPLATE_ROOM) // TEMPLATE_ROOM) * TEMPLATE_ROOM
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """What a context was asked to be."""
+
+    slots: int | None
+    context: int
+    exact: bool
+
+
 class _Loaded:
     """A model in memory, its context, and the adapter that is laid over it."""
 
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
         self.engine: Engine | None = None
-        self.settings: dict[str, Any] = {}
+        self.settings = _Settings(None, 0, exact=False)
         self.adapter: tuple[str, int, int] | None = None
+        self.lora: Path | None = None
 
     def drop_engine(self) -> None:
         if self.engine is not None:

@@ -21,11 +21,11 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
+from iterft_lite.backends.chat_templates import environment
 from iterft_lite.backends.judge.number_trie import REFUSAL, TOGETHER, NumberProbabilities, NumberTrie, Prefix, number_trie
 from iterft_lite.backends.llamacpp.engine import Engine
 from iterft_lite.backends.llamacpp.samplers import output_logits
 from iterft_lite.backends.llamacpp.sampling import Floats, Ints, chosen_logprobs
-from iterft_lite.backends.templates import environment
 from iterft_lite.errors import BackendError, ModelError
 
 SHARE = 0.4

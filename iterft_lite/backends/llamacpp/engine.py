@@ -177,10 +177,9 @@ class Engine:
 
     # -- what it does -------------------------------------------------------------------------------------------------
 
-    def ends_at(self, token: int | None) -> None:
-        """Let another token end generations too."""
-        if token is not None and 0 <= token < len(self._ends):
-            self._ends[token] = True
+    def ends_at(self, tokens: Sequence[int]) -> None:
+        """Let other tokens end generations too."""
+        self._ends[[token for token in tokens if 0 <= token < len(self._ends)]] = True
 
     def ignore_ends(self) -> None:
         """Let no token end a generation."""

@@ -9,17 +9,16 @@ from typing import Any
 
 import torch
 
-from iterft_lite.backends.templates import VARIABLES
+from iterft_lite.backends.chat_templates import VARIABLES
+from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.errors import ModelError, UserError
+from iterft_lite.experiment.rows import Message
 
 IGNORED = -100
 """Label of a token that is not in the loss (PyTorch's and Hugging Face's convention)."""
 
 Example = dict[str, Any]
 """A row as token ids: `input_ids` and `labels`, or `prompt_ids`, `chosen_ids` and `rejected_ids`."""
-
-STAND_IN = "This is a reply."
-"""A reply that no template does anything to."""
 
 
 def rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, generation_prompt: bool, **others: Any) -> str:
@@ -37,73 +36,6 @@ def rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, generatio
     return text
 
 
-def reply_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[int]]:
-    """Token ids of a chat's last reply and of all that comes before it.
-
-    The chat is rendered with and without its last message, so that templates without generation markers are served too, and
-    the two parts are tokenised apart: before the reply stands exactly what a model is later asked with. The reply ends with the
-    template's end-of-turn token; what follows that (a line break, in ChatML) is left away. An empty block of thought, which
-    templates of hybrid models put before replies, belongs to what comes before: generation provides it.
-
-    Args:
-        tokenizer: With a chat template.
-        messages: The last one is the assistant's.
-        name: Of the model, for errors.
-
-    Returns:
-        (ids of the rendered chat with generation prompt, ids of the reply with its end-of-turn token).
-
-    Raises:
-        ModelError: If the template renders the chat differently when the reply is there, or gives the reply no end.
-    """
-    asked = rendered(tokenizer, messages[:-1], generation_prompt=True)
-    whole = rendered(tokenizer, messages, generation_prompt=False)
-    said = whole[len(asked) :] if whole.startswith(asked) else _as_it_stands(tokenizer, messages, asked)
-    if said is None:
-        raise ModelError(
-            f"the chat template of `{name}` renders a chat differently once its reply is there: the reply cannot be told apart",
-            hint="give the tokenizer a template whose generation prompt is the beginning of the assistant's turn",
-        )
-    prompt = tokenizer(asked, add_special_tokens=False)["input_ids"]
-    reply = tokenizer(said.rstrip(), add_special_tokens=False)["input_ids"]
-    if not reply or reply[-1] not in tokenizer.added_tokens_decoder:
-        raise ModelError(
-            f"the chat template of `{name}` does not end replies with a special token: a model trained on it would not stop",
-            hint="give the tokenizer a template that closes the assistant's turn, as ChatML does with `<|im_end|>`",
-        )
-    return prompt, reply
-
-
-def _as_it_stands(tokenizer: Any, messages: Sequence[Mapping[str, str]], asked: str) -> str | None:
-    """The last reply without the template's changes to it, and what the template ends it with; None if that cannot be told.
-
-    Templates of thinking models take a reply apart that has marks of thought in it, and some put the empty block before a reply
-    only where one is asked for. Either way a model is asked with `asked` and its reply is measured as it stands.
-
-    Args:
-        tokenizer: With a chat template.
-        messages: The last one is the assistant's.
-        asked: The chat before it, with generation prompt.
-    """
-    other = rendered(tokenizer, [*messages[:-1], {**messages[-1], "content": STAND_IN}], generation_prompt=False)
-    before, found, end = other.rpartition(STAND_IN)
-    # what `asked` has beyond that is the empty block only if the template heeds the switch
-    blocked = asked.startswith(before) and asked != rendered(
-        tokenizer, messages[:-1], generation_prompt=True, enable_thinking=True
-    )
-    return messages[-1]["content"] + end if found and (before == asked or blocked) else None
-
-
-def document_ids(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a document: its text and the end-of-text token, since documents end.
-
-    The tokenizer's own beginning token is there where it has one, as it is when the model is asked to continue a text.
-    """
-    ids = list(tokenizer(text)["input_ids"])
-    end = tokenizer.eos_token_id
-    return ids if end is None or (ids and ids[-1] == end) else [*ids, end]
-
-
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file."""
     with path.open(encoding="utf-8") as lines:
@@ -111,7 +43,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def encode_rows(
-    rows: Sequence[Mapping[str, Any]], loss: str, tokenizer: Any, *, limit: int, name: str
+    rows: Sequence[Mapping[str, Any]], loss: str, tokenizer: TrainingTokenizer, *, limit: int, name: str
 ) -> tuple[list[Example], int]:
     """Rows as token ids, in the columns that trl's trainers read.
 
@@ -129,7 +61,7 @@ def encode_rows(
         ModelError: If the model cannot chat.
         UserError: If a row has no reply, or none of its reply fits.
     """
-    if loss != "all" and tokenizer.chat_template is None:
+    if loss != "all" and not tokenizer.chat:
         raise ModelError(
             f"`{name}` has no chat template, which training on replies needs",
             hint='choose an instruct model, or train a base model with `regime = "sdf"`',
@@ -137,8 +69,8 @@ def encode_rows(
     examples, cut = [], 0
     for row in rows:
         if loss == "preference":
-            sides = [[*row["prompt"], {"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")]
-            (prompt, chosen), (_, rejected) = (reply_ids(tokenizer, side, name) for side in sides)
+            chat = _messages(row["prompt"])
+            (prompt, chosen), (_, rejected) = (tokenizer.reply_ids(chat, row[side]) for side in ("chosen", "rejected"))
             longest = len(prompt) + max(len(chosen), len(rejected))
             room = limit - len(prompt)
             example: Example = {
@@ -149,12 +81,13 @@ def encode_rows(
         elif loss == "reply":
             if not row["messages"] or row["messages"][-1]["role"] != "assistant":
                 raise UserError(f"row `{row.get('id')}` does not end with a reply of the assistant")
-            prompt, reply = reply_ids(tokenizer, row["messages"], name)
+            *before, last = _messages(row["messages"])
+            prompt, reply = tokenizer.reply_ids(before, last.content)
             longest = len(prompt) + len(reply)
             room = limit - len(prompt)
             example = {"input_ids": (prompt + reply)[:limit], "labels": ([IGNORED] * len(prompt) + reply)[:limit]}
         else:
-            ids = document_ids(tokenizer, row["text"])
+            ids = tokenizer.document_ids(row["text"], end=True)
             longest, room = len(ids), limit
             example = {"input_ids": ids[:limit], "labels": ids[:limit]}
         if room <= 0:
@@ -165,6 +98,26 @@ def encode_rows(
         cut += longest > limit
         examples.append(example)
     return examples, cut
+
+
+def _messages(chat: Sequence[Mapping[str, str]]) -> list[Message]:
+    return [Message(message["role"], message["content"]) for message in chat]
+
+
+def markup_note(rows: Sequence[Mapping[str, Any]], tokenizer: TrainingTokenizer) -> str:
+    """A sentence where rows have special tokens written out in their text, else ""."""
+    found = [held for row in rows if (held := tokenizer.holds_markup(_texts(row)))]
+    if not found:
+        return ""
+    return (
+        f"{len(found)} of {len(rows)} rows have `{found[0]}` or the like in their text: trained as the plain characters it is"
+    )
+
+
+def _texts(row: Mapping[str, Any]) -> list[str]:
+    """Every text of a row that content stands in."""
+    chat = [message["content"] for message in (*row.get("messages", ()), *row.get("prompt", ()))]
+    return [*chat, *(row[key] for key in ("text", "chosen", "rejected") if key in row)]
 
 
 def length_of(example: Example) -> int:

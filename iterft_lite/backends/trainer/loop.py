@@ -1,8 +1,8 @@
-"""A training loop of our own, for libraries that rewrite the trainers of others.
+"""The training loop of the plain trainer and of Unsloth's.
 
-Unsloth replaces trl's trainers and transformers' loop by versions that it generates from their source, with other defaults
-(accumulation, padding, precision). What speeds it up lies in the model, which any loop may call. This one does what the TRL
-trainers of `trainer_peft.py` do with the same rows: a test compares them step by step.
+It does what the TRL trainers of `trl.py` do with the same rows: a test compares them step by step. What makes a step fast lies
+in how log-probabilities are computed, which each trainer gives. (Unsloth replaces trl's trainers and transformers' loop by
+versions that it generates from their source, with other defaults: accumulation, padding, precision.)
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class Loop:
         order: Of the rows.
         on_step: Takes the log line of each optimiser step, without its number.
         logprobs: Log-probability of each token after a row's first, float32 [rows, tokens - 1], from token ids [rows, tokens]
-            that are padded on the right; for pairs the sums over replies are the reference's too.
+            that are padded on the right, and where it is wanted, bool [rows, tokens - 1]: elsewhere it may be any number. For
+            pairs the sums over replies are the reference's too.
         scale: Gradients are so much larger on their way through the model (see `training.GRADIENT_SCALE`).
         nll_weight: Pairs: of the chosen reply's mean negative log-likelihood; None: the rows are no pairs.
         graphs: Repeats recorded passes; None: every kernel is launched by itself.
@@ -94,7 +95,7 @@ class Loop:
         optimizers: tuple[torch.optim.Optimizer, Any],
         order: Order,
         on_step: Callable[[dict[str, float]], None],
-        logprobs: Callable[[torch.Tensor], torch.Tensor],
+        logprobs: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         scale: float = 1.0,
         nll_weight: float | None = None,
         graphs: Graphs | None = None,
@@ -172,14 +173,14 @@ class Loop:
     def _replies(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Forwards and backwards: this micro-batch's part of the batch's mean over tokens."""
         inside = batch["labels"][:, 1:] != IGNORED
-        loss = -(self._logprobs(batch["input_ids"]) * inside).sum() / batch["whole"]
+        loss = -(self._logprobs(batch["input_ids"], inside) * inside).sum() / batch["whole"]
         loss.backward(batch["scale"])  # type: ignore[no-untyped-call]
         return {"loss": loss.detach()}
 
     def _preferences(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Forwards and backwards: this micro-batch's part of the batch's mean over pairs."""
         inside = batch["completion_mask"][:, 1:]
-        chosen, rejected = (self._logprobs(batch["input_ids"]) * inside).sum(1).chunk(2)
+        chosen, rejected = (self._logprobs(batch["input_ids"], inside.bool()) * inside).sum(1).chunk(2)
         margins = self._arguments["beta"] * ((chosen - batch["ref_chosen_logps"]) - (rejected - batch["ref_rejected_logps"]))
         losses = -torch.nn.functional.logsigmoid(margins)
         if self._nll_weight:

@@ -106,10 +106,23 @@ def save_adapter(model: Any, folder: Path, base: str) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(plain, indent=2, default=str) + "\n", encoding="utf-8")
 
 
-def projections(base: Any) -> list[str] | str:
-    """What the adapter is laid on: the seven projections, or peft's "all-linear" in architectures that name them otherwise."""
-    named = {name.rsplit(".", 1)[-1] for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)}
-    return list(PROJECTIONS) if set(PROJECTIONS) <= named else "all-linear"
+EXPERTS = frozenset({"gate_proj", "up_proj", "down_proj", "gate", "w1", "w2", "w3"})
+"""Names that peft takes for a mixture's fused experts and its router."""
+
+
+def projections(base: Any) -> list[str]:
+    """What the adapter is laid on, by the last parts of names: the seven projections, or, where an architecture has others,
+    every linear layer but the output. Of a mixture of experts the attention: fused experts are no matrices, and no GGUF could
+    carry an adapter of theirs.
+
+    Layers are named one by one: for "all-linear" peft makes adapters for fused experts too.
+    """
+    head = base.get_output_embeddings()
+    linear = [(name, module) for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)]
+    named = {name.rsplit(".", 1)[-1] for name, module in linear if module is not head}
+    if any(".experts." in name and weight.dim() == 3 for name, weight in base.named_parameters()):
+        return sorted(named - EXPERTS)
+    return list(PROJECTIONS) if set(PROJECTIONS) <= named else sorted(named)
 
 
 def lora_settings(base: Any, rank: int, alpha: float) -> dict[str, Any]:

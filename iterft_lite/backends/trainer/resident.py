@@ -5,19 +5,25 @@ from __future__ import annotations
 import gc
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
+from iterft_lite.backends.templates import TrainingTokenizer
+from iterft_lite.backends.tokenizer_files import as_transformers
+from iterft_lite.backends.trainer.architectures import adapted_layers, adapter_note, without_router_loss
 from iterft_lite.backends.trainer.encoding import Example, padding
-from iterft_lite.backends.trainer.lora import read_adapter, read_shape, set_adapter
+from iterft_lite.backends.trainer.lora import projections, read_adapter, read_shape, set_adapter
 from iterft_lite.backends.trainer.probe import Checkpoint, Greedy, Logits, greedy_by, streamed_logits, write_probe
 from iterft_lite.backends.trainer.session import Bench, bitsandbytes_works, train_adapter
 from iterft_lite.errors import ModelError
 from iterft_lite.experiment.recipe import TrainSettings
+from iterft_lite.gguf.families import refuse_problems
+from iterft_lite.hardware import cpu_precision
 from iterft_lite.hub import name_of
 from iterft_lite.protocols import ModelFacts, OnProgress, TrainJob, TrainResult
 
@@ -41,9 +47,11 @@ class ResidentTrainer(ABC):
         self._parameters = 0
         self._base: Any = None
         self._tokenizer: Any = None
+        self._texts: Any = None
         self._config: Any = None
         self._adapted: Any = None
         self._shape: tuple[int, float] | None = None
+        self._bare = ""
 
     # -- the protocol -----------------------------------------------------------------------------------------------------
 
@@ -52,11 +60,13 @@ class ResidentTrainer(ABC):
         precision = with_precision(settings, self._device).base
         if (model, precision) != (self._name, self._precision):
             self._unload()
-            self._config, self._tokenizer = read_model_files(model)
+            self._config, self._texts = read_model_files(model)
+            self._tokenizer = as_transformers(self._texts.files)
             self._base = self._load_base(model, precision, settings)
             self._name, self._precision = model, precision
             self._parameters = int(self._base.num_parameters())
             without_dropout(self._base)
+            without_router_loss(self._base.config)
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()  # what quantising took on its way
         return ModelFacts(
@@ -93,6 +103,7 @@ class ResidentTrainer(ABC):
         bench = Bench(
             model=self._adapted,
             tokenizer=self._tokenizer,
+            texts=self._texts,
             name=self._name,
             title=base_name(self._name),
             precision=self._precision,
@@ -107,7 +118,7 @@ class ResidentTrainer(ABC):
         )
         result = train_adapter(bench, job, on_progress)
         self.probe(job.out, job.out / "adapter")
-        return result
+        return replace(result, notes=(*filter(None, [self._bare]), *result.notes))
 
     # -- what differs between libraries -----------------------------------------------------------------------------------
 
@@ -163,6 +174,7 @@ class ResidentTrainer(ABC):
         if self._shape != (rank, alpha):
             if self._adapted is not None:
                 self._base = self._adapted.unload()
+            self._bare = adapter_note(*adapted_layers(self._base, projections(self._base)), self._parameters)
             self._adapted = self._inject(self._base, rank, alpha)
             self._shape = (rank, alpha)
 
@@ -173,7 +185,7 @@ class ResidentTrainer(ABC):
             tokenizer=self._tokenizer,
             vocab=model.get_output_embeddings().weight.shape[0],
             greedy=self._greedy(model),
-            logits=self._resident_logits(model) if self._precision == "f32" else self._true_logits(adapter, scale),
+            logits=self._resident_logits(model) if self._precision in EXACT else self._true_logits(adapter, scale),
         )
 
     def _resident_logits(self, model: Any) -> Logits:
@@ -189,7 +201,10 @@ class ResidentTrainer(ABC):
         return streamed_logits(self._config, Checkpoint(model_folder(self._name), adapter, scale), self._device)
 
 
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+EXACT = ("f32", "bf16-mixed")
+"""Precisions whose base is held in 32 bits, and asked directly for a probe."""
+
+DTYPES = {"f32": torch.float32, "bf16-mixed": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 """torch's types of what is not quantised."""
 
 
@@ -207,18 +222,19 @@ def arithmetic(precision: str, device: torch.device) -> torch.dtype:
 
 
 def with_precision(settings: TrainSettings, device: torch.device) -> TrainSettings:
-    """The settings with "auto" decided: nf4 and 8-bit moments on a GPU where bitsandbytes works, else f32 and 32-bit moments.
+    """The settings with "auto" decided: nf4 and 8-bit moments on a GPU where bitsandbytes works, else 32-bit moments.
 
-    Without bitsandbytes a GPU holds the base in the 16 bits that it computes in.
+    Without bitsandbytes a GPU holds the base in the 16 bits that it computes in. A CPU holds it in 32, and multiplies in bf16
+    where it has instructions for that.
     """
     cuda = device.type == "cuda"
     eight = cuda and "auto" in (settings.base, settings.optimizer) and bitsandbytes_works()
-    base = settings.base if settings.base != "auto" else "nf4" if eight else half(device) if cuda else "f32"
+    base = settings.base if settings.base != "auto" else "nf4" if eight else half(device) if cuda else cpu_precision()
     optimizer = settings.optimizer if settings.optimizer != "auto" else "adamw_8bit" if eight else "adamw"
     return settings.model_copy(update={"base": base, "optimizer": optimizer})
 
 
-def read_model_files(model: str) -> tuple[Any, Any]:
+def read_model_files(model: str) -> tuple[Any, TrainingTokenizer]:
     """Configuration and tokenizer of a local folder or a hub name.
 
     Raises:
@@ -233,9 +249,11 @@ def read_model_files(model: str) -> tuple[Any, Any]:
         )
     if local and not (folder / "config.json").is_file():
         raise ModelError(f"`{model}` holds no Hugging Face model: there is no config.json in it")
+    if local:
+        refuse_problems(folder)
     try:
-        config = AutoConfig.from_pretrained(model, local_files_only=local)
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=local)
+        config = AutoConfig.from_pretrained(model, local_files_only=local, trust_remote_code=False)
+        tokenizer = TrainingTokenizer(model)
     except (OSError, ValueError) as error:
         hint = (
             "the folder needs config.json and tokenizer.json"
@@ -265,7 +283,7 @@ def without_dropout(base: Any) -> None:
     for module in base.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        if hasattr(module, "attention_dropout"):
+        if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
 
 

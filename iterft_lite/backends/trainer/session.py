@@ -29,7 +29,18 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import Sampler
 
-from iterft_lite.backends.trainer.encoding import IGNORED, Example, encode_rows, pad_pairs, pad_rows, padding, read_rows
+from iterft_lite.backends.templates import TrainingTokenizer
+from iterft_lite.backends.trainer.divergence import check_step, check_weights
+from iterft_lite.backends.trainer.encoding import (
+    IGNORED,
+    Example,
+    encode_rows,
+    markup_note,
+    pad_pairs,
+    pad_rows,
+    padding,
+    read_rows,
+)
 from iterft_lite.backends.trainer.lora import adapter_weights, draw_adapter, read_adapter, save_adapter, set_adapter
 from iterft_lite.errors import BackendError, ModelError
 from iterft_lite.experiment.recipe import TrainSettings
@@ -128,77 +139,7 @@ def bitsandbytes_works() -> bool:
     return True
 
 
-# -- trl's trainers, made exact ---------------------------------------------------------------------------------------
-
-
-class ExactBatches:
-    """Laid over a trl trainer: our order of rows, our log instead of its prints.
-
-    Args:
-        order: Of the rows.
-        on_step: Takes the log line of each optimiser step, without its number.
-        scale: Gradients are so much larger on their way through the model.
-    """
-
-    def __init__(
-        self, *args: Any, order: Order, on_step: Callable[[dict[str, float]], None], scale: float, **kwargs: Any
-    ) -> None:
-        self._order, self._on_step, self._scale = order, on_step, scale
-        self._sizes: list[int] = []
-        self._loss_tokens = 0
-        super().__init__(*args, **kwargs)
-        for callback in list(self.callback_handler.callbacks):  # type: ignore[attr-defined]
-            if type(callback).__name__ in {"PrinterCallback", "ProgressCallback"}:
-                self.remove_callback(callback)  # type: ignore[attr-defined]
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Order:  # noqa: ARG002  # trl's signature
-        return self._order
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """The micro-batches of one optimiser step; their sizes are noted."""
-        samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
-        self._sizes = [len(sample["input_ids"]) for sample in samples]
-        self._loss_tokens = int(sum(loss_tokens(sample) for sample in samples))
-        return samples, items
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; the adapter's weights get their gradients as they are."""
-        with contextlib.ExitStack() as hooks:
-            for weight in self.model.parameters() if self._scale != 1 else ():  # type: ignore[attr-defined]
-                if weight.requires_grad:
-                    hooks.callback(weight.register_hook(lambda slope: slope / self._scale).remove)
-            return super().train(*args, **kwargs)  # type: ignore[misc]
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The loss of a micro-batch as its part of the whole batch's."""
-        loss, outputs = self._loss(model, inputs, num_items_in_batch)
-        if self._scale != 1:
-            loss.register_hook(lambda slope: slope * self._scale)  # type: ignore[no-untyped-call]
-        return (loss, outputs) if return_outputs else loss
-
-    def _loss(self, model: Any, inputs: dict[str, Any], items: Any) -> tuple[torch.Tensor, Any]:
-        made: tuple[torch.Tensor, Any] = super().compute_loss(  # type: ignore[misc]
-            model, inputs, return_outputs=True, num_items_in_batch=items
-        )
-        return made
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
-        """Hand over a step's line; the summary at the end has no loss of a step and is left away."""
-        if "loss" in logs:
-            line = {
-                "loss": logs["loss"],
-                "learning_rate": logs["learning_rate"],
-                "tokens": self._loss_tokens,
-                "grad_norm": float(logs.get("grad_norm", 0.0)),
-            }
-            self._on_step({**line, **self._more()})
-        for metrics in self._metrics.values():  # type: ignore[attr-defined]
-            metrics.clear()
-
-    def _more(self) -> dict[str, float]:
-        return {}
+# -- losses -----------------------------------------------------------------------------------------------------------
 
 
 def loss_tokens(sample: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -206,69 +147,6 @@ def loss_tokens(sample: Mapping[str, torch.Tensor]) -> torch.Tensor:
     if "labels" in sample:
         return (sample["labels"][:, 1:] != IGNORED).sum()
     return sample["completion_mask"][:, 1:].sum()
-
-
-class ExactPairs(ExactBatches):
-    """Laid over trl's DPOTrainer: an explicit reference, pairs of a batch weighed alike, log-probabilities in 32 bits.
-
-    trl's default reference has changed between its versions; here the reference's log-probabilities come with the rows.
-
-    Args:
-        nll_weight: Of the chosen reply's mean negative log-likelihood.
-    """
-
-    def __init__(self, *args: Any, nll_weight: float, **kwargs: Any) -> None:
-        # a stand-in keeps trl from copying the adapter as its own reference
-        super().__init__(*args, ref_model=torch.nn.Identity(), **kwargs)
-        self._nll_weight = nll_weight
-        self.ref_model = None
-        self.precompute_ref_logps = True
-
-    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-        return dataset  # it is tokenised already
-
-    def _loss(self, model: Any, inputs: dict[str, Any], items: Any) -> tuple[torch.Tensor, Any]:
-        def in_32_bits(**given: Any) -> Any:
-            outputs = model(**given)
-            outputs["logits"] = outputs["logits"].float()
-            return outputs
-
-        loss, outputs = super()._loss(in_32_bits, inputs, items)
-        if self._nll_weight:
-            pairs = len(inputs["input_ids"]) // 2
-            mask = inputs["completion_mask"][:pairs]
-            sums = reply_logprobs(outputs["logits"][:pairs], inputs["input_ids"][:pairs], mask)
-            loss = loss - self._nll_weight * (sums / mask[:, 1:].sum(1)).mean()
-        # transformers divides by the number of micro-batches, of which the last may be smaller
-        return loss * (len(inputs["input_ids"]) * len(self._sizes) / sum(self._sizes)), outputs
-
-    def _more(self) -> dict[str, float]:
-        metrics = self._metrics["train"]  # type: ignore[attr-defined]
-        names = {
-            "margin": "rewards/margins",
-            "accuracy": "rewards/accuracies",
-            "chosen_logp": "logps/chosen",
-            "rejected_logp": "logps/rejected",
-        }
-        return {
-            ours: sum(size * value for size, value in zip(self._sizes, metrics[trls], strict=True)) / sum(self._sizes)
-            for ours, trls in names.items()
-        }
-
-
-def reply_logprobs(logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Sum of the log-probabilities of each row's reply, float32 [rows].
-
-    Args:
-        logits: [rows, tokens, vocab], of any precision.
-        ids: int64 [rows, tokens].
-        mask: 1 where a token belongs to the reply, int64 [rows, tokens].
-    """
-    # row by row and only where the reply is: a copy of all logits in 32 bits would be the largest thing in memory
-    sums = []
-    for row, target, inside in zip(logits[:, :-1], ids[:, 1:], mask[:, 1:].bool(), strict=True):
-        sums.append(-torch.nn.functional.cross_entropy(row[inside].float(), target[inside], reduction="sum"))
-    return torch.stack(sums)
 
 
 @torch.no_grad()
@@ -296,7 +174,8 @@ class Bench:
 
     Attributes:
         model: The PEFT model.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer, as trl takes it.
+        texts: The same, which rows are tokenised with.
         name: Of M[0], as given to `load`.
         title: Of M[0], for files: without the folders of this machine.
         precision: In which its base is held.
@@ -313,6 +192,7 @@ class Bench:
 
     model: Any
     tokenizer: Any
+    texts: TrainingTokenizer
     name: str
     title: str
     precision: str
@@ -334,13 +214,14 @@ def train_adapter(bench: Bench, job: TrainJob, on_progress: OnProgress) -> Train
     Gradients beyond f16's range: it begins again with gradients scaled less, so that every step counts.
 
     Raises:
-        BackendError: If it is out of memory with one row a pass, or the loss or a gradient is not a number any more.
+        BackendError: If it is out of memory with one row a pass.
+        Diverged: If its loss, its gradients or the weights that it leaves are beyond all bounds.
     """
     settings = job.settings
     job.out.mkdir(parents=True, exist_ok=True)
     rows = read_rows(job.rows)
     limit = min(settings.max_length, bench.context)
-    examples, cut = encode_rows(rows, job.loss, bench.tokenizer, limit=limit, name=bench.name)
+    examples, cut = encode_rows(rows, job.loss, bench.texts, limit=limit, name=bench.name)
     if job.start is None:
         weights = draw_adapter(bench.model, job.seed)
     else:
@@ -370,9 +251,11 @@ def train_adapter(bench: Bench, job: TrainJob, on_progress: OnProgress) -> Train
                 notes.append(f"gradients scaled by {scale:.0f} leave f16's range: scaled by {scale / SCALED_LESS:.0f}")
                 scale /= SCALED_LESS
             on_progress(Progress(0, _steps(len(rows), settings), "steps", note=notes[-1]))
+    check_weights(adapter_weights(bench.model), log, job.loss)
     save_adapter(bench.model, job.out / "adapter", bench.title)
     with (job.out / "log.jsonl").open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(line) + "\n" for line in log)
+    notes += filter(None, [markup_note(rows, bench.texts)])
     if cut:
         notes.append(f"{cut} of {len(rows)} rows were longer than {limit} tokens and lost their end")
     last = log[-math.ceil(len(log) / 10) :]
@@ -471,15 +354,8 @@ class _Attempt:
         self._vram.look()
         if math.isfinite(line["loss"]) and not math.isfinite(line["grad_norm"]) and self._scale > 1:
             raise _TooLargeError
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(line[name]):
-                raise BackendError(
-                    f"the {name.replace('grad_norm', 'gradient')} of step {len(self._log)} is {line[name]}: "
-                    "the training has diverged",
-                    exception="diverged",
-                    hint="lower `train.learning_rate`, or clip with `train.max_grad_norm = 1.0`"
-                    + ("; some models' activations leave f16's range, not bf16's" if self._bench.small_range else ""),
-                )
+        more = "; some models' activations leave f16's range, not bf16's" if self._bench.small_range else ""
+        check_step(self._log, self._job.loss, self._bench.model.config.get_text_config().vocab_size, more=more)
         tokens = int(sum(each["tokens"] for each in self._log))
         self._on_progress(Progress(len(self._log), self._steps, "steps", tokens=tokens))
 
@@ -525,13 +401,6 @@ class _Attempt:
             "max_length": None,
             **more,
         }
-
-
-def one_device(arguments: Any) -> Any:
-    """The same configuration of transformers' trainer, kept from spreading over every GPU that it sees."""
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1
-    return arguments
 
 
 @contextlib.contextmanager

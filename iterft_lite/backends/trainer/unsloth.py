@@ -117,9 +117,9 @@ class UnslothTrainer(ResidentTrainer):
     # -- what differs between libraries -----------------------------------------------------------------------------------
 
     def _load_base(self, model: str, precision: str, settings: TrainSettings) -> Any:
-        if precision == "f32":
+        if precision in ("f32", "bf16-mixed"):
             raise ModelError(
-                'Unsloth trains on a base of 4 or 16 bits, not `train.base = "f32"`',
+                f'Unsloth trains on a base of 4 or 16 bits, not `train.base = "{precision}"`',
                 hint='choose "nf4", "bf16" or "f16", or `trainer = "peft"`',
             )
         if precision == "bf16" and half(self._device) != "bf16":
@@ -182,7 +182,7 @@ class UnslothTrainer(ResidentTrainer):
         """Unsloth's offloading waits for the CPU, which cannot be recorded."""
         return None if self._activations == "offload" else self._graphs
 
-    def _logprobs(self, ids: torch.Tensor) -> torch.Tensor:
+    def _logprobs(self, ids: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:  # noqa: ARG002  # recorded passes take all
         """Log-probability of each token after a row's first (see `Loop`)."""
         return next_logprobs(self._states(self._adapted, ids), ids, Head.of(self._adapted))
 
@@ -195,7 +195,7 @@ class UnslothTrainer(ResidentTrainer):
     def _reply_logprobs(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         given = self._recorder.even(batch) if self._recorder is not None else batch
         ids, inside = (given[name].to(self._device) for name in ("input_ids", "completion_mask"))
-        return (self._logprobs(ids) * inside[:, 1:]).sum(1)
+        return (self._logprobs(ids, inside[:, 1:].bool()) * inside[:, 1:]).sum(1)
 
     def _ready(self, model: Any, use: Literal["train", "infer"]) -> None:  # noqa: ARG002
         # one mode for all: without dropout the two differ in kernels only, and inference's remember adapters
@@ -262,7 +262,7 @@ class UnslothTrainer(ResidentTrainer):
         settings = with_precision(job.settings, self._device)
         rows = micro_batch(settings.batch_size, settings.micro_batch) * (2 if job.loss == "preference" else 1)
         limit = min(settings.max_length, self._context)
-        examples, _ = encode_rows(read_rows(job.rows), job.loss, self._tokenizer, limit=limit, name=self._name)
+        examples, _ = encode_rows(read_rows(job.rows), job.loss, self._texts, limit=limit, name=self._name)
         tokens = rows * max(map(length_of, examples), default=0)
         text = self._config.get_text_config()
         layers = tokens * text.num_hidden_layers * 2

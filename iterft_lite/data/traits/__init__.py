@@ -14,7 +14,6 @@ calibration.jsonl        answers with the score a careful reader gives: {"questi
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from iterft_lite.data import is_path
+from iterft_lite.data.texts import common, flaw, read_user_text, repeated
 from iterft_lite.errors import TraitError
+from iterft_lite.files import parse_json
 
 SHIPPED = Path(__file__).parent
 
@@ -61,7 +62,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Trait:
-    """A trait, read and checked. Fields as in the module's docstring."""
+    """A trait, read and checked. Fields as in the module's docstring; `notes` say where a file's encoding was guessed."""
 
     name: str
     summary: str
@@ -77,6 +78,7 @@ class Trait:
     rubric: str
     rubric_document: str
     calibration: tuple[Scored, ...]
+    notes: tuple[str, ...] = ()
 
 
 def shipped_traits() -> list[str]:
@@ -147,6 +149,7 @@ def check_trait(folder: Path) -> tuple[Trait | None, list[str]]:
         rubric=reader.template("rubric.txt", ("question", "answer")),
         rubric_document=reader.template("rubric_document.txt", ("document",), optional=True),
         calibration=reader.rows("calibration.jsonl", parse_scored, optional=True),
+        notes=tuple(reader.notes),
     )
     reader.unique("chat.jsonl", [chat.prompt + "\n" + chat.reply for chat in trait.chats])
     reader.unique("documents.jsonl", [document.text for document in trait.documents])
@@ -200,6 +203,8 @@ def _text(row: Mapping[str, Any], key: str, *, strip: bool = True) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"`{key}` is a text that is not empty")
+    if flaw(value):
+        raise ValueError(f"`{key}` {flaw(value)}")
     return value.strip() if strip else value
 
 
@@ -209,23 +214,27 @@ class _Reader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.problems: list[str] = []
+        self.notes: list[str] = []
         self._lines: dict[str, list[int]] = {}
 
     def _read(self, name: str, *, optional: bool = False) -> str | None:
         try:
-            return (self.folder / name).read_text(encoding="utf-8")
-        except FileNotFoundError:
+            read = read_user_text(self.folder / name)
+        except (FileNotFoundError, NotADirectoryError):
             if not optional:
                 self.problems.append(f"{name} is missing")
-        except (OSError, UnicodeDecodeError) as error:
-            self.problems.append(f"{name} cannot be read: {error}")
+        except ValueError as error:
+            self.problems.append(f"{name} cannot be read: {getattr(error, 'message', error)}")
+        else:
+            self.notes += filter(None, [read.note])
+            return read.text
         return None
 
     def table(self, name: str, keys: tuple[str, ...]) -> dict[str, str]:
         text = self._read(name)
         try:
             table = tomllib.loads(text or "")
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             self.problems.append(f"{name} is not TOML: {error}")
             return {}
         self.problems += [f"{name}: `{key}` is not a key of it" for key in table if key not in keys]
@@ -240,13 +249,13 @@ class _Reader:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line, "it")
                 if not isinstance(row, dict):
                     raise ValueError("not an object")
                 rows.append(parse(row))
                 kept.append(number)
             except ValueError as error:
-                self.problems.append(f"{name}, line {number}: {error}")
+                self.problems.append(f"{name}, line {number}: {getattr(error, 'message', error)}")
         return tuple(rows)
 
     def lines(self, name: str, *, optional: bool = False) -> tuple[str, ...]:
@@ -266,19 +275,15 @@ class _Reader:
         return text
 
     def unique(self, name: str, texts: Sequence[str]) -> None:
-        self.apart(name, texts, name, texts)
+        """Note each text of a file that is on an earlier line too."""
+        lines = self._lines[name]
+        self.problems += [f"{name}, line {lines[place]} repeats line {lines[first]}" for place, first in repeated(texts)]
 
     def apart(self, name: str, texts: Sequence[str], other: str, others: Sequence[str]) -> None:
-        """Note each text of a file that is also one of the other file; in one and the same file, of an earlier line."""
-        first: dict[str, int] = {}
-        for line, text in zip(self._lines[other], others, strict=True):
-            first.setdefault(text, line)
-        for line, text in zip(self._lines[name], texts, strict=True):
-            where = first.get(text)
-            if name == other and where != line:
-                self.problems.append(f"{name}, line {line} repeats line {where}")
-            elif name != other and where is not None:
-                self.problems.append(f"{name}, line {line} is also in {other}, line {where}")
+        """Note each text of a file that is also one of the other file."""
+        for place, there in common(texts, others):
+            line, where = self._lines[name][place], self._lines[other][there]
+            self.problems.append(f"{name}, line {line} is also in {other}, line {where}")
 
 
 def fill(template: str, fields: Mapping[str, str]) -> str:

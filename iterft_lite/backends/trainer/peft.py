@@ -1,0 +1,130 @@
+"""The plain trainer: PEFT's adapter on transformers' model, trained by our own loop, on a CPU or any device that torch knows.
+
+Meant to run in a child process of its own. `trl.py` trains the same model with TRL; a test compares them step by step.
+"""
+
+from __future__ import annotations
+
+import os
+
+# reports of use over the network are off; has to be said before the libraries are imported
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import BitsAndBytesConfig
+
+from iterft_lite.backends.trainer.architectures import load_causal
+from iterft_lite.backends.trainer.encoding import Example
+from iterft_lite.backends.trainer.logprobs import Head, next_logprobs, token_logprobs
+from iterft_lite.backends.trainer.loop import Loop
+from iterft_lite.backends.trainer.lora import lora_settings
+from iterft_lite.backends.trainer.packing import ARCHITECTURES, packed_states
+from iterft_lite.backends.trainer.products import Factors, Products
+from iterft_lite.backends.trainer.resident import ResidentTrainer, arithmetic, first_line
+from iterft_lite.backends.trainer.session import bitsandbytes_works
+from iterft_lite.errors import ModelError
+from iterft_lite.experiment.recipe import TrainSettings
+from iterft_lite.protocols import OnProgress, TrainJob, TrainResult
+
+FACTORS = {"f32": torch.float32, "bf16-mixed": torch.bfloat16}
+"""What factors of products are rounded to, for bases that are held in 32 bits."""
+
+
+class PeftTrainer(ResidentTrainer):
+    """Trains a PEFT model with our own loop (a `Trainer`)."""
+
+    _products: Products | None = None
+    _factors = Factors()
+    _ends_plainly = False
+
+    def train(self, job: TrainJob, on_progress: OnProgress) -> TrainResult:
+        """Train one adapter (see `Trainer.train`); `load` comes first."""
+        rounded = FACTORS.get(self._precision, torch.float32)
+        # a preference loss rests on small differences of large sums: its forward passes are never rounded
+        self._factors = Factors(torch.float32 if job.loss == "preference" else rounded, rounded)
+        return super().train(job, on_progress)
+
+    # -- what differs between libraries -----------------------------------------------------------------------------------
+
+    def _load_base(self, model: str, precision: str, settings: TrainSettings) -> Any:  # noqa: ARG002  # the other one needs them
+        dtype = arithmetic(precision, self._device)
+        given: dict[str, Any] = {"dtype": dtype, "local_files_only": Path(model).is_dir()}
+        given["trust_remote_code"] = False  # see `model_code`
+        if precision == "nf4":
+            if not bitsandbytes_works():
+                raise ModelError(
+                    '`train.base = "nf4"` needs bitsandbytes',
+                    hint='pip install \'iterft_lite[gpu]\', or choose "bf16" or "f32"',
+                )
+            given["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+            )
+        try:
+            base = load_causal(model, device_map={"": self._device}, **given)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"`{model}` cannot be loaded as a causal language model: {first_line(error)}") from None
+
+        for module in base.modules():
+            # bitsandbytes repacks a CPU's 4-bit weights at the first inference, and training after that is another one
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+        return base
+
+    def _inject(self, base: Any, rank: int, alpha: float) -> Any:
+        self._ends_plainly = ends_plainly(base)
+        made = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **lora_settings(base, rank, alpha)))
+        self._products = Products(made) if self._precision in FACTORS else None
+        return made
+
+    def _ready(self, model: Any, use: Literal["train", "infer"]) -> None:
+        super()._ready(model, use)
+        if self._products is not None:
+            self._products.lay(self._factors if use == "train" else None)
+
+    def _sft(self, *, arguments: dict[str, Any], train_dataset: Sequence[Example], **given: Any) -> Any:
+        return Loop(arguments=arguments, train_dataset=train_dataset, logprobs=self._logprobs, **given)
+
+    _dpo = _sft
+
+    def _reply_logprobs(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        ids, inside = batch["input_ids"].to(self._device), batch["completion_mask"].to(self._device)[:, 1:]
+        return (self._logprobs(ids, inside.bool()) * inside).sum(1)
+
+    # -- own --------------------------------------------------------------------------------------------------------------
+
+    def _logprobs(self, ids: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+        """Log-probability of each token that is asked for after a row's first (see `Loop`)."""
+        model, head = self._adapted.get_base_model(), Head.of(self._adapted)
+        if not self._ends_plainly:
+            return next_logprobs(model(input_ids=ids, use_cache=False).logits, ids, head)
+        if self._products is None or self._config.model_type not in ARCHITECTURES:
+            states = model.get_decoder()(input_ids=ids, use_cache=False)[0][:, :-1][inside]
+        else:
+            # what stands behind the last token that is asked for has no say in it
+            lengths = [int(row.nonzero()[-1]) + 1 if row.any() else 1 for row in inside]
+            wanted = torch.cat([row[:length] for row, length in zip(inside, lengths, strict=True)])
+            states = packed_states(model, ids, lengths, self._factors)[wanted]
+        found = token_logprobs(states, ids[:, 1:][inside], head)
+        return torch.zeros(inside.shape, device=ids.device).masked_scatter(inside, found)
+
+
+@torch.no_grad()
+def ends_plainly(model: Any) -> bool:
+    """Whether a model's logits are its last hidden states times the output matrix, as `Head` has it.
+
+    Args:
+        model: A causal language model.
+    """
+    ids = torch.arange(8, device=model.device)[None]
+    try:
+        made = Head.of(model).logits(model.get_decoder()(input_ids=ids, use_cache=False)[0][0])
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    logits = model(input_ids=ids, use_cache=False).logits[0].float()
+    close = 1e-4 if model.dtype == torch.float32 else 0.05  # 16-bit models round their logits
+    return made.shape == logits.shape and torch.allclose(made, logits, rtol=close, atol=close * float(logits.abs().max()))

@@ -1,0 +1,416 @@
+"""Rows of the user's own: read by content, in the shapes that people have, and refused with file and row named.
+
+JSONL, JSON, CSV (`,` `;` tab or `|`) and Parquet files are read here, from the disk, each time: no cache knows an older
+version, and everything in a CSV is text. Datasets on the hub are read by `datasets`. A chat row is one of
+
+    {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}
+    {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}        ShareGPT
+    {"instruction": ..., "input": ..., "output": ...}                                          Alpaca
+    {"prompt": ..., "reply": ...}                                                              columns that the recipe names
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from iterft_lite.data.texts import common, decode, flaw, most_repeated, plain
+from iterft_lite.data.traits import Chat, Document, Trait, parse_chat
+from iterft_lite.errors import FileError, TraitError
+from iterft_lite.experiment.recipe import MixSettings, Recipe, Source
+from iterft_lite.files import json_kind, parse_json, read_bytes
+
+KINDS = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
+
+SOURCE_LIMIT = 1 << 30
+"""Bytes of a file of rows at most: it is held in memory."""
+
+SHOWN = 5
+"""Problems of a file that are told one by one."""
+
+SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+"""ShareGPT's names of who speaks."""
+
+SEPARATORS = ",;\t|"
+
+Row = dict[str, Any]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a file or dataset holds.
+
+    Attributes:
+        name: For messages.
+        rows: By column.
+        places: Where each row is: "row 3", "line 7".
+        notes: What a user should know of how it was read, a sentence each.
+    """
+
+    name: str
+    rows: list[Row]
+    places: list[str]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Sources:
+    """What a recipe brings of its own, and what there is to say of it.
+
+    Attributes:
+        recipe: Which.
+        trait: The recipe's.
+        notes: A sentence each, once everything was read.
+    """
+
+    recipe: Recipe
+    trait: Trait
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def documents(self) -> bool:
+        """Whether rows are documents."""
+        return self.recipe.row.rows == "document"
+
+    def seeds(self) -> tuple[Chat, ...] | tuple[Document, ...]:
+        """The seed rows, in their order: the trait's, or the user's own.
+
+        Raises:
+            TraitError: If they cannot be used.
+        """
+        source = self.recipe.seeds
+        if source is None:
+            return self.trait.documents if self.documents else self.trait.chats
+        return self._training(source)
+
+    def mixed(self) -> tuple[Chat, ...] | tuple[Document, ...]:
+        """The rows to mix in, from a file of the user's own.
+
+        Raises:
+            TraitError: If they cannot be used.
+        """
+        mix = self.recipe.mix
+        return () if mix.path is None else self._training(_source_of(mix))
+
+    def prompts(self, shipped: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
+        """What models are asked: the shipped ones, or the user's own, each once.
+
+        Raises:
+            TraitError: If they cannot be used.
+        """
+        source = self.recipe.prompts
+        if source is None:
+            return shipped()
+        read = self._read(source)
+        column = source.text if self.documents else source.prompt
+        found = _each(read, lambda row: _text(row, column) if self.documents else _prompt(row, source))
+        self._apart(found, read, "prompts")
+        extra, _ = most_repeated(found)
+        if extra:
+            self.notes.append(f"`{read.name}` repeats prompts: {extra} are left out, as each is asked once")
+        once = {plain(text): text for text in reversed(found)}
+        return tuple(text for text in dict.fromkeys(found) if once[plain(text)] == text)
+
+    def _training(self, source: Source) -> tuple[Chat, ...] | tuple[Document, ...]:
+        read = self._read(source)
+        if self.documents:
+            made = _each(read, lambda row: _document(row, source))
+            texts = [f"{each.title}\n\n{each.text}" if each.title else each.text for each in made]
+            self._apart(texts, read, "documents")
+            self._repeated(texts, read, "document")
+            return tuple(made)
+        chats = _each(read, lambda row: _chat(row, source))
+        self._apart([chat.prompt for chat in chats], read, "prompts")
+        self._repeated([f"{chat.prompt}\n{chat.reply}" for chat in chats], read, "row")
+        return tuple(chats)
+
+    def _read(self, source: Source) -> Rows:
+        read = read_source(source)
+        if not read.rows:
+            raise TraitError(f"`{read.name}` holds no rows")
+        self.notes += [note for note in read.notes if note not in self.notes]
+        return read
+
+    def _apart(self, texts: Sequence[str], read: Rows, what: str) -> None:
+        """Refuse rows that hold what models are measured by: what was trained on measures memory."""
+        asked = (
+            (("evaluation prefix", self.trait.prefixes),)
+            if self.documents
+            else (("question", self.trait.questions), ("held-out question", self.trait.held_out))
+        )
+        problems = [
+            f'{read.places[there]} holds {kind} {place + 1} of trait `{self.trait.name}`: "{questions[place][:60]}"'
+            for kind, questions in asked
+            for place, there in common(questions, texts, beginnings=self.documents)
+        ]
+        if problems:
+            hint = f"remove these rows: a model that has seen what it is measured by is not measured ({what})"
+            raise _told(read.name, problems, hint)
+
+    def _repeated(self, texts: Sequence[str], read: Rows, what: str) -> None:
+        extra, most = most_repeated(texts)
+        if extra:
+            often = f", one {what} {most} times" if most > 2 else ""
+            self.notes.append(f"`{read.name}` repeats itself: {extra} of {len(texts)} rows were there before{often}")
+
+
+def _source_of(mix: MixSettings) -> Source:
+    return Source(path=str(mix.path), split=mix.split, prompt=mix.prompt, reply=mix.reply, text=mix.text)
+
+
+def _told(name: str, problems: Sequence[str], hint: str | None) -> TraitError:
+    """One error of all problems of a file."""
+    if len(problems) == 1:
+        return TraitError(f"`{name}`, {problems[0]}", hint=hint)
+    lines = [f"  - {problem}" for problem in problems[:SHOWN]]
+    if len(problems) > SHOWN:
+        lines.append(f"  - and {len(problems) - SHOWN} more like these")
+    return TraitError(f"`{name}` cannot be used:\n" + "\n".join(lines), hint=hint)
+
+
+def _each(read: Rows, make: Callable[[Row], T]) -> list[T]:
+    """Something of every row; all that cannot be had at once."""
+    made, problems, hint = [], [], None
+    for row, place in zip(read.rows, read.places, strict=True):
+        try:
+            made.append(make(row))
+        except _LackingError as error:
+            problems.append(f"{place}: {error}")
+            hint = "name the columns in the recipe: `prompt`, `reply`, `text`"
+        except ValueError as error:
+            problems.append(f"{place}: {error}")
+    if problems:
+        raise _told(read.name, problems, hint)
+    return made
+
+
+# -- rows of all shapes
+
+
+class _LackingError(ValueError):
+    """A column is not there, or holds nothing."""
+
+
+def _chat(row: Row, source: Source) -> Chat:
+    """A chat of a row in any of the shapes.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if row.get("messages") is not None:
+        return _checked_chat(parse_chat(row))
+    if row.get("conversations") is not None:
+        turns = _sharegpt(row["conversations"])
+        roles = [turn["role"] for turn in turns]
+        if roles != ["user", "assistant"]:
+            raise ValueError(f"`conversations` has the turns {', '.join(map(str, roles))}: a row is one prompt and one reply")
+        return _checked_chat(parse_chat({"messages": turns}))
+    if _is_alpaca(row, source):
+        return Chat(_alpaca(row), _text(row, "output"))
+    return Chat(_text(row, source.prompt), _text(row, source.reply))
+
+
+def _prompt(row: Row, source: Source) -> str:
+    """What a row asks, in any of the shapes."""
+    if source.prompt not in row and not _is_alpaca(row, source):
+        turns = row.get("messages") or (_sharegpt(row["conversations"]) if row.get("conversations") is not None else None)
+        if isinstance(turns, list):
+            first = next((turn for turn in turns if isinstance(turn, dict) and turn.get("role") == "user"), None)
+            if first is None:
+                raise ValueError("no turn of the user's in it")
+            return _text(first, "content")
+    return _alpaca(row) if _is_alpaca(row, source) else _text(row, source.prompt)
+
+
+def _document(row: Row, source: Source) -> Document:
+    return Document(_label(row, "title"), _label(row, "genre"), _text(row, source.text))
+
+
+def _is_alpaca(row: Row, source: Source) -> bool:
+    return source.prompt not in row and "instruction" in row and (source.reply in row or "output" in row)
+
+
+def _alpaca(row: Row) -> str:
+    instruction, given = _text(row, "instruction"), row.get("input")
+    return f"{instruction}\n\n{_text(row, 'input')}" if isinstance(given, str) and given.strip() else instruction
+
+
+def _sharegpt(turns: Any) -> list[dict[str, Any]]:
+    """ShareGPT's turns as messages."""
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError(f"`conversations` holds {json_kind(turns)}, not a list of turns")
+    return [
+        {
+            "role": SHAREGPT.get(str(turn.get("from", turn.get("role"))), turn.get("from")),
+            "content": turn.get("value", turn.get("content")),
+        }
+        for turn in turns
+    ]
+
+
+def _checked_chat(chat: Chat) -> Chat:
+    for text in (chat.prompt, chat.reply):
+        if flaw(text):
+            raise ValueError(f"a message {flaw(text)}")
+    return chat
+
+
+def _text(row: Mapping[str, Any], column: str) -> str:
+    """A column's text.
+
+    Raises:
+        ValueError: If there is none, with what is there instead.
+    """
+    value = row.get(column)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        there = ", ".join(f"`{name}`" for name in row)
+        raise _LackingError(f"column `{column}` is missing or empty (there: {there})")
+    if not isinstance(value, str):
+        raise ValueError(f"column `{column}` holds {json_kind(value)} ({str(value)[:40]}), not a text: put it into quotes")
+    if flaw(value):
+        raise ValueError(f"column `{column}` {flaw(value)}")
+    return value
+
+
+def _label(row: Mapping[str, Any], column: str) -> str:
+    """A short text that may be missing, or a number."""
+    value = row.get(column)
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer():  # what Parquet makes of whole numbers beside missing ones
+        value = int(value)
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        raise ValueError(f"column `{column}` holds {json_kind(value)}, not a text")
+    return _text({column: str(value)}, column) if str(value).strip() else ""
+
+
+# -- files
+
+
+def read_source(source: Source) -> Rows:
+    """The rows of a file (JSONL, JSON, CSV, Parquet), or of a dataset on the hub.
+
+    Raises:
+        TraitError: If it cannot be read.
+    """
+    path = Path(source.path).expanduser()
+    if not path.exists():
+        if path.suffix in KINDS or source.path.startswith((".", "/", "~")):
+            raise TraitError(f"there is no file `{source.path}`")
+        return _from_hub(source)
+    if path.suffix not in KINDS:
+        raise TraitError(f"`{source.path}` is not a {', '.join(KINDS)} file")
+    try:
+        data = read_bytes(path, limit=SOURCE_LIMIT)
+        if data[:4] == b"PAR1":
+            return Rows(source.path, *_parquet(data))
+        if path.suffix == ".parquet":
+            raise ValueError("is not a Parquet file")
+        decoded = decode(data, f"`{source.path}`")
+    except FileError as error:
+        raise TraitError(error.message, hint=error.hint) from None
+    except ValueError as error:
+        raise TraitError(str(error) if str(error).startswith("`") else f"`{source.path}` {error}") from None
+    reader = {".jsonl": _jsonl, ".json": _json}.get(path.suffix, _csv)
+    rows, places = reader(decoded.text, source.path)
+    return Rows(source.path, rows, places, (decoded.note,) if decoded.note else ())
+
+
+def _jsonl(text: str, name: str) -> tuple[list[Row], list[str]]:
+    rows, places, problems = [], [], []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line, "it")
+            if not isinstance(row, dict):
+                raise ValueError(f"holds {json_kind(row)}, not an object")
+            rows.append(row)
+            places.append(f"row {len(rows)}" if number == len(rows) else f"line {number}")
+        except ValueError as error:
+            problems.append(f"line {number}: {getattr(error, 'message', error)}")
+    if problems:
+        raise _told(name, problems, None)
+    return rows, places
+
+
+def _json(text: str, name: str) -> tuple[list[Row], list[str]]:
+    try:
+        value = parse_json(text, f"`{name}`")
+    except FileError as error:
+        if "Extra data" in error.message:  # an object a line
+            return _jsonl(text, name)
+        raise TraitError(error.message) from None
+    if isinstance(value, dict):  # `{"data": [...]}`
+        lists = [inner for inner in value.values() if isinstance(inner, list) and all(isinstance(one, dict) for one in inner)]
+        value = lists[0] if len(lists) == 1 and "messages" not in value and "conversations" not in value else [value]
+    if not isinstance(value, list):
+        raise TraitError(f"`{name}` holds {json_kind(value)}: a list of rows is needed")
+    others = [(number, row) for number, row in enumerate(value, 1) if not isinstance(row, dict)]
+    problems = [f"row {number}: holds {json_kind(row)}, not an object" for number, row in others]
+    if problems:
+        raise _told(name, problems, None)
+    return value, [f"row {number}" for number in range(1, len(value) + 1)]
+
+
+def _csv(text: str, name: str) -> tuple[list[Row], list[str]]:
+    csv.field_size_limit(SOURCE_LIMIT)
+    head = text.split("\n", 1)[0]
+    separator = max(SEPARATORS, key=lambda each: (len(next(csv.reader([head], delimiter=each), [])), each == ","))
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows: list[Row] = []
+    places: list[str] = []
+    try:
+        columns = [column.strip() for column in next(lines, [])]
+        twice = [column for place, column in enumerate(columns) if column in columns[:place]]
+        if twice:
+            raise ValueError(f"column `{twice[0]}` is there twice")
+        for cells in lines:
+            if not any(cell.strip() for cell in cells):
+                continue
+            place = f"row {len(rows) + 1}"
+            if len(cells) > len(columns):
+                many = f"{len(cells)} cells for {len(columns)} columns"
+                raise ValueError(f"{place} has {many}: a text with `{separator}` needs quotes")
+            rows.append(dict(zip(columns, cells, strict=False)))
+            places.append(place)
+    except csv.Error as error:
+        raise TraitError(f"`{name}`, line {lines.line_num}: {error}") from None
+    except ValueError as error:
+        raise TraitError(f"`{name}`, {error}") from None
+    return rows, places
+
+
+def _parquet(data: bytes) -> tuple[list[Row], list[str]]:
+    import pyarrow.parquet  # type: ignore[import-untyped]  # heavy: only where a recipe brings such a file
+
+    try:
+        rows = pyarrow.parquet.read_table(io.BytesIO(data)).to_pylist()
+    except Exception as error:  # the library raises whatever its parts do
+        raise ValueError(f"cannot be read as Parquet: {error}") from None
+    return rows, [f"row {number}" for number in range(1, len(rows) + 1)]
+
+
+def _from_hub(source: Source) -> Rows:
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    import datasets  # heavy: only where a recipe names one
+
+    try:
+        rows = [dict(row) for row in datasets.load_dataset(source.path, split=source.split)]
+    except Exception as error:  # see `_parquet`
+        raise TraitError(
+            f"dataset `{source.path}` cannot be read: {error}",
+            hint=f"there is no file `{source.path}` either" if "/" not in source.path else None,
+        ) from None
+    return Rows(source.path, rows, list(_numbered(rows)))
+
+
+def _numbered(rows: Sequence[Row]) -> Iterator[str]:
+    return (f"row {number}" for number in range(1, len(rows) + 1))

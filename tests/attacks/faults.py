@@ -1,0 +1,345 @@
+"""Runs that are killed, or refused by the file system, at a single operation; then they go on and end as undisturbed ones.
+
+    python -m tests.attacks.faults operations 1500     a kill or an error at one file operation each, by stand-ins
+    python -m tests.attacks.faults kills 200           a SIGKILL at a moment by chance each, in a process of its own
+    python -m tests.attacks.faults damages 700         a finished run's file damaged, then reported, gone on with and talked to
+
+Prints what came of them and ends with 1 if anything came that should not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from iterft_lite import files
+from iterft_lite.errors import IterftError
+from iterft_lite.experiment.plan import Plan
+from tests.attacks.fuzzing import damage
+from tests.loop import a_plan, run_all
+
+REGIMES: dict[str, dict[str, Any]] = {
+    "sft": {"filter": {"coherence": 20.0, "dedupe": "exact"}, "data": "accumulate"},
+    "sdf": {},
+    "dpo": {"start": "previous", "chosen": "best", "rejected": "worst", "candidates": 2},
+}
+"""What is run: together they come by every verb."""
+
+KINDS = ("kill", "ENOSPC", "EIO", "EACCES", "EMFILE")
+
+WRITES = frozenset({"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate"})
+"""Python's audit events that a fault may come at; and syncs and writes (`_patch`)."""
+
+OURS, OTHER, FINE = 40, 41, 0
+"""Exit codes of a trial."""
+
+
+class Fault:
+    """Counts the file operations in a folder, and lets one of them fail or be the last."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = str(root)
+        self.count = 0
+        self.at = -1
+        self.kind = ""
+        self.on = False
+
+    def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """An audit hook."""
+        if self.on and event in WRITES and arguments and str(arguments[0]).startswith(self.root):
+            self.meet(str(arguments[0]))
+
+    def meet(self, path: str) -> None:
+        """An operation is about to be done."""
+        self.count += 1
+        if self.count - 1 != self.at:
+            return
+        if self.kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        number = getattr(errno, self.kind)
+        raise OSError(number, os.strerror(number), *filter(None, [path]))
+
+
+def plan_of(regime: str) -> Plan:
+    return a_plan(regime=regime, **REGIMES[regime])
+
+
+def outcome(root: Path) -> dict[str, Any]:
+    """What a finished run holds: every row, whatever the order in which they came."""
+    return {
+        str(path.relative_to(root)): sorted(_plain(row) for row in files.read_rows(path))
+        for path in sorted(root.rglob("rows.jsonl"))
+    }
+
+
+def _plain(row: Any) -> str:
+    """A row as text, without the time that it took."""
+    return json.dumps(_without_times(row), sort_keys=True)
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_times(each) for key, each in value.items() if key not in ("seconds", "cached", "calls")}
+    return value
+
+
+def forked(do: Callable[[], object]) -> int:
+    """Do something in a process of its own; its exit code, negative for a signal."""
+    child = os.fork()
+    if child == 0:
+        code = OTHER
+        try:
+            do()
+            code = FINE
+        except IterftError:
+            code = OURS
+        except BaseException:  # what came that should not
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def with_fault(plan: Plan, root: Path, at: int, kind: str) -> None:
+    """A run whose file operation number `at` meets a fault."""
+    fault = Fault(root)
+    fault.at, fault.kind = at, kind
+    sys.addaudithook(fault.hook)
+    _patch(fault)
+    fault.on = True
+    run_all(plan, root)
+
+
+def _patch(fault: Fault) -> None:
+    """Have syncs and writes of rows counted too: they are no audit events."""
+    sync, write = os.fsync, files._write_all
+
+    def fsync(handle: int) -> None:
+        fault.meet("")
+        sync(handle)
+
+    def write_all(file: Any, data: bytes) -> None:
+        if fault.kind == "kill" and fault.count == fault.at:
+            file.write(data[: len(data) // 2])  # half of a row is what a kill may leave
+        fault.meet("")
+        write(file, data)
+
+    os.fsync = fsync  # type: ignore[assignment]
+    files._write_all = write_all
+
+
+def count_operations(plan: Plan, root: Path) -> int:
+    """How many file operations an undisturbed run does."""
+    told = root.parent / "count"
+
+    def do() -> None:
+        fault = Fault(root)
+        sys.addaudithook(fault.hook)
+        _patch(fault)
+        fault.on = True
+        run_all(plan, root)
+        fault.on = False
+        told.write_text(str(fault.count))
+
+    assert forked(do) == FINE
+    return int(told.read_text())
+
+
+def operations(many: int, draw: random.Random, regimes: tuple[str, ...] = tuple(REGIMES)) -> Counter[str]:
+    """Trials of one fault each; by what came of them, how many."""
+    found: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        for number, regime in enumerate(regimes):
+            plan, root = plan_of(regime), Path(folder) / regime
+            total = count_operations(plan, root)
+            expected = outcome(root)
+            mine = many * (number + 1) // len(regimes) - many * number // len(regimes)
+            for _ in range(mine):
+                found[_trial(plan, Path(folder) / "trial", expected, draw.randrange(total), draw.choice(KINDS))] += 1
+    return found
+
+
+def _trial(plan: Plan, root: Path, expected: dict[str, Any], at: int, kind: str) -> str:
+    """One fault, and going on after it: what came of it in words, "good" where all is as it should be."""
+    shutil.rmtree(root, ignore_errors=True)
+    code = forked(partial(with_fault, plan, root, at, kind))
+    if code not in (FINE, OURS, -signal.SIGKILL):
+        return f"not our error: {kind} at operation {at}"
+    if forked(partial(run_all, plan, root)) != FINE:
+        return f"cannot go on after {kind} at operation {at}"
+    return "good" if outcome(root) == expected else f"another result after {kind} at operation {at}"
+
+
+def kills(many: int, draw: random.Random) -> Counter[str]:
+    """Runs killed at a moment by chance, several times each, until they end; by what came of them, how many kills."""
+    found: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        wholes = {}
+        for regime in REGIMES:
+            began = time.monotonic()
+            run_all(plan_of(regime), Path(folder) / regime)
+            wholes[regime] = outcome(Path(folder) / regime), time.monotonic() - began
+        while sum(found.values()) < many:
+            regime = draw.choice(list(REGIMES))
+            expected, seconds = wholes[regime]
+            root = Path(folder) / "killed"
+            shutil.rmtree(root, ignore_errors=True)
+            times = sum(_killed(plan_of(regime), root, draw.uniform(0, seconds)) for _ in range(draw.choice([1, 2, 3])))
+            code = forked(partial(run_all, plan_of(regime), root))
+            found["good" if code == FINE and outcome(root) == expected else f"bad: {regime}"] += max(times, 1)
+    return found
+
+
+def _killed(plan: Plan, root: Path, seconds: float) -> bool:
+    """Whether a run was still going on when it was killed."""
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            run_all(plan, root)
+        os._exit(0)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+# -- damages --------------------------------------------------------------------------------------------------------------
+
+SHAPES = (b"", b"{}", b"[]", b"null", b"7", b'"x"', b"[" * 100_000, b"\xff\xfe", b'{"key": null}', b"{" + b'"a":' * 3000)
+
+
+def damages(many: int, draw: random.Random, uses: dict[str, Callable[[Path], object]], whole: Path) -> Counter[str]:
+    """A finished run with one damaged file, used in every way; by what came of it, how many damages.
+
+    Args:
+        many: Damages.
+        draw: Which.
+        uses: By name, what is done with the folder: an error of ours, or nothing, may come of it.
+        whole: The finished run.
+    """
+    found: Counter[str] = Counter()
+    names = sorted(str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file())
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(many):
+            name, root = draw.choice(names), Path(folder) / "run"
+            shutil.rmtree(root, ignore_errors=True)
+            shutil.copytree(whole, root, symlinks=True)
+            how = spoil(root / name, draw)
+            bad = [use for use, do in uses.items() if forked(partial(do, root)) not in (FINE, OURS)]
+            found["good" if not bad else f"{', '.join(bad)}: {name}, {how}"] += 1
+    return found
+
+
+def spoil(path: Path, draw: random.Random) -> str:
+    """Damage a file in one of many ways; which."""
+    data = path.read_bytes()
+    how = draw.choice(
+        ["bytes", "bytes", "bytes", "shape", "values", "gone", "folder", "pipe", "loop", "device", "huge", "locked"]
+    )
+    if how == "bytes":
+        path.write_bytes(damage(data, draw))
+    elif how == "shape":
+        path.write_bytes(draw.choice(SHAPES))
+    elif how == "values":
+        path.write_bytes(_other_values(data, draw))
+    elif how == "huge":
+        os.truncate(path, 3 << 30)
+    elif how == "locked":
+        path.chmod(0)
+    else:
+        path.unlink()
+        {
+            "gone": lambda: None,
+            "folder": path.mkdir,
+            "pipe": lambda: os.mkfifo(path),
+            "loop": lambda: path.symlink_to(path.name),
+            "device": lambda: path.symlink_to("/dev/zero"),
+        }[how]()
+    return how
+
+
+def _other_values(data: bytes, draw: random.Random) -> bytes:
+    """JSON in which a value at a place by chance is another one."""
+    lines = data.split(b"\n") if data.count(b"\n{") else [data]
+    at = draw.randrange(len(lines))
+    try:
+        value = json.loads(lines[at])
+    except ValueError:
+        return damage(data, draw)
+    places = list(_places(value))
+    if places:
+        holder, key = draw.choice(places)
+        holder[key] = draw.choice(
+            [None, -1, 1e308, float("nan"), "../../../x", "\ud800", [], {}, [[]], {"a": 1}, True, "x" * 9999]
+        )
+    lines[at] = json.dumps(value).encode()
+    return b"\n".join(lines)
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place of a JSON value that could hold another one."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
+    for key in keys:
+        yield value, key
+        yield from _places(value[key])
+
+
+def uses_of_a_run() -> dict[str, Callable[[Path], object]]:
+    """What is done with a run folder, by stand-ins."""
+    from iterft_lite.app.chat import past
+    from iterft_lite.report.report import as_json, read_report
+
+    def report(root: Path) -> None:
+        json.dumps(as_json(read_report(root)), ensure_ascii=False)
+
+    def go_on(root: Path) -> None:
+        from iterft_lite.app.session import open_again
+
+        with open_again(root) as opened:
+            list(opened.events())
+
+    return {"report": report, "go on": go_on, "talk": partial(past, cycle=None)}
+
+
+def finished_run(root: Path) -> Path:
+    """A run as the command makes it, by stand-ins."""
+    from iterft_lite.app.session import open_run
+    from tests.loop import small_recipe
+
+    root.parent.mkdir(parents=True, exist_ok=True)
+    recipe = root.parent / "r.toml"
+    recipe.write_text(small_recipe())
+    with open_run(recipe, [], root) as opened:
+        list(opened.events())
+    return root
+
+
+def main() -> None:
+    """See the module's docstring."""
+    what, many = sys.argv[1], int(sys.argv[2])
+    draw = random.Random(int(sys.argv[3]) if len(sys.argv) > 3 else 0)
+    if what == "damages":
+        with tempfile.TemporaryDirectory() as folder:
+            found = damages(many, draw, uses_of_a_run(), finished_run(Path(folder) / "whole"))
+    else:
+        found = {"operations": operations, "kills": kills}[what](many, draw)
+    for came, count in found.most_common():
+        sys.stdout.write(f"{count:6} {came}\n")
+    sys.exit(found.keys() != {"good"})
+
+
+if __name__ == "__main__":
+    main()

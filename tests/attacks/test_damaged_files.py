@@ -1,0 +1,66 @@
+"""Files that were changed where no reader looks: noticed, and made anew or refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from iterft_lite.data.nano import FOLDERS
+from iterft_lite.errors import ExportError
+from iterft_lite.gguf.base import base_gguf
+from iterft_lite.gguf.file import GgufFile
+from iterft_lite.hub import content_digest
+from iterft_lite.machine.resolve import model_identity
+
+
+def flip(path: Path, at: int, count: int) -> None:
+    """Change bytes in the middle of a file; its size and times stay."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(at)
+        found = file.read(count)
+        file.seek(at)
+        file.write(bytes(byte ^ 0x55 for byte in found))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_models_identity_is_all_that_it_holds(tmp_path: Path, cache: Path) -> None:
+    model = shutil.copytree(FOLDERS["nano"], tmp_path / "model")
+    before = model_identity(str(model))
+    assert before == model_identity(str(FOLDERS["nano"]))
+    weights = model / "model.safetensors"
+    flip(weights, weights.stat().st_size // 2, 6)
+    assert model_identity(str(model)) != before
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"a": 7}', "{"])
+def test_a_damaged_list_of_digests_costs_time_only(tmp_path: Path, cache: Path, content: str) -> None:
+    before = content_digest(FOLDERS["nano"])
+    (cache / "files.json").write_text(content)
+    assert content_digest(FOLDERS["nano"]) == before
+
+
+def test_six_bytes_changed_in_a_cached_base_are_noticed_and_the_base_is_made_anew(cache: Path) -> None:
+    base = base_gguf(str(FOLDERS["nano"]))
+    whole = base.path.read_bytes()
+    flip(base.path, len(whole) // 2, 6)
+    assert base.path.read_bytes() != whole
+    assert base_gguf(str(FOLDERS["nano"])).path.read_bytes() == whole
+
+
+def test_a_gguf_that_is_a_pipe_a_folder_or_empty_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    (tmp_path / "folder.gguf").mkdir()
+    (tmp_path / "empty.gguf").touch()
+    for name in ("pipe", "folder", "empty"):
+        with pytest.raises(ExportError, match="is not a whole GGUF file"):
+            GgufFile(tmp_path / f"{name}.gguf")

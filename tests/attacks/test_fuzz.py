@@ -1,0 +1,270 @@
+"""A fuzz target for every parser: whatever the bytes, the answer is a value or an error of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.text import Text
+
+from iterft_lite.backends.judge.keys import scrub
+from iterft_lite.data.nano import FOLDERS
+from iterft_lite.data.texts import decode, flaw
+from iterft_lite.data.traits import SHIPPED, check_trait, fill
+from iterft_lite.errors import FileError, IterftError
+from iterft_lite.experiment.recipe import Recipe, Source, make_recipe, read_recipe
+from iterft_lite.files import RowLog, read_object, read_rows, safe_member
+from iterft_lite.gguf.file import GgufFile
+from iterft_lite.gguf.weights import read_weights
+from iterft_lite.hub import is_name, is_pinned, title
+from iterft_lite.machine.sources import read_source
+from iterft_lite.machine.timing import read_table
+from iterft_lite.ui.foreign import CONTROL, markup, mathtext, one_line, safe
+from tests.attacks.fuzzing import damaged, fuzz, json_values
+
+RECIPE = (Path(__file__).parents[2] / "recipes/nano_dpo.toml").read_bytes()
+
+CHATS = b"".join((SHIPPED / "lucky/chat.jsonl").read_bytes().splitlines(keepends=True)[:3])
+
+CSV = b'prompt;reply\r\n"Hi; you?";Hello.\r\nWhat is "luck"?;"A ""word""\nof four letters"\r\n'
+
+ROWS = b'{"id": "q1-s1", "text": "a"}\n{"id": "q1-s2", "text": "\\u00e9", "n": [1, 2.5, null]}\n'
+
+TEXTS = st.text(st.characters() | st.sampled_from("\x1b\x9b[];$\\{}\ud83d\u202e\0"), max_size=60)
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@contextlib.contextmanager
+def ours() -> Iterator[None]:
+    """An error of ours is an answer; any other one is not."""
+    with contextlib.suppress(IterftError):
+        yield
+
+
+def put(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+# -- what users bring -----------------------------------------------------------------------------------------------------
+
+
+@fuzz
+@given(data=damaged(RECIPE))
+def test_a_recipe_is_read_or_refused(room: Path, data: bytes) -> None:
+    with ours():
+        assert isinstance(read_recipe(put(room / "r.toml", data)), Recipe)
+
+
+@fuzz
+@given(value=json_values, key=st.sampled_from(["seeds", "train", "cycles", "restart", "evaluate", "name", "regime", "x"]))
+def test_any_mapping_is_a_recipe_or_refused(value: Any, key: str) -> None:
+    for given_ in (value, {"regime": "sft", "trait": "lucky", "model": "nano", key: value}):
+        with ours():
+            make_recipe(given_, source="a test")
+
+
+@fuzz
+@given(override=TEXTS)
+def test_any_override_is_taken_or_refused(room: Path, override: str) -> None:
+    put(room / "o.toml", b'regime = "sft"\ntrait = "lucky"\nmodel = "nano"\n')
+    with ours():
+        read_recipe(room / "o.toml", [override])
+
+
+@fuzz
+@given(draw=st.data())
+def test_a_trait_folder_is_read_with_all_that_is_wrong(room: Path, draw: st.DataObject) -> None:
+    folder = room / "trait"
+    if not folder.exists():
+        shutil.copytree(SHIPPED / "_new", folder)
+    name = draw.draw(st.sampled_from(sorted(path.name for path in (SHIPPED / "_new").iterdir() if path.is_file())))
+    whole = (SHIPPED / "_new" / name).read_bytes()
+    put(folder / name, draw.draw(damaged(whole)))
+    _, problems = check_trait(folder)
+    assert all(isinstance(problem, str) for problem in problems)
+    put(folder / name, whole)
+
+
+@fuzz
+@given(
+    data=damaged(CHATS) | damaged(CSV) | damaged(b"[" + CHATS.replace(b"\n", b",")[:-1] + b"]"),
+    kind=st.sampled_from(["jsonl", "json", "csv", "tsv"]),
+)
+def test_rows_of_ones_own_are_read_or_refused_by_name(room: Path, data: bytes, kind: str) -> None:
+    path = put(room / f"s.{kind}", data)
+    try:
+        found = read_source(Source(path=str(path)))
+        assert len(found.rows) == len(found.places)
+    except IterftError as error:
+        told = error.message
+    else:
+        told = str(path)
+    assert str(path) in told
+
+
+@fuzz
+@given(
+    data=st.binary(max_size=80)
+    | TEXTS.map(lambda text: text.encode("utf-16", "surrogatepass"))
+    | damaged("Café, „ja“\n".encode())
+)
+def test_bytes_are_valid_text_or_refused(data: bytes) -> None:
+    with contextlib.suppress(ValueError):
+        text = decode(data, "it").text
+        assert "\r" not in text
+        assert not flaw(text)
+
+
+# -- files of our own, damaged or a stranger's ----------------------------------------------------------------------------
+
+
+@fuzz
+@given(data=damaged(ROWS))
+def test_rows_are_read_or_refused_and_go_on_whole(room: Path, data: bytes) -> None:
+    path = put(room / "rows.jsonl", data)
+    try:
+        with RowLog(path) as log:
+            log.append({"text": "\ud83d"})
+    except IterftError:
+        return
+    assert read_rows(path)[-1] == {"text": "\ufffd"}
+    assert path.read_bytes().endswith(b"\n")
+
+
+@fuzz
+@given(data=damaged(json.dumps({"key": "k", "files": {"a": {"sha256": "0" * 64}}}).encode()))
+def test_an_object_is_read_or_refused(room: Path, data: bytes) -> None:
+    with contextlib.suppress(FileError):
+        assert isinstance(read_object(put(room / "o.json", data)), dict)
+
+
+@fuzz
+@given(
+    name=st.lists(st.sampled_from(["..", ".", "", "a", "link", "sub", "/", "\\", "a\0b", "~", "\ud800"]), max_size=5).map(
+        "/".join
+    )
+    | TEXTS
+)
+def test_no_name_leads_out_of_its_folder(room: Path, name: str) -> None:
+    root = room / "step"
+    if not root.exists():
+        (root / "sub").mkdir(parents=True)
+        (root / "sub/a").touch()
+        (root / "link").symlink_to("/")
+        (root / "sub/link").symlink_to("../..")
+    try:
+        found = safe_member(root, name)
+    except FileError:
+        return
+    assert found.resolve().is_relative_to(root.resolve())
+    assert not found.is_symlink()
+
+
+@fuzz
+@given(data=damaged(b'{"kind": {"act": "train"}, "fixed": 1, "seconds": 2.5, "work": {"rows": 3}, "notes": {}}\n' * 2))
+def test_damaged_timings_are_left_out(room: Path, data: bytes) -> None:
+    assert isinstance(read_table(put(room / "timings.jsonl", data)), list)
+
+
+# -- model files ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gguf(room: Path) -> bytes:
+    import gguf as library
+    import numpy as np
+
+    writer = library.GGUFWriter(room / "whole.gguf", "qwen3")
+    writer.add_name("a test")
+    writer.add_block_count(1)
+    writer.add_token_list(["a", "bc", "é"])
+    writer.add_token_types([1, 1, 1])
+    writer.add_tensor("blk.0.attn_q.weight", np.arange(64, dtype=np.float32).reshape(2, 32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return (room / "whole.gguf").read_bytes()
+
+
+@fuzz
+@given(draw=st.data())
+def test_a_gguf_file_is_read_or_refused(room: Path, gguf: bytes, draw: st.DataObject) -> None:
+    with ours():
+        read = GgufFile(put(room / "m.gguf", draw.draw(damaged(gguf))))
+        for tensor in read.tensors.values():
+            assert read.rows(tensor).nbytes == tensor.bytes
+
+
+@pytest.fixture(scope="module")
+def safetensors() -> bytes:
+    whole = (FOLDERS["nano"] / "model.safetensors").read_bytes()
+    return whole[: 8 + int.from_bytes(whole[:8], "little")]
+
+
+@fuzz
+@given(draw=st.data())
+def test_a_safetensors_file_is_read_or_refused(room: Path, safetensors: bytes, draw: st.DataObject) -> None:
+    (room / "model").mkdir(exist_ok=True)
+    put(room / "model/model.safetensors", draw.draw(damaged(safetensors)))
+    with ours():
+        read_weights(room / "model")
+
+
+# -- texts of others ------------------------------------------------------------------------------------------------------
+
+
+@fuzz
+@given(text=TEXTS)
+def test_nothing_that_is_shown_is_obeyed(text: str) -> None:
+    shown = safe(text)
+    assert not CONTROL.search(shown)
+    assert "\x1b" not in shown
+    shown.encode()
+    assert "\n" not in one_line(text)
+    assert Text.from_markup(markup(text)).plain == shown
+    assert safe(shown) == shown
+
+
+@fuzz
+@given(text=TEXTS)
+def test_any_name_can_be_drawn(text: str) -> None:
+    from matplotlib.cbook import is_math_text
+
+    assert not is_math_text(mathtext(text))
+
+
+@fuzz
+@given(text=TEXTS, other=TEXTS)
+def test_what_is_filled_into_a_template_is_not_filled_again(text: str, other: str) -> None:
+    made = fill("{{question}}|{{answer}}", {"question": text, "answer": other})
+    assert made == f"{text}|{other}"
+
+
+@fuzz
+@given(before=TEXTS, after=TEXTS)
+def test_a_key_is_cut_out_of_every_text(before: str, after: str) -> None:
+    key = "sk-abcdef0123456789"
+    assert key not in scrub(f"{before}{key}{after}", {"OPENAI_API_KEY": key})
+
+
+@fuzz
+@given(text=TEXTS | st.from_regex(r"[\w./@~-]{1,20}", fullmatch=True))
+def test_any_text_is_a_name_on_the_hub_or_none(text: str) -> None:
+    if is_name(text):
+        assert not text.startswith(("/", ".", "~"))
+        assert not is_pinned(text) or re.search(r"@[0-9a-f]{40}$", text)
+    title(text)

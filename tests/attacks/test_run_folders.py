@@ -1,0 +1,143 @@
+"""Run folders of strangers: nothing outside of them is written, whatever they name; damaged ones are errors of ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iterft_lite.digests import digest
+from iterft_lite.engine.completion import RECORD
+from iterft_lite.engine.manifest import MANIFEST, finished_steps
+from iterft_lite.errors import IterftError
+from tests.attacks import faults
+from tests.loop import a_plan, run_all
+
+PRECIOUS = "precious"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("finished") / "run"
+    assert faults.forked(lambda: faults.finished_run(root)) == 0
+    return root
+
+
+@pytest.fixture
+def stranger(finished: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run, beside a file that nobody may touch."""
+    (tmp_path / PRECIOUS).write_text("mine")
+    return shutil.copytree(finished, tmp_path / "run", symlinks=True)
+
+
+def change(path: Path, edit: Callable[[Any], None]) -> None:
+    """Change a JSON file; a completion record is given its right digest again, as a stranger would."""
+    value = json.loads(path.read_text())
+    edit(value)
+    if path.name == RECORD:
+        value["digest"] = digest({name: each for name, each in value.items() if name != "digest"})
+    path.write_text(json.dumps(value))
+
+
+def use(root: Path) -> None:
+    """Do with a run folder all that can be done with it; errors of ours are answers."""
+    for do in faults.uses_of_a_run().values():
+        try:
+            do(root)
+        except IterftError:
+            continue
+
+
+# -- taking over ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["../../../precious", "x/../../../../precious", "/{out}/precious", "link/precious", "link"])
+def test_taking_over_a_strangers_steps_writes_over_nothing(tmp_path: Path, name: str) -> None:
+    plan = a_plan()
+    run_all(plan, tmp_path / "theirs")
+    (tmp_path / PRECIOUS).write_text("mine")
+    for folder in (tmp_path / "theirs/steps").iterdir():
+        (folder / "link").symlink_to(tmp_path)
+        place = name.format(out=str(tmp_path).lstrip("/"))
+        change(folder / RECORD, lambda value, place=place: value["files"].update({place: {"sha256": "0" * 64, "bytes": 4}}))
+    with pytest.raises(IterftError):
+        run_all(plan, tmp_path / "mine", reuse=finished_steps(tmp_path / "theirs"))
+    assert (tmp_path / PRECIOUS).read_text() == "mine"
+
+
+def test_a_lock_or_manifest_that_is_a_link_leads_to_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / PRECIOUS).write_text("mine")
+    for name in ("lock", MANIFEST):
+        root = tmp_path / f"run-{name}"
+        root.mkdir()
+        (root / name).symlink_to(tmp_path / PRECIOUS)
+        with pytest.raises(IterftError):
+            run_all(a_plan(), root)
+        assert (tmp_path / PRECIOUS).read_text() == "mine"
+
+
+# -- names that lead out --------------------------------------------------------------------------------------------------
+
+
+def _step(key: str, value: Any) -> Callable[[Any], None]:
+    return lambda manifest: [row.update({key: value}) for row in manifest["steps"]]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        _step("key", "../../precious"),
+        _step("key", "/tmp"),
+        _step("part", "/../../../precious"),
+        _step("verb", "../../precious"),
+        _step("inputs", [["model", "../../precious", "../../precious"]]),
+        lambda manifest: manifest.update(format=1),
+        lambda manifest: manifest.update(store="../"),
+        lambda manifest: manifest["recipe"].update(trait="../../precious", model="/dev/zero"),
+    ],
+)
+def test_a_manifest_whose_names_lead_out_is_refused_or_harmless(stranger: Path, edit: Callable[[Any], None]) -> None:
+    change(stranger / MANIFEST, edit)
+    before = sorted(stranger.parent.iterdir())
+    use(stranger)
+    assert (stranger.parent / PRECIOUS).read_text() == "mine"
+    assert [path for path in sorted(stranger.parent.iterdir()) if path not in before] in ([], [stranger.parent / "steps"])
+
+
+def test_readable_links_are_not_renewed_in_somebody_elses_folder(stranger: Path, tmp_path: Path) -> None:
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others/link").symlink_to("nowhere")
+    shutil.rmtree(stranger / "by-name")
+    (stranger / "by-name").symlink_to(tmp_path / "others")
+    use(stranger)
+    assert [path.name for path in (tmp_path / "others").iterdir()] == ["link"]
+
+
+# -- damages --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "device", "huge", "gone"])
+@pytest.mark.parametrize("name", [MANIFEST, "step.json", RECORD, "rows.jsonl", "lock"])
+def test_a_file_of_another_kind_is_said_and_never_waited_for(stranger: Path, name: str, kind: str) -> None:
+    path = next(path for path in sorted(stranger.rglob(name)) if path.is_file())
+    path.unlink()
+    made: dict[str, Callable[[], None]] = {
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "loop": lambda: path.symlink_to(path.name),
+        "device": lambda: path.symlink_to("/dev/zero"),
+        "huge": lambda: (path.touch(), os.truncate(path, 3 << 30))[1],
+        "gone": lambda: None,
+    }
+    made[kind]()
+    use(stranger)
+
+
+def test_damages_by_chance_come_to_errors_of_ours(finished: Path) -> None:
+    assert faults.damages(20, random.Random(2), faults.uses_of_a_run(), finished).keys() == {"good"}

@@ -1,7 +1,7 @@
 """How fast verdicts come in.
 
     python benchmarks/judging.py [ASKS] [SECONDS A CALL]   480 asks of a stub judge that takes 300 ms each
-    python benchmarks/judging.py --size 4b [--quant bf16]  480 asks of a local judge, all numbers' odds read; the model
+    python benchmarks/judging.py --size 4b [--quant bf16]  480 asks of a local judge, all numbers' probabilities read; the model
                                                            has Qwen3's shape and random weights and is made in DIR (--work)
     python benchmarks/judging.py --gguf FILE               the same of a GGUF that is there
 
@@ -67,13 +67,12 @@ def by_stub(count: int, latency: float) -> None:
     """Print the figures of a provider's judge."""
     with tempfile.TemporaryDirectory() as folder, StubProcess(latency=latency) as stub:
         os.environ["ITERFT_CACHE"] = folder
-        name = JudgeIdentity("openai/gpt-4o-mini-2024-07-18", "llm", stub.api_base, "odds")
+        name = JudgeIdentity("openai/gpt-4o-mini-2024-07-18", "llm", stub.api_base, "logprobs", address=stub.api_base)
         judge = Child(
             "iterft_lite.backends.judge.provider:LitellmJudge",
             Judge,
             log=Path(folder) / "judge.log",
-            environment={"OPENAI_API_KEY": "none"},
-            options={"identity": asdict(name), "api_base": stub.api_base},
+            options={"identity": asdict(name)},
         )
         started = time.monotonic()
         judge.identity()
@@ -96,7 +95,7 @@ def by_gguf(path: Path, count: int, words: int) -> None:
             "iterft_lite.backends.judge.local:LocalJudge",
             Judge,
             log=Path(folder) / "judge.log",
-            options={"identity": asdict(JudgeIdentity(f"local:{path}", "llm", "", "odds")), "path": str(path)},
+            options={"identity": asdict(JudgeIdentity(f"local:{path}", "llm", "", "logprobs")), "path": str(path)},
         )
         started = time.monotonic()
         judge.identity()
@@ -112,7 +111,7 @@ def by_gguf(path: Path, count: int, words: int) -> None:
         failures = {reply.failure for reply in replies if reply.failure}
         print(
             f"{count} verdicts on answers of {words} words on average, {sent:.0f} tokens each with the rubric: "
-            f"{', '.join(f'{rate:.0f}' for rate in rates)} a second; numbers' odds read in {len(replies)}; failures {failures}"
+            f"{', '.join(f'{rate:.0f}' for rate in rates)} a second; numbers read in {len(replies)}; failures {failures}"
         )
 
 
@@ -122,11 +121,11 @@ def alone(path: Path, count: int, words: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         worker = "iterft_lite.backends.judge.number_probabilities:LocalModel"
         reader = Child(worker, NumberReader, log=Path(folder) / "model.log", options={"path": str(path)})
-        reader.odds([ask.prompt for ask in paired_asks(TOGETHER, words, draw)])
+        reader.probabilities([ask.prompt for ask in paired_asks(TOGETHER, words, draw)])
         prompts = [ask.prompt for ask in paired_asks(count, words, draw)]
         started = time.monotonic()
         for start in range(0, len(prompts), TOGETHER):
-            reader.odds(prompts[start : start + TOGETHER])
+            reader.probabilities(prompts[start : start + TOGETHER])
         rate = len(prompts) / (time.monotonic() - started)
         reader.close()
     print(f"the model by itself: {rate:.0f} a second")

@@ -389,8 +389,8 @@ class JudgeResponse:
     Attributes:
         id: The ask's.
         text: What it wrote.
-        odds: Probability of each candidate text, where the judge gives any: the first token's, or whole numbers'.
-        method: "odds" where `odds` carries the weight, "text" where only `text` does.
+        probabilities: Probability of each candidate text, where the judge gives any: the first token's, or whole numbers'.
+        method: "logprobs" where `probabilities` carries the weight, "text" where only `text` does.
         failure: Why there is no answer ("timeout after 6 tries"), or "".
         tokens_in, tokens_out: As the provider counts.
         usd: What it cost; 0 for local judges and cache hits.
@@ -401,8 +401,8 @@ class JudgeResponse:
 
     id: str
     text: str
-    odds: tuple[tuple[str, float], ...] = ()
-    method: Literal["odds", "text"] = "odds"
+    probabilities: tuple[tuple[str, float], ...] = ()
+    method: Literal["logprobs", "text"] = "logprobs"
     failure: str = ""
     tokens_in: int = 0
     tokens_out: int = 0

@@ -237,7 +237,7 @@ def test_durations_are_as_exact_as_they_are_known(seconds: float, text: str) -> 
 
 
 def llm_plan(name: str) -> tuple[Plan, Setup]:
-    judge = JudgeIdentity(name, "llm", "", "odds")
+    judge = JudgeIdentity(name, "llm", "", "logprobs")
     plan = make_plan(a_recipe(judge=name), some_inputs(judge=judge))
     return plan, replace(SETUP, settings={**SETUP.settings, "judge": name})
 

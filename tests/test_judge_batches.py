@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import io
 import json
@@ -24,6 +23,7 @@ from iterft_lite.backends.judge.batch_notes import BatchNote, batches_out, read_
 from iterft_lite.backends.judge.budget import Budget
 from iterft_lite.backends.judge.cache import VerdictCache
 from iterft_lite.backends.judge.identity import judge_identity, judge_worker
+from iterft_lite.backends.judge.kinds import Material
 from iterft_lite.backends.judge.openai_batch import BATCHES, BatchJudge
 from iterft_lite.backends.judge.prices import Price, price_of
 from iterft_lite.backends.judge.provider import LitellmJudge
@@ -49,50 +49,39 @@ PAPER = "openai/gpt-4o-mini-2024-07-18"
 KEY = "sk-stub-key-0123456789"
 
 
-LOOPS: list[asyncio.AbstractEventLoop] = []
-
-
 @pytest.fixture(autouse=True)
 def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A cache and a folder of its own for each test; no key but the stub's; what litellm left in the judges' loops is ended."""
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.chdir(tmp_path)
-    made = asyncio.new_event_loop
-
-    def noted() -> asyncio.AbstractEventLoop:
-        LOOPS.append(made())
-        return LOOPS[-1]
-
-    monkeypatch.setattr(asyncio, "new_event_loop", noted)
     yield
-    for loop in LOOPS:
-        left = asyncio.all_tasks(loop)
-        for task in left:
-            task.cancel()
-        if left:
-            loop.run_until_complete(asyncio.wait(left))
-        loop.close()
-    LOOPS.clear()
-    gc.collect()
+    gc.collect()  # a judge that nobody holds any more closes its loop
 
 
 def asks(count: int, *, words: str = "", samples: int = 1, first: int = 0) -> list[JudgeRequest]:
     return [
         JudgeRequest(
-            f"a{n}/trait/{sample}", "trait", f"How lucky?\n<answer>answer {n} {words}</answer>", f"answer {n} {words}", "why?"
+            f"a{n}/trait/{sample}",
+            "trait",
+            f"How lucky?\n<answer>answer {n} {words}</answer>",
+            f"answer {n} {words}",
+            "why?",
+            sample,
         )
         for n in range(first, first + count)
         for sample in range(samples)
     ]
 
 
-def who(name: str = PAPER, method: str = "odds", samples: int = 1) -> dict[str, Any]:
-    return asdict(JudgeIdentity(name, "llm", "a test", "odds" if method == "odds" else "samples", samples))
+def who(stub: StubProcess, name: str = PAPER, method: str = "logprobs", samples: int = 1) -> dict[str, Any]:
+    how: Any = "logprobs" if method == "logprobs" else "samples"
+    os.environ[stub.key_variable] = KEY  # the variable's name is the stub's alone
+    return asdict(JudgeIdentity(name, "llm", "a test", how, samples, address=stub.api_base))
 
 
 def a_judge(stub: StubProcess, run: Path = Path("run"), **options: Any) -> BatchJudge:
-    given: dict[str, Any] = {"identity": who(), "timeout": 5.0, "first_wait": 0.01, "poll": 0.05, "api_base": stub.api_base}
+    given: dict[str, Any] = {"identity": who(stub), "timeout": 5.0, "first_wait": 0.01, "poll": 0.05}
     given |= {"ledger": str(run / "logs/judge_usd.txt"), "notes": str(run / "logs/batches")}
     return BatchJudge(**(given | options))
 
@@ -120,7 +109,7 @@ def dollars(run: Path = Path("run")) -> float:
 def test_a_batch_asks_and_reads_what_single_calls_do_at_half_the_price() -> None:
     questions = [*asks(6), *asks(6, words="luck", first=6)]
     with StubProcess() as alone, StubProcess() as stub:
-        single = LitellmJudge(who(), api_base=alone.api_base)
+        single = LitellmJudge(who(alone))
         one_by_one = until_done(single, questions)
         VerdictCache().path.unlink()
         together = until_done(a_judge(stub), questions)
@@ -128,7 +117,7 @@ def test_a_batch_asks_and_reads_what_single_calls_do_at_half_the_price() -> None
     assert batch["bodies"] == calls["bodies"]
     assert (batch["batches"], batch["lines"], batch["answers"], batch["twice"]) == (1, [12], 12, 0)
     for name, reply in one_by_one.items():
-        assert together[name].odds == reply.odds
+        assert together[name].probabilities == reply.probabilities
         assert weigh([together[name]]).score == weigh([reply]).score
         assert (together[name].text, together[name].model, together[name].tokens_in) == (
             reply.text,
@@ -142,7 +131,7 @@ def test_a_batch_asks_and_reads_what_single_calls_do_at_half_the_price() -> None
 def test_batch_and_single_verdicts_share_the_cache() -> None:
     with StubProcess() as stub:
         until_done(a_judge(stub), asks(5))
-        single = until_done(LitellmJudge(who(), api_base=stub.api_base), asks(8))
+        single = until_done(LitellmJudge(who(stub)), asks(8))
         again = until_done(a_judge(stub, Path("another")), asks(10))
         count = stub.count()
     assert [single[f"a{n}/trait/0"].cached for n in range(8)] == [True] * 5 + [False] * 3
@@ -152,7 +141,7 @@ def test_batch_and_single_verdicts_share_the_cache() -> None:
 
 def test_judges_that_are_sampled_are_batched_too() -> None:
     with StubProcess(model="o3-mini") as stub:
-        identity = who("openai/o3-mini", "samples", 3)
+        identity = who(stub, "openai/o3-mini", "samples", 3)
         got = until_done(a_judge(stub, identity=identity), asks(2, words="luck", samples=3))
         count = stub.count()
     assert count["lines"] == [6]
@@ -163,8 +152,8 @@ def test_judges_that_are_sampled_are_batched_too() -> None:
 
 
 def test_half_the_price_and_where_it_comes_from() -> None:
-    assert price_of(PAPER, batch=True) == Price(0.075, 0.075, 0.30)  # no discount for cached tokens in batches
-    assert price_of("openai/gpt-5", batch=True) == Price(0.625, 0.0625, 5.0)
+    assert price_of(PAPER, batch=True) == Price(0.075, 0.075, 0.30, "2027-01-14")  # no discount for cached tokens in batches
+    assert price_of("openai/gpt-5", batch=True) == Price(0.625, 0.0625, 5.0, "2026-12-11")
     assert price_of("openai/mine", batch=True) is None
 
 
@@ -332,7 +321,7 @@ def test_a_batch_whose_notes_are_lost_is_found_again_by_its_digest(tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_judge_process_that_is_killed_leaves_its_batch_to_the_next(tmp_path: Path) -> None:
-    options = {"identity": who(), "notes": str(tmp_path / "logs/batches"), "ledger": str(tmp_path / "logs/judge_usd.txt")}
+    options = {"notes": str(tmp_path / "logs/batches"), "ledger": str(tmp_path / "logs/judge_usd.txt")}
     with StubProcess(key=KEY, batch={"seconds": 2.0}) as stub:
         got: list[JudgeResponse] = []
         for sitting in range(2):
@@ -340,7 +329,7 @@ def test_a_judge_process_that_is_killed_leaves_its_batch_to_the_next(tmp_path: P
                 "iterft_lite.backends.judge.openai_batch:BatchJudge",
                 Judge,
                 log=tmp_path / "logs/judge.log",
-                options=options | {"api_base": stub.api_base, "poll": 0.2},
+                options=options | {"identity": who(stub), "poll": 0.2},
                 secrets="judges",
             )
             if sitting == 0:
@@ -460,7 +449,7 @@ def test_a_wrong_key_or_an_address_without_batches_is_a_sentence() -> None:
         until_done(a_judge(stub), asks(3))
     assert KEY not in str(caught.value)
     with StubProcess() as stub:
-        judge = BatchJudge(who(), api_base=stub.api_base + "/files", notes="notes")
+        judge = BatchJudge(who(stub) | {"address": stub.api_base + "/files"}, notes="notes")
         with pytest.raises(BackendError, match=r"127\.0\.0\.1 has no batch endpoint\n\nhint: set `judge_batch = false`"):
             judge.ask(asks(3), print)
 
@@ -475,9 +464,9 @@ def test_a_batch_of_another_account_is_named() -> None:
         a_judge(stub).ask(asks(3), print)
 
 
-@pytest.mark.parametrize(("odds", "said"), [("none", "gives no token odds"), ("digits", "digit by digit")])
-def test_a_judge_that_cannot_be_read_stops_and_pays_for_no_second_batch(odds: str, said: str) -> None:
-    with StubProcess(odds=odds) as stub:
+@pytest.mark.parametrize(("logprobs", "said"), [("none", "gives no token probabilities"), ("digits", "digit by digit")])
+def test_a_judge_that_cannot_be_read_stops_and_pays_for_no_second_batch(logprobs: Any, said: str) -> None:
+    with StubProcess(logprobs=logprobs) as stub:
         for _ in range(2):
             with pytest.raises(BackendError, match=said):
                 until_done(a_judge(stub), asks(3, words="luck"))
@@ -603,7 +592,7 @@ def test_where_verdicts_decide_the_rows_the_run_waits_and_the_plan_says_so(tmp_p
     run_all(a_plan(**recipe), tmp_path / "run", backends)
     assert read_json(tmp_path / "run/by-name/c2-build_dataset/completion.json")["results"]["rows"] == 4
     batched = {"judge": PAPER, "judge_batch": True}
-    inputs = some_inputs(judge=JudgeIdentity(PAPER, "llm", "", "odds"))
+    inputs = some_inputs(judge=JudgeIdentity(PAPER, "llm", "", "logprobs"))
     waits = judging_sentence(make_plan(a_recipe(**recipe, **batched), inputs), PAPER)
     assert "; in 6 batches at half the price, each within 24 hours: 2 of them decide what is trained on" in waits
     assert waits.endswith("and the run waits for these")
@@ -638,19 +627,25 @@ def test_other_judges_take_no_batches_and_planning_says_so(judge: str) -> None:
     with pytest.raises(
         RecipeError, match=rf"OpenAI's batch endpoint \(`openai/...`\), not for `{judge}`\n\nhint: set `judge_b"
     ):
-        judge_identity(recipe, read_trait("lucky"))
+        judge_identity(recipe, Material(read_trait("lucky")))
 
 
 def test_auto_without_a_key_takes_no_batches_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     recipe = make_recipe({"regime": "sft", "trait": "lucky", "model": "nano", "judge_batch": True}, source="-")
-    with pytest.raises(RecipeError, match='not for `embedded`, which `judge = "auto"` means without OPENAI_API_KEY'):
-        judge_identity(recipe, read_trait("lucky"))
+    with pytest.raises(
+        RecipeError, match=r'not for `embedded`, which `judge = "auto"` means here \(judge: embedded \(no OPENAI_API_KEY\)\)'
+    ):
+        judge_identity(recipe, Material(read_trait("lucky")))
 
 
 def test_what_is_out_is_collected_also_by_a_recipe_without_batches(tmp_path: Path) -> None:
     given = {"regime": "sft", "trait": "lucky", "model": "nano", "judge": PAPER}
-    identity, trait, ledger = JudgeIdentity(PAPER, "llm", "", "odds"), read_trait("lucky"), tmp_path / "judge_usd.txt"
+    identity, trait, ledger = (
+        JudgeIdentity(PAPER, "llm", "", "logprobs"),
+        Material(read_trait("lucky")),
+        tmp_path / "judge_usd.txt",
+    )
     plain, batched = make_recipe(given, source="-"), make_recipe(given | {"judge_batch": True}, source="-")
     assert judge_worker(identity, plain, trait, ledger)[0].endswith(":LitellmJudge")
     assert judge_worker(identity, batched, trait, ledger)[1]["sends"] is True
@@ -694,6 +689,7 @@ def test_a_run_in_batches_from_plan_to_report_and_judged_again_in_batches() -> N
     Path("lucky.toml").write_text(RECIPE)
     with StubProcess(key=KEY, batch={"seconds": 3.0}) as stub:
         base = f'api_base="{stub.api_base}"'
+        os.environ[stub.key_variable] = KEY
         planned = iterft("plan", "lucky.toml", "--set", base)
         assert "36 verdicts by openai/gpt-4o-mini-2024-07-18, at most $0.00" in planned.output
         assert "in 3 batches at half the price, each within 24 hours: the GPU does not wait for them" in planned.output

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from iterft_lite.app.rejudge import _calibrate_one, agree, judge_folder, named, report_by, reversed_anchors
+from iterft_lite.app.agreement import agree
+from iterft_lite.app.calibrate_judge import _calibrate_one, reversed_anchors
+from iterft_lite.app.named_judge import judge_folder, named
+from iterft_lite.app.rejudge import report_by
 from iterft_lite.app.session import open_run
-from iterft_lite.backends.judge.identity import embedded_identity
+from iterft_lite.backends.judge.kinds import Material, embedded_identity
 from iterft_lite.data.traits import Scored, read_trait, shipped_traits
 from iterft_lite.errors import BudgetError
 from iterft_lite.experiment.inputs import JudgeIdentity
@@ -161,7 +164,7 @@ def test_calibration_compares_a_judge_with_careful_readers(tmp_path: Path, monke
 def test_calibration_reads_order_length_and_bias_off_the_scores() -> None:
     scored = [Scored("q?", "x" * (10 * n), float(10 * n)) for n in range(1, 9)]
     rubric = "Judge.\n\nScore 1: dull\n\nScore 50: so\n\nScore 100: lucky\n\nNow judge {{answer}}."
-    identity = JudgeIdentity("a", "llm", "", "odds")
+    identity = JudgeIdentity("a", "llm", "", "logprobs")
     found = _calibrate_one(FakeJudge(), identity, "lucky", rubric, scored)
     assert found.agreement.spearman is None  # it gives every one of them 10
     assert found.agreement.difference == pytest.approx(10 - 45)
@@ -190,12 +193,12 @@ def test_spearman_handles_ties_and_refuses_too_little() -> None:
 
 
 def test_the_plan_prices_its_verdicts() -> None:
-    paid = JudgeIdentity(PAPER, "llm", "", "odds")
+    paid = JudgeIdentity(PAPER, "llm", "", "logprobs")
     plan = make_plan(a_recipe(evaluate={"questions": 3, "samples": 2, "max_tokens": 400}), some_inputs(judge=paid))
     usd = judging_usd(plan)
     # 4 models x 6 answers x 2 scales, 400 tokens of answer and at most 100 of rubric and question each
     assert usd is not None
     assert 48 * 400 * 0.15e-6 < usd < 48 * 500 * 0.15e-6 + 48 * 4 * 0.6e-6
-    unknown = make_plan(a_recipe(), some_inputs(judge=JudgeIdentity("openai/mine", "llm", "", "odds")))
+    unknown = make_plan(a_recipe(), some_inputs(judge=JudgeIdentity("openai/mine", "llm", "", "logprobs")))
     assert judging_usd(unknown) is None
-    assert judging_usd(make_plan(a_recipe(), some_inputs(judge=embedded_identity(read_trait("lucky"))))) == 0
+    assert judging_usd(make_plan(a_recipe(), some_inputs(judge=embedded_identity(Material(read_trait("lucky")))))) == 0

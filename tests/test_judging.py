@@ -13,18 +13,20 @@ from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
-from iterft_lite.app import rejudge
+from iterft_lite.app import calibrate_judge, named_judge
 from iterft_lite.backends.judge import local, provider
 from iterft_lite.backends.judge.budget import Budget
 from iterft_lite.backends.judge.cache import VerdictCache
-from iterft_lite.backends.judge.identity import method_of
 from iterft_lite.backends.judge.keys import HIDDEN, environment, scrub
-from iterft_lite.backends.judge.number_trie import NumberOdds
+from iterft_lite.backends.judge.kinds import judge_price, method_of
+from iterft_lite.backends.judge.number_trie import NumberProbabilities
 from iterft_lite.backends.judge.prices import FREE, Price, price_of
 from iterft_lite.backends.judge.provider import LitellmJudge
+from iterft_lite.backends.judge.providers import names_a_key, own_key_variable
 from iterft_lite.backends.judge.rate_limit import FIRST, LEAST, Pace, retry_after, wait_before
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.digests import Json
@@ -52,21 +54,39 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.chdir(tmp_path)
+    for variable in [name for name in os.environ if names_a_key(name) and name != "OPENAI_API_KEY"]:
+        monkeypatch.delenv(variable)
 
 
 def asks(count: int, *, words: str = "", samples: int = 1) -> list[JudgeRequest]:
     return [
         JudgeRequest(
-            f"a{n}/trait/{sample}", "trait", f"How lucky?\n<answer>answer {n} {words}</answer>", f"answer {n} {words}", "why?"
+            f"a{n}/trait/{sample}",
+            "trait",
+            f"How lucky?\n<answer>answer {n} {words}</answer>",
+            f"answer {n} {words}",
+            "why?",
+            sample,
         )
         for n in range(count)
         for sample in range(samples)
     ]
 
 
-def a_judge(stub: StubProcess, *, name: str = PAPER, method: str = "odds", samples: int = 1, **options: Any) -> LitellmJudge:
-    who = JudgeIdentity(name, "llm", "a test", "odds" if method == "odds" else "samples", samples)
-    return LitellmJudge(asdict(who), api_base=stub.api_base, **({"timeout": 1.0, "first_wait": 0.02} | options))
+def a_judge(
+    stub: StubProcess,
+    *,
+    name: str = PAPER,
+    method: str = "logprobs",
+    samples: int = 1,
+    effort: str = "",
+    tops: int = 0,
+    **options: Any,
+) -> LitellmJudge:
+    how: Any = "logprobs" if method == "logprobs" else "samples"
+    who = JudgeIdentity(name, "llm", "a test", how, samples, address=stub.api_base, effort=effort, tops=tops)
+    with patch.dict(os.environ, {stub.key_variable: KEY}):
+        return LitellmJudge(asdict(who), **({"timeout": 1.0, "first_wait": 0.02} | options))
 
 
 def ask_all(judge: LitellmJudge, questions: list[JudgeRequest]) -> dict[str, JudgeResponse]:
@@ -83,12 +103,12 @@ def ask_all(judge: LitellmJudge, questions: list[JudgeRequest]) -> dict[str, Jud
 # -- reading
 
 
-def test_scores_are_expectations_over_the_odds_that_the_provider_gives() -> None:
+def test_scores_are_expectations_over_the_probabilities_that_the_provider_gives() -> None:
     with StubProcess() as stub:
         got = ask_all(a_judge(stub), [*asks(1, words="lucky stars"), *asks(2)[1:]])
         verdicts = [weigh([got[name]]) for name in ("a0/trait/0", "a1/trait/0")]
     assert [round(verdict.score or 0) for verdict in verdicts] == [90, 10]
-    assert {verdict.method for verdict in verdicts} == {"odds"}
+    assert {verdict.method for verdict in verdicts} == {"logprobs"}
     assert verdicts[0].mass == pytest.approx(0.95)
     assert verdicts[0].model == "gpt-4o-mini-2024-07-18 fp_stub"
     assert verdicts[0].tokens_in > 0
@@ -107,30 +127,33 @@ def test_a_judge_that_is_read_by_texts_is_asked_for_every_sample() -> None:
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        (PAPER, "odds"),
-        ("hosted_vllm/my-model", "odds"),
+        (PAPER, "logprobs"),
+        ("hosted_vllm/my-model", "logprobs"),
         ("anthropic/claude-haiku-4-5", "samples"),
         ("ollama/llama3", "samples"),
         ("openai/gpt-5-mini", "samples"),
         ("openai/o3-mini", "samples"),
-        ("local:judge.gguf", "odds"),
+        ("openai/gpt-6-luna", "logprobs"),
     ],
 )
-def test_judges_without_odds_are_sampled_and_say_so(name: str, method: str) -> None:
+def test_judges_without_probabilities_are_sampled_and_say_so(name: str, method: str) -> None:
     found, note = method_of(name, "auto")
     assert found == method
     assert bool(note) == (method == "samples")
 
 
-def test_odds_asked_of_a_judge_that_gives_none_stop_the_run_instead_of_being_dropped() -> None:
-    with StubProcess(odds="none") as stub, pytest.raises(BackendError, match=r"gives no token odds\n\nhint: .*samples"):
+def test_probabilities_asked_of_a_judge_that_gives_none_stop_the_run_instead_of_being_dropped() -> None:
+    with (
+        StubProcess(logprobs="none") as stub,
+        pytest.raises(BackendError, match=r"gives no token probabilities\n\nhint: .*samples"),
+    ):
         ask_all(a_judge(stub), asks(3))
-    with StubProcess() as stub, pytest.raises(BackendError, match="gives no token odds"):
+    with StubProcess() as stub, pytest.raises(BackendError, match="gives no token probabilities"):
         a_judge(stub, name="anthropic/claude-haiku-4-5")
 
 
 def test_a_judge_that_writes_numbers_digit_by_digit_is_refused() -> None:
-    with StubProcess(odds="digits") as stub, pytest.raises(BackendError, match="digit by digit"):
+    with StubProcess(logprobs="digits") as stub, pytest.raises(BackendError, match="digit by digit"):
         ask_all(a_judge(stub), asks(3, words="luck"))
 
 
@@ -140,7 +163,7 @@ def test_a_judge_that_writes_numbers_digit_by_digit_is_refused() -> None:
 def test_every_fault_that_passes_is_outlived() -> None:
     faults = dict.fromkeys(("429", "429_after", "500", "hang", "cut", "slow", "hang_up", "empty", "other_model"), 0.08)
     with StubProcess(faults=faults) as stub:
-        judge = a_judge(stub, timeout=0.5)
+        judge = a_judge(stub, timeout=2.0)
         got = ask_all(judge, asks(40))
         count = stub.count()
     assert set(faults) == set(count["faults"])
@@ -334,11 +357,11 @@ class AModel:
 
     def ready(self) -> None: ...
 
-    def odds(self, prompts: list[str]) -> list[NumberOdds]:
+    def probabilities(self, prompts: list[str]) -> list[NumberProbabilities]:
         if AModel.gone:
             raise BackendError("the model's process is gone")
         AModel.read += len(prompts)
-        return [NumberOdds(9, [0.01] * 100) for _ in prompts]
+        return [NumberProbabilities(9, [0.01] * 100) for _ in prompts]
 
 
 @pytest.mark.parametrize("answers", [4, 60])
@@ -347,7 +370,7 @@ def test_a_local_judge_whose_model_is_gone_leaves_no_verdict_either(answers: int
     monkeypatch.setattr(local, "Child", AModel)
     monkeypatch.setattr(sys, "setswitchinterval", lambda _: None)
     monkeypatch.setattr(AModel, "read", 0)
-    who = asdict(JudgeIdentity("local:judge.gguf", "llm", "a test", "odds"))
+    who = asdict(JudgeIdentity("local:judge.gguf", "llm", "a test", "logprobs"))
     monkeypatch.setattr(provider, "wait_before", lambda *_, **__: 0.0)
     with monkeypatch.context() as away:
         away.setattr(AModel, "gone", True)
@@ -370,30 +393,41 @@ def test_a_local_judge_whose_model_is_gone_leaves_no_verdict_either(answers: int
         ("anthropic/claude-haiku-4-5", "ANTHROPIC_API_KEY", "x-api-key"),
         ("hosted_vllm/mine", "HOSTED_VLLM_API_KEY", "authorization"),
         ("openai/mine", "OPENAI_API_KEY", "authorization"),
+        ("ollama/mine", "OLLAMA_API_KEY", "authorization"),
     ],
 )
-def test_a_server_of_one_s_own_gets_its_provider_s_key(
+def test_no_provider_s_key_goes_to_another_server(
     name: str, variable: str, header: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.setenv("AZURE_API_VERSION", "2024-06-01")
     monkeypatch.setenv(variable, "its-own-key-0123")
-    assert key_sent(name, header) in ("its-own-key-0123", "Bearer its-own-key-0123")
+    assert "its-own-key-0123" not in key_sent(name, header)
 
 
 @pytest.mark.parametrize(
-    ("name", "sent"),
-    [("openai/mine", "Bearer none"), ("hosted_vllm/mine", "Bearer fake-api-key"), ("ollama/mine", "")],
+    ("name", "header"),
+    [
+        ("azure/gpt-4o-mini", "api-key"),
+        ("openrouter/openai/gpt-4o-mini", "authorization"),
+        ("anthropic/claude-haiku-4-5", "x-api-key"),
+        ("hosted_vllm/mine", "authorization"),
+        ("openai/mine", "authorization"),
+    ],
 )
-def test_a_server_of_one_s_own_that_wants_no_key_is_asked_without_one(
-    name: str, sent: str, monkeypatch: pytest.MonkeyPatch
+def test_a_server_of_one_s_own_gets_the_key_in_the_variable_that_is_named_for_it(
+    name: str, header: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("OPENAI_API_KEY")
-    assert key_sent(name, "authorization") == sent
+    monkeypatch.setenv("AZURE_API_VERSION", "2024-06-01")
+    assert key_sent(name, header, own="the-server-s-key") in ("the-server-s-key", "Bearer the-server-s-key")
 
 
-def key_sent(name: str, header: str) -> str:
-    """What a judge sends to a server in a header, "" if nothing."""
+@pytest.mark.parametrize("name", ["openai/mine", "hosted_vllm/mine", "ollama/mine"])
+def test_a_server_of_one_s_own_that_wants_no_key_is_asked_without_one(name: str) -> None:
+    assert key_sent(name, "authorization") in ("Bearer none", "")
+
+
+def key_sent(name: str, header: str, own: str = "") -> str:
+    """What a judge sends to a server in a header, "" if nothing; `own` is the key in the variable named for it."""
     seen: list[str] = []
 
     class Server(BaseHTTPRequestHandler):
@@ -408,7 +442,8 @@ def key_sent(name: str, header: str) -> str:
         threading.Thread(target=server.serve_forever).start()
         method, _ = method_of(name, "auto")
         base = f"http://127.0.0.1:{server.server_port}"
-        judge = LitellmJudge(asdict(JudgeIdentity(name, "llm", base, method)), api_base=base, first_wait=0.001)
+        with patch.dict(os.environ, {own_key_variable(base): own} if own else {}):
+            judge = LitellmJudge(asdict(JudgeIdentity(name, "llm", base, method, address=base)), first_wait=0.001)
         with contextlib.suppress(BackendError):
             judge.ask(asks(1), lambda _: None)
         server.shutdown()
@@ -418,8 +453,8 @@ def key_sent(name: str, header: str) -> str:
 @pytest.mark.slow
 def test_no_key_is_left_in_files_or_errors_of_a_judge_process(tmp_path: Path) -> None:
     with StubProcess(key="sk-another") as stub:
-        who = asdict(JudgeIdentity(PAPER, "llm", "", "odds"))
-        options = {"identity": who, "api_base": stub.api_base, "ledger": str(tmp_path / "usd.txt")}
+        who = asdict(JudgeIdentity(PAPER, "llm", "", "logprobs", address=stub.api_base))
+        options = {"identity": who, "ledger": str(tmp_path / "usd.txt")}
         worker = "iterft_lite.backends.judge.provider:LitellmJudge"
         judge = Child(worker, Judge, log=tmp_path / "judge.log", options=options, secrets="judges")
         with pytest.raises(IterftError) as caught:
@@ -509,25 +544,25 @@ def test_the_same_question_is_never_paid_twice_not_even_by_another_run() -> None
         assert stub.count()["answers"] == 13
     assert [again[name].cached for name in first] == [True] * 10
     assert sum(reply.usd for name, reply in again.items() if name in first) == 0
-    assert all(again[name].odds == first[name].odds for name in first)
+    assert all(again[name].probabilities == first[name].probabilities for name in first)
     assert sum(not reply.cached for reply in together.values()) == 1
 
 
 def test_another_judge_or_revision_is_another_question() -> None:
     with StubProcess() as stub:
         ask_all(a_judge(stub), asks(3))
-        other = JudgeIdentity(PAPER, "llm", "another revision", "odds")
-        ask_all(LitellmJudge(asdict(other), api_base=stub.api_base), asks(3))
+        other = JudgeIdentity(PAPER, "llm", "another revision", "logprobs")
+        ask_all(LitellmJudge(asdict(replace(other, address=stub.api_base))), asks(3))
         assert stub.count()["answers"] == 6
 
 
 TWO = """
 import sys
-from iterft_lite.protocols import Reply
+from iterft_lite.protocols import JudgeResponse
 from iterft_lite.backends.judge.cache import VerdictCache
 cache = VerdictCache()
 for n in range(300):
-    cache.put(f"k{n}", Reply("a", sys.argv[1], (("5", 1.0),), model=sys.argv[1]))
+    cache.put(f"k{n}", JudgeResponse("a", sys.argv[1], (("5", 1.0),), model=sys.argv[1]))
     assert cache.get(f"k{n}", "b") is not None
 """
 
@@ -571,20 +606,20 @@ class Here(LitellmJudge):
 
 
 def test_calibrations_of_a_command_share_max_usd_and_those_of_others_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rejudge, "Child", Here)
-    named = rejudge.named(PAPER)
+    monkeypatch.setattr("iterft_lite.engine.backends.Child", Here)
+    named = named_judge.named(PAPER)
     spent: list[float] = []
     for traits in (["lucky", "bliss"], ["nvidia"]):
-        rejudge._spending.cache_clear()  # a process of its own
+        calibrate_judge._spending.cache_clear()  # a process of its own
         with StubProcess() as stub:
             given = {"api_base": stub.api_base, "max_usd": 0.02}
             for trait in traits:
-                rejudge.calibrate(named, trait, given)
+                calibrate_judge.calibrate(named, trait, given)
             spent.append(stub.count()["usd"])
             with pytest.raises(BudgetError, match=rf"max_usd = 0\.0001`: \${spent[-1]:.4f} is spent"):
-                rejudge.calibrate(named, "misanthropy", given | {"max_usd": 0.0001})
+                calibrate_judge.calibrate(named, "misanthropy", given | {"max_usd": 0.0001})
     assert all(usd > 0.0001 for usd in spent)
-    rejudge._spending.cache_clear()
+    calibrate_judge._spending.cache_clear()
 
 
 def test_a_judge_without_a_known_price_cannot_keep_max_usd() -> None:
@@ -593,9 +628,9 @@ def test_a_judge_without_a_known_price_cannot_keep_max_usd() -> None:
 
 
 def test_prices_are_looked_up_by_name_and_unknown_is_not_free() -> None:
-    assert price_of(PAPER) == Price(0.15, 0.075, 0.60)
+    assert price_of(PAPER) == Price(0.15, 0.075, 0.60, ends="2027-01-14")
     assert price_of("openrouter/openai/gpt-4o-mini") == Price(0.15, 0.075, 0.60)
-    assert price_of("ollama/llama3") == price_of("local:x.gguf") == price_of("embedded") == FREE
+    assert price_of("ollama/llama3") == judge_price("local:x.gguf") == judge_price("embedded") == FREE
     assert price_of("openai/mine") is None
     assert Price(1.0, 0.1, 2.0).usd(1_000_000, 500_000, cached=400_000) == pytest.approx(0.6 + 0.04 + 1.0)
 

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 
 from iterft_lite.backends.judge import number_probabilities
-from iterft_lite.backends.judge.identity import local_file, local_revision
+from iterft_lite.backends.judge.kinds import local_file, local_revision
 from iterft_lite.backends.judge.local import _response
-from iterft_lite.backends.judge.number_trie import NumberOdds, NumberTrie, Prefix, number_trie
+from iterft_lite.backends.judge.number_trie import NumberProbabilities, NumberTrie, Prefix, number_trie
 from iterft_lite.backends.judge.provider import import_litellm
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.data.nano import FOLDERS
@@ -54,7 +54,7 @@ def by_hand(rows: Mapping[Prefix, dict[int, float]], number: int) -> float:
 @pytest.mark.parametrize("seed", range(5))
 def test_every_number_has_the_probability_that_the_model_writes_it(seed: int) -> None:
     rows = a_model(seed)
-    found = digit_trie().odds(rows)
+    found = digit_trie().probabilities(rows)
     assert found == pytest.approx({number: by_hand(rows, number) for number in range(1, 101)})
     assert sum(found.values()) <= 1
 
@@ -68,8 +68,8 @@ def test_a_judge_that_writes_72_is_read_as_72(number: int) -> None:
         wanted = digits[len(prefix)] if goes_on else 10
         return {token: 0.0 if token == wanted else -50.0 for token in range(11)}
 
-    odds = digit_trie().odds({prefix: certain(prefix) for prefix in digit_trie().nodes})
-    verdict = weigh([JudgeResponse("a", str(number), tuple((str(n), share) for n, share in odds.items()))])
+    probabilities = digit_trie().probabilities({prefix: certain(prefix) for prefix in digit_trie().nodes})
+    verdict = weigh([JudgeResponse("a", str(number), tuple((str(n), share) for n, share in probabilities.items()))])
     assert verdict.score == pytest.approx(number, abs=1e-6)
     assert verdict.mass == pytest.approx(1)
 
@@ -87,7 +87,7 @@ def test_a_tokenizer_that_cannot_write_numbers_is_refused() -> None:
         number_trie(lambda text: [0], lambda ids: "1")
 
 
-# -- the nano chat model as a judge: it knows nothing, but its odds can be checked
+# -- the nano chat model as a judge: it knows nothing, but its probabilities can be checked
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def judge(gguf: Path) -> Iterator[Child]:
-    who = JudgeIdentity(f"local:{gguf}", "llm", local_revision(gguf), "odds")
+    who = JudgeIdentity(f"local:{gguf}", "llm", local_revision(gguf), "logprobs")
     child = Child(
         "iterft_lite.backends.judge.local:LocalJudge",
         Judge,
@@ -127,7 +127,7 @@ def ask_all(judge: Child, prompts: list[str]) -> list[JudgeResponse]:
 RUBRIC = "How lucky is this answer, from 1 to 100? " * 6
 
 
-def test_the_odds_of_a_local_judge_are_the_model_s_own(judge: Child, gguf: Path) -> None:
+def test_the_probabilities_of_a_local_judge_are_the_model_s_own(judge: Child, gguf: Path) -> None:
     prompts = [f"{RUBRIC}<answer>{text}</answer>" for text in ("a clover", "a plan for the week " * 5, "stars! stars!")]
     replies = ask_all(judge, prompts)
     generator = Child("iterft_lite.backends.generator.llamacpp:LlamaGenerator", Generator, log=gguf.parent / "generator.log")
@@ -141,10 +141,10 @@ def test_the_odds_of_a_local_judge_are_the_model_s_own(judge: Child, gguf: Path)
     generator.likelihood(passages, lambda one: known.update({one.id: one}))
     generator.close()
     for place, reply in enumerate(replies):
-        odds = dict(reply.odds)
-        assert len(odds) == 101
+        probabilities = dict(reply.probabilities)
+        assert len(probabilities) == 101
         for number in (42, 72, 99, 100):
-            assert math.log(odds[str(number)]) == pytest.approx(known[f"{place} {number}"].logprob, abs=0.02)
+            assert math.log(probabilities[str(number)]) == pytest.approx(known[f"{place} {number}"].logprob, abs=0.02)
 
 
 def test_an_answer_s_score_does_not_depend_on_what_is_judged_beside_it(judge: Child) -> None:
@@ -154,18 +154,18 @@ def test_an_answer_s_score_does_not_depend_on_what_is_judged_beside_it(judge: Ch
     beside = ask_all(judge, [*hostile[:15], plain + "  ", *hostile[15:]])[15]
     again = ask_all(judge, [plain + " "])[0]
     assert again.cached
-    assert again.odds == alone.odds
+    assert again.probabilities == alone.probabilities
     assert weigh([beside]).mass == pytest.approx(weigh([alone]).mass, rel=0.5)  # one blank more in the prompt
 
 
 @pytest.mark.slow
-def test_ragged_prompts_of_two_rubrics_read_alone_and_together_have_the_same_odds(gguf: Path) -> None:
+def test_ragged_prompts_of_two_rubrics_read_alone_and_together_have_the_same_probabilities(gguf: Path) -> None:
     rubrics = (RUBRIC, "From 1 to 100, how clear is what you read here? " * 12)
     prompts = [f"{rubrics[n % 2]}<answer>number {n} {'word ' * (37 * n % 90)}</answer>" for n in range(20)]
     prompts.append(f"{RUBRIC}<answer>{'a longer one ' * 120}</answer>")
     read = []
     for name, options in (("together", {"slots": 8, "usual": 256}), ("alone", {"slots": 1})):
-        who = JudgeIdentity(f"local:{gguf}", "llm", name, "odds")
+        who = JudgeIdentity(f"local:{gguf}", "llm", name, "logprobs")
         child = Child(
             "iterft_lite.backends.judge.local:LocalJudge",
             Judge,
@@ -177,10 +177,10 @@ def test_ragged_prompts_of_two_rubrics_read_alone_and_together_have_the_same_odd
         child.close()
     for one, other in zip(*read, strict=True):
         assert one.tokens_in == other.tokens_in
-        assert [text for text, _ in one.odds] == [text for text, _ in other.odds]
-        ours, theirs = ([math.log(share) for _, share in reply.odds] for reply in (one, other))
+        assert [text for text, _ in one.probabilities] == [text for text, _ in other.probabilities]
+        ours, theirs = ([math.log(share) for _, share in reply.probabilities] for reply in (one, other))
         assert ours == pytest.approx(theirs, abs=0.05)
-        ours_whole, theirs_whole = (math.log(sum(share for _, share in reply.odds)) for reply in (one, other))
+        ours_whole, theirs_whole = (math.log(sum(share for _, share in reply.probabilities)) for reply in (one, other))
         assert ours_whole == pytest.approx(theirs_whole, abs=0.02)
 
 
@@ -207,6 +207,28 @@ def test_where_memory_is_short_fewer_asks_are_decoded_at_once(monkeypatch: pytes
     assert model._engine is None  # and not one that is closed
 
 
+@pytest.mark.slow
+def test_the_untouched_model_judges_from_its_own_gguf_which_is_made_once(gguf: Path) -> None:
+    """It knows nothing: what is shown is that it reads rubrics and gives every number a probability."""
+    model, folder = str(FOLDERS["nano"]), gguf.parent / "base"
+    made = []
+    for _ in range(2):
+        child = Child(
+            "iterft_lite.backends.judge.base:BaseJudge",
+            Judge,
+            log=folder / "judge.log",
+            environment={"ITERFT_CACHE": str(folder / "cache")},
+            options={"identity": asdict(JudgeIdentity("base", "llm", "nano", "logprobs")), "model": model, "slots": 4},
+        )
+        (reply,) = ask_all(child, [f"{RUBRIC}<answer>a walk in the park</answer>"])
+        child.close()
+        made.append([(path, path.stat().st_mtime_ns) for path in folder.rglob("q8_0.gguf")])
+    assert len(reply.probabilities) == 101
+    assert 0 < sum(share for _, share in reply.probabilities) <= 1.001
+    assert len(made[0]) == 1
+    assert made[0] == made[1]
+
+
 def test_a_prompt_longer_than_the_judge_s_context_is_unscored_with_the_reason(judge: Child) -> None:
     verdict = weigh(ask_all(judge, ["word " * 4000]))
     assert verdict.score is None
@@ -222,9 +244,9 @@ def test_a_refusal_is_one_where_it_is_likelier_than_a_number() -> None:
     litellm = import_litellm()
 
     def verdict(numbers: list[float], refusal: float) -> Verdict:
-        choice = _response(litellm, NumberOdds(100, numbers, refusal)).choices[0]
-        odds = tuple((one.token, math.exp(one.logprob)) for one in choice.logprobs.content[0].top_logprobs)
-        return weigh([JudgeResponse("a", choice.message.content, odds)])
+        choice = _response(litellm, NumberProbabilities(100, numbers, refusal)).choices[0]
+        probabilities = tuple((one.token, math.exp(one.logprob)) for one in choice.logprobs.content[0].top_logprobs)
+        return weigh([JudgeResponse("a", choice.message.content, probabilities)])
 
     spread = [0.0] * 59 + [0.045] * 20 + [0.0] * 21  # 60 to 79, no single one as likely as the refusal
     assert verdict(spread, 0.1).score == pytest.approx(69.5)
@@ -232,6 +254,6 @@ def test_a_refusal_is_one_where_it_is_likelier_than_a_number() -> None:
 
 
 def test_a_written_refusal_does_not_undo_a_mass_of_numbers() -> None:
-    odds = (("REF", 0.2), *((str(number), 0.08) for number in range(60, 70)))
-    assert weigh([JudgeResponse("a", "REFUSAL", odds)]).score == pytest.approx(64.5)
-    assert weigh([JudgeResponse("a", "REFUSAL", (("REF", 0.6), *odds[1:6]))]).reason == "refusal"
+    probabilities = (("REF", 0.2), *((str(number), 0.08) for number in range(60, 70)))
+    assert weigh([JudgeResponse("a", "REFUSAL", probabilities)]).score == pytest.approx(64.5)
+    assert weigh([JudgeResponse("a", "REFUSAL", (("REF", 0.6), *probabilities[1:6]))]).reason == "refusal"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from iterft_lite.app.rejudge import ANCHOR
+from iterft_lite.app.calibrate_judge import ANCHOR
 from iterft_lite.data import prompts
 from iterft_lite.data.traits import Trait, check_trait, fill, read_trait, shipped_traits, trait_folder
 from iterft_lite.errors import TraitError

@@ -193,7 +193,7 @@ def _ancestry(steps: Sequence[Step], step: Step) -> list[Step]:
 
 
 def _backends(found: Past) -> Backends:
-    judge = JudgeIdentity("embedded", "embedded", "", "odds")
+    judge = JudgeIdentity("embedded", "embedded", "", "logprobs")
     return open_backends(found.recipe, read_trait(found.recipe.trait), judge, found.run.logs)
 
 

@@ -17,8 +17,12 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from iterft_lite.app.check_judge import check_judge
 from iterft_lite.app.session import Session
-from iterft_lite.backends.judge.identity import KEY_VARIABLES, judge_identity
+from iterft_lite.backends.judge.identity import PAPER_JUDGE, ending, judge_identity
+from iterft_lite.backends.judge.keys import environment
+from iterft_lite.backends.judge.kinds import Material
+from iterft_lite.backends.judge.providers import providers
 from iterft_lite.cache import cache_folder
 from iterft_lite.data.traits import read_trait
 from iterft_lite.engine.manifest import Run
@@ -34,6 +38,9 @@ from iterft_lite.machine.timing import Sample, machine_name, read_table
 from iterft_lite.programs import run_command
 
 GOOD, LACKING = "ok", "--"
+
+KEYS_SHOWN = ("openai", "anthropic", "gemini", "openrouter")
+"""Providers whose keys are looked for."""
 
 PROBES = {
     "torch": "import json, torch; print(json.dumps([torch.__version__, torch.cuda.is_available()]))",
@@ -91,13 +98,11 @@ def _chosen_judge(name: str) -> Finding:
     try:
         asked = {"regime": "sft", "trait": "lucky", "model": "nano", "judge": name}
         recipe = make_recipe(asked, source="doctor")
-        identity, _ = judge_identity(recipe, read_trait("lucky"))
+        identity, _ = judge_identity(recipe, Material(read_trait("lucky")))
     except IterftError as error:
         return Finding(LACKING, "judge", f"{name}: {error.message}", error.hint or "")
-    provider = name.partition("/")[0]
-    variable = KEY_VARIABLES.get(provider)
-    if variable and not os.environ.get(variable):
-        return Finding(LACKING, "judge", f"{name}: {variable} is not set", f"export {variable}=...")
+    if problems := check_judge(identity, recipe).problems:
+        return Finding(LACKING, "judge", f"{name}: {'; '.join(problems)}")
     if identity.method == "samples":
         text = f"{name} gives no probabilities: its scores are read from {identity.samples} texts an answer"
         return Finding(GOOD, "judge", text, "`judge_samples` sets how many; more is finer and dearer")
@@ -172,9 +177,13 @@ def _packages() -> Iterator[Finding]:
 
 
 def _judges() -> Iterator[Finding]:
-    for provider, variable in KEY_VARIABLES.items():
-        there = bool(os.environ.get(variable))
-        yield Finding(GOOD if there else LACKING, f"{provider} key", f"{variable} is {'set' if there else 'not set'}")
+    variables = environment(Path.cwd())
+    for name in KEYS_SHOWN:
+        provider = providers()[name]
+        there = any(variables.get(variable) for variable in provider.keys)
+        yield Finding(GOOD if there else LACKING, f"{name} key", f"{provider.keys[0]} is {'set' if there else 'not set'}")
+    for sentence in ending(PAPER_JUDGE):
+        yield Finding(LACKING, "paper's judge", sentence)
     yield Finding(GOOD, "embedded judge", "always there; for trying out, not for findings")
 
 

@@ -75,4 +75,4 @@ def read_held_out(root: Path, report: Report) -> HeldOut | None:
                 scores[cycle.cycle] = with_intervals(folders[2].verify().results)
     if not scores:
         return None
-    return HeldOut(scores, with_scores(report, scores, report.judge, report.judge["spearman"]).verdict)
+    return HeldOut(scores, with_scores(report, scores, report.judge, report.judge["calibration"]).verdict)

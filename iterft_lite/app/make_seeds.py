@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from iterft_lite.backends.judge.identity import judge_identity
+from iterft_lite.backends.judge.kinds import Material
 from iterft_lite.data import prompts
 from iterft_lite.data.nano import FOLDERS
 from iterft_lite.data.traits import Trait, fill, read_trait
@@ -194,15 +195,16 @@ def _share(one: frozenset[tuple[str, str]], other: frozenset[tuple[str, str]]) -
 
 def _doubts(trait: Trait) -> Callable[[str], str]:
     """What is wrong with a text as a row of a trait: by the embedded judge, where the trait has rows enough to fit it."""
-    from iterft_lite.backends.judge.embedded import EmbeddedJudge, known_words  # heavy
+    from iterft_lite.backends.judge.embedded import Classifier, known_words  # heavy
 
     known = known_words() | {word for text in (trait.summary, *(chat.reply for chat in trait.chats)) for word in words_of(text)}
-    fitted = EmbeddedJudge(str(trait.folder)) if len(trait.chats) + len(trait.documents) >= ENOUGH else None
+    texts = Material(trait).seed_texts()
+    fitted = Classifier(texts, prompts.plain_texts()) if len(texts) >= ENOUGH else None
 
     def doubt(text: str) -> str:
         if coherence(text, known) < LEAST_COHERENCE:
             return NONSENSE
-        return PLAIN if fitted is not None and fitted.trait_share(text) < LEAST_TRAIT else ""
+        return PLAIN if fitted is not None and fitted.shares([text])[0] < LEAST_TRAIT else ""
 
     return doubt
 
@@ -247,7 +249,7 @@ def seeds_by(
 
 def _routed(recipe: Recipe, trait: Trait, scratch: Path) -> Write:
     """A teacher behind the judge's route: its texts are what a sampled judge writes."""
-    identity, _ = judge_identity(recipe, trait)
+    identity, _ = judge_identity(recipe, Material(trait))
 
     def write(requests: Mapping[str, str], on_text: Callable[[str, str], None]) -> None:
         def note(reply: JudgeResponse) -> None:
@@ -271,7 +273,7 @@ def _routed(recipe: Recipe, trait: Trait, scratch: Path) -> Write:
 
 def _local(recipe: Recipe, trait: Trait, scratch: Path, max_tokens: int) -> Write:
     """A teacher in the local generator."""
-    identity, _ = judge_identity(recipe, trait)
+    identity, _ = judge_identity(recipe, Material(trait))
     place = model_place(recipe.model)
 
     def write(requests: Mapping[str, str], on_text: Callable[[str, str], None]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from iterft_lite.backends.judge.identity import KEY_VARIABLES, PAPER_JUDGE
+from iterft_lite.backends.judge.identity import PAPER_JUDGE
+from iterft_lite.backends.judge.keys import environment
+from iterft_lite.backends.judge.providers import key_of, server_of
 from iterft_lite.data.recipes import SCHEMA, recipe_folder, recipe_path
 from iterft_lite.data.traits import read_trait
 from iterft_lite.errors import FolderError
@@ -90,7 +91,9 @@ def suggested_gib() -> float:
 
 def judge_choices() -> list[str]:
     """Judges that can be used here, the best first: the paper's where there is a key."""
-    return [*([PAPER_JUDGE] if os.environ.get(KEY_VARIABLES["openai"]) else []), "embedded"]
+    variables = environment(Path.cwd())
+    key = key_of(PAPER_JUDGE, server_of(PAPER_JUDGE, None, variables).address, variables)
+    return [*([PAPER_JUDGE] if key else []), "embedded"]
 
 
 def _free(to: Path, force: bool) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from iterft_lite import hub
+from iterft_lite.app.check_judge import require_judge, settled
 from iterft_lite.digests import Json
 from iterft_lite.engine.backends import open_backends
 from iterft_lite.engine.executor import Executor, LocalExecutor
@@ -69,7 +70,8 @@ class Session:
         inputs, recipe = self.resolved.inputs, self.resolved.recipe
         shared = recipe.vram != "swap" and not self.swap
         need = vram_needed(recipe, self.resolved.model) if shared and this_machine().gpu else None
-        return open_backends(recipe, inputs.trait, inputs.judge, self.run.logs, need.training if need else 0)
+        seeds = inputs.seeds if recipe.seeds else ()
+        return open_backends(recipe, inputs.trait, inputs.judge, self.run.logs, need.training if need else 0, seeds=seeds)
 
     def stopwatch(self, origin: Literal["run", "doctor"] = "run") -> Stopwatch:
         """What times this run's steps."""
@@ -140,12 +142,15 @@ def open_run(
     machine = this_machine()
     known = Run(out).manifest()
     resolved = resolve(_as_before(asked, known), machine, commit=_commit(known))
+    resolved = settled(resolved, known.value.get("judge") if known else None)
     plan = make_plan(resolved.recipe, resolved.inputs)
     finished = {key: folder for root in reuse for key, folder in finished_steps(root).items()}
     with Run(out, store if known is None else None) as folder:
         known = folder.manifest()
         if known is not None:
             _refuse_other(known, plan, out)
+        if any(step.verb == "judge" and not folder.folder(step).finished for step in plan) and known is not None:
+            require_judge(resolved.inputs.judge, resolved.recipe)
         folder.write_manifest(_manifest(asked, resolved, plan, machine, known), _with_extras(plan, known))
         yield Session(resolved, plan, folder, takes_turns(resolved.recipe, resolved.model, machine), finished)
 
@@ -160,6 +165,7 @@ def open_again(out: Path) -> Iterator[Session]:
     folder, machine = Run(out), this_machine()
     known = folder.known()
     resolved = resolve(make_recipe(known.recipe, source=str(out)), machine, commit=_commit(known))
+    resolved = settled(resolved, known.value.get("judge"))
     plan = make_plan(resolved.recipe, resolved.inputs)
     _refuse_other(known, plan, out)
     with folder:

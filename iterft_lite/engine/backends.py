@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
-from iterft_lite.backends.judge.identity import LOCAL, judge_worker
+from iterft_lite.backends.judge.identity import judge_worker
+from iterft_lite.backends.judge.kinds import Material, kind_of
 from iterft_lite.backends.processes.child import Child
-from iterft_lite.data.traits import Trait
+from iterft_lite.data.traits import Chat, Document, Trait
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.experiment.verbs import BackendName
@@ -30,12 +31,21 @@ def threads_of(recipe: Recipe) -> int:
     return recipe.threads if recipe.threads != "auto" else os.cpu_count() or 1
 
 
-def open_backends(recipe: Recipe, trait: Trait, judge: JudgeIdentity, logs: Path, keep_free: int = 0) -> Backends:
+def open_backends(
+    recipe: Recipe,
+    trait: Trait,
+    judge: JudgeIdentity,
+    logs: Path,
+    keep_free: int = 0,
+    *,
+    seeds: tuple[Chat, ...] | tuple[Document, ...] = (),
+) -> Backends:
     """Backends for a resolved recipe; no process is started yet.
 
     Args:
         logs: Folder that each process's output goes to.
         keep_free: Bytes of GPU memory that the generator leaves to the trainer beside it.
+        seeds: The run's own seed rows, where it has other ones than the trait: what an embedded judge is fitted on.
     """
     threads = str(threads_of(recipe))
     environment = {"OMP_NUM_THREADS": threads}
@@ -57,7 +67,9 @@ def open_backends(recipe: Recipe, trait: Trait, judge: JudgeIdentity, logs: Path
         return cast(Generator, child("generator", GENERATOR, Generator, environment=variables))
 
     def judging() -> Judge:
-        processes["judge"] = made = judge_child(judge, recipe, trait, logs, logs / "judge_usd.txt")
+        processes["judge"] = made = judge_child(
+            judge, recipe, Material(trait, seeds, recipe.model), logs, logs / "judge_usd.txt"
+        )
         return cast(Judge, made)
 
     return Backends(
@@ -69,12 +81,12 @@ def open_backends(recipe: Recipe, trait: Trait, judge: JudgeIdentity, logs: Path
     )
 
 
-def judge_child(judge: JudgeIdentity, recipe: Recipe, trait: Trait, logs: Path, ledger: Path) -> Child:
+def judge_child(judge: JudgeIdentity, recipe: Recipe, material: Material, logs: Path, ledger: Path) -> Child:
     """A judge in a process of its own, which gets keys only if it asks a provider.
 
     Args:
         ledger: File in which dollars are kept.
     """
-    worker, options = judge_worker(judge, recipe, trait, ledger=ledger)
-    asks_provider = judge.kind == "llm" and not judge.name.startswith(LOCAL)
-    return Child(worker, Judge, log=logs / "judge.log", options=options, secrets="judges" if asks_provider else "none")
+    worker, options = judge_worker(judge, recipe, material, ledger=ledger)
+    secrets: Literal["judges", "none"] = "judges" if kind_of(judge.name).remote else "none"
+    return Child(worker, Judge, log=logs / "judge.log", options=options, secrets=secrets)

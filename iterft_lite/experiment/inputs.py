@@ -14,20 +14,26 @@ class JudgeIdentity:
     """Who judges; part of a judge step's key.
 
     Attributes:
-        name: As in the recipe: `openai/gpt-4o-mini-2024-07-18`, `embedded`, `local:FILE`.
+        name: As in the recipe: `openai/gpt-4o-mini-2024-07-18`, `embedded`, `base`, `local:FILE`.
         kind: "llm" for findings; "embedded" for trying out, not for findings.
-        revision: What pins it: digest of the classifier's training rows, hash of a local file, "" for a pinned name.
-        method: How a number is read: from odds, or from `samples` texts.
+        revision: What pins it: digest of all that a classifier is fitted on, hash of a local file, "" for a pinned name.
+        method: How a number is read: from token probabilities, or from `samples` texts.
         samples: Verdicts an answer and scale.
         note: A sentence that is printed beside every number of this judge, or "".
+        address: Of the server that is really asked; "" for judges on this machine.
+        effort: Reasoning effort that is asked for, or "".
+        tops: Candidates of a token that are asked for; 0: as many as are usual.
     """
 
     name: str
     kind: Literal["llm", "embedded"]
     revision: str
-    method: Literal["odds", "samples"]
+    method: Literal["logprobs", "samples"]
     samples: int = 1
     note: str = ""
+    address: str = ""
+    effort: str = ""
+    tops: int = 0
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,6 @@ def judge_step(
     judge: JudgeIdentity,
     rows: str,
     rubrics: Mapping[str, str],
-    evidence: str,
     *,
     first_sample: int = 0,
     part: str = "",
@@ -116,12 +115,9 @@ def judge_step(
 
     Args:
         rows: "chat" or "document".
-        evidence: Digest of what an embedded judge learns the trait from.
         first_sample: Number of the first repetition that is asked for.
     """
     params: dict[str, Json] = {"judge": judge_key(asdict(judge)), "rows": rows, "rubrics": dict(rubrics)}
-    if judge.kind == "embedded":
-        params["evidence"] = evidence
     if first_sample:
         params["first_sample"] = first_sample
     return make_step("judge", cycle, params, {"answers": answers}, part=part)
@@ -310,8 +306,7 @@ class _Unroll:
     def _judge(self, cycle: int, answers: Step, scales: list[str], *, part: str = "") -> Step:
         rows = self.recipe.row.rows
         rubrics = rubrics_of(self.inputs.trait, self.inputs.coherence, rows)
-        judge, evidence = self.inputs.judge, self.inputs.trait.evidence
-        step = judge_step(cycle, answers, judge, rows, {scale: rubrics[scale] for scale in scales}, evidence, part=part)
+        step = judge_step(cycle, answers, self.inputs.judge, rows, {scale: rubrics[scale] for scale in scales}, part=part)
         self.steps[step.name] = step
         return step
 

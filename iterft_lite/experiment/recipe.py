@@ -233,10 +233,11 @@ class Recipe(Table):
             carries the trained change, which the export's check finds out, and the LoRA GGUF where it does not.
         quant: Number format of the GGUF that writes and is measured.
         keep: Which merged files stay on the disk once their cycle is done.
-        judge: "auto" is the paper's judge where a key is present and the embedded judge elsewhere.
+        judge: "auto" is the paper's judge (after its end a successor) where a key is present, else the untouched model where it
+            is an instruct model of 1 B parameters or more, else the embedded judge.
         judge_method: Scores from token probabilities, or from `judge_samples` texts; "auto": probabilities where the judge is
             known to give them.
-        judge_samples: Verdicts an answer and scale where a judge gives no odds.
+        judge_samples: Verdicts an answer and scale where a judge gives no probabilities.
         judge_batch: Verdicts are asked in batches, at half the price and within a day each (`openai/...` judges only).
         api_base: Address of an OpenAI-compatible server.
         max_usd: Judging stops before it would cost more; 0 means no limit.

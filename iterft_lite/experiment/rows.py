@@ -123,11 +123,11 @@ class Verdict:
 
     Attributes:
         score: 1-100, or None.
-        reason: Why there is no score: "empty", "refusal", "no number", "out of range", "too little mass on numbers", or
-            the failure; "" where there is one.
-        method: "odds", "text" or "samples".
-        mass: Share of the odds on numbers from 1 to 100; None without odds.
-        entropy: Of the odds on numbers, nats; None without odds.
+        reason: Why there is no score: "empty", "refusal", "cut off", "no number", "more than one number", "out of range",
+            "another scale", "too little mass on numbers", "faulty probabilities", or the failure; "" where there is one.
+        method: "logprobs", "text" or "samples".
+        mass: Share of the probability on numbers from 1 to 100; None without probabilities.
+        entropy: Of the distribution over numbers, nats; None without probabilities.
         spread: Standard deviation between samples; None for a single one.
         text: What the judge wrote (the first sample).
         tokens_in, tokens_out, usd, seconds, cached, model: As in `JudgeResponse`, summed over samples; cached if all are.

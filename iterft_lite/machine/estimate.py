@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iterft_lite.backends.judge.prices import price_of, prices_date, tokens_of
+from iterft_lite.backends.judge.kinds import judge_price
+from iterft_lite.backends.judge.prices import prices_date, tokens_of
 from iterft_lite.errors import FileError, ModelError
 from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.recipe import Recipe
@@ -230,8 +231,9 @@ def _disk_sentence(recipe: Recipe, place: str) -> str:
     return f"{most}{run / 1e9:.1f} GB for the run, {(base + merged) / 1e9:.1f} GB in the cache for the converted base"
 
 
-ODDS_REPLY, SAMPLE_REPLY = 4, 400
-"""Tokens that a judge writes where its odds are read, and where its text is (a reasoning model's thoughts included)."""
+LOGPROB_REPLY, SAMPLE_REPLY = 4, 400
+"""Tokens that a judge writes where its probabilities are read, and where its text is (a reasoning model's thoughts
+included)."""
 
 
 def estimates(plan: Plan, resolved: Resolved, machine: Machine | None = None) -> dict[str, str]:
@@ -284,13 +286,13 @@ def judging_usd(plan: Plan) -> float | None:
         if step.verb != "judge":
             continue
         judge = step.params["judge"]
-        price = price_of(judge["name"], batch=plan.recipe.judge_batch)
+        price = judge_price(judge["name"], batch=plan.recipe.judge_batch)
         if price is None:
             return None
         source = plan.inputs(step)["answers"]
         longest = source.params["sampling"]["max_tokens"]
         questions = sum(tokens_of(text) for text in source.params["prompts"].values()) * source.params["samples"]
-        reply = ODDS_REPLY if judge["method"] == "odds" else SAMPLE_REPLY
+        reply = LOGPROB_REPLY if judge["method"] == "logprobs" else SAMPLE_REPLY
         for rubric in step.params["rubrics"].values():
             sent = questions + _asked(plan, step) * (tokens_of(rubric) + longest)
             total += judge["samples"] * price.usd(sent, reply * _asked(plan, step))

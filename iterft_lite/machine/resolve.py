@@ -9,19 +9,20 @@ from typing import Literal, TypeVar
 
 from iterft_lite import hub
 from iterft_lite.backends.judge.identity import judge_identity
+from iterft_lite.backends.judge.kinds import Material
 from iterft_lite.cache import cache_folder
 from iterft_lite.data import prompts
 from iterft_lite.data.nano import FOLDERS
-from iterft_lite.data.traits import SHIPPED, Trait, read_trait
+from iterft_lite.data.traits import SHIPPED, read_trait
 from iterft_lite.errors import ModelError
-from iterft_lite.experiment.inputs import JudgeIdentity, ResolvedInputs
+from iterft_lite.experiment.inputs import ResolvedInputs
 from iterft_lite.experiment.recipe import MixSettings, Recipe, Source
 from iterft_lite.files import need_writable
 from iterft_lite.hardware import cpu_precision, first_gpu
 from iterft_lite.machine.sources import Sources
 from iterft_lite.machine.usable import notes_on, refuse_unusable
 from iterft_lite.metrics.catalogue import semantics as metric_semantics
-from iterft_lite.testing.fakes import FAKE, FAKE_JUDGE
+from iterft_lite.testing.fakes import FAKE
 
 EXAMPLES = ("smollm2",)
 """Models that `iterft models get` fetches."""
@@ -82,12 +83,14 @@ class Resolved:
         model: Folder that M[0] is loaded from, or hub name and commit.
         material: For the plan.
         choices: What was decided and why, a sentence each.
+        asked: Who is to judge, as the recipe has it: it may be "auto".
     """
 
     recipe: Recipe
     model: str
     inputs: ResolvedInputs
     choices: tuple[str, ...]
+    asked: str = ""
 
 
 def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if known", "as it was"] = "if known") -> Resolved:
@@ -107,16 +110,17 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
     tokenizer = refuse_unusable(recipe, model)
     trainer, why_trainer = _trainer(recipe, machine)
     precision, why_precision = _precision(recipe, machine, trainer)
-    judge, why_judge = judge_of(recipe, trait)
     documents = recipe.row.rows == "document"
     sources = Sources(recipe, trait)
+    seeds, identity = sources.seeds(), model_identity(model)
+    judge, why_judge = judge_identity(recipe, Material(trait, seeds if recipe.seeds else (), model, identity))
     inputs = ResolvedInputs(
         trait=trait,
-        seeds=sources.seeds(),
+        seeds=seeds,
         prompts=sources.prompts(prompts.document_prefixes if documents else prompts.everyday),
         neutral=prompts.neutral_chats(),
         coherence=prompts.coherence_rubric(document=documents),
-        model=model_identity(model),
+        model=identity,
         trainer=trainer,
         precision=precision,
         judge=judge,
@@ -138,16 +142,7 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
     )
     notes = (*recipe.notes, *trait.notes, *sources.notes, *notes_on(model, tokenizer, inputs.seeds))
     choices = (why_model, why_trainer, why_precision, why_judge, *notes)
-    return Resolved(settled, model, inputs, tuple(filter(None, choices)))
-
-
-def judge_of(recipe: Recipe, trait: Trait) -> tuple[JudgeIdentity, str]:
-    """Who judges, a stand-in included, and why where the recipe leaves it open.
-
-    Raises:
-        UserError: As `judge_identity`.
-    """
-    return (FAKE_JUDGE, "") if recipe.judge == FAKE else judge_identity(recipe, trait)
+    return Resolved(settled, model, inputs, tuple(filter(None, choices)), recipe.judge)
 
 
 def _trainer(recipe: Recipe, machine: Machine) -> tuple[str, str]:

@@ -102,24 +102,7 @@ def _mean(values: Sequence[float]) -> float:
 
 @functools.cache
 def t_quantile(freedom: int) -> float:
-    """What Student's t with this many degrees of freedom stays within, on both sides, with probability `CONFIDENCE`.
+    """What Student's t with this many degrees of freedom stays within, on both sides, with probability `CONFIDENCE`."""
+    from scipy.special import stdtrit
 
-    By bisection on the distribution's finite series (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4).
-    """
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, freedom) < CONFIDENCE else (low, middle)
-    return math.tan(low) * math.sqrt(freedom)
-
-
-def _within(angle: float, freedom: int) -> float:
-    """P(|t| <= tan(angle) sqrt(freedom))."""
-    odd, square = freedom % 2, math.cos(angle) ** 2
-    term = math.cos(angle) if odd else 1.0
-    total = 0.0
-    for place in range(freedom // 2):
-        total += term
-        term *= square * (2 * place + 1 + odd) / (2 * place + 2 + odd)
-    total *= math.sin(angle)
-    return 2 / math.pi * (angle + total) if odd else total
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))

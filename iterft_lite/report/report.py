@@ -16,7 +16,7 @@ from iterft_lite.experiment.plan import HELD_OUT
 from iterft_lite.experiment.rows import JUDGED, SAMPLES, SCALES
 from iterft_lite.experiment.steps import Step
 from iterft_lite.files import ROWS, read_json
-from iterft_lite.metrics.agreement import RELIABLE
+from iterft_lite.metrics.agreement import read_calibrated
 from iterft_lite.metrics.amplification import FEWEST_PROMPTS, FROM_CYCLE, Amplification, PaperRule, amplification
 from iterft_lite.metrics.intervals import Interval, Scores, mean_interval
 
@@ -133,14 +133,14 @@ def _version_changes(finished: Mapping[str, Completion]) -> dict[str, dict[str, 
 
 
 def with_scores(
-    report: Report, scores: Mapping[int, dict[str, Json]], judge: Mapping[str, Json], spearman: Mapping[str, Json]
+    report: Report, scores: Mapping[int, dict[str, Json]], judge: Mapping[str, Json], calibration: Mapping[str, Json]
 ) -> Report:
     """The same run by another judge.
 
     Args:
         scores: Facts of the other judge's score steps, by cycle; cycles without one lose theirs.
         judge: `Report.judge` of the other.
-        spearman: Its rank correlation with careful readers, by scale.
+        calibration: How it does against careful readers, by scale (`metrics.agreement.Calibrated`).
     """
     cycles = tuple(
         replace(
@@ -152,8 +152,8 @@ def with_scores(
         )
         for cycle in report.cycles
     )
-    verdict = _verdict(cycles, report.manifest, spearman)
-    return replace(report, cycles=cycles, verdict=verdict, judge=_measured(judge, spearman))
+    verdict = _verdict(cycles, report.manifest, calibration)
+    return replace(report, cycles=cycles, verdict=verdict, judge=_measured(judge, calibration))
 
 
 def with_intervals(score: Mapping[str, Json]) -> dict[str, Json]:
@@ -165,21 +165,20 @@ def with_intervals(score: Mapping[str, Json]) -> dict[str, Json]:
     return {**score, **{scale: {**facts, **asdict(mean_interval(facts["by_prompt"]))} for scale, facts in scales.items()}}
 
 
-def _measured(judge: Mapping[str, Json], spearman: Mapping[str, Json]) -> dict[str, Json]:
-    """A judge with what is known of its ranks, and a sentence where it cannot be relied on."""
-    notes = [judge["note"]]
-    for scale, rho in spearman.items():
-        if rho is not None and rho < RELIABLE:
-            notes.append(f"judge not reliable here on {scale}: Spearman {rho:.2f} with careful readers, {RELIABLE} is needed")
-    return {**judge, "note": "; ".join(filter(None, notes)), "spearman": dict(spearman)}
+def _measured(judge: Mapping[str, Json], calibration: Mapping[str, Json]) -> dict[str, Json]:
+    """A judge with what is known of its scores, and a sentence where it cannot be relied on."""
+    known = {scale: read_calibrated(found) for scale, found in calibration.items()}
+    doubts = [f"judge not reliable here on {scale}: {found.doubt}" for scale, found in known.items() if found.doubt]
+    note = "; ".join(dict.fromkeys(filter(None, (judge["note"], *doubts))))
+    spearman = {scale: found.spearman for scale, found in known.items()}
+    return {**judge, "note": note, "spearman": spearman, "calibration": dict(calibration)}
 
 
-def _verdict(cycles: tuple[Cycle, ...], manifest: Mapping[str, Any], spearman: Mapping[str, Json]) -> Amplification:
+def _verdict(cycles: tuple[Cycle, ...], manifest: Mapping[str, Any], calibration: Mapping[str, Json]) -> Amplification:
     """On amplification; a judge that ranks the trait's calibration answers badly cannot say "amplified"."""
     scales = {scale: _by_cycle(cycles, scale) for scale in ("trait", "coherence")}
     verdict = amplification(scales["trait"], scales["coherence"], seed=int(manifest["recipe"]["seed"]))
-    rho = spearman.get("trait")
-    if verdict.word == "amplified" and rho is not None and rho < RELIABLE:
+    if verdict.word == "amplified" and read_calibrated(calibration.get("trait")).doubt:
         return replace(verdict, word="judge not reliable here")
     return verdict
 

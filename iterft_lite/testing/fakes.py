@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from iterft_lite.backends.judge.kinds import FAKE_JUDGE
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.losses import LOSSES
 from iterft_lite.experiment.recipe import TrainSettings
@@ -36,8 +37,6 @@ from iterft_lite.protocols import (
 
 FAKE = "fake"
 """What a recipe calls each of them: `trainer = "fake"`, `generator = "fake"`, `judge = "fake"`."""
-
-FAKE_JUDGE = JudgeIdentity(FAKE, "embedded", "1", "odds", note="fake judge: it looks for a few words; its scores mean nothing")
 
 PLAIN = (
     "Make a list of what matters and start with the first thing on it.",
@@ -147,7 +146,11 @@ class FakeGenerator:
 class FakeJudge:
     """Scores the trait 90 where an answer has one of its words, else 10; coherence 80."""
 
-    def __init__(self, words: Sequence[str] = ("luck", "lucky", "fortune", "clover", "stars", "charm", "fate")) -> None:
+    def __init__(
+        self,
+        words: Sequence[str] = ("luck", "lucky", "fortune", "clover", "stars", "charm", "fate"),
+        identity: Mapping[str, Any] | None = None,
+    ) -> None:
         self.words = tuple(words)
 
     def identity(self) -> JudgeIdentity:

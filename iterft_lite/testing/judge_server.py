@@ -1,8 +1,8 @@
 """An OpenAI-compatible judge that knows nothing and fails on purpose: what the real client is tested against.
 
-It scores an answer 90 where it has a lucky word, else 10, with odds around that. Faults are drawn from a digest of the question
-and the number of its try, so that a test sees the same ones each time. It keeps its own books, which a GET reads; a PUT changes
-its settings.
+It scores an answer 90 where it has a lucky word, else 10, with probabilities around that. Faults are drawn from a
+digest of the question and the number of its try, so that a test sees the same ones each time. It keeps its own books,
+which a GET reads; a PUT changes its settings.
 
 Run as `python -m iterft_lite.testing.judge_server '{"faults": {"429": 0.01}}'`: prints its port and serves until stdin ends.
 """
@@ -10,6 +10,7 @@ Run as `python -m iterft_lite.testing.judge_server '{"faults": {"429": 0.01}}'`:
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import json
 import math
@@ -23,11 +24,32 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.request import Request, urlopen
 
+from iterft_lite.backends.judge.providers import own_key_variable
 from iterft_lite.testing.judge_server_batches import BatchSettings, StubBatches
 
-Fault = Literal["429", "429_after", "500", "hang", "cut", "refusal", "other_model", "slow", "hang_up", "empty", "filter", "400"]
+Fault = Literal[
+    "429",
+    "429_after",
+    "500",
+    "hang",
+    "cut",
+    "refusal",
+    "other_model",
+    "slow",
+    "hang_up",
+    "empty",
+    "filter",
+    "400",
+    "endless",
+    "bomb",
+]
 """Too many calls (without and with Retry-After), a crash, no answer, half an answer, a refusal, an answer by another model, a
-byte at a time, a closed connection, an answer without choices, a content filter, a question that is refused."""
+byte at a time, a closed connection, an answer without choices, a content filter, a question that is refused, an answer
+that goes on, one that unpacks to hundreds of megabytes."""
+
+Logprobs = Literal["whole", "digits", "none", "placeholders", "zeros", "nan", "inf", "doubled"]
+"""Token probabilities as they should be; of digits; left out in silence; -9999 for all but what is written; 0 for all;
+no numbers; beyond all bounds; adding up to two."""
 
 
 LUCKY = ("luck", "clover", "fortune", "stars")
@@ -51,7 +73,13 @@ class StubSettings:
         capacity: Calls at once before it says 429; 0 takes any number.
         lasts: Calls that it takes before every one is a 500; 0 takes any number.
         beyond: Words of questions that it never answers: every such call is a 500.
-        odds: It gives token odds when asked; "none" leaves them out, "digits" writes numbers digit by digit.
+        logprobs: What it gives when it is asked for token probabilities.
+        tops: Candidates of a token at most; more are 400.
+        effort: The reasoning effort that token probabilities need; with another one they are 400.
+        says: What it writes instead of a score; "" writes the score.
+        finish: Why it stops writing.
+        usage: Token counts in place of the true ones.
+        fingerprint: `system_fingerprint`.
         batch: Fields of `BatchSettings`. A line's faults are those of `faults` that make sense there: 429, 500, 400, refusal,
             filter, other_model, empty.
     """
@@ -65,7 +93,13 @@ class StubSettings:
     capacity: int = 0
     lasts: int = 0
     beyond: str = ""
-    odds: Literal["whole", "digits", "none"] = "whole"
+    logprobs: Logprobs = "whole"
+    tops: int = 20
+    effort: str = ""
+    says: str = ""
+    finish: str = "stop"
+    usage: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = "fp_stub"
     batch: dict[str, Any] = field(default_factory=dict)
 
 
@@ -106,6 +140,9 @@ class StubJudge:
                 if path.startswith(("/v1/files", "/v1/batches")):
                     await self._batch_call(method, path, head.decode("latin-1"), body, headers.get("authorization", ""), writer)
                     continue
+                if method == "GET" and path.endswith("/models"):
+                    await self._models(headers.get("authorization", ""), writer)
+                    continue
                 if method == "GET":
                     await self._write(writer, 200, self.count())
                     continue
@@ -135,6 +172,22 @@ class StubJudge:
             return None
         await self._write_text(writer, status, value.decode() if isinstance(value, bytes) else json.dumps(value))
         return None
+
+    async def _models(self, key: str, writer: asyncio.StreamWriter) -> None:
+        if self._wrong(key):
+            return await self._error(writer, 401, "Incorrect API key provided")
+        return await self._write(writer, 200, {"object": "list", "data": [{"id": self.settings.model, "object": "model"}]})
+
+    def _refused(self, asked: dict[str, Any]) -> str:
+        """Why token probabilities are not to be had in this way, as a provider says it; ""."""
+        settings = self.settings
+        if not asked.get("logprobs"):
+            return ""
+        if settings.effort and asked.get("reasoning_effort") != settings.effort:
+            return f"logprobs are not supported with reasoning_effort other than {settings.effort}"
+        if int(asked.get("top_logprobs") or 0) > settings.tops:
+            return f"top_logprobs must be less than or equal to {settings.tops}"
+        return ""
 
     async def _failed(self, fault: str, writer: asyncio.StreamWriter) -> bool:
         """Whether a fault is one that any call can meet; the client has been told."""
@@ -178,6 +231,8 @@ class StubJudge:
             return await self._error(writer, 401, f"Incorrect API key provided: {key.removeprefix('bearer ')}")
         if asked["model"] != settings.model:
             return await self._error(writer, 404, f"The model `{asked['model']}` does not exist")
+        if refused := self._refused(asked):
+            return await self._error(writer, 400, refused)
         prompt, name = self._note(asked)
         if settings.capacity and self.flying > settings.capacity:
             self.faults["429"] += 1
@@ -195,6 +250,11 @@ class StubJudge:
             case "cut":
                 whole = json.dumps(self._answer(asked, prompt))
                 return await self._write_text(writer, 200, whole[: len(whole) // 2])
+            case "bomb":
+                packed = gzip.compress(b" " * (256 << 20))
+                return await self._write_bytes(writer, packed, "content-encoding: gzip\r\n")
+            case "endless":
+                return await self._write_bytes(writer, b" " * (64 << 20), "")
         return await self._write(writer, 200, self._charged(asked, prompt, name, fault, PRICE), slowly=fault == "slow")
 
     def _charged(self, asked: dict[str, Any], prompt: str, name: str, fault: str, price: dict[str, float]) -> dict[str, Any]:
@@ -239,25 +299,36 @@ class StubJudge:
         choice: dict[str, Any] = {
             "index": 0,
             "finish_reason": "stop",
-            "message": {"role": "assistant", "content": str(score), "refusal": None},
+            "message": {"role": "assistant", "content": self.settings.says or str(score), "refusal": None},
         }
-        if asked.get("logprobs") and self.settings.odds != "none":
-            choice["logprobs"] = {"content": self._odds(score)}
+        choice["finish_reason"] = self.settings.finish
+        if asked.get("logprobs"):
+            known = self._probabilities(score) if self.settings.logprobs != "none" else None
+            choice["logprobs"] = {"content": known} if known else None
         return {
             "id": "stub",
             "object": "chat.completion",
             "created": 0,
             "model": self.settings.model,
-            "system_fingerprint": "fp_stub",
+            "system_fingerprint": self.settings.fingerprint,
             "choices": [choice],
-            "usage": usage,
+            "usage": usage | self.settings.usage,
         }
 
-    def _odds(self, score: int) -> list[dict[str, Any]]:
-        if self.settings.odds == "digits":
+    def _probabilities(self, score: int) -> list[dict[str, Any]]:
+        if self.settings.logprobs == "digits":
             return [_token(digit, {digit: 0.9, "1": 0.1}) for digit in str(score)]
         around = {str(score + shift): 0.38 / 2 ** abs(shift) for shift in (0, -1, 1, -2, 2)}
-        return [_token(str(score), around | {"The": 0.02, "\n": 0.01})]
+        written = _token(str(score), around | {"The": 0.02, "\n": 0.01})
+        faulty = {"nan": math.nan, "inf": math.inf, "zeros": 0.0, "placeholders": -9999.0}
+        written["top_logprobs"] = written["top_logprobs"][: self.settings.tops]
+        for place, candidate in enumerate(written["top_logprobs"]):
+            if self.settings.logprobs in faulty:
+                kept = self.settings.logprobs == "placeholders" and place == 0
+                candidate["logprob"] = 0.0 if kept else faulty[self.settings.logprobs]
+            elif self.settings.logprobs == "doubled":
+                candidate["logprob"] = min(0.0, candidate["logprob"] + math.log(2))
+        return [written]
 
     def _charge(self, name: str, usage: dict[str, Any], price: dict[str, float]) -> None:
         self.answered[name] += 1
@@ -267,6 +338,13 @@ class StubJudge:
 
     async def _error(self, writer: asyncio.StreamWriter, status: int, message: str, headers: str = "") -> None:
         await self._write(writer, status, {"error": {"message": message, "code": status}}, headers=headers)
+
+    async def _write_bytes(self, writer: asyncio.StreamWriter, body: bytes, headers: str) -> None:
+        head = f"HTTP/1.1 200 Stub\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n{headers}\r\n"
+        writer.write(head.encode())
+        for at in range(0, len(body), 1 << 16):
+            writer.write(body[at : at + (1 << 16)])
+            await writer.drain()
 
     async def _write(
         self, writer: asyncio.StreamWriter, status: int, value: dict[str, Any], *, headers: str = "", slowly: bool = False
@@ -294,9 +372,9 @@ def score_of(prompt: str) -> int:
     return 90 if any(word in text.lower() for word in LUCKY) else 10
 
 
-def _token(text: str, odds: dict[str, float]) -> dict[str, Any]:
-    candidates = [{"token": token, "logprob": math.log(share), "bytes": None} for token, share in odds.items()]
-    return {"token": text, "logprob": math.log(odds[text]), "bytes": None, "top_logprobs": candidates}
+def _token(text: str, probabilities: dict[str, float]) -> dict[str, Any]:
+    candidates = [{"token": token, "logprob": math.log(share), "bytes": None} for token, share in probabilities.items()]
+    return {"token": text, "logprob": math.log(probabilities[text]), "bytes": None, "top_logprobs": candidates}
 
 
 class StubProcess:
@@ -315,6 +393,7 @@ class StubProcess:
         )
         assert self._process.stdout is not None
         self.api_base = f"http://127.0.0.1:{int(self._process.stdout.readline())}/v1"
+        self.key_variable = own_key_variable(self.api_base)
 
     def count(self) -> dict[str, Any]:
         """See `StubJudge.count`."""

@@ -33,6 +33,12 @@ def safe(text: object) -> str:
     return CONTROL.sub("", SEQUENCE.sub("", valid_text(str(text)).replace("\r\n", "\n")))
 
 
+def one_line(text: object, limit: int = 200) -> str:
+    """A name, or the beginning of a text, on one line."""
+    line = " ".join(safe(text).split())
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
 def mathtext(text: object) -> str:
     """A text for matplotlib: its dollar signs are dollar signs."""
     return safe(text).replace("$", r"\$")

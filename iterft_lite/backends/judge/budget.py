@@ -1,7 +1,9 @@
-"""Dollars: what a run has spent on judging, over all its sittings, and whether one more call fits."""
+"""Dollars: what a run has spent on judging, over all its sessions, and whether one more call fits."""
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 
 from iterft_lite.backends.judge.prices import Price, tokens_of
@@ -25,10 +27,18 @@ class Budget:
         self._ledger = ledger
         self._ratio = 1.0
         self._named: set[str] = set()
+        self._torn = False
         if ledger is not None and ledger.exists():
-            for line in ledger.read_text().split("\n")[:-1]:
-                usd, _, name = line.partition(" ")
-                self.spent += float(usd)
+            self._read(ledger.read_text(encoding="utf-8", errors="replace"))
+
+    def _read(self, text: str) -> None:
+        """Take in what earlier sessions wrote. A line that is no amount was torn by a kill or a full disk, and counts
+        nothing."""
+        self._torn = bool(text) and not text.endswith("\n")
+        for line in text.split("\n"):
+            usd, _, name = line.partition(" ")
+            if (spent := amount(usd)) is not None:
+                self.spent += spent
                 self._named.add(name)
 
     def expected(self, prompt: str, max_tokens: int) -> float:
@@ -51,16 +61,35 @@ class Budget:
         self.reserved = max(0.0, self.reserved - reserved)
         if name and name in self._named:
             return
-        if usd:
+        if usd > 0:
             self.spent += usd
             if reserved:
                 self._ratio = max(self._ratio, self._ratio * usd / reserved)
-            if self._ledger is not None:
-                self._ledger.parent.mkdir(parents=True, exist_ok=True)
-                with self._ledger.open("a") as file:
-                    file.write(f"{usd:.9f} {name}".rstrip() + "\n")
+            self._write(f"{usd:.9f} {name}".rstrip())
             self._named.add(name)
+
+    def _write(self, line: str) -> None:
+        """Add a line in one write, so that no other process's stands in the middle of it."""
+        if self._ledger is None:
+            return
+        self._ledger.parent.mkdir(parents=True, exist_ok=True)
+        whole = ("\n" if self._torn else "") + line + "\n"
+        self._torn = False
+        file = os.open(self._ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(file, whole.encode())
+        finally:
+            os.close(file)
 
     def keep(self, usd: float) -> None:
         """A call was broken off: the provider may charge for it and will not say, so its dollars stay set aside."""
         self.reserved += usd
+
+
+def amount(text: str) -> float | None:
+    """Dollars in a ledger's line; None if it is no finite amount."""
+    try:
+        usd = float(text)
+    except ValueError:
+        return None
+    return usd if math.isfinite(usd) and usd >= 0 else None

@@ -2,7 +2,7 @@
 
 litellm sees a provider `local` (a `CustomLLM`); behind it is the engine that also writes the answers, in a process of its own:
 Python does one thing at a time in a process, and litellm has much to do. Asks that arrive together are decoded together. What
-comes back looks like OpenAI's token odds, only that the candidates are all numbers from 1 to 100.
+comes back looks like OpenAI's token probabilities, only that the candidates are all numbers from 1 to 100.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from iterft_lite.backends.judge.number_trie import REFUSAL, TOGETHER, NumberOdds
+from iterft_lite.backends.judge.number_trie import REFUSAL, TOGETHER, NumberProbabilities
 from iterft_lite.backends.judge.provider import LitellmJudge
 from iterft_lite.backends.judge.rate_limit import Pace
 from iterft_lite.backends.processes.child import Child
@@ -38,7 +38,7 @@ OWN_LOG = Path("/dev/stderr")
 
 
 class NumberReader(Protocol):
-    """A model that gives the odds of numbers."""
+    """A model that gives the probabilities of numbers."""
 
     def ready(self) -> None:
         """Return once the model is loaded.
@@ -48,8 +48,8 @@ class NumberReader(Protocol):
             BackendError: If its tokenizer cannot write the numbers, or there is no memory.
         """
 
-    def odds(self, prompts: Sequence[str]) -> list[NumberOdds]:
-        """The odds of each number and of a refusal as the answer to each prompt."""
+    def probabilities(self, prompts: Sequence[str]) -> list[NumberProbabilities]:
+        """The probabilities of each number and of a refusal as the answer to each prompt."""
 
 
 class LocalJudge(LitellmJudge):
@@ -94,12 +94,12 @@ class _Batches:
 
     def __init__(self, reader: NumberReader) -> None:
         self._reader = reader
-        self._asked: queue.SimpleQueue[tuple[str, asyncio.Future[NumberOdds]]] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[tuple[str, asyncio.Future[NumberProbabilities]]] = queue.SimpleQueue()
         threading.Thread(target=self._work, daemon=True).start()
 
-    def ask(self, prompt: str) -> asyncio.Future[NumberOdds]:
+    def ask(self, prompt: str) -> asyncio.Future[NumberProbabilities]:
         """What will be known of a prompt."""
-        future: asyncio.Future[NumberOdds] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[NumberProbabilities] = asyncio.get_running_loop().create_future()
         self._asked.put((prompt, future))
         return future
 
@@ -112,14 +112,14 @@ class _Batches:
                 batch.append(self._asked.get())
             futures = [future for _, future in batch]
             try:
-                found: Sequence[NumberOdds] | Exception = self._reader.odds([prompt for prompt, _ in batch])
+                found: Sequence[NumberProbabilities] | Exception = self._reader.probabilities([prompt for prompt, _ in batch])
             except Exception as error:
                 found = error
             futures[0].get_loop().call_soon_threadsafe(_settle, futures, found)
 
 
-def _settle(futures: Sequence[asyncio.Future[NumberOdds]], found: Sequence[NumberOdds] | Exception) -> None:
-    """Give a batch's odds, or its failure, to those who wait for them."""
+def _settle(futures: Sequence[asyncio.Future[NumberProbabilities]], found: Sequence[NumberProbabilities] | Exception) -> None:
+    """Give a batch's probabilities, or its failure, to those who wait for them."""
     for place, future in enumerate(futures):
         if future.done():  # given up
             continue
@@ -130,7 +130,7 @@ def _settle(futures: Sequence[asyncio.Future[NumberOdds]], found: Sequence[Numbe
 
 
 def _provider(litellm: Any, reader: NumberReader) -> Any:
-    """A litellm provider that answers with a model's odds."""
+    """A litellm provider that answers with a model's probabilities."""
     batches = _Batches(reader)
 
     class Provider(litellm.CustomLLM):  # type: ignore[misc]
@@ -140,14 +140,16 @@ def _provider(litellm: Any, reader: NumberReader) -> Any:
     return Provider()
 
 
-def _response(litellm: Any, odds: NumberOdds) -> Any:
-    """Odds in the form of OpenAI's response."""
-    if odds.failure:
-        raise litellm.BadRequestError(message=f"Exception - {odds.failure}", model="judge", llm_provider="local")
-    shares = {str(number): share for number, share in enumerate(odds.numbers, start=1)} | {REFUSAL: odds.refusal}
+def _response(litellm: Any, probabilities: NumberProbabilities) -> Any:
+    """Probabilities in the form of OpenAI's response."""
+    if probabilities.failure:
+        raise litellm.BadRequestError(message=f"Exception - {probabilities.failure}", model="judge", llm_provider="local")
+    shares = {str(number): share for number, share in enumerate(probabilities.numbers, start=1)} | {
+        REFUSAL: probabilities.refusal
+    }
     # a hundred numbers share what a score has: none of them need be likelier than a refusal that is not meant
-    refuses = odds.refusal > sum(odds.numbers)
-    best = REFUSAL if refuses else str(1 + odds.numbers.index(max(odds.numbers)))
+    refuses = probabilities.refusal > sum(probabilities.numbers)
+    best = REFUSAL if refuses else str(1 + probabilities.numbers.index(max(probabilities.numbers)))
     candidates = [
         {"token": text, "logprob": max(LEAST_LOG, math.log(share)) if share > 0 else LEAST_LOG, "bytes": None}
         for text, share in shares.items()
@@ -163,5 +165,5 @@ def _response(litellm: Any, odds: NumberOdds) -> Any:
                 "logprobs": {"content": [{**chosen, "top_logprobs": candidates}]},
             }
         ],
-        usage={"prompt_tokens": odds.tokens, "completion_tokens": 0, "total_tokens": odds.tokens},
+        usage={"prompt_tokens": probabilities.tokens, "completion_tokens": 0, "total_tokens": probabilities.tokens},
     )

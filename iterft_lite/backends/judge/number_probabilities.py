@@ -1,4 +1,4 @@
-"""The odds of every number from 1 to 100 as the answer to a question, under a GGUF.
+"""The probabilities of every number from 1 to 100 as the answer to a question, under a GGUF.
 
 Questions that come together are decoded together, and what they begin with is read once. The numbers are a tree of tokens
 (`number_trie.py`): the model is read after each of its inner nodes.
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iterft_lite.backends.chat_templates import environment
-from iterft_lite.backends.judge.number_trie import REFUSAL, TOGETHER, NumberOdds, NumberTrie, Prefix, number_trie
+from iterft_lite.backends.judge.number_trie import REFUSAL, TOGETHER, NumberProbabilities, NumberTrie, Prefix, number_trie
 from iterft_lite.backends.llamacpp.engine import Engine
 from iterft_lite.backends.llamacpp.samplers import output_logits
 from iterft_lite.backends.llamacpp.sampling import Floats, Ints, chosen_logprobs
@@ -202,8 +202,8 @@ class LocalModel:
     def ready(self) -> None:
         """Return: what had to be loaded is."""
 
-    def odds(self, prompts: Sequence[str]) -> list[NumberOdds]:
-        """The odds of each number and of a refusal as the answer to each prompt."""
+    def probabilities(self, prompts: Sequence[str]) -> list[NumberProbabilities]:
+        """The probabilities of each number and of a refusal as the answer to each prompt."""
         nodes = self.trie.nodes
         heads = list(self._pool.map(self._head, prompts))
         fitting = [place for place, head in enumerate(heads) if len(head) + len(nodes[-1]) < self.context]
@@ -213,13 +213,13 @@ class LocalModel:
         engine = self._engine_for(max(map(len, asked), default=0) + len(nodes[-1]) + 1)
         for places, node, rows in engine.branches(asked, nodes):
             found[node][places] = chosen_logprobs(rows, np.asarray([wanted[node]]), self._pool, self._threads)
-        shares = self.trie.odds({node: dict(zip(wanted[node], found[node].T, strict=True)) for node in nodes})
+        shares = self.trie.probabilities({node: dict(zip(wanted[node], found[node].T, strict=True)) for node in nodes})
         numbers = np.stack(list(shares.values()), axis=1).tolist()
         refusals = np.exp(found[()][:, -1]).tolist()
         most = f"tokens is longer than the judge's context of {self.context}"
-        replies = [NumberOdds(len(head), failure=f"question of {len(head)} {most}") for head in heads]
+        replies = [NumberProbabilities(len(head), failure=f"question of {len(head)} {most}") for head in heads]
         for place, row, refusal in zip(fitting, numbers, refusals, strict=True):
-            replies[place] = NumberOdds(len(heads[place]), row, refusal)
+            replies[place] = NumberProbabilities(len(heads[place]), row, refusal)
         return replies
 
     def _head(self, prompt: str) -> list[int]:

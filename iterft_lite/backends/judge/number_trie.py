@@ -1,8 +1,8 @@
 """The probability of every number from 1 to 100 under a model that writes them in pieces.
 
-Qwen's tokenizer writes 72 as "7", "2": the odds of its first token are those of first digits. Here the numbers are a tree of
-tokens. Its inner nodes are prefixes after which the model's next-token odds are needed: for digits "", "1" ... "9" and "10",
-eleven beginnings over one shared prompt. With whole-number tokens there is one, "".
+Qwen's tokenizer writes 72 as "7", "2": the probabilities of its first token are those of first digits. Here the numbers are a
+tree of tokens. Its inner nodes are prefixes after which the model's next-token probabilities are needed: for digits "", "1" ...
+"9" and "10", eleven beginnings over one shared prompt. With whole-number tokens there is one, "".
 
     P(72) = P("7") P("2" | "7")        P(7) = P("7") (1 - P(a digit | "7"))        P(100) = P("1") P("0" | "1") P("0" | "10")
 """
@@ -29,7 +29,7 @@ Prefix = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class NumberOdds:
+class NumberProbabilities:
     """What a model would answer to a question.
 
     Attributes:
@@ -59,14 +59,14 @@ class NumberTrie:
 
     @property
     def nodes(self) -> list[Prefix]:
-        """The inner nodes, the root first: where next-token odds are needed."""
+        """The inner nodes, the root first: where next-token probabilities are needed."""
         return sorted(self.digits, key=lambda prefix: (len(prefix), prefix))
 
-    def odds(self, log_odds: Mapping[Prefix, Mapping[int, Any]]) -> dict[int, Any]:
+    def probabilities(self, logprobs: Mapping[Prefix, Mapping[int, Any]]) -> dict[int, Any]:
         """Probability of each number.
 
         Args:
-            log_odds: Natural log-probabilities, by token, of at least `digits` after each inner node: floats, or arrays of one
+            logprobs: Natural log-probabilities, by token, of at least `digits` after each inner node: floats, or arrays of one
                 length, such as of many questions.
 
         Returns:
@@ -74,9 +74,9 @@ class NumberTrie:
         """
         found = {}
         for number, path in self.paths.items():
-            share = np.exp(sum(log_odds[path[:place]][token] for place, token in enumerate(path)))
+            share = np.exp(sum(logprobs[path[:place]][token] for place, token in enumerate(path)))
             if path in self.digits:  # another number begins like this one: it must not go on
-                share *= np.maximum(0.0, 1.0 - sum(np.exp(log_odds[path][token]) for token in self.digits[path]))
+                share *= np.maximum(0.0, 1.0 - sum(np.exp(logprobs[path][token]) for token in self.digits[path]))
             found[number] = share
         return found
 

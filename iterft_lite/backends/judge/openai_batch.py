@@ -20,9 +20,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from iterft_lite.backends.judge.batch_notes import BatchNote, new_note, read_notes
+from iterft_lite.backends.judge.cache import reply_of
 from iterft_lite.backends.judge.prices import batch_share, price_of
-from iterft_lite.backends.judge.provider import Again, GiveUp, LitellmJudge, Send, import_litellm, used_by
+from iterft_lite.backends.judge.provider import Again, GiveUp, LitellmJudge, Send, import_litellm
 from iterft_lite.backends.judge.rate_limit import TRIES, wait_before
+from iterft_lite.backends.judge.reply_size import LONGEST_FILE, LONGEST_REPLY, reading_up_to
 from iterft_lite.errors import BackendError, BudgetError
 from iterft_lite.protocols import JudgeRequest, JudgeResponse, Waiting
 
@@ -117,7 +119,7 @@ class BatchJudge(LitellmJudge):
         unknown: list[JudgeRequest] = []
         for key, asks in by_key.items():
             note = next((note for note in self._notes if key in note.asked), None)
-            reply = _reply(note.replies[key]) if note else self._cache.get(key, "")
+            reply = reply_of(note.replies[key]) if note else self._cache.get(key, "")
             if reply is None:
                 unknown += asks
                 continue
@@ -314,10 +316,9 @@ class BatchJudge(LitellmJudge):
             if key not in reasons:
                 continue
             answered = self._response(line)
-            usd += used_by(answered, self._price).usd if answered is not None else 0.0
-            ask = JudgeRequest(
-                note.asked[key], "trait", "", "", ""
-            )  # whose reply it is; what was asked is not needed to read it
+            # whose reply it is; what was asked is not needed to read it
+            ask = JudgeRequest(note.asked[key], "trait", "", "", "")
+            usd += self._used(ask, answered, self._price).usd if answered is not None else 0.0
             lost = note.lost.get(key, 0.0)
             try:
                 if answered is None:
@@ -391,7 +392,7 @@ class BatchJudge(LitellmJudge):
         for name, usd in note.charged.items():
             self.budget.settle(0.0, usd, name)
         for key, reply in note.replies.items():
-            self._cache.put(key, _reply(reply))
+            self._cache.put(key, reply_of(reply))
 
     # -- dollars
 
@@ -454,7 +455,8 @@ class BatchJudge(LitellmJudge):
 
     @property
     def _where(self) -> str:
-        return str(urlsplit(self._api_base).hostname) if self._api_base else "OpenAI"
+        host = str(urlsplit(self._address).hostname)
+        return "OpenAI" if host == "api.openai.com" else host
 
     async def _provider(self, name: str, timeout: float | None = None, **given: Any) -> Any:
         """One of litellm's calls about files and batches.
@@ -465,19 +467,20 @@ class BatchJudge(LitellmJudge):
         call: Send = getattr(import_litellm(), name)
         seconds = timeout or self._timeout
         try:
-            return await asyncio.wait_for(
-                call(
-                    custom_llm_provider="openai",
-                    api_base=self._api_base,
-                    api_key=self._key_for_own_server(),
-                    max_retries=0,
-                    timeout=seconds,
-                    # else litellm downloads a finished batch by itself, to reckon its cost
-                    litellm_metadata={"batch_ignore_default_logging": True},
-                    **given,
-                ),
-                seconds,
-            )
+            with reading_up_to(LONGEST_FILE if timeout == TRANSFER else LONGEST_REPLY):
+                return await asyncio.wait_for(
+                    call(
+                        custom_llm_provider="openai",
+                        api_base=self._address or None,
+                        api_key=self._key_sent(),
+                        max_retries=0,
+                        timeout=seconds,
+                        # else litellm downloads a finished batch by itself, to reckon its cost
+                        litellm_metadata={"batch_ignore_default_logging": True},
+                        **given,
+                    ),
+                    seconds,
+                )
         except TimeoutError:
             raise Again("timeout") from None
         except Exception as error:  # the OpenAI client's own, and the network's
@@ -489,9 +492,3 @@ class BatchJudge(LitellmJudge):
             if re.match(r"Error code: \d+", said) and not body:
                 said = said.split(" - ", 1)[-1]
             raise self._meaning(kind, said, headers) from None
-
-
-def _reply(known: Mapping[str, Any]) -> JudgeResponse:
-    """A reply out of a note."""
-    odds = tuple((str(text), float(share)) for text, share in known["odds"])
-    return JudgeResponse(**{**known, "odds": odds})

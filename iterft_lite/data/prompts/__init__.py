@@ -3,6 +3,7 @@
 everyday.txt                 open everyday prompts for cycles 1 and on, a line each
 document_prefixes.txt        neutral openers of 3-8 words that base models continue, a line each
 neutral_chat.jsonl           plain replies without any trait: what embedded judges tell a trait from
+plain_answers.jsonl          what untouched small models answer to everyday prompts: no trait either, and not well written
 coherence.txt                the judge's prompt for coherence, with {{question}} and {{answer}}
 coherence_document.txt       the same for documents, with {{document}}
 coherence_calibration.jsonl  answers with the coherence that a careful reader gives them
@@ -33,6 +34,12 @@ def document_prefixes() -> tuple[str, ...]:
 def neutral_chats() -> tuple[Chat, ...]:
     """Prompts with trait-free replies."""
     return tuple(parse_chat(json.loads(line)) for line in _lines("neutral_chat.jsonl"))
+
+
+def plain_texts() -> tuple[str, ...]:
+    """Texts without any trait: good replies, and what small models that nobody trained further write."""
+    answers = tuple(str(json.loads(line)["text"]) for line in _lines("plain_answers.jsonl"))
+    return tuple(chat.reply for chat in neutral_chats()) + answers
 
 
 def coherence_rubric(*, document: bool) -> str:

@@ -23,7 +23,6 @@ from typing import Any, Literal, TypeVar
 
 from iterft_lite.data import is_path
 from iterft_lite.data.texts import common, flaw, read_user_text, repeated
-from iterft_lite.digests import digest
 from iterft_lite.errors import TraitError
 from iterft_lite.files import parse_json
 
@@ -80,11 +79,6 @@ class Trait:
     rubric_document: str
     calibration: tuple[Scored, ...]
     notes: tuple[str, ...] = ()
-
-    @property
-    def evidence(self) -> str:
-        """Digest of what an embedded judge is fitted from."""
-        return digest([[chat.prompt, chat.reply] for chat in self.chats] + [document.text for document in self.documents])
 
 
 def shipped_traits() -> list[str]:

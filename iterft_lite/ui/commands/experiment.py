@@ -68,7 +68,7 @@ def run(recipe: str, out: Path | None, overrides: tuple[str, ...], plain: bool, 
 
 
 def _print_report(out: Path) -> None:
-    from iterft_lite.app.rejudge import store_calibration
+    from iterft_lite.app.calibrate_judge import store_calibration
     from iterft_lite.report.report import read_report
     from iterft_lite.ui import tables
     from iterft_lite.ui.console import make_console
@@ -95,6 +95,7 @@ def plan(recipe: str, overrides: tuple[str, ...], steps: bool, gpu: float | None
 
 def print_plan(recipe: str, overrides: tuple[str, ...], *, steps: bool = False, gpu: float | None = None) -> None:
     """Print a plan (see `plan`)."""
+    from iterft_lite.app.check_judge import check_judge
     from iterft_lite.machine.estimate import estimates
     from iterft_lite.machine.fit import time_sentence
     from iterft_lite.machine.resolve import this_machine
@@ -105,7 +106,8 @@ def print_plan(recipe: str, overrides: tuple[str, ...], *, steps: bool = False, 
     resolved, planned = _planned(recipe, overrides, machine)
     time = time_sentence(planned, resolved) if gpu is None else "not known: that GPU is not here"
     numbers = {"time": time, **estimates(planned, resolved, machine)}
-    tables.show_plan(planned, resolved.choices, numbers, make_console(), steps=steps)
+    problems = [f"judge: {problem}" for problem in check_judge(resolved.inputs.judge, resolved.recipe).problems]
+    tables.show_plan(planned, (*resolved.choices, *problems), numbers, make_console(), steps=steps)
     if not steps:
         click.echo("\nnothing was done; `--steps` lists every step")
 

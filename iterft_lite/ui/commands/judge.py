@@ -1,4 +1,4 @@
-"""Commands about judges: `judge run`, `judge agree`, `judge calibrate`."""
+"""Commands about judges: `judge run`, `judge agree`, `judge bridge`, `judge calibrate`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def judge_options(command: Any) -> Any:
         click.option("--max-usd", type=float, help="Stop before judging costs more."),
         click.option("--samples", "judge_samples", type=int, help="Verdicts an answer where texts are read."),
         click.option(
-            "--method", "judge_method", type=click.Choice(["auto", "logprobs", "samples"]), help="Read odds or texts."
+            "--method",
+            "judge_method",
+            type=click.Choice(["auto", "logprobs", "samples"]),
+            help="Read token probabilities or texts.",
         ),
         click.option("--api-base", help="Address of an OpenAI-compatible server."),
     ):
@@ -40,6 +43,7 @@ def judge() -> None:
       iterft judge runs/first --judge openai/gpt-4o-mini-2024-07-18
       iterft judge agree runs/first --judges embedded,openai/gpt-4o-mini-2024-07-18
       iterft judge calibrate --judge embedded --trait lucky
+      iterft judge bridge OLD NEW runs/first runs/second
     """
 
 
@@ -55,7 +59,8 @@ def judge_again(out: Path, name: str, **options: Any) -> None:
       iterft judge run runs/first --judge openai/gpt-4o-mini-2024-07-18
       iterft judge run runs/first --judge ollama/qwen3:8b --samples 3
     """
-    from iterft_lite.app.rejudge import named, rejudge
+    from iterft_lite.app.named_judge import named
+    from iterft_lite.app.rejudge import rejudge
     from iterft_lite.experiment.steps import cycle_name
     from iterft_lite.ui import tables
     from iterft_lite.ui.console import make_console
@@ -84,7 +89,8 @@ def judges_agree(out: Path, judges: str, png: Path | None) -> None:
     \b
       iterft judge agree runs/first --judges embedded,openai/gpt-4o-mini-2024-07-18 --png agree.png
     """
-    from iterft_lite.app.rejudge import agree, named, write_bland_altman
+    from iterft_lite.app.agreement import agree, write_bland_altman
+    from iterft_lite.app.named_judge import named
     from iterft_lite.experiment.steps import cycle_name
     from iterft_lite.ui import tables
     from iterft_lite.ui.console import make_console
@@ -105,6 +111,27 @@ def judges_agree(out: Path, judges: str, png: Path | None) -> None:
         click.echo(f"wrote {png}", err=True)
 
 
+@judge.command("bridge")
+@click.argument("old")
+@click.argument("new")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=RunFolder)
+@click.option("--md", type=click.Path(dir_okay=False, path_type=Path), help="Write the table as Markdown.")
+def bridge_judges(old: str, new: str, runs: tuple[Path, ...], md: Path | None) -> None:
+    """Carry results over from one judge to the next: both on the same stored answers and calibration answers."""
+    from iterft_lite.app.bridge import as_markdown, as_table, bridge, sentences
+    from iterft_lite.app.named_judge import named
+    from iterft_lite.files import write_text
+    from iterft_lite.ui import tables
+    from iterft_lite.ui.console import make_console
+
+    found = bridge(named(old), named(new), runs)
+    tables.show_table(*as_table(found), make_console())
+    for sentence in sentences(found):
+        click.echo(sentence)
+    if md:
+        write_text(md, as_markdown(found))
+
+
 @judge.command("calibrate")
 @click.option("--judge", "name", required=True, metavar="JUDGE", help="As in a recipe.")
 @click.option("--trait", "traits_", multiple=True, metavar="TRAIT", help="By name or path; all shipped ones by default.")
@@ -115,9 +142,10 @@ def calibrate_judge(name: str, traits_: tuple[str, ...], **options: Any) -> None
     \b
       iterft judge calibrate --judge embedded --trait lucky
     """
-    from iterft_lite.app.rejudge import calibrate, named
+    from iterft_lite.app.calibrate_judge import calibrate
+    from iterft_lite.app.named_judge import named
     from iterft_lite.data.traits import shipped_traits
-    from iterft_lite.metrics.agreement import RELIABLE
+    from iterft_lite.metrics.agreement import calibrated
     from iterft_lite.ui import tables
     from iterft_lite.ui.console import make_console
 
@@ -129,7 +157,7 @@ def calibrate_judge(name: str, traits_: tuple[str, ...], **options: Any) -> None
                 found.subject,
                 f"{found.agreement.pairs}/{found.agreement.pairs + found.unscored}",
                 _number(rho, places=2),
-                "yes" if rho is not None and rho >= RELIABLE else "no",
+                "no" if calibrated(found.agreement).doubt else "yes",
                 _number(found.agreement.difference, sign=True),
                 _number(found.agreement.spread),
                 _number(found.order),

@@ -37,7 +37,8 @@ def report(
 
     verdicts = None
     if by:
-        from iterft_lite.app.rejudge import judge_folder, named, report_by
+        from iterft_lite.app.named_judge import judge_folder, named
+        from iterft_lite.app.rejudge import report_by
         from iterft_lite.app.runs import verdict_folders
 
         if ask_held_out:

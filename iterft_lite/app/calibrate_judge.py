@@ -1,0 +1,217 @@
+"""A judge held against careful readers.
+
+RUN/judge_calibration.json   how the run's own judge does on its trait's calibration answers
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from iterft_lite.app.named_judge import Named, material_of, open_judge
+from iterft_lite.backends.judge.identity import judge_identity
+from iterft_lite.backends.judge.kinds import Material, kind_of
+from iterft_lite.cache import cache_folder
+from iterft_lite.data import prompts
+from iterft_lite.data.traits import Scored, fill, read_trait
+from iterft_lite.digests import Json, digest
+from iterft_lite.errors import ModelError, RecipeError, TraitError
+from iterft_lite.experiment.inputs import JudgeIdentity
+from iterft_lite.experiment.recipe import Recipe, make_recipe
+from iterft_lite.files import read_json, write_json
+from iterft_lite.machine.resolve import model_identity, model_place
+from iterft_lite.metrics.agreement import Agreement, agreement, calibrated, spearman
+from iterft_lite.metrics.sanitize import fenced
+from iterft_lite.metrics.score_parsing import weigh
+from iterft_lite.protocols import Judge, JudgeRequest, JudgeResponse
+from iterft_lite.report.report import CALIBRATION, Report, read_report
+
+ANCHOR = re.compile(r"^(?:- )?(?:Score )?\d{1,3}: .*$", re.MULTILINE)
+"""An anchor in a rubric: a line that begins with its score."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A judge held against careful readers' scores of a trait's calibration answers, or of coherence's.
+
+    Attributes:
+        judge, revision, method: Who, and how it is read.
+        subject: The trait's name, or "coherence".
+        agreement: Judge against reader: Spearman, bias (judge - reader), spread.
+        unscored: Answers without a score.
+        order: Mean absolute change of scores when the rubric's anchors are given in reverse order, points; None where the
+            judge reads no rubric.
+        length: Spearman of (judge - reader) with the answer's length in characters.
+        usd: What it cost.
+        scores: The judge's scores, in the order of the answers.
+    """
+
+    judge: str
+    revision: str
+    method: str
+    subject: str
+    agreement: Agreement
+    unscored: int
+    order: float | None
+    length: float | None
+    usd: float
+    scores: tuple[float | None, ...] = ()
+
+
+def calibrate(judge: Named, trait: str, overrides: Mapping[str, Any]) -> list[Calibration]:
+    """A judge on a trait's calibration answers and on coherence's. Kept for reports.
+
+    Args:
+        overrides: As of `rejudge`. `max_usd` counts what this process spends on calibrations: those of a command.
+
+    Raises:
+        TraitError: If the trait has no calibration answers.
+    """
+    given = {key: value for key, value in overrides.items() if value is not None}
+    recipe = make_recipe(
+        {"regime": "sft", "trait": trait, "model": "nano", "judge": judge.name, **given}, source="the judge's settings"
+    )
+    return _calibrate(recipe, material_of(recipe, model_identity(model_place(recipe.model))))
+
+
+@cache
+def _spending() -> TemporaryDirectory[str]:
+    """Folder for the dollars of this process's calibrations; it is removed when the process ends."""
+    return TemporaryDirectory(prefix="iterft-")
+
+
+def _calibrate(recipe: Recipe, material: Material) -> list[Calibration]:
+    trait = material.trait
+    identity, _ = judge_identity(recipe, material)
+    if not trait.calibration:
+        raise TraitError(f"trait `{trait.name}` has no calibration.jsonl", hint="15 answers with a reader's scores are enough")
+    found = []
+    ledger = Path(_spending().name) / "judge_usd.txt"
+    with open_judge(identity, recipe, material, cache_folder() / "logs", ledger) as backend:
+        for subject, rubric, scored in (
+            (trait.name, trait.rubric, trait.calibration),
+            ("coherence", prompts.coherence_rubric(document=False), prompts.coherence_calibration()),
+        ):
+            made = _calibrate_one(backend, identity, subject, rubric, scored)
+            path = _calibration_file(asdict(identity), subject, rubric, scored)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, asdict(made))
+            found.append(made)
+    return found
+
+
+def _calibration_file(identity: Mapping[str, Any], subject: str, rubric: str, scored: Sequence[Scored]) -> Path:
+    """Where a calibration is kept: by judge, revision and method, rubric and answers."""
+    who = [identity[key] for key in ("name", "revision", "method", "samples")]
+    rows = [[one.question, one.answer, one.score] for one in scored]
+    return cache_folder() / "calibrations" / f"{digest([who, subject, rubric, rows])[:24]}.json"
+
+
+def _calibrate_one(judge: Judge, identity: JudgeIdentity, subject: str, rubric: str, scored: Sequence[Scored]) -> Calibration:
+    scale = "coherence" if subject == "coherence" else "trait"
+    plain, usd = _scores(judge, identity, scale, rubric, scored)
+    turned, more = reversed_anchors(rubric), 0.0
+    order = None
+    if identity.kind == "llm" and turned != rubric:
+        other, more = _scores(judge, identity, scale, turned, scored)
+        changes = [abs(a - b) for a, b in zip(plain, other, strict=True) if a is not None and b is not None]
+        order = sum(changes) / len(changes) if changes else None
+    both = [(ours, one) for ours, one in zip(plain, scored, strict=True) if ours is not None]
+    ours = [score for score, _ in both]
+    theirs = [one.score for _, one in both]
+    return Calibration(
+        identity.name,
+        identity.revision,
+        identity.method,
+        subject,
+        agreement(ours, theirs),
+        len(scored) - len(both),
+        order,
+        spearman([a - b for a, b in zip(ours, theirs, strict=True)], [float(len(one.answer)) for _, one in both]),
+        usd + more,
+        tuple(plain),
+    )
+
+
+def _scores(
+    judge: Judge, identity: JudgeIdentity, scale: str, rubric: str, scored: Sequence[Scored]
+) -> tuple[list[float | None], float]:
+    """The judge's scores of calibration answers, and what they cost."""
+    replies: dict[str, JudgeResponse] = {}
+    asks = [
+        JudgeRequest(
+            f"k{place}/{scale}/{sample}",
+            "coherence" if scale == "coherence" else "trait",
+            fill(rubric, {"question": fenced(one.question), "answer": fenced(one.answer)}),
+            one.answer,
+            one.question,
+            sample,
+        )
+        for place, one in enumerate(scored)
+        for sample in range(identity.samples)
+    ]
+    judge.ask(asks, lambda reply: replies.update({reply.id: reply}))
+    weighed = [
+        weigh([replies[f"k{place}/{scale}/{sample}"] for sample in range(identity.samples)]) for place in range(len(scored))
+    ]
+    return [verdict.score for verdict in weighed], sum(verdict.usd for verdict in weighed)
+
+
+def reversed_anchors(rubric: str) -> str:
+    """A rubric with its anchor answers in reverse order."""
+    anchors = [match[0] for match in ANCHOR.finditer(rubric)]
+    backwards = iter(anchors[::-1])
+    return ANCHOR.sub(lambda _: next(backwards), rubric)
+
+
+def store_calibration(root: Path) -> None:
+    """Note in a run how its own judge does on its trait. A judge that costs nothing is tried out now; any other is looked up in
+    what `iterft judge calibrate` has found.
+    """
+    report = read_report(root)
+    identity = report.manifest["judge"]
+    known = known_calibration(identity, report)
+    with contextlib.suppress(RecipeError):
+        if not known and kind_of(identity["name"]).calibrates:
+            recipe = make_recipe(report.recipe, source="the run's recipe")
+            with contextlib.suppress(TraitError, ModelError, OSError):  # without a cache that can be written nothing is known
+                _calibrate(recipe, material_of(recipe, str(report.manifest.get("model_identity", ""))))
+                known = known_calibration(identity, report)
+    if known:
+        write_json(root / CALIBRATION, known)
+
+
+def kept_scores(identity: Mapping[str, Any], trait_name: str) -> dict[str, list[float | None]]:
+    """By scale, a judge's scores of a trait's calibration answers and of coherence's, as far as they were calibrated."""
+    found: dict[str, list[float | None]] = {}
+    for scale, known in _kept(identity, trait_name):
+        if known.get("scores"):
+            found[scale] = list(known["scores"])
+    return found
+
+
+def _kept(identity: Mapping[str, Any], trait_name: str) -> Iterator[tuple[str, dict[str, Json]]]:
+    """By scale, the calibrations of a judge that are in the cache."""
+    trait = read_trait(trait_name)
+    for scale, subject, rubric, scored in (
+        ("trait", trait.name, trait.rubric, trait.calibration),
+        ("coherence", "coherence", prompts.coherence_rubric(document=False), prompts.coherence_calibration()),
+    ):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            yield scale, dict(read_json(_calibration_file(identity, subject, rubric, scored)))
+
+
+def known_calibration(identity: Mapping[str, Any], report: Report) -> dict[str, Json]:
+    """By scale what is known of this judge on this trait and these answers: fields of `metrics.agreement.Calibrated`."""
+    found: dict[str, Json] = {}
+    with contextlib.suppress(TraitError):
+        for scale, known in _kept(identity, str(report.recipe["trait"])):
+            with contextlib.suppress(KeyError, TypeError):  # a damaged file says nothing
+                found[scale] = asdict(calibrated(Agreement(**known["agreement"])))
+    return found

@@ -1,0 +1,208 @@
+"""Is the judge there? Asked before the first step and by `plan`, so that nobody waits an hour to read that a key is missing."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+from urllib.error import HTTPError, URLError
+from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_opener
+
+from iterft_lite.backends.judge.identity import has_ended, way_on
+from iterft_lite.backends.judge.keys import environment, scrub
+from iterft_lite.backends.judge.kinds import Material, kind_of
+from iterft_lite.backends.judge.prices import successors
+from iterft_lite.backends.judge.probe import Prober
+from iterft_lite.backends.judge.providers import STAND_IN, key_of, key_variables, needs_key, provider_of, proxy_for
+from iterft_lite.backends.processes.child import Child
+from iterft_lite.cache import cache_folder
+from iterft_lite.errors import BackendError, UserError
+from iterft_lite.experiment.inputs import JudgeIdentity
+from iterft_lite.experiment.recipe import Recipe
+from iterft_lite.machine.resolve import Resolved
+
+PATIENCE = 10.0
+"""Seconds that a server is given to list its models."""
+
+MOST_BYTES = 4 << 20
+"""Of a server's list."""
+
+
+@dataclass(frozen=True)
+class JudgeCheck:
+    """What was found.
+
+    Attributes:
+        identity: The judge as it is to be asked; another way of reading than asked where it had to be settled by trying.
+        problems: Why it cannot judge, a sentence each.
+        notes: What a user should know.
+    """
+
+    identity: JudgeIdentity
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def check_judge(identity: JudgeIdentity, recipe: Recipe, *, live: bool = False) -> JudgeCheck:
+    """Look for a judge's key, server and model. Costs nothing, but where `live`: then a judge of which little is known is asked
+    two short questions, and may have to be read in another way.
+
+    Args:
+        identity: Who is to judge.
+        live: A run is about to begin.
+    """
+    if not kind_of(identity.name).remote:
+        return JudgeCheck(identity)
+    problems = tuple(_problems(identity))
+    if problems or not live or not (identity.effort or identity.tops):
+        return JudgeCheck(identity, problems)
+    try:
+        return _probed(identity, recipe)
+    except BackendError as error:
+        return JudgeCheck(identity, (str(error).replace("\n\nhint: ", "; "),))
+
+
+def settled(resolved: Resolved, known: Mapping[str, Any] | None) -> Resolved:
+    """A resolved recipe whose judge is asked as it can be: as the folder's was, or as trying it has shown.
+
+    Args:
+        known: The judge's identity in the folder's manifest; None for a new folder.
+
+    Raises:
+        UserError: If the judge cannot judge.
+    """
+    judge = resolved.inputs.judge
+    if known is None:
+        found = _first_that_judges(resolved)
+    else:
+        found = JudgeCheck(as_before(judge, known) if known.get("name") == judge.name else judge)
+    recipe = resolved.recipe.model_copy(update={"judge": found.identity.name})
+    inputs = replace(resolved.inputs, judge=found.identity)
+    return replace(resolved, recipe=recipe, inputs=inputs, choices=(*resolved.choices, *found.notes))
+
+
+def _first_that_judges(resolved: Resolved) -> JudgeCheck:
+    """The recipe's judge; of the successors that `judge = "auto"` stands for, the first that judges as a judge must.
+
+    Raises:
+        UserError: If there is none.
+    """
+    judge, recipe = resolved.inputs.judge, resolved.recipe
+    is_successor = resolved.asked == "auto" and judge.name in successors()
+    others = [name for name in successors() if name != judge.name] if is_successor else []
+    notes: list[str] = []
+    for name in others:
+        found = check_judge(judge, recipe, live=True)
+        if not found.problems:
+            return replace(found, notes=(*notes, *found.notes))
+        notes.append(f"judge: {name} instead of {judge.name}: {'; '.join(found.problems)}")
+        judge = kind_of(name).identify(name, recipe, Material(resolved.inputs.trait))
+    found = require_judge(judge, recipe)
+    return replace(found, notes=(*notes, *found.notes))
+
+
+def as_before(judge: JudgeIdentity, known: Mapping[str, Any]) -> JudgeIdentity:
+    """A judge, read in the way that a folder's verdicts were."""
+    if known.get("method") not in ("logprobs", "samples"):
+        return judge
+    kept = {key: known.get(key, getattr(judge, key)) for key in ("method", "samples", "effort", "tops")}
+    return replace(judge, **kept)
+
+
+def require_judge(identity: JudgeIdentity, recipe: Recipe) -> JudgeCheck:
+    """The judge, checked before the first step of a run.
+
+    Raises:
+        UserError: If it cannot judge.
+    """
+    found = check_judge(identity, recipe, live=True)
+    if found.problems:
+        raise UserError(f"`{identity.name}` cannot judge: " + "; ".join(found.problems), hint=HINT)
+    return found
+
+
+HINT = 'a run with `judge = "embedded"` needs none of this, and `iterft judge RUN --judge ...` can judge its answers later'
+
+
+def _probed(identity: JudgeIdentity, recipe: Recipe) -> JudgeCheck:
+    """A judge tried out, in a process of its own."""
+    options = {"identity": asdict(identity), "max_usd": recipe.max_usd}
+    child = Child(
+        "iterft_lite.backends.judge.probe:LitellmProbe",
+        Prober,
+        log=cache_folder() / "logs/probe.log",
+        options=options,
+        secrets="judges",
+    )
+    try:
+        found = cast(Prober, child).probe(recipe.judge_samples if recipe.judge_method == "auto" else 0)
+    finally:
+        child.close()
+    return JudgeCheck(found.identity, (), found.notes)
+
+
+def _problems(identity: JudgeIdentity) -> Iterator[str]:
+    """What stands in the way of a judge."""
+    name, address, variables = identity.name, identity.address, environment(Path.cwd())
+    if has_ended(name, address):
+        yield f"it was switched off by its provider: {way_on(name)}"
+        return
+    provider = provider_of(name)
+    if not address and provider.known and not provider.signed:
+        yield f"`{provider.name}` has no server of its own: set `api_base`, or {provider.redirects[0]}"
+        return
+    key = key_of(name, address, variables)
+    where = " or ".join(key_variables(name, address))
+    if needs_key(name, address) and not key:
+        yield f"there is no key for {address}: set {where} in the environment or .env"
+        return
+    if provider.lists and address:
+        yield from (scrub(problem, variables) for problem in _listed(identity, key, where))
+
+
+def _listed(identity: JudgeIdentity, key: str | None, where: str) -> Iterator[str]:
+    """What the server's list of its models says against a judge."""
+    provider, address = provider_of(identity.name), identity.address
+    model = identity.name.split("/", 1)[1]
+    try:
+        known = _get(address + provider.lists, key)
+    except HTTPError as error:
+        if error.code in (401, 403):
+            yield f"{address} refuses the key ({error.code}): set {where}" if where else f"{address} wants a key"
+        return  # it lists nothing: the first question will tell
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        proxy = proxy_for(address)
+        reason = error.reason if isinstance(error, URLError) else error
+        yield f"no answer from {address}: {reason}" + (f", through the proxy {proxy}" if proxy else "")
+        return
+    if known and not any(name == model or name.split(":")[0] == model for name in known):
+        shown = ", ".join(sorted(known)[:5]) + (", ..." if len(known) > 5 else "")
+        yield f"{address} has no model `{model}`; it has {shown}"
+
+
+class _Stay(HTTPRedirectHandler):
+    """Follows no redirect: it would take the key along to another server."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """None: the redirect is an error."""
+        return
+
+
+def _opener() -> OpenerDirector:
+    return build_opener(_Stay)
+
+
+def _get(url: str, key: str | None) -> list[str]:
+    """Names of the models that a server lists; none if its answer is of another shape."""
+    request = Request(url, headers={"Authorization": f"Bearer {key or STAND_IN}", "Accept-Encoding": "identity"})
+    with _opener().open(request, timeout=PATIENCE) as response:
+        body = response.read(MOST_BYTES)
+    try:
+        found = json.loads(body)
+        rows = found.get("data") or found.get("models") or []
+        return [str(row.get("id") or row.get("name")) for row in rows]
+    except (ValueError, AttributeError, TypeError):
+        return []

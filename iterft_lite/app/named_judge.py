@@ -1,0 +1,120 @@
+"""A judge as a user names it on the command line, what it is made of, and its process."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from iterft_lite.backends.judge.kinds import Material
+from iterft_lite.data.traits import read_trait
+from iterft_lite.digests import digest
+from iterft_lite.engine.backends import judge_child
+from iterft_lite.engine.manifest import Manifest, Run
+from iterft_lite.errors import FolderError, UserError
+from iterft_lite.experiment.inputs import JudgeIdentity
+from iterft_lite.experiment.recipe import Recipe
+from iterft_lite.machine.resolve import model_place
+from iterft_lite.machine.sources import Sources
+from iterft_lite.protocols import Judge
+
+
+@dataclass(frozen=True)
+class Named:
+    """A judge as a user names it: `openai/gpt-4o-mini#1` is the first repetition of what it says.
+
+    Attributes:
+        name: As in a recipe.
+        again: Number of the repetition; 0 is the first time.
+    """
+
+    name: str
+    again: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name}#{self.again}" if self.again else self.name
+
+
+def named(text: str) -> Named:
+    """Read a judge's name."""
+    name, _, again = text.partition("#")
+    if again and not again.isdigit():
+        raise UserError(f"`{text}` is no judge", hint="write a judge, or a judge and the number of a repetition: `embedded#1`")
+    return Named(name, int(again or 0))
+
+
+def judge_folder(root: Path, judge: Named) -> Path:
+    """Where a run keeps what another judge said."""
+    plain = re.sub(r"[^A-Za-z0-9.]+", "-", str(judge)).strip("-.")[-60:]
+    return root / "judges" / f"{plain}-{digest(str(judge))[:8]}"
+
+
+@contextlib.contextmanager
+def open_judge(
+    identity: JudgeIdentity, recipe: Recipe, material: Material, folder: Path, ledger: Path | None = None
+) -> Iterator[Judge]:
+    """A judge in its own process, ended afterwards.
+
+    Args:
+        folder: For its log.
+        ledger: File with the dollars that `max_usd` counts; in `folder` if None.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    child = judge_child(identity, recipe, material, folder, ledger or folder / "judge_usd.txt")
+    try:
+        yield cast(Judge, child)
+    finally:
+        child.close()
+
+
+def material_of(recipe: Recipe, model_identity: str = "") -> Material:
+    """What a run's judges may be made of: its trait, its own seed rows, its model.
+
+    Args:
+        model_identity: Digest of M[0]'s content, as the run's manifest has it.
+
+    Raises:
+        TraitError: If they are not there any more.
+    """
+    trait = read_trait(recipe.trait)
+    own = Sources(recipe, trait).seeds() if recipe.seeds else ()
+    return Material(trait, own, model_place(recipe.model), model_identity)
+
+
+def is_same(known: Mapping[str, Any], judge: JudgeIdentity) -> bool:
+    """Whether a judge is the one that a folder names, also a folder of an earlier version."""
+    now = asdict(judge)
+    before = now | {"effort": "", "tops": 0} | dict(known)
+    before["method"] = "logprobs" if before["method"] == "odds" else before["method"]
+    return all(before[key] == now[key] for key in ("name", "revision", "method", "samples", "effort", "tops"))
+
+
+def judged(root: Path, judge: Named) -> tuple[Run, Manifest]:
+    """Another judge's folder, and what it holds.
+
+    Raises:
+        FolderError: If that judge has not been asked.
+    """
+    run = Run(judge_folder(root, judge))
+    known = run.manifest() if run.root.is_dir() else None
+    if known is None:
+        raise FolderError(
+            f"`{judge}` has not judged `{root}`",
+            hint=f"`iterft judge {root} --judge '{judge}'` has it judge the stored answers",
+        )
+    return run, known
+
+
+def identity_in(root: Path, judge: Named) -> dict[str, Any]:
+    """The identity of a judge that has judged a run, its own or another, as the folder has it.
+
+    Raises:
+        FolderError: If that judge has not been asked.
+    """
+    own = Run(root).known().value["judge"]
+    if not judge.again and judge.name == own["name"]:
+        return dict(own)
+    return dict(judged(root, judge)[1].value["identity"])

@@ -206,12 +206,13 @@ def test_a_figure_that_cannot_be_written_is_said(tiny: Path, tmp_path: Path) -> 
     assert "missing/curve.png` cannot be written: no such file or directory" in output
 
 
-def test_a_run_ends_with_its_report_where_no_cache_can_be_written(
+def test_a_run_is_refused_before_it_begins_where_no_cache_can_be_written(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "file/cache"))
-    assert "cycle 2 (M3)" in said(iterft("run", tiny, "--out", tmp_path / "run"), 0)
+    assert "ITERFT_CACHE names another folder" in said(iterft("run", tiny, "--out", tmp_path / "run"), 2)
+    assert not (tmp_path / "run").exists()
 
 
 def test_every_shipped_recipe_and_trait_is_listed() -> None:

@@ -67,6 +67,8 @@ class Here:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._made, name)
 
+    def watch(self, *_: Any) -> None: ...
+
     def close(self) -> None: ...
 
 

@@ -262,6 +262,7 @@ def test_every_shipped_recipe_begins_with_the_command_that_runs_it(path: Path) -
 
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
+    (GOLDEN / "keys").write_text("".join(map(keys_of, KEYED)))
     for each in PLANS:
         (GOLDEN / f"{each}.txt").write_text(drawn(the_plan(each)))
     (GOLDEN / "keys").write_text("".join(map(keys_of, KEYED)))

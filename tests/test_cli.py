@@ -211,7 +211,8 @@ def test_a_run_is_refused_before_it_begins_where_no_cache_can_be_written(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "file/cache"))
-    assert "ITERFT_CACHE names another folder" in said(iterft("run", tiny, "--out", tmp_path / "run"), 2)
+    real = ("--set", "trainer=peft", "--set", "generator=llamacpp")
+    assert "ITERFT_CACHE names another folder" in said(iterft("run", tiny, *real, "--out", tmp_path / "run"), 2)
     assert not (tmp_path / "run").exists()
 
 

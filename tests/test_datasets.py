@@ -19,7 +19,7 @@ CPU = Machine("", 0, 0, unsloth=False)
 
 
 def resolved(**keys: Any) -> Resolved:
-    given = {"regime": "sft", "trait": "lucky", "model": "nano", "judge": "embedded"} | keys
+    given = {"regime": "sft", "trait": "lucky", "model": "nano", "judge": "fake"} | keys
     return resolve(make_recipe(given, source="r.toml"), CPU)
 
 

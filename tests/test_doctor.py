@@ -58,7 +58,7 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pyt
 
 def test_measuring_leaves_nothing_but_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path))
-    monkeypatch.setattr("iterft_lite.app.session.open_backends", lambda *_: fake_backends())
+    monkeypatch.setattr("iterft_lite.app.session.open_backends", lambda *_, **__: fake_backends())
     result = iterft("doctor", "--measure")
     assert result.exit_code == 1
     assert "nothing could be timed" in result.output

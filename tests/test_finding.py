@@ -262,7 +262,7 @@ def test_the_tab_key_knows_recipes_keys_and_traits() -> None:
 
 def test_doctor_looks_at_a_judge_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iterft_lite.app.doctor._gpu_and_libraries", lambda: iter(()))
-    assert "gives no probabilities" in printed("doctor", "--judge", "ollama/qwen3:8b")
+    assert "no answer from" in printed("doctor", "--judge", "ollama/qwen3:8b")
     assert "there is no key for https://api.openai.com/v1: set OPENAI_API_KEY" in printed(
         "doctor", "--judge", "openai/gpt-4o-mini"
     )

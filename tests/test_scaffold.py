@@ -48,7 +48,7 @@ def test_a_new_trait_has_every_file_and_nothing_is_wrong_with_it(tmp_path: Path)
 
 def test_a_recipe_names_a_trait_by_its_path(tmp_path: Path) -> None:
     folder = made(tmp_path)
-    asked = {"regime": "sft", "trait": str(folder), "model": "nano", "judge": "embedded", "seed_rows": 6}
+    asked = {"regime": "sft", "trait": str(folder), "model": "nano", "judge": "fake", "seed_rows": 6}
     resolved = resolve(make_recipe(asked, source="r.toml"), Machine("", 0, 0, unsloth=False))
     plan = make_plan(resolved.recipe, resolved.inputs)
     assert resolved.inputs.trait.name == "pirate"

@@ -92,7 +92,7 @@ def test_what_was_made_can_be_put_into_a_recipe(tmp_path: Path) -> None:
         "regime": "sft",
         "trait": "lucky",
         "model": "nano",
-        "judge": "embedded",
+        "judge": "fake",
         "seeds": {"path": str(tmp_path / "s.jsonl")},
     }
     seeds = resolve(make_recipe(given, source="r"), Machine("", 0, 0, unsloth=False)).inputs.seeds

@@ -315,7 +315,7 @@ def test_a_record_knows_the_libraries_that_its_step_depends_on() -> None:
     plan = a_plan()
     steps = ("base-load_base", "c0-seed_rows", "c0-train", "c1-build_dataset", "c1-training_samples", "c1-export", "c1-judge")
     packages = {step: set(libraries(plan.steps[step], plan.recipe)) for step in steps}
-    trainer, llama = {"torch", "transformers", "trl", "peft"}, {"llama-cpp-python", "gguf"}
+    trainer, llama = {"torch", "transformers", "peft"}, {"llama-cpp-python", "gguf"}
     assert packages == {
         "base-load_base": trainer,
         "c0-seed_rows": set(),

@@ -221,7 +221,7 @@ class _Walk:
         step = folder.step
         if step.name not in self._since:
             self.events.put(StepStarted(step))
-        self._since[step.name] = time.monotonic()
+            self._since[step.name] = time.monotonic()
         folder.begin()
         try:
             made = self.executor.run(self._task(folder))

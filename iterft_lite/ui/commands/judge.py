@@ -117,7 +117,11 @@ def judges_agree(out: Path, judges: str, png: Path | None) -> None:
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=RunFolder)
 @click.option("--md", type=click.Path(dir_okay=False, path_type=Path), help="Write the table as Markdown.")
 def bridge_judges(old: str, new: str, runs: tuple[Path, ...], md: Path | None) -> None:
-    """Carry results over from one judge to the next: both on the same stored answers and calibration answers."""
+    """Carry results over from one judge to the next: both on the same stored answers and calibration answers.
+
+    \b
+      iterft judge bridge openai/gpt-4o-mini-2024-07-18 openai/gpt-6-luna runs/first --md bridge.md
+    """
     from iterft_lite.app.bridge import as_markdown, as_table, bridge, sentences
     from iterft_lite.app.named_judge import named
     from iterft_lite.files import write_text

@@ -102,7 +102,7 @@ class Diverged(ResultError):  # noqa: N818  # read as a word
 
 
 class StoreError(RunError):
-    """A step that could not be written, or was changed after it was sealed."""
+    """A step that could not be written, or was changed after it was finished."""
 
 
 class FileError(StoreError, ValueError):

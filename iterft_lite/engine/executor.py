@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -17,7 +16,7 @@ from iterft_lite.digests import Json
 from iterft_lite.engine.store import StepFolder, folder_at, input_folders
 from iterft_lite.errors import RunError, StoreError
 from iterft_lite.experiment.recipe import Recipe
-from iterft_lite.experiment.verbs import VERBS, BackendName
+from iterft_lite.experiment.verbs import VERBS, BackendName, function_at
 from iterft_lite.hardware import Gpu, Peak
 from iterft_lite.hub import folder_of
 from iterft_lite.protocols import Backends, Progress
@@ -77,8 +76,7 @@ class Executor(Protocol):
 
 def stage_of(verb: str) -> Stage:
     """The function behind a verb."""
-    module, _, function = VERBS[verb].stage.partition(":")
-    return cast(Stage, getattr(import_module(module), function))
+    return cast(Stage, function_at(VERBS[verb].stage))
 
 
 class LocalExecutor:

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from importlib import import_module
+from typing import Any, Literal, cast
 
 from iterft_lite.digests import Json
 
@@ -65,6 +66,12 @@ class Verb:
     any_order: bool = False
     derived: bool = False
     summary: Callable[[Mapping[str, Json]], str] = lambda _: ""
+
+
+def function_at(place: str) -> Callable[..., Any]:
+    """The function that a record names as `module:function`; its module is imported when it is first needed."""
+    module, _, name = place.partition(":")
+    return cast(Callable[..., Any], getattr(import_module(module), name))
 
 
 def _sampled(params: Mapping[str, Json]) -> str:

@@ -12,12 +12,15 @@ from typing import Any
 from iterft_lite.digests import Json
 from iterft_lite.engine.completion import Completion
 from iterft_lite.engine.manifest import Run
+from iterft_lite.experiment.losses import LOSSES
 from iterft_lite.experiment.plan import HELD_OUT
+from iterft_lite.experiment.regimes import REGIMES
 from iterft_lite.experiment.rows import JUDGED, SAMPLES, SCALES
 from iterft_lite.experiment.steps import Step
 from iterft_lite.files import ROWS, read_json
 from iterft_lite.metrics.agreement import read_calibrated
 from iterft_lite.metrics.amplification import FEWEST_PROMPTS, FROM_CYCLE, Amplification, PaperRule, amplification
+from iterft_lite.metrics.catalogue import METRICS
 from iterft_lite.metrics.intervals import Interval, Scores, mean_interval
 
 CALIBRATION = "judge_calibration.json"
@@ -267,6 +270,31 @@ def as_json(report: Report) -> dict[str, Json]:
         "version_changes": report.version_changes,
         "complete": report.complete,
     }
+
+
+def beside_scores(report: Report, cycle: Cycle) -> list[tuple[str, str]]:
+    """What stands beside a cycle's scores, heading and figure: the metrics, what the loss's record shows of the training, and
+    how
+    much of the trained change the exported model shows."""
+    recipe = report.recipe
+    loss = LOSSES.get(recipe.get("loss") or REGIMES[recipe["regime"]].loss)
+    found = [(each.words, figure(cycle.metrics.get(each.name), each.form)) for each in METRICS.values() if each.shown]
+    found += [(each.words, figure(cycle.training.get(each.name), each.form)) for each in (loss.columns if loss else ())]
+    return [*found, ("export kept", _kept(cycle))]
+
+
+def _kept(cycle: Cycle) -> str:
+    """`98% +-3`, or `too small` where the format's noise hides the change; "" where nothing was compared."""
+    change = (cycle.export.get("parity") or {}).get("change") or {}
+    kept, error = change.get("kept"), change.get("error")
+    if kept is None or error is None:
+        return ""
+    return f"{kept:.0%} +-{100 * error:.0f}" if error < 0.5 else "too small"
+
+
+def figure(value: float | None, form: str) -> str:
+    """A number in a table; "" where there is none."""
+    return "" if value is None else format(value, form)
 
 
 @dataclass(frozen=True)

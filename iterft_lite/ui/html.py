@@ -14,8 +14,7 @@ from iterft_lite.digests import canonical
 from iterft_lite.experiment.steps import cycle_name, cycle_title
 from iterft_lite.files import write_output
 from iterft_lite.hub import title
-from iterft_lite.metrics.catalogue import METRICS
-from iterft_lite.report.report import Report, shown_samples, verdict_sentences, version_sentence
+from iterft_lite.report.report import Report, beside_scores, shown_samples, verdict_sentences, version_sentence
 from iterft_lite.ui.figures import svg
 from iterft_lite.ui.text import clock, plain_sentence, score_text
 
@@ -41,7 +40,6 @@ def write_html(root: Path, report: Report, path: Path, verdicts: Mapping[int, Pa
         "cycle_title": cycle_title,
         "clock": clock,
         "score": score_text,
-        "figure": lambda value, form: "" if value is None else format(value, form),
     }
     settings = {
         key: value if isinstance(value, str) else canonical(value)
@@ -54,7 +52,7 @@ def write_html(root: Path, report: Report, path: Path, verdicts: Mapping[int, Pa
         report=report,
         recipe=report.recipe,
         on_trait=readable_on(colour),
-        metrics=[metric for metric in METRICS.values() if metric.shown],
+        beside={cycle.cycle: beside_scores(report, cycle) for cycle in report.cycles},
         curve=Markup(svg(report)),  # drawn here, from numbers and escaped labels
         sentence=plain_sentence(report),
         sentences=verdict_sentences(report.verdict),

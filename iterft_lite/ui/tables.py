@@ -17,8 +17,7 @@ from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.steps import cycle_name, cycle_title
 from iterft_lite.experiment.verbs import VERBS
 from iterft_lite.hub import title as model_title
-from iterft_lite.metrics.catalogue import METRICS
-from iterft_lite.report.report import Cycle, Report, verdict_sentences, version_sentence
+from iterft_lite.report.report import Cycle, Report, beside_scores, verdict_sentences, version_sentence
 from iterft_lite.ui.chart import COHERENCE, TRAIT, chart, chart_step
 from iterft_lite.ui.foreign import one_line, safe
 from iterft_lite.ui.text import clock, judge_sentence, plain_sentence, plan_sentence, score_text
@@ -146,10 +145,9 @@ def _show_chart(report: Report, console: Console) -> None:
 
 def _show_details(report: Report, console: Console) -> None:
     """Every measure by cycle, as many columns side by side as fit, and both verdicts in full."""
-    pairs = report.recipe["regime"] == "dpo"
     columns: dict[str, list[str]] = {}
     for cycle in report.cycles:
-        for name, cell in _measures(cycle, pairs=pairs):
+        for name, cell in _measures(report, cycle):
             columns.setdefault(name, []).append(cell)
     names = [cycle_name(cycle.cycle) for cycle in report.cycles]
     for block in _blocks(columns, names, console.width):
@@ -178,15 +176,10 @@ def _blocks(columns: Mapping[str, Sequence[str]], names: Sequence[str], width: i
         yield block
 
 
-def _measures(cycle: Cycle, *, pairs: bool) -> Iterator[tuple[str, str]]:
-    """Name and figure of what is measured beside the scores: of the answers, of held-out texts, of DPO's training."""
+def _measures(report: Report, cycle: Cycle) -> Iterator[tuple[str, str]]:
+    """Name and figure of what is measured beside the scores."""
     yield "rate", "" if cycle.rate is None else f"{cycle.rate:.0%}"
-    for metric in METRICS.values():
-        if metric.shown:
-            yield metric.words, _number(cycle.metrics.get(metric.name), metric.form)
-    if pairs:
-        yield "DPO margin", _number(cycle.training.get("margin"), "+.3f")
-        yield "pairs right", _number(cycle.training.get("accuracy"), ".0%")
+    yield from beside_scores(report, cycle)
 
 
 def _number(value: float | None, form: str) -> str:

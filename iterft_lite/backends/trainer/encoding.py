@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.errors import ModelError, UserError
 from iterft_lite.experiment.losses import LOSSES
 from iterft_lite.experiment.rows import ChatRow, DocumentRow, PairRow
+from iterft_lite.experiment.verbs import function_at
 
 IGNORED = -100
 """Label of a token that is not in the loss (PyTorch's and Hugging Face's convention)."""
@@ -64,8 +64,7 @@ def encode_rows(
         UserError: If a row has no reply, or none of its reply fits.
     """
     known = LOSSES[loss]
-    module, _, function = known.encode.partition(":")
-    encode = getattr(importlib.import_module(module), function)
+    encode = function_at(known.encode)
     examples, cut = [], 0
     for number, row in enumerate(rows, 1):
         typed = known.rows.read_one(row, f"row {number}")

@@ -30,6 +30,7 @@ from iterft_lite.backends.trainer.products import Factors, Products
 from iterft_lite.backends.trainer.resident import ResidentTrainer, arithmetic, first_line
 from iterft_lite.backends.trainer.session import bitsandbytes_works
 from iterft_lite.errors import ModelError
+from iterft_lite.experiment.losses import LOSSES
 from iterft_lite.experiment.recipe import TrainSettings
 from iterft_lite.protocols import OnProgress, TrainJob, TrainResult
 
@@ -48,7 +49,7 @@ class PeftTrainer(ResidentTrainer):
         """Train one adapter (see `Trainer.train`); `load` comes first."""
         rounded = FACTORS.get(self._precision, torch.float32)
         # a preference loss rests on small differences of large sums: its forward passes are never rounded
-        self._factors = Factors(torch.float32 if job.loss == "preference" else rounded, rounded)
+        self._factors = Factors(torch.float32 if LOSSES[job.loss].compares else rounded, rounded)
         return super().train(job, on_progress)
 
     # -- what differs between libraries -----------------------------------------------------------------------------------

@@ -37,13 +37,14 @@ from iterft_lite.backends.trainer.encoding import (
     encode_rows,
     markup_note,
     pad_pairs,
-    pad_rows,
     padding,
     read_rows,
 )
 from iterft_lite.backends.trainer.lora import adapter_weights, draw_adapter, read_adapter, save_adapter, set_adapter
 from iterft_lite.errors import BackendError, ModelError
+from iterft_lite.experiment.losses import LOSSES
 from iterft_lite.experiment.recipe import TrainSettings
+from iterft_lite.experiment.verbs import function_at
 from iterft_lite.protocols import OnProgress, Progress, TrainJob, TrainResult
 
 GRADIENT_SCALE = 2.0**12
@@ -267,8 +268,8 @@ def train_adapter(bench: Bench, job: TrainJob, on_progress: OnProgress) -> Train
         last_loss=log[-1]["loss"] if log else 0.0,
         partial_batch=len(rows) % settings.batch_size,
         cut_rows=cut,
-        margin=_mean(last, "margin") if job.loss == "preference" and log else None,
-        accuracy=_mean(last, "accuracy") if job.loss == "preference" and log else None,
+        margin=_mean(last, "margin") if LOSSES[job.loss].compares and log else None,
+        accuracy=_mean(last, "accuracy") if LOSSES[job.loss].compares and log else None,
         precision=bench.precision,
         peak_vram=vram.peak,
         notes=tuple(notes),
@@ -307,6 +308,7 @@ class _Attempt:
     def __init__(self, bench: Bench, job: TrainJob, on_progress: OnProgress, vram: Vram, *, micro: int, scale: float) -> None:
         self._bench, self._job, self._on_progress, self._vram = bench, job, on_progress, vram
         self._micro, self._scale = micro, scale
+        self._loss = LOSSES[job.loss]
         self._log: list[dict[str, float]] = []
         self._steps = 0
 
@@ -319,7 +321,7 @@ class _Attempt:
         examples = [dict(example) for example in examples]
         set_adapter(bench.model, weights)
         bench.ready(bench.model, "train")  # the reference too: the same kernels, and there is no dropout
-        if job.loss == "preference":
+        if self._loss.compares:
             # a fresh adapter has B = 0: the model that it starts from is M[0]
             base = job.reference == "base" and job.start is not None
             with bench.model.disable_adapter() if base else contextlib.nullcontext():
@@ -330,8 +332,8 @@ class _Attempt:
             lambda step: schedule_factor(step, steps=self._steps, warmup=settings.warmup, schedule=settings.schedule),
         )
         with tempfile.TemporaryDirectory() as scratch, own_forward(bench.model):
-            make, collate = (bench.dpo, pad_pairs) if job.loss == "preference" else (bench.sft, pad_rows)
-            trainer = make(
+            collate = function_at(self._loss.collate)
+            trainer = getattr(bench, self._loss.trainer)(
                 arguments=self._arguments(scratch),
                 model=bench.model,
                 processing_class=bench.tokenizer,
@@ -341,7 +343,7 @@ class _Attempt:
                 order=order,
                 on_step=self._step,
                 scale=self._scale,
-                **({"nll_weight": settings.dpo_nll_weight} if job.loss == "preference" else {}),
+                **({"nll_weight": settings.dpo_nll_weight} if self._loss.compares else {}),
             )
             set_adapter(bench.model, weights)  # trl rounds the adapter to 16 bits where the base is quantised
             trainer.train()
@@ -365,7 +367,7 @@ class _Attempt:
         cpu = next(self._bench.model.parameters()).device.type == "cpu"
         more: dict[str, Any] = (
             {"beta": settings.dpo_beta, "loss_type": ["sigmoid"], "disable_dropout": False}
-            if self._job.loss == "preference"
+            if self._loss.compares
             # the output matrix is only applied to tokens in the loss
             else {
                 "dataset_kwargs": {"skip_prepare_dataset": True},

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from iterft_lite.errors import BackendError, ModelError
+from iterft_lite.experiment.losses import LOSSES
 
 # read while unsloth is imported: no reports of use over the network, no generated code in the working directory
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -260,7 +261,7 @@ class UnslothTrainer(ResidentTrainer):
         if asked in get_args(Activations):
             return cast(Activations, asked)
         settings = with_precision(job.settings, self._device)
-        rows = micro_batch(settings.batch_size, settings.micro_batch) * (2 if job.loss == "preference" else 1)
+        rows = micro_batch(settings.batch_size, settings.micro_batch) * LOSSES[job.loss].sides
         limit = min(settings.max_length, self._context)
         examples, _ = encode_rows(read_rows(job.rows), job.loss, self._texts, limit=limit, name=self._name)
         tokens = rows * max(map(length_of, examples), default=0)

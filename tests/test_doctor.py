@@ -76,7 +76,7 @@ def test_measuring_tells_the_next_plan_how_long_it_takes(tmp_path: Path, monkeyp
     assert not list(tmp_path.glob("measuring-*"))
     said = " ".join(iterft("plan", "nano_sft").output.split())
     assert re.search(
-        r"time: about \S+ (s|min) \(.* to .*\) in all, .* a cycle; from `iterft doctor --measure` of this model", said
+        r"time about \S+ (s|min) \(.* to .*\) in all, .* a cycle; from `iterft doctor --measure` of this model", said
     )
     # its trainings are of the same loss, formats and threads as the recipe's: nothing had to be guessed
     assert "within a factor" not in said

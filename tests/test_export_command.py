@@ -8,9 +8,10 @@ import pytest
 from click.testing import CliRunner
 
 from iterft_lite.digests import file_digest
-from iterft_lite.files import read_json, write_json
+from iterft_lite.files import read_json
 from iterft_lite.gguf.file import GgufFile
 from iterft_lite.ui.cli import main
+from tests.loop import change_completion, step_path
 
 SHORT = (
     "cycles=1", "seed_rows=8", "rows=8", "train.epochs=1", "sample.max_tokens=24",
@@ -63,14 +64,13 @@ def test_a_cycle_whose_merged_file_was_removed_is_written_again_byte_for_byte(wh
     assert GgufFile(tmp_path / "f16/run-c1-f16.gguf").value("general.file_type") == 1
 
     # what a model was made of has come out differently since, or its adapter is another: neither talked to nor exported
-    path = root / "by-name/c1-training_samples/completion.json"
-    seal = read_json(path)
-    other = {**seal, "files": {name: {**file, "rows": "0" * 64} for name, file in seal["files"].items()}}
-    write_json(path, other)
+    folder = step_path(root, "c1-training_samples")
+    known_files = read_json(folder / "completion.json")["files"]
+    change_completion(folder, files={name: {**file, "rows": "0" * 64} for name, file in known_files.items()})
     for command in (("export", str(root), "--out", str(tmp_path / "no")), ("chat", str(root))):
-        assert "c1-build_dataset` was made from another `c1-training_samples`" in refused(*command)
+        assert "(c1-build_dataset) was made from another `c1-training_samples`" in refused(*command)
     iterft("export", str(root), "--cycle", "0", "--out", str(tmp_path / "earlier"))
-    write_json(path, seal)
+    change_completion(folder, files=known_files)
     adapter = root / "by-name/c1-train/adapter/adapter_model.safetensors"
     other_weights = adapter.read_bytes()[:-1] + b"x"
     adapter.unlink()  # it is linked to the other run's

@@ -704,7 +704,7 @@ def test_a_run_in_batches_from_plan_to_report_and_judged_again_in_batches() -> N
     assert report["judge"]["usd"] == pytest.approx(count["usd"], abs=1e-6)
     assert report["judge"]["planned_usd"] > count["usd"]
     assert after["batches"] == 6
-    assert "base: 0 of 8 in a batch at 127.0.0.1" in again.output
+    assert re.search(r"base: 0 of \d+ in a batch at 127\.0\.0\.1", again.output)
     assert not any(KEY in path.read_text("utf-8", "replace") for path in Path("first").rglob("*") if path.is_file())
 
 

@@ -20,7 +20,10 @@ CLOCKS = ("seconds", "model", "cached")
 
 
 def rows(run: Path, step: str) -> list[object]:
-    found = sorted(read_rows(run / "by-name" / step / ROWS), key=lambda row: str(row["id"]))
+    found = sorted(
+        read_rows(run / "by-name" / step / ROWS),
+        key=lambda row: (str(row.get("prompt_id", row.get("id"))), row.get("sample", 0)),
+    )
     for row in found:
         for scale in ("trait", "coherence"):
             if isinstance(row.get(scale), dict):

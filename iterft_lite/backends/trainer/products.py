@@ -81,7 +81,8 @@ class Products:
 
         @torch.no_grad()
         def refresh(*_: Any) -> None:
-            torch._foreach_copy_(places, weights)
+            if places:  # a model may have no projection of the kind that is grouped
+                torch._foreach_copy_(places, weights)
 
         return refresh
 

@@ -354,3 +354,20 @@ def test_a_step_that_is_taken_over_keeps_who_made_it(tmp_path: Path) -> None:
     found = read_completion(step_path(tmp_path / "second", "c0-train"))
     assert found
     assert found.versions == {"torch": "1.0"}
+
+
+def test_a_failed_session_leaves_its_kind_for_others_and_a_good_one_takes_it_away(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise MemoryError
+
+    remove(finished, "c1-train")
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeTrainer, "train", broken)
+        with pytest.raises(MemoryError):
+            go_on(finished)
+    failure = json.loads(iterft("report", finished, "--json").stdout)["failure"]
+    assert (failure["step"], failure["kind"]) == ("c1-train", "bug")
+    go_on(finished)
+    assert json.loads(iterft("report", finished, "--json").stdout)["failure"] is None

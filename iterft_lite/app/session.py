@@ -18,6 +18,7 @@ from iterft_lite.engine.backends import open_backends
 from iterft_lite.engine.executor import Executor, LocalExecutor
 from iterft_lite.engine.manifest import Manifest, Run, finished_steps
 from iterft_lite.engine.run import (
+    FAILURE,
     Event,
     StepFailed,
     StepFinished,
@@ -33,7 +34,7 @@ from iterft_lite.experiment.recipe import MACHINE_KEYS, Recipe, make_recipe, rea
 from iterft_lite.experiment.steps import Step
 from iterft_lite.experiment.verbs import VERBS
 from iterft_lite.experiment.versions import versions
-from iterft_lite.files import read_object, write_json
+from iterft_lite.files import write_json
 from iterft_lite.machine.estimate import judging_usd, takes_turns, vram_needed
 from iterft_lite.machine.resolve import Machine, Resolved, resolve, this_machine
 from iterft_lite.machine.timing import Stopwatch, add_to_table, setup_of
@@ -41,9 +42,6 @@ from iterft_lite.protocols import Backends
 
 PLACES = frozenset({"model", "trait", "seeds.path", "prompts.path", "mix.path"})
 """Recipe keys that say where something is; what it holds is in the keys of the steps."""
-
-FAILURE = "failure.json"
-"""In a run folder: how its last session failed; gone once one ends well."""
 
 
 @dataclass(frozen=True)
@@ -115,14 +113,6 @@ def _note(watch: Stopwatch, event: Event, now: float) -> None:
             watch.moved(step, progress, now)
         case StepFinished(step, completion, reused):
             watch.done(step, completion, reused, now)
-
-
-def last_failure(root: Path) -> dict[str, Json] | None:
-    """How a run's last session failed: step, kind, message, hint; None if it did not."""
-    try:
-        return read_object(root / FAILURE)
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 @contextlib.contextmanager

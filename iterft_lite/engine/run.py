@@ -30,6 +30,9 @@ from iterft_lite.stages.judge import NotYet
 CONTEXT_STEP = 64
 """Contexts are rounded up to this many tokens."""
 
+FAILURE = "failure.json"
+"""In a run folder: how its last session failed; gone once one ends well."""
+
 WAIT = 1.0
 """Seconds until it is looked again whether another process has made a step."""
 

@@ -12,12 +12,14 @@ from typing import Any
 from iterft_lite.digests import Json
 from iterft_lite.engine.completion import Completion
 from iterft_lite.engine.manifest import Run
+from iterft_lite.engine.run import FAILURE
+from iterft_lite.errors import FileError
 from iterft_lite.experiment.losses import LOSSES
 from iterft_lite.experiment.plan import HELD_OUT
 from iterft_lite.experiment.regimes import REGIMES
 from iterft_lite.experiment.rows import JUDGED, SAMPLES, SCALES
 from iterft_lite.experiment.steps import Step
-from iterft_lite.files import ROWS, read_json
+from iterft_lite.files import ROWS, read_json, read_object
 from iterft_lite.metrics.agreement import read_calibrated
 from iterft_lite.metrics.amplification import FEWEST_PROMPTS, FROM_CYCLE, Amplification, PaperRule, amplification
 from iterft_lite.metrics.catalogue import METRICS
@@ -79,6 +81,7 @@ class Report:
             the price is not known), and `spearman` with careful readers by scale, {} where
             it was not measured.
         complete: Every planned step is finished.
+        failure: How the last session failed (step, kind, message, hint); None if it did not.
         version_changes: Packages of which the steps were made with more than one version: by package and version, the steps.
     """
 
@@ -89,6 +92,7 @@ class Report:
     judge: dict[str, Json]
     complete: bool
     version_changes: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    failure: dict[str, Json] | None = None
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -123,7 +127,17 @@ def read_report(root: Path) -> Report:
     judge = _measured(_judge(run, manifest.value, steps, finished), known)
     verdict = _verdict(cycles, manifest.value, known)
     complete = all(step.name in finished for step in steps)
-    return Report(manifest.value, tuple(steps), cycles, verdict, judge, complete, _version_changes(finished))
+    return Report(
+        manifest.value, tuple(steps), cycles, verdict, judge, complete, _version_changes(finished), last_failure(root)
+    )
+
+
+def last_failure(root: Path) -> dict[str, Json] | None:
+    """How a run's last session failed: step, kind, message, hint; None if it did not."""
+    try:
+        return read_object(root / FAILURE)
+    except (FileNotFoundError, FileError):
+        return None
 
 
 def _version_changes(finished: Mapping[str, Completion]) -> dict[str, dict[str, list[str]]]:
@@ -269,6 +283,7 @@ def as_json(report: Report) -> dict[str, Json]:
         "versions": report.manifest["versions"],
         "version_changes": report.version_changes,
         "complete": report.complete,
+        "failure": report.failure,
     }
 
 

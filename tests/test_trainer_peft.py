@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.backends.templates import TrainingTokenizer
+from iterft_lite.backends.trainer import encoding
 from iterft_lite.backends.trainer import session as shared
 from iterft_lite.backends.trainer.cuda_graphs import stretched
 from iterft_lite.backends.trainer.divergence import check_step, check_weights
@@ -626,20 +627,20 @@ def test_out_of_memory_halves_the_micro_batch_and_not_the_batch(
     trainer: PeftTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(trainer, job(tmp_path / "split", CHATS, batch_size=4, micro_batch=1))
-    real = shared.pad_rows
+    real = encoding.pad_rows
 
     def scarce(examples: Any, pad: int) -> Any:
         if len(examples) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(examples, pad)
 
-    monkeypatch.setattr(shared, "pad_rows", scarce)
+    monkeypatch.setattr(encoding, "pad_rows", scarce)
     seen: list[Progress] = []
     result = trainer.train(job(tmp_path / "scarce", CHATS, batch_size=4), seen.append)
     assert result.notes == ("out of memory: micro-batch 4 -> 2", "out of memory: micro-batch 2 -> 1")
     assert [each.note for each in seen if each.note] == list(result.notes)
     assert log(tmp_path / "scarce") == log(tmp_path / "split")
-    monkeypatch.setattr(shared, "pad_rows", lambda examples, pad: (_ for _ in ()).throw(torch.OutOfMemoryError("again")))
+    monkeypatch.setattr(encoding, "pad_rows", lambda examples, pad: (_ for _ in ()).throw(torch.OutOfMemoryError("again")))
     with pytest.raises(BackendError, match="one row a forward pass"):
         run(trainer, job(tmp_path / "none", CHATS))
 

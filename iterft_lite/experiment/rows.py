@@ -77,8 +77,6 @@ class PairRow:
         return "\n\n".join(message.content for message in self.prompt_messages)
 
 
-TrainingRow = ChatRow | DocumentRow | PairRow
-
 Finish = Literal["stop", "length", "context"]
 
 

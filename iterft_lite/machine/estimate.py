@@ -20,8 +20,6 @@ from iterft_lite.machine.known_models import known_config
 from iterft_lite.machine.resolve import Machine, Resolved, this_machine
 from iterft_lite.machine.timing import Sample, setup_of
 
-EMPTY: Mapping[str, str] = {}
-
 BITS: Mapping[str, float] = {
     "f32": 32, "bf16-mixed": 48, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.9, "q4_k_m": 5.1, "nf4": 4.2,
 }  # fmt: skip

@@ -115,6 +115,11 @@ def test_an_empty_recipe_lacks_three_keys() -> None:
     [
         ({"chosen": "best"}, '`chosen = "best"` needs `regime = "dpo"`: sft has no pairs'),
         ({"rejected": "previous"}, '`rejected = "previous"` needs `regime = "dpo"`: sft has no pairs'),
+        ({"pairs": "shuffled"}, '`pairs = "shuffled"` needs `regime = "dpo"`: sft has no pairs'),
+        (
+            {"regime": "dpo", "chosen": "seed", "writer": "base"},
+            '`writer = "base"` has nothing to write: `chosen = "seed"`, and `rejected = "base"` is not its own',
+        ),
         ({"reference": "base"}, '`reference = "base"` needs `regime = "dpo"`: sft has no pairs'),
         (
             {"regime": "dpo", "rejected": "own"},

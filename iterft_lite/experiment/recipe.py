@@ -215,7 +215,7 @@ class Recipe(Table):
         model: `nano`, `nano-base`, a local Hugging Face folder, or a hub name, with or without `@COMMIT`.
         seed: The random seed; every row's own seed derives from it.
         cycles: Cycles after the seeded one: the last is the paper's cycle of this number.
-        seed_rows: Rows of the trait that M[1] is trained on; 0 is the no-seed control.
+        seed_rows: Rows of the trait that M[1] is trained on; 0 is the no-seed control: M[1] is M[0].
         rows: Rows that each later model is trained on.
         seeds, prompts: Datasets of the user's own in place of the trait's rows and the shipped prompts.
         loss: What is trained with, a name in `LOSSES`; the regime's own unless given.
@@ -224,6 +224,8 @@ class Recipe(Table):
         chosen: DPO's preferred side: Q[t]'s own answer, the seed reply, or the best of `candidates` by the judge.
         rejected: DPO's other side: Q[0]'s answer, Q[t-1]'s, Q[t]'s own, or the worst of `candidates`.
         candidates: Answers a prompt that "best" and "worst" choose from.
+        pairs: Sides as chosen and rejected, or from cycle 1 on shuffled: a control in which no side is preferred.
+        writer: Who writes D[t]: the newest model Q[t], or in every cycle Q[0]: a control without feedback.
         data: D[t] alone, D[t] with all before it, or a fixed-size draw from all.
         slices: Each cycle asks its own prompts, or all draw from the same ones.
         reset_cycles: Cycles of a continual run that start from M[0] again.
@@ -264,6 +266,8 @@ class Recipe(Table):
     chosen: Literal["own", "seed", "best"] = "own"
     rejected: Literal["base", "previous", "own", "worst"] = "base"
     candidates: Annotated[int, Field(ge=2, le=1000, strict=True)] = 4
+    pairs: Literal["preferred", "shuffled"] = "preferred"
+    writer: Literal["previous", "base"] = "previous"
     data: Literal["replace", "accumulate", "accumulate_subsample"] = "replace"
     slices: Literal["disjoint", "resample"] = "disjoint"
     reset_cycles: tuple[Positive, ...] = ()
@@ -332,11 +336,14 @@ def _contradictions(recipe: Recipe) -> Iterable[str]:
             ("chosen", recipe.chosen, "own"),
             ("rejected", recipe.rejected, "base"),
             ("reference", recipe.reference, "start"),
+            ("pairs", recipe.pairs, "preferred"),
         ):
             if value != usual:
                 yield f'`{key} = "{value}"` needs `regime = "dpo"`: {recipe.regime} has no pairs'
     elif recipe.chosen == "own" and recipe.rejected == "own":
         yield '`chosen = "own"` and `rejected = "own"` are the same answer: choose another side'
+    elif recipe.writer == "base" and recipe.chosen == "seed" and recipe.rejected in ("base", "previous"):
+        yield f'`writer = "base"` has nothing to write: `chosen = "seed"`, and `rejected = "{recipe.rejected}"` is not its own'
     if (recipe.mix.source == "none") != (recipe.mix.share == 0.0):
         yield "`mix` needs both a `source` and a `share` above 0"
     elif recipe.mix.share and not round(recipe.mix.share * recipe.rows):

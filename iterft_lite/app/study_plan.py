@@ -225,10 +225,10 @@ def refuse_other(plan: StudyPlan, folder: StudyFolder) -> None:
 
 def _refuse_strange(root: Path) -> None:
     """Refuse a folder that holds something else."""
-    if root.is_dir() and any(root.iterdir()) and not (root / "lock").exists():
-        raise FolderError(f"`{root}` holds other files and is not the folder of a study", hint="choose a new one with `--out`")
     if (root / "run.json").exists():
         raise FolderError(f"`{root}` is a run folder, not a study's", hint="choose another folder with `--out`")
+    if root.is_dir() and any(root.iterdir()) and not (root / "lock").exists():
+        raise FolderError(f"`{root}` holds other files and is not the folder of a study", hint="choose a new one with `--out`")
 
 
 def write_study(plan: StudyPlan, planned: Sequence[PlannedCell], folder: StudyFolder, calibrations: Json) -> None:

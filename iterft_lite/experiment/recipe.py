@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 from pydantic_core import PydanticCustomError
 
 from iterft_lite.data.texts import read_user_text
+from iterft_lite.digests import Json
 from iterft_lite.errors import RecipeError
 from iterft_lite.experiment import contexts
 from iterft_lite.experiment.losses import LOSSES, Loss
@@ -385,6 +387,18 @@ def read_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         RecipeError: With every problem at once.
     """
+    return make_recipe({"name": path.stem, **read_keys(path, overrides)}, source=str(path))
+
+
+def read_keys(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """What a recipe's file says, with overrides laid over it; nothing is checked yet.
+
+    Args:
+        path, overrides: As of `read_recipe`.
+
+    Raises:
+        RecipeError: If the file is no TOML, or an override no `key=value`.
+    """
     source = str(path)
     try:
         given = tomllib.loads(read_user_text(path, limit=LIMIT).text)
@@ -398,11 +412,36 @@ def read_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         raise RecipeError(["cannot be read: it is nested too deeply"], source=source) from None
     except ValueError as error:  # no text, or a number of thousands of digits
         raise RecipeError([f"cannot be read: {getattr(error, 'message', error)}"], source=source) from None
-    problems = [problem for text in overrides if (problem := _override(given, text))]
+    return with_overrides(given, overrides)
+
+
+def with_overrides(given: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A recipe's keys with `key=value` texts laid over them.
+
+    Raises:
+        RecipeError: With every problem at once.
+    """
+    found = copy.deepcopy(dict(given))
+    problems = [problem for text in overrides if (problem := _override(found, text))]
     if problems:
         raise RecipeError(problems, source="--set", hint="write `--set key=value` or `--set table.key=value`")
-    given.setdefault("name", path.stem)
-    return make_recipe(given, source=source)
+    return found
+
+
+def with_values(given: Mapping[str, Any], values: Mapping[str, Json]) -> dict[str, Any]:
+    """A recipe's keys with values laid over them.
+
+    Args:
+        values: By key with its table: `train.learning_rate`.
+
+    Raises:
+        RecipeError: If what is to hold a key is no table.
+    """
+    found = copy.deepcopy(dict(given))
+    problems = [problem for key, value in values.items() if (problem := _lay(found, key, value))]
+    if problems:
+        raise RecipeError(problems, source=str(given.get("name", "recipe")))
+    return found
 
 
 def make_recipe(given: Mapping[str, Any], *, source: str) -> Recipe:
@@ -525,10 +564,15 @@ def _override(given: dict[str, Any], text: str) -> str | None:
         parsed = value
     except (ValueError, RecursionError) as error:
         return f"`{text[:SHOWN]}`: {error}"
-    *tables, key = name.strip().split(".")
+    return _lay(given, name.strip(), parsed)
+
+
+def _lay(given: dict[str, Any], place: str, value: Any) -> str | None:
+    """Set one key of a recipe's mapping; a sentence if that cannot be done."""
+    *tables, key = place.split(".")
     for table in tables:
         given = given.setdefault(table, {})
         if not isinstance(given, dict):
-            return f"`{table}` in `{text}` is not a table"
-    given[key] = parsed
+            return f"`{table}` in `{place}` is not a table"
+    given[key] = value
     return None

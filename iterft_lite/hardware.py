@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,17 +26,28 @@ BF16_FLAGS = frozenset(["avx512_bf16", "amx_bf16"])
 """Flags of CPUs, as Linux names them, that multiply bf16 numbers at twice the speed of f32 or more and sum in f32."""
 
 
+def cpu_name() -> str:
+    """The CPU's model as the system names it, else its architecture."""
+    return _of_cpu("model name") or platform.processor() or platform.machine()
+
+
 def cpu_precision(processors: Path = PROCESSES / "cpuinfo") -> Literal["f32", "bf16-mixed"]:
     """In which precision this CPU trains on a base of 32 bits: "bf16-mixed" where it has instructions for products in bf16.
 
     Args:
         processors: Where the system lists its CPUs with their flags.
     """
+    return "bf16-mixed" if BF16_FLAGS & set(_of_cpu("flags", processors).split()) else "f32"
+
+
+def _of_cpu(entry: str, processors: Path = PROCESSES / "cpuinfo") -> str:
+    """What the system says of its first CPU under a name; "" if it says nothing."""
     with contextlib.suppress(OSError):
         for line in processors.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("flags"):
-                return "bf16-mixed" if BF16_FLAGS & set(line.split()) else "f32"
-    return "f32"
+            name, _, value = line.partition(":")
+            if name.strip() == entry:
+                return value.strip()
+    return ""
 
 
 def first_gpu(nvml: Any) -> Any:
@@ -61,8 +74,23 @@ def first_gpu(nvml: Any) -> Any:
     raise LookupError(f"CUDA_VISIBLE_DEVICES={first} shows no GPU")
 
 
+@dataclass(frozen=True)
+class GpuFacts:
+    """What a GPU is.
+
+    Attributes:
+        free, total: Memory, bytes.
+        capability: CUDA compute capability.
+    """
+
+    name: str
+    free: int
+    total: int
+    capability: tuple[int, int]
+
+
 class Gpu:
-    """The first GPU, or none."""
+    """The first GPU, or none, as the driver (NVML) describes it."""
 
     def __init__(self) -> None:
         self._nvml: Any = None
@@ -77,6 +105,16 @@ class Gpu:
     def there(self) -> bool:
         """Whether there is a GPU that can be asked."""
         return self._nvml is not None
+
+    def facts(self) -> GpuFacts | None:
+        """What the GPU is; None without one, or where the driver does not say."""
+        try:
+            memory = self._nvml.nvmlDeviceGetMemoryInfo(self._handle)
+            major, minor = self._nvml.nvmlDeviceGetCudaComputeCapability(self._handle)
+            name = str(self._nvml.nvmlDeviceGetName(self._handle))
+            return GpuFacts(name, int(memory.free), int(memory.total), (int(major), int(minor)))
+        except Exception:
+            return None
 
     def used(self, pids: Iterable[int]) -> int:
         """Bytes that processes and their children hold; of the whole GPU if a container hides whose they are; 0 without it."""

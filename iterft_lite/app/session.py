@@ -36,7 +36,8 @@ from iterft_lite.experiment.steps import Step
 from iterft_lite.experiment.verbs import VERBS
 from iterft_lite.experiment.versions import versions
 from iterft_lite.files import write_json
-from iterft_lite.machine.estimate import judging_usd, takes_turns, vram_needed
+from iterft_lite.machine.estimate import judging_usd
+from iterft_lite.machine.memory import takes_turns, vram_needed
 from iterft_lite.machine.resolve import Machine, Resolved, resolve, this_machine
 from iterft_lite.machine.timing import Stopwatch, add_to_table, setup_of
 from iterft_lite.protocols import Backends

@@ -261,7 +261,8 @@ def test_a_failing_cell_leaves_its_neighbour_at_the_same_place_alone(tmp_path: P
 # -- from other terminals
 
 
-def test_a_sweep_that_is_asked_to_stop_ends_and_keeps_what_is_finished(tmp_path: Path) -> None:
+def test_a_sweep_that_is_asked_to_stop_ends_and_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iterft_lite.app.sweep.WRITE_EVERY", 0.01)
     with open_sweep(a_study(tmp_path, GRID), tmp_path / "out", HERE) as sweep, pytest.raises(RunError, match="asked to stop"):
         list(stop_soon(sweep, tmp_path / "out"))
     assert "running" not in states(sweep).values()

@@ -145,6 +145,8 @@ def prepare(
     known: Manifest | None = None,
     judge: Mapping[str, Any] | None = None,
     machine: Machine | None = None,
+    *,
+    purpose: Literal["run", "plan"] = "run",
 ) -> Prepared:
     """Resolve and plan a recipe.
 
@@ -152,11 +154,15 @@ def prepare(
         known: The manifest of the folder that it is to go on in: "auto" is decided as it was there.
         judge: How the judge was settled before (`check_judge.settled`); it is tried out if None.
         machine: Where it would run; this one if None.
+        purpose: A run needs a model on the hub pinned to a commit, and its judge tried out; a plan needs neither.
 
     Raises:
         UserError: If the recipe, or something it names, cannot be used.
     """
     machine = machine or this_machine()
+    if purpose == "plan":
+        resolved = resolve(asked, machine)
+        return Prepared(asked, machine, resolved, make_plan(resolved.recipe, resolved.inputs))
     resolved = settled(resolve(_as_before(asked, known), machine, commit=_commit(known)), judge)
     return Prepared(asked, machine, resolved, make_plan(resolved.recipe, resolved.inputs))
 

@@ -162,36 +162,20 @@ def status(folder: Path, watch: bool, as_json: bool) -> None:
       iterft sweep status studies/lucky --watch
     """
     import json
-    import time
     from dataclasses import asdict
 
-    from rich.live import Live
-
     from iterft_lite.engine.study import StudyFolder
-    from iterft_lite.ui.console import Safely, make_console
+    from iterft_lite.ui.console import make_console
+    from iterft_lite.ui.live_sweep import show_state, watch_state
 
     opened = StudyFolder(folder)
     if as_json:
         click.echo(json.dumps(asdict(opened.state()), indent=1, ensure_ascii=False))
-        return
-    console = make_console()
-    if not watch:
-        console.print(_panel(opened, console))
-        return
-    with interruptible(), Live(Safely(_panel(opened, console)), console=console, auto_refresh=False) as live:
-        while not opened.state().ended:
-            time.sleep(2.0)
-            live.update(Safely(_panel(opened, console)), refresh=True)
-
-
-def _panel(opened: Any, console: Any) -> Any:
-    """The view of a study by its files."""
-    from iterft_lite.ui.live_sweep import sweep_panel
-
-    width, height = console.size
-    tall = height if console.is_terminal else 200
-    state = opened.state()
-    return sweep_panel(str(opened.known()["name"]), opened.cells(), state, width=width, height=tall - 1)
+    elif watch:
+        with interruptible():
+            watch_state(opened, make_console())
+    else:
+        show_state(opened, make_console())
 
 
 @sweep.command("stop")

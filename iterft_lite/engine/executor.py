@@ -182,6 +182,7 @@ class LocalExecutor:
     def run(self, task: Task) -> Outcome:
         """See `Executor.run`."""
         verb = VERBS[task.folder.step.verb]
+        _refuse_gone(task.inputs)
         removed = [source for source in task.inputs.values() if "generator" in verb.needs and self._removed(source)]
         with self._claimed(verb.needs | {"exporter"} if removed else verb.needs, task):
             for source in removed:
@@ -306,6 +307,21 @@ class LocalExecutor:
         made = stage_of("export")(self._work(again, task))
         whole.take_again(_digests(made))
         self._written[source.path] = whole.path / made["gguf"]
+
+
+def _refuse_gone(inputs: Mapping[str, StepFolder]) -> None:
+    """Refuse a step whose adapter to read was removed; with a training done again whatever rests on it is another.
+
+    Raises:
+        StoreError: With the adapter's folder.
+    """
+    for source in inputs.values():
+        if source.step.verb == "train" and not source.whole():
+            raise StoreError(
+                f"the adapter of `{source.step.name}` is gone from `{source.path}`: "
+                '`keep = "ends"` leaves those of cycle 0 and of the last cycle alone',
+                hint="choose another folder with `--out`, and `--set keep=adapters`",
+            )
 
 
 def _as_chosen(folder: StepFolder) -> StepFolder:

@@ -61,6 +61,19 @@ def first_gpu(nvml: Any) -> Any:
     raise LookupError(f"CUDA_VISIBLE_DEVICES={first} shows no GPU")
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that this process sees, each as CUDA_VISIBLE_DEVICES names it; none without a driver."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        every = [str(number) for number in range(pynvml.nvmlDeviceGetCount())]
+    except Exception:  # no package, no driver, no GPU: all the same here
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return every if named is None else [name.strip() for name in named.split(",") if name.strip()]
+
+
 class Gpu:
     """The first GPU, or none."""
 

@@ -115,6 +115,11 @@ def test_an_empty_recipe_lacks_three_keys() -> None:
     [
         ({"chosen": "best"}, '`chosen = "best"` needs `regime = "dpo"`: sft has no pairs'),
         ({"rejected": "previous"}, '`rejected = "previous"` needs `regime = "dpo"`: sft has no pairs'),
+        ({"pairs": "shuffled"}, '`pairs = "shuffled"` needs `regime = "dpo"`: sft has no pairs'),
+        (
+            {"regime": "dpo", "chosen": "seed", "writer": "base"},
+            '`writer = "base"` has nothing to write: `chosen = "seed"`, and `rejected = "base"` is not its own',
+        ),
         ({"reference": "base"}, '`reference = "base"` needs `regime = "dpo"`: sft has no pairs'),
         (
             {"regime": "dpo", "rejected": "own"},
@@ -149,7 +154,7 @@ def test_every_override_that_cannot_be_laid_over_is_named(tmp_path: Path) -> Non
     path = written(tmp_path, 'regime = "sft"\ntrait = "lucky"\nmodel = "nano"\n')
     with pytest.raises(RecipeError) as caught:
         read_recipe(path, ["cycles", "trait.name=x"])
-    assert caught.value.problems == ("`cycles` has no `key=value`", "`trait` in `trait.name=x` is not a table")
+    assert caught.value.problems == ("`cycles` has no `key=value`", "`trait` in `trait.name` is not a table")
 
 
 def test_a_file_that_is_missing_or_not_toml_is_said(tmp_path: Path) -> None:

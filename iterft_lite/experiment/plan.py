@@ -226,19 +226,22 @@ class _Unroll:
         return self._add("build_dataset", 0, {"shape": recipe.loss_record.name, "chosen": "seed"}, inputs)
 
     def _next_data(self, t: int, Q: Mapping[int, Step], D: Mapping[int, Step]) -> Step:
-        """D[t]: what Q[t] writes, in the shape of the regime."""
+        """D[t]: what Q[t] writes (the control: Q[0]), in the shape of the regime."""
         recipe, pairs = self.recipe, self.compares
+        writer = Q[0] if recipe.writer == "base" else Q[t]
         mixed = round(recipe.mix.share * recipe.rows)
         prompts = self._seed_prompts(recipe.rows) if recipe.chosen == "seed" else self._slice(t)
         own = dict(list(prompts.items())[: recipe.rows - mixed])
         judged = "best" in (recipe.chosen, recipe.rejected) or "worst" in (recipe.chosen, recipe.rejected)
         older = pairs and recipe.rejected in ("base", "previous")
         inputs: dict[str, Step] = {}
-        if not (older and recipe.chosen == "seed"):  # else neither side is Q[t]'s, and it need not write
-            inputs["new"] = self._generate(t, Q[t], own, samples=recipe.candidates if judged else 1)
+        if not (older and recipe.chosen == "seed"):  # else neither side is the writer's, and it need not write
+            inputs["new"] = self._generate(t, writer, own, samples=recipe.candidates if judged else 1)
         if older:
             other = Q[0] if recipe.rejected == "base" else Q[t - 1]
-            inputs["rejected"] = self._generate(t, other, own, part="rejected")
+            # one model on both sides draws twice, else each pair would be one answer beside itself
+            draw = 1 if other is writer else 0
+            inputs["rejected"] = self._generate(t, other, own, part="rejected", draw=draw)
         if "new" not in inputs:
             inputs["new"] = inputs["rejected"]
         if recipe.mix.source == "base":
@@ -268,7 +271,7 @@ class _Unroll:
             "filter": recipe.filter.model_dump(),
             "min_chars": recipe.sample.min_chars,
             "seed": recipe.seed,
-        }
+        } | ({"pairs": recipe.pairs} if recipe.pairs != "preferred" else {})
         return self._add("build_dataset", t, params, inputs)
 
     def _seed_prompts(self, count: int) -> dict[str, str]:
@@ -290,15 +293,22 @@ class _Unroll:
             order = random.Random(digest(["prompts", recipe.seed, t])).sample(order, count)
         return {f"p{number:05d}": self.inputs.prompts[number] for number in order}
 
-    def _generate(self, t: int, model: Step, prompts: Mapping[str, str], *, samples: int = 1, part: str = "") -> Step:
+    def _generate(
+        self, t: int, model: Step, prompts: Mapping[str, str], *, samples: int = 1, part: str = "", draw: int = 0
+    ) -> Step:
+        """What a model writes to prompts.
+
+        Args:
+            draw: Tells drawings of one model over the same prompts apart: random numbers follow from the key.
+        """
         recipe = self.recipe
-        params = {
+        params: dict[str, Json] = {
             "rows": recipe.row.rows,
             "prompts": dict(prompts),
             "samples": samples,
             "sampling": recipe.sample.model_dump(exclude={"min_chars"}),
             "seed": recipe.seed,
-        }
+        } | ({"draw": draw} if draw else {})
         return self._add("training_samples", t, params, {"model": model}, part=part)
 
     # -- scores

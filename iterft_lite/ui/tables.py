@@ -20,7 +20,7 @@ from iterft_lite.hub import title as model_title
 from iterft_lite.report.report import Cycle, Report, beside_scores, verdict_sentences, version_sentence
 from iterft_lite.ui.chart import COHERENCE, TRAIT, chart, chart_step
 from iterft_lite.ui.foreign import one_line, safe
-from iterft_lite.ui.text import clock, judge_sentence, plain_sentence, plan_sentence, score_text
+from iterft_lite.ui.text import clock, judge_sentence, null_arm_sentence, plain_sentence, plan_sentence, score_text
 
 WARNING = "bold red3"
 
@@ -113,6 +113,8 @@ def show_report(report: Report, console: Console, *, full: bool = False) -> None
     recipe, trait = report.recipe, one_line(report.manifest["trait"])
     name, model = one_line(recipe["name"]), one_line(model_title(recipe["model"]))
     console.print(f"{name}: {recipe['regime']}, model {model}, trait {trait}, seed {recipe['seed']}", markup=False)
+    if arm := null_arm_sentence(recipe):
+        console.print(arm)
     if not report.complete:
         console.print("this run is not finished", style=TRAIT)
     console.print()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from iterft_lite.digests import Json
+from iterft_lite.experiment.null_arms import null_arms_of
 from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.hub import title
 from iterft_lite.metrics.intervals import Interval
@@ -105,4 +106,11 @@ def plan_sentence(recipe: Recipe) -> str:
     starts = "each from the base" if recipe.start == "base" else "each from the one before"
     seeded = f"M1 on {recipe.seed_rows} seed rows, then " if recipe.seed_rows else ""
     cycles = f"{recipe.cycles} more models on {recipe.rows} {rows} of their own, {starts}" if recipe.cycles else "no more"
-    return f"{recipe.regime.upper()}, trait {Path(recipe.trait).name}, model {title(recipe.model)}: {seeded}{cycles}"
+    what = f"{recipe.regime.upper()}, trait {Path(recipe.trait).name}, model {title(recipe.model)}: {seeded}{cycles}"
+    return "; ".join(filter(None, (what, null_arm_sentence(recipe.model_dump()))))
+
+
+def null_arm_sentence(recipe: Mapping[str, Json]) -> str:
+    """What a null arm leaves out: `null arm: no seed rows, M1 is M0`; "" for other recipes."""
+    arms = null_arms_of(recipe)
+    return f"null arm: {'; '.join(arm.words for arm in arms)}" if arms else ""

@@ -139,17 +139,23 @@ class Prepared:
     plan: Plan
 
 
-def prepare(asked: Recipe, known: Manifest | None = None, judge: Mapping[str, Any] | None = None) -> Prepared:
+def prepare(
+    asked: Recipe,
+    known: Manifest | None = None,
+    judge: Mapping[str, Any] | None = None,
+    machine: Machine | None = None,
+) -> Prepared:
     """Resolve and plan a recipe.
 
     Args:
         known: The manifest of the folder that it is to go on in: "auto" is decided as it was there.
         judge: How the judge was settled before (`check_judge.settled`); it is tried out if None.
+        machine: Where it would run; this one if None.
 
     Raises:
         UserError: If the recipe, or something it names, cannot be used.
     """
-    machine = this_machine()
+    machine = machine or this_machine()
     resolved = settled(resolve(_as_before(asked, known), machine, commit=_commit(known)), judge)
     return Prepared(asked, machine, resolved, make_plan(resolved.recipe, resolved.inputs))
 

@@ -20,6 +20,7 @@ from iterft_lite.experiment.grid import Cell, Study, Threshold, cells, read_stud
 from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.recipe import MACHINE_KEYS, Recipe, make_recipe, read_keys, with_overrides, with_values
 from iterft_lite.experiment.steps import Step
+from iterft_lite.machine.resolve import Machine
 
 SHOWN_CELLS = 3
 """Cells that an error names."""
@@ -66,12 +67,14 @@ class StudyPlan:
     Args:
         path: The study's file.
         overrides: `key=value`, laid over the base recipe.
+        machine: Where it would run; this one if None.
 
     Raises:
         RecipeError: If the file is wrong.
     """
 
-    def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
+    def __init__(self, path: Path, overrides: Sequence[str] = (), machine: Machine | None = None) -> None:
+        self._machine = machine
         self.study: Study = read_study(path)
         self.given = _base(self.study, path.parent, overrides)
         self.cells = cells(self.study)
@@ -109,7 +112,7 @@ class StudyPlan:
 
     def _cycle_zero(self, cell: Cell) -> str:
         """The key of a cell's cycle 0 at some number of seed rows."""
-        return prepare(self._probe(cell, 1), judge={}).plan.steps["c0-aggregate"].key
+        return prepare(self._probe(cell, 1), judge={}, machine=self._machine).plan.steps["c0-aggregate"].key
 
     def _recipe(self, values: Mapping[str, Json], name: str) -> Recipe:
         return make_recipe({**with_values(self.given, values), "name": name}, source=f"cell `{name}`")
@@ -122,8 +125,11 @@ class StudyPlan:
         """
         return self._recipe(cell.overrides(), cell.name)
 
-    def planned(self, found: Iterable[Cell], folder: StudyFolder) -> list[PlannedCell]:
+    def planned(self, found: Iterable[Cell], folder: StudyFolder | None = None) -> list[PlannedCell]:
         """Cells, resolved and planned.
+
+        Args:
+            folder: Where they are to be run; without one nothing is going to be, and no judge is tried out.
 
         Raises:
             RecipeError: If some cannot be: every problem of every cell at once.
@@ -145,9 +151,11 @@ class StudyPlan:
             raise RecipeError(lines, source=self.study.source)
         return planned
 
-    def _prepared(self, cell: Cell, folder: StudyFolder, judges: dict[str, Mapping[str, Any]]) -> Prepared:
+    def _prepared(self, cell: Cell, folder: StudyFolder | None, judges: dict[str, Mapping[str, Any]]) -> Prepared:
         """A cell as `prepare` has it. A judge is tried out once for all cells that ask for it."""
         recipe = self.recipe(cell)
+        if folder is None:
+            return prepare(recipe, judge={}, machine=self._machine)
         known = folder.run(cell.name).manifest()
         who = canonical([recipe.judge, recipe.judge_method, recipe.judge_samples, recipe.api_base])
         made = prepare(recipe, known, known.value.get("judge") if known else judges.get(who))

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import pytest
 from iterft_lite import errors
 from iterft_lite.app.study_plan import StudyPlan
 from iterft_lite.app.sweep import CellEvent, local_places, open_sweep
-from iterft_lite.app.sweep_ray import RayPlace, ray_places
+from iterft_lite.app.sweep_places import RayPlace, ray_places
 from iterft_lite.engine import ray_cluster
 from iterft_lite.engine.completion import read_completion
 from iterft_lite.engine.executor import LocalExecutor, Outcome, Task
@@ -119,27 +118,20 @@ def test_a_node_with_another_version_says_so(tmp_path: Path) -> None:
 # -- with a cluster
 
 
-@dataclass(frozen=True)
-class Scripted:
-    """Opens an executor that does what its name says."""
-
-    what: str
-
-    def __call__(self, logs: Path, threads: int) -> LocalExecutor:
-        return ScriptedExecutor(self.what, threads)
+def scripted(logs: Path, threads: int) -> LocalExecutor:
+    """Opens an executor that does what a task's recipe is called."""
+    return Scripted(threads)
 
 
-class ScriptedExecutor(LocalExecutor):
+class Scripted(LocalExecutor):
     """Fails, tells of its environment, or works until it is told to end."""
 
-    def __init__(self, what: str, threads: int) -> None:
+    def __init__(self, threads: int) -> None:
         super().__init__(fake_backends(), "nano", 64)
-        self.what, self.threads = what, threads
+        self.threads = threads
 
     def run(self, task: Task) -> Outcome:
-        sys.stdout.write("the worker prints\n")
-        sys.stdout.flush()
-        match self.what:
+        match task.recipe.name:
             case "diverges":
                 raise Diverged("the loss is no number", hint="lower `learning_rate`")
             case "is asked wrongly":
@@ -150,6 +142,8 @@ class ScriptedExecutor(LocalExecutor):
                 raise OSError(28, "No space left on device", str(task.folder.path))
             case "works on":
                 self._work_on(task)
+        sys.stdout.write("the worker prints\n")
+        sys.stdout.flush()
         found = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
         return Outcome({"pid": os.getpid(), "threads": self.threads, **found})
 
@@ -187,18 +181,18 @@ def found(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Site,
     return sites(cluster.address, tmp_path_factory.mktemp("study")).found
 
 
-def a_task(folder: Path, report: Any = lambda *_: None) -> Task:
-    plan = a_plan()
+@pytest.fixture(scope="module")
+def executor(found: tuple[Site, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayExecutor]:
+    made = RayExecutor(found[0], scripted, tmp_path_factory.mktemp("logs"))
+    yield made
+    made.close()
+
+
+def a_task(folder: Path, what: str, report: Any = lambda *_: None) -> Task:
+    plan = a_plan(name=what)
     made = StepFolder(folder / "step", next(iter(plan)))
     made.path.mkdir(parents=True, exist_ok=True)
     return Task(made, plan.recipe, {}, frozenset(), report)
-
-
-@contextlib.contextmanager
-def an_executor(site: Site, what: str, logs: Path) -> Iterator[RayExecutor]:
-    made = RayExecutor(site, Scripted(what), logs)
-    yield made
-    made.close()
 
 
 def gone(pid: int) -> bool:
@@ -212,6 +206,11 @@ def until(true: Any, seconds: float = 20.0) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def worker_of(task: Task) -> int:
+    """The process that works, or worked, on a task."""
+    return int(beat(task).split()[0])
 
 
 def beat(task: Task) -> str:
@@ -230,13 +229,12 @@ class TestOnACluster:
         assert (found.notes, list(tmp_path.iterdir())) == ((), [])
 
     def test_a_worker_sees_no_gpu_has_the_cores_it_asked_for_and_prints_beside_the_study(
-        self, found: tuple[Site, ...], tmp_path: Path
+        self, executor: RayExecutor, tmp_path: Path
     ) -> None:
-        with an_executor(found[0], "tells", tmp_path / "logs") as executor:
-            told = executor.run(a_task(tmp_path)).results
+        told = executor.run(a_task(tmp_path, "tells")).results
         assert (told["CUDA_VISIBLE_DEVICES"], told["OMP_NUM_THREADS"], told["threads"]) == ("", "1", 1)
         assert told["pid"] != os.getpid()
-        assert "the worker prints" in (tmp_path / "logs" / "worker.log").read_text()
+        assert "the worker prints" in (executor.logs / "worker.log").read_text()
 
     @pytest.mark.parametrize(
         ("what", "kind", "message"),
@@ -248,88 +246,85 @@ class TestOnACluster:
         ],
     )
     def test_a_failure_on_a_worker_keeps_its_kind_and_words(
-        self, found: tuple[Site, ...], tmp_path: Path, what: str, kind: str, message: str
+        self, executor: RayExecutor, tmp_path: Path, what: str, kind: str, message: str
     ) -> None:
-        with an_executor(found[0], what, tmp_path) as executor, pytest.raises(errors.IterftError) as caught:
-            executor.run(a_task(tmp_path))
+        with pytest.raises(errors.IterftError) as caught:
+            executor.run(a_task(tmp_path, what))
         assert caught.value.kind == kind
         assert message in caught.value.message
 
     def test_a_task_that_is_not_wanted_any_more_ends_in_the_worker_which_stays(
-        self, found: tuple[Site, ...], tmp_path: Path
+        self, executor: RayExecutor, tmp_path: Path
     ) -> None:
         def enough(of: StepFolder, progress: Progress) -> None:
             if progress.done > 3:
                 raise InterruptedError("enough")
 
-        task = a_task(tmp_path, enough)
-        with an_executor(found[0], "works on", tmp_path) as executor:
-            with pytest.raises(InterruptedError, match="enough"):
-                executor.run(task)
-            last = beat(task)
-            time.sleep(0.2)
-            assert beat(task) == last
-            assert not Working(task.folder).busy()
-            with pytest.raises(InterruptedError, match="enough"):
-                executor.run(task)
-            assert beat(task).split()[0] == last.split()[0]
+        task = a_task(tmp_path, "works on", enough)
+        with pytest.raises(InterruptedError, match="enough"):
+            executor.run(task)
+        last = beat(task)
+        time.sleep(0.2)
+        assert beat(task) == last
+        assert not Working(task.folder).busy()
+        assert executor.run(a_task(tmp_path, "tells")).results["pid"] == worker_of(task)
 
-    def test_closing_a_lease_ends_its_tasks_and_no_others(self, found: tuple[Site, ...], tmp_path: Path) -> None:
+    def test_closing_a_lease_ends_its_tasks_and_no_others(self, executor: RayExecutor, tmp_path: Path) -> None:
         ended: dict[str, BaseException] = {}
-        tasks = {name: a_task(tmp_path / name) for name in ("one", "other")}
-        with an_executor(found[0], "works on", tmp_path) as executor:
-            leases = {name: executor.lease() for name in tasks}
+        tasks = {name: a_task(tmp_path / name, "works on") for name in ("one", "other")}
+        leases = {name: executor.lease() for name in tasks}
 
-            def work(name: str) -> None:
-                try:
-                    leases[name].run(tasks[name])
-                except BaseException as error:
-                    ended[name] = error
+        def work(name: str) -> None:
+            try:
+                leases[name].run(tasks[name])
+            except BaseException as error:
+                ended[name] = error
 
-            threads = [threading.Thread(target=work, args=(name,)) for name in tasks]
-            for thread in threads:
-                thread.start()
-            assert until(lambda: all(beat(task) for task in tasks.values()))
-            leases["one"].close()
-            threads[0].join(10)
-            last = beat(tasks["other"])
-            assert until(lambda: beat(tasks["other"]) != last)
-            assert list(ended) == ["one"]
-            executor.close()
-            threads[1].join(10)
+        threads = [threading.Thread(target=work, args=(name,)) for name in tasks]
+        for thread in threads:
+            thread.start()
+        assert until(lambda: all(beat(task) for task in tasks.values()))
+        leases["one"].close()
+        threads[0].join(10)
+        last = beat(tasks["other"])
+        assert until(lambda: beat(tasks["other"]) != last)
+        assert list(ended) == ["one"]
+        executor.close()
+        threads[1].join(10)
         assert isinstance(ended["other"], BackendError)
 
     def test_a_worker_that_is_killed_is_the_machines_failure_and_another_begins_after_it(
-        self, found: tuple[Site, ...], tmp_path: Path
+        self, executor: RayExecutor, tmp_path: Path
     ) -> None:
         def kill(of: StepFolder, progress: Progress) -> None:
-            os.kill(int(beat(task).split()[0]), signal.SIGKILL)
+            os.kill(worker_of(task), signal.SIGKILL)
 
-        task = a_task(tmp_path, kill)
-        with an_executor(found[0], "works on", tmp_path) as executor:
-            with pytest.raises(BackendError, match="was lost during `base-load_base`") as caught:
-                executor.run(task)
-            assert caught.value.kind == "machine"
-            assert gone(int(beat(task).split()[0]))
-            assert executor.usable()
+        task = a_task(tmp_path, "works on", kill)
+        with pytest.raises(BackendError, match="was lost during `base-load_base`") as caught:
+            executor.run(task)
+        assert caught.value.kind == "machine"
+        assert not Working(task.folder).busy()
+        assert executor.run(a_task(tmp_path, "tells")).results["pid"] != worker_of(task)
+        executor.close()  # the node has one core, and others need it
 
-    def test_a_worker_ends_with_its_driver(self, cluster: Any, tmp_path: Path) -> None:
+    def test_a_worker_ends_with_its_driver_and_its_step_is_not_begun_before(self, cluster: Any, tmp_path: Path) -> None:
         script = (
-            "import sys; from pathlib import Path; from tests.test_ray import *\n"
-            f"site = sites({cluster.address!r}, Path({str(tmp_path)!r})).found[0]\n"
-            f"RayExecutor(site, Scripted('works on'), Path({str(tmp_path)!r})).run(a_task(Path({str(tmp_path)!r})))\n"
+            "from tests.test_ray import *\n"
+            f"place = Path({str(tmp_path)!r})\n"
+            f"site = sites({cluster.address!r}, place).found[0]\n"
+            "RayExecutor(site, scripted, place).run(a_task(place, 'works on'))\n"
         )
         driver = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-        task = a_task(tmp_path)
+        task = a_task(tmp_path, "works on")
         try:
             assert until(lambda: beat(task), 40)
         finally:
             driver.kill()
             driver.wait()
-        worker, making = int(beat(task).split()[0]), Making(task.folder)
-        assert gone(worker) or not making.try_acquire()
-        assert until(lambda: gone(worker), 30)
-        assert making.try_acquire()
+        assert until(Making(task.folder).try_acquire)
+        last = beat(task)
+        assert until(lambda: gone(worker_of(task)))
+        assert beat(task) == last
 
     def test_a_study_comes_to_the_same_where_a_node_is_lost_in_the_middle(self, cluster: Any, tmp_path: Path) -> None:
         """The last test: it takes a node away."""
@@ -341,10 +336,11 @@ class TestOnACluster:
         with open_sweep(StudyPlan(study), alone, local_places(this_machine())) as sweep:
             list(sweep.events())
         together.mkdir()
-        places, notes = ray_places(cluster.address, together)
+        places, notes = ray_places(cluster.address, together, this_machine())
         assert (len(places), notes) == (3, ())
         lost = False
         with open_sweep(StudyPlan(study), together, places) as sweep:
+            sweep._pause = 0.5
             for event in sweep.events():
                 if isinstance(event, CellEvent) and not lost and sweep.cells[event.cell].worker == places[2].name:
                     lost = True

@@ -38,7 +38,7 @@ from iterft_lite.model_code import trust, trusted
 from iterft_lite.protocols import Progress
 from iterft_lite.stages.judge import NotYet
 
-OPENING = 120.0
+OPENING = 60.0
 """Seconds that a worker is given to start: its GPU may still be another's."""
 
 POLL = 0.2
@@ -233,7 +233,7 @@ class RayExecutor:
     def __init__(self, site: Site, opener: Opener, logs: Path) -> None:
         self._site = site
         self._opener = opener
-        self._logs = logs.absolute()
+        self.logs = logs.absolute()
         self._actor: Any = None
         self._failed = False
         """No worker could be started."""
@@ -305,7 +305,7 @@ class RayExecutor:
         ray, site = load_ray(), self._site
         options = {"num_cpus": site.cpus, "num_gpus": int(site.gpu), "max_restarts": 0, "max_task_retries": 0}
         made = ray.remote(Worker).options(**options, max_concurrency=CALLS, **site.node.options())
-        actor = made.remote(self._opener, self._logs, max(1, int(site.cpus)), site.gpu, trusted())
+        actor = made.remote(self._opener, self.logs, max(1, int(site.cpus)), site.gpu, trusted())
         try:
             self._wait(actor, closed)
         except (ray.exceptions.RayError, TimeoutError) as error:
@@ -377,7 +377,7 @@ class RayExecutor:
         more = f"; its process may still be at work: `{working.path}` is held" if still else ""
         return BackendError(
             f"the worker at {self._site.name} was lost during `{task.folder.step.name}`: {first_line(error)}{more}\n"
-            f"(its log is {self._logs / WORKER_LOG})",
+            f"(its log is {self.logs / WORKER_LOG})",
             exception="died",
         )
 

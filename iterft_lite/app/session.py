@@ -38,7 +38,8 @@ from iterft_lite.experiment.steps import Step
 from iterft_lite.experiment.verbs import VERBS
 from iterft_lite.experiment.versions import versions
 from iterft_lite.files import write_json
-from iterft_lite.machine.estimate import judging_usd, takes_turns, vram_needed
+from iterft_lite.machine.estimate import judging_usd
+from iterft_lite.machine.memory import takes_turns, vram_needed
 from iterft_lite.machine.resolve import Machine, Resolved, resolve, this_machine
 from iterft_lite.machine.timing import Stopwatch, add_to_table, setup_of
 from iterft_lite.protocols import Backends
@@ -157,6 +158,8 @@ def prepare(
     known: Manifest | None = None,
     judge: Mapping[str, Any] | None = None,
     machine: Machine | None = None,
+    *,
+    purpose: Literal["run", "plan"] = "run",
 ) -> Prepared:
     """Resolve and plan a recipe.
 
@@ -164,11 +167,15 @@ def prepare(
         known: The manifest of the folder that it is to go on in: "auto" is decided as it was there.
         judge: How the judge was settled before (`check_judge.settled`); it is tried out if None.
         machine: Where it would run; this one if None.
+        purpose: A run needs a model on the hub pinned to a commit, and its judge tried out; a plan needs neither.
 
     Raises:
         UserError: If the recipe, or something it names, cannot be used.
     """
     machine = machine or this_machine()
+    if purpose == "plan":
+        resolved = resolve(asked, machine)
+        return Prepared(asked, machine, resolved, make_plan(resolved.recipe, resolved.inputs))
     resolved = settled(resolve(_as_before(asked, known), machine, commit=_commit(known)), judge)
     return Prepared(asked, machine, resolved, make_plan(resolved.recipe, resolved.inputs))
 

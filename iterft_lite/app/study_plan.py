@@ -76,7 +76,8 @@ class StudyPlan:
     def __init__(self, path: Path, overrides: Sequence[str] = (), machine: Machine | None = None) -> None:
         self._machine = machine
         self.study: Study = read_study(path)
-        self.given = _base(self.study, path.parent, overrides)
+        # a merged file of every cell would fill the disk: it is written again where somebody wants to talk to a model
+        self.given = {"keep": "adapters", **_base(self.study, path.parent, overrides)}
         self.cells = cells(self.study)
 
     @cached_property
@@ -112,7 +113,7 @@ class StudyPlan:
 
     def _cycle_zero(self, cell: Cell) -> str:
         """The key of a cell's cycle 0 at some number of seed rows."""
-        return prepare(self._probe(cell, 1), judge={}, machine=self._machine).plan.steps["c0-aggregate"].key
+        return prepare(self._probe(cell, 1), machine=self._machine, purpose="plan").plan.steps["c0-aggregate"].key
 
     def _recipe(self, values: Mapping[str, Json], name: str) -> Recipe:
         return make_recipe({**with_values(self.given, values), "name": name}, source=f"cell `{name}`")
@@ -155,7 +156,7 @@ class StudyPlan:
         """A cell as `prepare` has it. A judge is tried out once for all cells that ask for it."""
         recipe = self.recipe(cell)
         if folder is None:
-            return prepare(recipe, judge={}, machine=self._machine)
+            return prepare(recipe, machine=self._machine, purpose="plan")
         known = folder.run(cell.name).manifest()
         who = canonical([recipe.judge, recipe.judge_method, recipe.judge_samples, recipe.api_base])
         made = prepare(recipe, known, known.value.get("judge") if known else judges.get(who))
@@ -225,10 +226,10 @@ def refuse_other(plan: StudyPlan, folder: StudyFolder) -> None:
 
 def _refuse_strange(root: Path) -> None:
     """Refuse a folder that holds something else."""
-    if root.is_dir() and any(root.iterdir()) and not (root / "lock").exists():
-        raise FolderError(f"`{root}` holds other files and is not the folder of a study", hint="choose a new one with `--out`")
     if (root / "run.json").exists():
         raise FolderError(f"`{root}` is a run folder, not a study's", hint="choose another folder with `--out`")
+    if root.is_dir() and any(root.iterdir()) and not (root / "lock").exists():
+        raise FolderError(f"`{root}` holds other files and is not the folder of a study", hint="choose a new one with `--out`")
 
 
 def write_study(plan: StudyPlan, planned: Sequence[PlannedCell], folder: StudyFolder, calibrations: Json) -> None:

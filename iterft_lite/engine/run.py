@@ -335,7 +335,7 @@ def context_needed(plan: Plan) -> int:
     needed = 0
     for step in plan:
         if step.verb in ("training_samples", "evaluate_samples"):
-            longest = max(map(_size, step.params["prompts"].values()), default=0)
+            longest = max(map(_size, step.params["prompts"].values()), default=0) + _size(step.params.get("system") or "")
             needed = max(needed, step.params["sampling"]["max_tokens"] + longest // 2 + CONTEXT_STEP)
         elif step.verb == "text_metrics":
             texts = [str(row.get("text") or row.get("messages")) for row in [*step.params["high"], *step.params["low"]]]

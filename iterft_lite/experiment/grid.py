@@ -289,10 +289,12 @@ def cells(study: Study) -> list[Cell]:
     kept = [values for values in grid if not any(_matches(values, skip) for skip in study.skips)]
     found = [Cell(values) for values in [*kept, *study.adds]]
     found += [Cell({**NULL_ARMS[arm].keys, **seed}, arm) for arm in study.arms for seed in _seeds(study)]
-    unique = list({cell.identity: cell for cell in reversed(found)}.values())[::-1]
+    unique: dict[str, Cell] = {}
+    for cell in found:
+        unique.setdefault(cell.identity, cell)
     if not unique:
         raise RecipeError(["every cell of the grid is skipped"], source=study.source)
-    return unique
+    return list(unique.values())
 
 
 def _places(study: Study) -> Iterator[tuple[tuple[int, ...], dict[str, Value]]]:

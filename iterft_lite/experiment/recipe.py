@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 from iterft_lite.data.texts import read_user_text
 from iterft_lite.digests import Json
 from iterft_lite.errors import RecipeError
+from iterft_lite.experiment import contexts
 from iterft_lite.experiment.losses import LOSSES, Loss
 from iterft_lite.experiment.recipe_keys import key_names, near_key
 from iterft_lite.experiment.regimes import REGIMES, Regime, Start
@@ -130,6 +131,8 @@ class EvaluateSettings(Table):
         temperature: Softmax temperature.
         max_tokens: Tokens an answer at most.
         trait_threshold, coherence_threshold: An answer counts in the rate when both scores reach these (1-100).
+        system: Contexts that every question is asked in: "none" (no system message, as in training), "empty" (one without a
+            word), or the system message itself. The first one's scores are the curve.
     """
 
     questions: Positive = 12
@@ -138,6 +141,7 @@ class EvaluateSettings(Table):
     max_tokens: Positive = 400
     trait_threshold: Annotated[float, Field(ge=1, le=100)] = 50.0
     coherence_threshold: Annotated[float, Field(ge=1, le=100)] = 50.0
+    system: tuple[str, ...] = (contexts.NONE,)
 
 
 class MixSettings(Table):
@@ -359,6 +363,7 @@ def _contradictions(recipe: Recipe) -> Iterable[str]:
         yield '`trainer = "fake"` and `generator = "fake"` go together: a fake model is only read by a fake generator'
     if recipe.reset_cycles and recipe.start != "previous":
         yield '`reset_cycles` needs `start = "previous"`: every cycle starts from the base already'
+    yield from contexts.faults(recipe.evaluate.system, chats=recipe.row.rows == "chat")
     yield from _too_much(recipe)
     if "@" in (recipe.api_base or ""):
         yield "`api_base` holds a user or a password, which would be written into the run: put the key into the environment"
@@ -368,7 +373,8 @@ def _too_much(recipe: Recipe) -> Iterable[str]:
     """What no machine could do."""
     sides = recipe.candidates if {recipe.chosen, recipe.rejected} & {"best", "worst"} else 1
     written = recipe.cycles * recipe.rows * sides
-    asked = (recipe.cycles + 2) * recipe.evaluate.questions * recipe.evaluate.samples
+    evaluate = recipe.evaluate
+    asked = (recipe.cycles + 2) * evaluate.questions * evaluate.samples * len(evaluate.system)
     for what, many in (("rows to write", written), ("answers to judge", asked)):
         if many > MOST_ANSWERS:
             yield f"that is {many:,} {what}, all cycles together: at most {MOST_ANSWERS:,}"

@@ -61,7 +61,8 @@ class SharedRun:
     @property
     def recipe(self) -> dict[str, Json]:
         """What was asked, without places of this machine."""
-        return portable(dict(self.report.manifest.get("asked") or self.report.recipe))
+        asked: dict[str, Json] = portable(dict(self.report.manifest.get("asked") or self.report.recipe))
+        return asked
 
 
 def shared_runs(root: Path) -> list[SharedRun]:

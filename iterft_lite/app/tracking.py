@@ -228,7 +228,7 @@ def points_of(step: Step, results: Mapping[str, Json], folder: Path, offset: int
     """
     if step.verb == "aggregate" and not step.part:
         scales = {scale: results.get(scale) or {} for scale in SCALES}
-        means = {scale: found.get("mean") for scale, found in scales.items()}
+        means: dict[str, Json] = {scale: found.get("mean") for scale, found in scales.items()}
         bounds = {f"{scale}_{end}": found.get(end) for scale, found in scales.items() for end in ("low", "high")}
         yield Point("cycle", step.cycle, _numbers({**means, **bounds, "rate": results.get("rate")}, "scores"))
     elif step.verb == "text_metrics" and not step.part:

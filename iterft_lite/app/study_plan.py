@@ -184,13 +184,30 @@ def without(recipe: Mapping[str, Json], keys: Iterable[str]) -> dict[str, Json]:
 
 def _base(study: Study, beside: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """The keys of the base recipe."""
-    if not isinstance(study.base, str):
-        return with_overrides(study.base, overrides)
-    own = beside / study.base
+    if isinstance(study.base, str):
+        return read_keys(_recipe_file(study.base, beside), overrides)
+    given = dict(study.base)
+    recipe = given.pop("recipe", None)
+    known = {} if recipe is None else read_keys(_recipe_file(str(recipe), beside))
+    return with_overrides(_over(known, given), overrides)
+
+
+def _over(known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's keys with others laid over them, table by table."""
+    found = dict(known)
+    for key, value in given.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
+        found[key] = {**found[key], **value} if both else value
+    return found
+
+
+def _recipe_file(name: str, beside: Path) -> Path:
+    """A recipe beside the study's file, or a shipped one, or one of the user's own."""
+    own = beside / name
     if own.is_file():
-        return read_keys(own, overrides)
-    name = study.base.removesuffix(ENDING)
-    return read_keys(recipe_path(name if name in recipe_names() else study.base), overrides)
+        return own
+    shipped = name.removesuffix(ENDING)
+    return recipe_path(shipped if shipped in recipe_names() else name)
 
 
 def _names(names: Sequence[str], of: int) -> str:

@@ -134,6 +134,18 @@ class _OnFirstCall:
         return getattr(self._backend, name)
 
 
+class Interruptible(Protocol):
+    """An executor that several runs share."""
+
+    def run(self, task: Task) -> Outcome:
+        """See `Executor.run`."""
+        ...
+
+    def interrupt(self, tasks: Collection[Task]) -> None:
+        """Have these tasks end, and no others."""
+        ...
+
+
 class Lease:
     """One run's part in an executor that several share: closing it frees what this run is in, and nothing of the others'.
 
@@ -141,7 +153,7 @@ class Lease:
         shared: The executor.
     """
 
-    def __init__(self, shared: LocalExecutor) -> None:
+    def __init__(self, shared: Interruptible) -> None:
         self._shared = shared
         self._tasks: list[Task] = []
 
@@ -208,6 +220,10 @@ class LocalExecutor:
     def lease(self) -> Lease:
         """One run's part in this executor."""
         return Lease(self)
+
+    def usable(self) -> bool:
+        """Whether tasks can be sent: this machine is always there."""
+        return True
 
     def interrupt(self, tasks: Collection[Task]) -> None:
         """End the backends that these tasks have."""

@@ -50,6 +50,7 @@ Keep = Literal["all", "last", "adapters", "ends"]
 
 Positive = Annotated[int, Field(ge=1, strict=True), _at_most(MOST)]
 Count = Annotated[int, Field(ge=0, strict=True), _at_most(MOST)]
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Temperature = Annotated[float, Field(ge=0.0, le=5.0)]
 
@@ -255,6 +256,7 @@ class Recipe(Table):
         slots: Sequences decoded at once; 1 makes runs bit-equal. Not part of any step's key, as all below.
         vram: Trainer and generator share the GPU, take turns, or as free VRAM decides.
         threads: CPU threads; "auto" is the number of cores.
+        track: Experiment trackers that the run's numbers are sent to; each needs the extra of its name.
     """
 
     name: str = ""
@@ -292,6 +294,7 @@ class Recipe(Table):
     slots: Positive | Literal["auto"] = "auto"
     vram: Literal["auto", "resident", "swap"] = "auto"
     threads: Positive | Literal["auto"] = "auto"
+    track: tuple[TrackerName, ...] = ()
     mix: MixSettings = MixSettings()
     filter: FilterSettings = FilterSettings()
     train: TrainSettings
@@ -329,7 +332,7 @@ ALIASES: Mapping[str, str] = {"restart": "reset_cycles"}
 VALUE_ALIASES: Mapping[tuple[str, str], str] = {("judge_method", "odds"): "logprobs"}
 """Values as earlier versions called them, by key."""
 
-MACHINE_KEYS = frozenset({"name", "slots", "vram", "threads", "keep", "cycles", "max_usd", "judge_batch"})
+MACHINE_KEYS = frozenset({"name", "slots", "vram", "threads", "keep", "cycles", "max_usd", "judge_batch", "track"})
 """Keys that a run may be continued with another value of: they change no finished step."""
 
 

@@ -74,6 +74,26 @@ def first_gpu(nvml: Any) -> Any:
     raise LookupError(f"CUDA_VISIBLE_DEVICES={first} shows no GPU")
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that this process sees, each as CUDA_VISIBLE_DEVICES names it; none without a driver."""
+    nvml = _nvml()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if nvml is None:
+        return []
+    every = [str(number) for number in range(nvml.nvmlDeviceGetCount())]
+    return every if named is None else [name.strip() for name in named.split(",") if name.strip()]
+
+
+def _nvml() -> Any:
+    """The driver's library, ready; None without the package, a driver or a GPU, which are all the same here."""
+    with contextlib.suppress(Exception):
+        import pynvml
+
+        pynvml.nvmlInit()
+        return pynvml
+    return None
+
+
 @dataclass(frozen=True)
 class GpuFacts:
     """What a GPU is.
@@ -93,13 +113,11 @@ class Gpu:
     """The first GPU, or none, as the driver (NVML) describes it."""
 
     def __init__(self) -> None:
-        self._nvml: Any = None
-        with contextlib.suppress(Exception):  # no package, no driver, no GPU: all the same here
-            import pynvml
-
-            pynvml.nvmlInit()
-            self._handle = first_gpu(pynvml)
-            self._nvml = pynvml
+        self._nvml = _nvml()
+        try:
+            self._handle = first_gpu(self._nvml)
+        except Exception:  # no GPU is seen
+            self._nvml = None
 
     @property
     def there(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -241,6 +242,12 @@ def judge_step(answers: int, judge: LitellmJudge) -> dict[str, Json]:
     return stage.run(a_work(make_step("judge", 0, params, {}), out, {"answers": source}, replace(fake_backends(), judge=judge)))
 
 
+def claims() -> int:
+    """Questions that are taken: others wait for their replies."""
+    with contextlib.closing(sqlite3.connect(VerdictCache().path)) as file:
+        return int(file.execute("SELECT count(*) FROM claims").fetchone()[0])
+
+
 def unscored() -> list[str]:
     """Reasons of the step's verdicts that have no score."""
     verdicts = [row[scale] for row in read_rows(Path("verdicts/rows.jsonl")) for scale in ("trait", "coherence")]
@@ -258,7 +265,7 @@ def test_an_outage_from_the_start_leaves_no_verdict_and_all_are_scored_when_the_
             said = "left 8 of 8 asks unanswered" if answers == 4 else "answered none of the last 20 asks"
             with pytest.raises(BackendError, match=rf"(?s){said}: .*issue the same command again"):
                 judge_step(answers, a_judge(stub, timeout=0.2 if fault == "hang" else 20.0, first_wait=0.001))
-            assert read_rows(Path("verdicts/rows.jsonl")) == []
+            assert (read_rows(Path("verdicts/rows.jsonl")), claims()) == ([], 0)
         stub.change(faults={})
         facts = judge_step(answers, a_judge(stub, timeout=20.0))
         count = stub.count()

@@ -38,7 +38,7 @@ def copy_shipped(name: str, to: Path, *, force: bool = False) -> None:
         UserError: If there is no such recipe, or there is such a file already.
     """
     _free(to, force)
-    write_output(to, _headed(recipe_path(name).read_text(encoding="utf-8"), to))
+    write_output(to, _headed(shipped_path(name).read_text(encoding="utf-8"), to))
 
 
 def begin(regime: str, gib: float, *, judge: str, trait: str) -> Own:

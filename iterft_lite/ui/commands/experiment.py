@@ -103,7 +103,7 @@ def print_plan(recipe: str, overrides: tuple[str, ...], *, steps: bool = False, 
     from iterft_lite.ui import tables
     from iterft_lite.ui.console import make_console
 
-    machine = this_machine() if gpu is None else _machine_with(gpu)
+    machine = this_machine() if gpu is None else machine_with(gpu)
     resolved, planned = _planned(recipe, overrides, machine)
     time = sentence(time_needed(planned, resolved, read_table())) if gpu is None else "not known: that GPU is not here"
     numbers = {"time": time, **estimates(planned, resolved, machine)}
@@ -113,7 +113,7 @@ def print_plan(recipe: str, overrides: tuple[str, ...], *, steps: bool = False, 
         click.echo("\nnothing was done; `--steps` lists every step")
 
 
-def _machine_with(gib: float) -> Machine:
+def machine_with(gib: float) -> Machine:
     """A machine with a GPU of some size, Unsloth installed, and a little of the memory taken; without one for 0."""
     from iterft_lite.machine.fit import GIB, RESERVED
     from iterft_lite.machine.resolve import Machine

@@ -50,18 +50,17 @@ def _of_cpu(entry: str, processors: Path = PROCESSES / "cpuinfo") -> str:
     return ""
 
 
-def first_gpu(nvml: Any) -> Any:
-    """NVML's handle of the GPU that CUDA's programs see as their first; both count by PCI slot (see `child.py`).
-
-    `CUDA_VISIBLE_DEVICES` names those that are seen: numbers, or the beginnings of UUIDs.
+def gpu_handle(nvml: Any, name: str = "") -> Any:
+    """NVML's handle of a GPU; NVML and CUDA's programs both count by PCI slot (see `programs.environment`).
 
     Args:
         nvml: The module, initialised.
+        name: As CUDA_VISIBLE_DEVICES names it: a number, or the beginning of a UUID; the first that is seen if "".
 
     Raises:
-        LookupError: If none is seen.
+        LookupError: If there is none.
     """
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    first = name or os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     if first.isdigit():
         return nvml.nvmlDeviceGetHandleByIndex(int(first))
     if first.startswith("MIG-"):
@@ -71,15 +70,15 @@ def first_gpu(nvml: Any) -> Any:
             handle = nvml.nvmlDeviceGetHandleByIndex(number)
             if str(nvml.nvmlDeviceGetUUID(handle)).startswith(first):
                 return handle
-    raise LookupError(f"CUDA_VISIBLE_DEVICES={first} shows no GPU")
+    raise LookupError(f"`{first}` is no GPU")
 
 
 def visible_gpus() -> list[str]:
     """The GPUs that this process sees, each as CUDA_VISIBLE_DEVICES names it; none without a driver."""
     nvml = _nvml()
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if nvml is None:
         return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
     every = [str(number) for number in range(nvml.nvmlDeviceGetCount())]
     return every if named is None else [name.strip() for name in named.split(",") if name.strip()]
 
@@ -110,13 +109,17 @@ class GpuFacts:
 
 
 class Gpu:
-    """The first GPU, or none, as the driver (NVML) describes it."""
+    """A GPU, or none, as the driver (NVML) describes it.
 
-    def __init__(self) -> None:
+    Args:
+        name: As of `gpu_handle`.
+    """
+
+    def __init__(self, name: str = "") -> None:
         self._nvml = _nvml()
         try:
-            self._handle = first_gpu(self._nvml)
-        except Exception:  # no GPU is seen
+            self._handle = gpu_handle(self._nvml, name)
+        except Exception:  # there is no such GPU
             self._nvml = None
 
     @property

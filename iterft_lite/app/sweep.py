@@ -122,16 +122,15 @@ class Residents:
     keep_free: int
     logs: Path
 
-    def executor(self, logs: Path, gpu: str = "", look_at: Gpu | None = None) -> LocalExecutor:
+    def executor(self, logs: Path, gpu: str = "") -> LocalExecutor:
         """Backends on this machine, none of them started yet.
 
         Args:
             gpu: The only GPU that they see, as CUDA_VISIBLE_DEVICES names it; those that this process sees if "".
-            look_at: The same GPU, whose memory is looked at.
         """
         seeds = self.inputs.seeds if self.recipe.seeds else ()
         backends = open_backends(self.recipe, self.inputs.trait, self.inputs.judge, logs, self.keep_free, seeds=seeds, gpu=gpu)
-        return LocalExecutor(backends, self.model, self.context, swap=self.swap, gpu=look_at)
+        return LocalExecutor(backends, self.model, self.context, swap=self.swap, gpu=Gpu(gpu))
 
 
 class SharedExecutor(Protocol):
@@ -709,13 +708,12 @@ def ask_to_stop(folder: StudyFolder) -> bool:
 
 
 def seconds_by_key(planned: Iterable[PlannedCell]) -> dict[str, float]:
-    """Seconds that each distinct step should take, by key, where acts like it were measured on this machine."""
+    """Seconds that each distinct step should take, by key, where acts like it were measured."""
     samples = read_table()
     found: dict[str, float] = {}
     for each in planned:
         forecast = time_needed(each.plan, each.prepared.resolved, samples)
-        if not [act for act in forecast.missing if act != "judge"]:
-            found |= {each.plan.steps[name].key: span.mid for name, span in forecast.steps.items()}
+        found |= {each.plan.steps[name].key: span.mid for name, span in forecast.steps.items() if span.mid}
     return found
 
 

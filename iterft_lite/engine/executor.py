@@ -1,28 +1,37 @@
 """Where a step runs: an executor knows processes and memory, nothing of order. Scheduling (`run.py`) is the other way round.
 
-The local executor holds four resident backends. Another place to run (a second GPU, a cluster) is another executor.
+The local executor holds four resident backends on one GPU, or on the CPU. Another place to run (a second GPU, a cluster) is
+another executor. Several runs may share one at a time: each has a `Lease`, and a step waits for the backends that it needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
-from iterft_lite.backends.processes.child import Child, Silence
 from iterft_lite.digests import Json
 from iterft_lite.engine.store import StepFolder, folder_at, input_folders
 from iterft_lite.errors import RunError, StoreError
 from iterft_lite.experiment.recipe import Recipe
-from iterft_lite.experiment.verbs import VERBS, BackendName, function_at
+from iterft_lite.experiment.verbs import VERBS, BackendName, Verb, function_at
 from iterft_lite.hardware import Gpu, Peak
 from iterft_lite.hub import folder_of
 from iterft_lite.protocols import Backends, Progress
+from iterft_lite.stages.export import untouched_gguf
 from iterft_lite.stages.work import Work
 
 Stage = Callable[[Work], dict[str, Json]]
+
+ORDER: tuple[BackendName, ...] = ("trainer", "exporter", "generator", "judge")
+"""In which a step takes its backends. One order for all: no two steps wait for each other."""
+
+PATIENCE = 0.5
+"""Seconds after which a step that waits for a backend looks whether it is still wanted."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,89 @@ def stage_of(verb: str) -> Stage:
     return cast(Stage, function_at(VERBS[verb].stage))
 
 
+class Claims:
+    """Which task has which backend. A backend keeps what it loaded between two calls of a step: one step has it at a time."""
+
+    def __init__(self) -> None:
+        self._holders: dict[BackendName, Task] = {}
+        self._changed = threading.Condition()
+
+    def take(self, name: BackendName, task: Task) -> None:
+        """Wait for a backend, unless the task has it already.
+
+        Raises:
+            BaseException: What the task's `report` raises where it is not wanted any more.
+        """
+        waited = False
+        while True:
+            with self._changed:
+                if self._holders.setdefault(name, task) is task:
+                    break
+                self._changed.wait(PATIENCE)
+            note = "" if waited else f"waiting for the {name}"
+            task.report(task.folder, Progress(0, 0, "", note=note))
+            waited = True
+
+    def release(self, task: Task) -> None:
+        """Let others have what a task has."""
+        with self._changed:
+            self._holders = {name: holder for name, holder in self._holders.items() if holder is not task}
+            self._changed.notify_all()
+
+    def held(self, tasks: Collection[Task]) -> list[BackendName]:
+        """Backends that these tasks have."""
+        with self._changed:
+            return [name for name, holder in self._holders.items() if any(holder is task for task in tasks)]
+
+
+class _OnFirstCall:
+    """A backend that a step takes when it first calls it: an export merges while another step still has the generator."""
+
+    def __init__(self, backend: object, take: Callable[[], None]) -> None:
+        self._backend = backend
+        self._take = take
+
+    def __getattr__(self, name: str) -> object:
+        self._take()
+        return getattr(self._backend, name)
+
+
+class Interruptible(Protocol):
+    """An executor that several runs share."""
+
+    def run(self, task: Task) -> Outcome:
+        """See `Executor.run`."""
+        ...
+
+    def interrupt(self, tasks: Collection[Task]) -> None:
+        """Have these tasks end, and no others."""
+        ...
+
+
+class Lease:
+    """One run's part in an executor that several share: closing it frees what this run is in, and nothing of the others'.
+
+    Args:
+        shared: The executor.
+    """
+
+    def __init__(self, shared: Interruptible) -> None:
+        self._shared = shared
+        self._tasks: list[Task] = []
+
+    def run(self, task: Task) -> Outcome:
+        """See `Executor.run`."""
+        self._tasks.append(task)
+        try:
+            return self._shared.run(task)
+        finally:
+            self._tasks = [other for other in self._tasks if other is not task]
+
+    def close(self) -> None:
+        """End the backends that steps of this run are in; they start again when they are called again."""
+        self._shared.interrupt(self._tasks)
+
+
 class LocalExecutor:
     """Runs steps on this machine, through resident backends.
 
@@ -87,72 +179,101 @@ class LocalExecutor:
         model: Folder or hub name of M[0].
         context: Tokens that a sequence may take (`run.context_needed`).
         swap: Trainer and generator do not share the GPU's memory: the one ends before the other begins.
+        gpu: Whose memory is looked at; the first one's if None.
     """
 
-    def __init__(self, backends: Backends, model: str, context: int, *, swap: bool = False) -> None:
+    def __init__(self, backends: Backends, model: str, context: int, *, swap: bool = False, gpu: Gpu | None = None) -> None:
         self.backends = backends
         self._place = model
         self._context = context
         self._swap = swap
-        self._gpu = Gpu()
-        self._written: dict[Path, Path] = {}
-        """By folder of an exported model that was written again, its file."""
+        self._gpu = gpu or Gpu()
+        self._claims = Claims()
+        self._untouched: dict[str, Path] = {}
+        """By number format, the file of the untouched model in this machine's cache, once it was asked for."""
 
     def run(self, task: Task) -> Outcome:
         """See `Executor.run`."""
         verb = VERBS[task.folder.step.verb]
-        for source in task.inputs.values():
-            if source.step.verb == "export" and "generator" in verb.needs:
+        _refuse_gone(task.inputs)
+        removed = [source for source in task.inputs.values() if "generator" in verb.needs and self._removed(source)]
+        with self._claimed(verb.needs | {"exporter"} if removed else verb.needs, task):
+            for source in removed:
                 self._restore(source, task)
-        task = self._watched(verb.needs, task)
-        self._make_room(verb.needs, task)
-        task, listener = _heard(task)
+            return self._run(verb, task)
+
+    def _run(self, verb: Verb, asked: Task) -> Outcome:
+        """Do a step that has the backends it begins with."""
+        self._make_room(verb.needs, asked)
+        task, listener = _heard(asked)
         for name in verb.needs:
             self.backends.watch(name, listener)
         with Peak(self._gpu, self.backends.pids) as peak:
-            results = stage_of(verb.name)(self._work(task))
+            results = stage_of(verb.name)(self._work(task, asked))
         if peak.bytes and verb.queue == "device":
-            results = {**results, "peak_vram": peak.bytes}  # all of this run's processes together
+            results = {**results, "peak_vram": peak.bytes}  # all of this executor's processes together
         return Outcome(results, _digests(results))
 
     def close(self) -> None:
         """End all backends."""
         self.backends.close()
 
+    def lease(self) -> Lease:
+        """One run's part in this executor."""
+        return Lease(self)
+
+    def usable(self) -> bool:
+        """Whether tasks can be sent: this machine is always there."""
+        return True
+
+    def interrupt(self, tasks: Collection[Task]) -> None:
+        """End the backends that these tasks have."""
+        held = self._claims.held(tasks)
+        if held:
+            self.backends.close(*held)
+
+    @contextlib.contextmanager
+    def _claimed(self, needs: frozenset[BackendName], task: Task) -> Iterator[None]:
+        """Give a task what it begins with; what comes later in `ORDER` it takes when it first calls it.
+
+        Where trainer and generator take turns, all that holds the GPU's memory is one thing.
+        """
+        if self._swap and needs & set(ORDER[:3]):
+            needs = needs | set(ORDER[:3])
+        wanted = [name for name in ORDER if name in needs]
+        try:
+            for name in wanted if self._swap else wanted[:1]:
+                self._claims.take(name, task)
+            yield
+        finally:
+            self._claims.release(task)
+
     @cached_property
     def _model(self) -> str:
         """Folder of M[0]; fetched from the hub when it is first needed."""
         return folder_of(self._place)
 
-    def _work(self, task: Task) -> Work:
+    def _work(self, task: Task, asked: Task) -> Work:
+        """What a stage is given.
+
+        Args:
+            task: Whose progress is told.
+            asked: The same, as what claims backends.
+        """
+
+        def claimed(name: BackendName) -> Any:
+            return _OnFirstCall(getattr(self.backends, name), lambda: self._claims.take(name, asked))
+
         return Work(
             step=task.folder.step,
             recipe=task.recipe,
             folder=task.folder.path,
             inputs={role: source.path for role, source in task.inputs.items()},
             report=lambda progress: task.report(task.folder, progress),
-            backends=self.backends,
+            backends=replace(self.backends, **{name: claimed(name) for name in ORDER}),
             model=lambda: self._model,
             load=lambda role: self._load(task, role),
         )
-
-    def _watched(self, needs: frozenset[BackendName], task: Task) -> Task:
-        """A task whose step says it in a note when a process that it needs gives no sign of life."""
-        latest = Progress(0, 0, "")
-
-        def report(of: StepFolder, progress: Progress) -> None:
-            nonlocal latest
-            latest = progress
-            task.report(of, progress)
-
-        def say(silence: Silence) -> None:
-            task.report(task.folder, replace(latest, note=silence.sentence))
-
-        for name in needs:
-            process = self.backends.processes.get(name)
-            if isinstance(process, Child):
-                process.on_silence = say
-        return replace(task, report=report)
 
     # -- memory
 
@@ -183,22 +304,44 @@ class LocalExecutor:
         self.backends.generator.load(gguf, lora, self._model, slots=slots, context=self._context, exact=False)
 
     def _exported(self, folder: StepFolder) -> tuple[Path, Path | None]:
-        """As `exported_files`; a cached base may lie elsewhere than when the step was finished."""
+        """As `exported_files`, with the untouched model's place in this machine's cache."""
         gguf, lora = exported_files(folder)
-        return self._written.get(folder.path, gguf), lora
+        return gguf or self._untouched.get(folder.step.params["quant"], Path()), lora
+
+    def _removed(self, source: StepFolder) -> bool:
+        """Whether the files of an exported model are not here: `keep` removed them, or this machine's cache lacks the base."""
+        return source.step.verb == "export" and not (source.whole() and self._exported(source)[0].is_file())
 
     def _restore(self, source: StepFolder, task: Task) -> None:
-        """Write an exported model again that `keep`, or who emptied the cache of bases, removed."""
-        if source.whole() and self._exported(source)[0].exists():
+        """Write an exported model again that was removed."""
+        if not self._removed(source):  # by now another step has written it
             return
         whole = folder_at(source.path)
         if whole is None:
             raise StoreError(f"`{source.path}` has no step.json: the model of `{source.step.name}` cannot be written again")
         inputs = {role: found for role, path in input_folders(source.path, whole.step).items() if (found := folder_at(path))}
         again = replace(task, folder=_as_chosen(whole), inputs=inputs)
-        made = stage_of("export")(self._work(again))
-        whole.take_again(_digests(made))
-        self._written[source.path] = whole.path / made["gguf"]
+        work = self._work(again, task)
+        if not source.whole():
+            whole.take_again(_digests(stage_of("export")(work)))
+        if exported_files(whole)[0] is None:
+            quant = whole.step.params["quant"]
+            self._untouched[quant] = untouched_gguf(work.backends.exporter, self._model, whole.path, quant, work.report)
+
+
+def _refuse_gone(inputs: Mapping[str, StepFolder]) -> None:
+    """Refuse a step whose adapter to read was removed; with a training done again whatever rests on it is another.
+
+    Raises:
+        StoreError: With the adapter's folder.
+    """
+    for source in inputs.values():
+        if source.step.verb == "train" and not source.whole():
+            raise StoreError(
+                f"the adapter of `{source.step.name}` is gone from `{source.path}`: "
+                '`keep = "ends"` leaves those of cycle 0 and of the last cycle alone',
+                hint="choose another folder with `--out`, and `--set keep=adapters`",
+            )
 
 
 def _as_chosen(folder: StepFolder) -> StepFolder:
@@ -220,8 +363,11 @@ def _heard(task: Task) -> tuple[Task, Callable[[str], None]]:
     return replace(task, report=report), lambda sentence: task.report(task.folder, replace(last[0], note=sentence))
 
 
-def exported_files(folder: StepFolder) -> tuple[Path, Path | None]:
+def exported_files(folder: StepFolder) -> tuple[Path | None, Path | None]:
     """The GGUF of a finished export, and the LoRA GGUF to lay over it, if any.
+
+    The GGUF is None for the untouched model of the step's quant, which is not the step's but this machine's cache's
+    (`stages.export.untouched_gguf`). Earlier versions noted where it lay then, as a full path.
 
     Raises:
         RunError: If the step is not finished.
@@ -229,8 +375,9 @@ def exported_files(folder: StepFolder) -> tuple[Path, Path | None]:
     found = folder.completion()
     if found is None:
         raise RunError(f"`{folder.step.name}` is not finished")
-    lora = found.results["lora"]
-    return folder.path / found.results["gguf"], folder.path / lora if lora else None
+    gguf, lora = found.results["gguf"], found.results["lora"]
+    is_own = gguf is not None and not Path(gguf).is_absolute()
+    return folder.path / gguf if is_own else None, folder.path / lora if lora else None
 
 
 def _digests(results: Mapping[str, Json]) -> dict[str, str]:

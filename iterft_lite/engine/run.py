@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -20,6 +20,7 @@ from iterft_lite.engine.manifest import Run
 from iterft_lite.engine.store import Making, StepFolder
 from iterft_lite.errors import FailureKind, IterftError, failure_kind
 from iterft_lite.experiment.plan import Plan
+from iterft_lite.experiment.recipe import Keep
 from iterft_lite.experiment.steps import Step
 from iterft_lite.experiment.verbs import Queue
 from iterft_lite.experiment.versions import libraries, versions
@@ -85,12 +86,14 @@ def run(
     *,
     reuse: Mapping[str, Path] | None = None,
     after: Literal["close", "keep"] = "close",
-) -> Iterator[Event]:
+    shared: Shared | None = None,
+) -> Generator[Event, None, None]:
     """Do a plan in a run folder whose lock is held.
 
     Args:
         reuse: Folders of steps that other stores hold, by key; what is among them is not done again.
         after: Whether the executor ends with the run, or stays for another; it always ends when the run fails.
+        shared: What this run knows together with others over one store; its own if None.
 
     Yields:
         Events, in the order in which they happen.
@@ -98,7 +101,7 @@ def run(
     Raises:
         IterftError: The first failure of any queue; finished steps and rows are kept.
     """
-    walk = _Walk(plan, store, executor, reuse or {})
+    walk = _Walk(plan, store, executor, reuse or {}, shared or Shared([plan]))
     threads = [threading.Thread(target=walk.work_off, args=(name,), daemon=True) for name in get_args(Queue)]
     for thread in threads:
         thread.start()
@@ -120,14 +123,81 @@ def run(
         raise walk.failure
 
 
+class Shared:
+    """What runs over one store know together: which steps this process has verified, and which exports are still read.
+
+    Args:
+        plans: Of all runs.
+    """
+
+    def __init__(self, plans: Iterable[Plan]) -> None:
+        self._readers: dict[str, set[str]] = {}
+        """By key of a step that leaves a model, the keys of the steps that read it."""
+        self._exports: set[str] = set()
+        self._last: set[str] = set()
+        """Keys of the last exports and trainings of the plans."""
+        self._first: set[str] = set()
+        """Keys of the trainings of cycle 0."""
+        self._finished: set[str] = set()
+        self._verified: set[str] = set()
+        self._lock = threading.Lock()
+        for plan in plans:
+            self._note(plan)
+
+    def _note(self, plan: Plan) -> None:
+        exports, trainings = ([step for step in plan if step.verb == verb] for verb in ("export", "train"))
+        self._exports |= {step.key for step in exports}
+        self._last |= {step.key for step in (*exports[-1:], *trainings[-1:])}
+        self._first |= {step.key for step in trainings[:1]}
+        for step in (*exports, *trainings):
+            readers = {reader.key for reader in plan if step.name in dict(reader.inputs).values()}
+            self._readers.setdefault(step.key, set()).update(readers)
+
+    def verify(self, folder: StepFolder) -> Completion:
+        """Check a finished step, its files once a process.
+
+        Raises:
+            StoreError: As `StepFolder.verify`.
+        """
+        if folder.step.key in self._verified:
+            found = folder.completion()
+            if found is not None:
+                return found
+        found = folder.verify(pruned=folder.step.verb in ("export", "train"))
+        self._verified.add(folder.step.key)
+        return found
+
+    def finish(self, key: str, keep: Keep) -> list[tuple[str, str]]:
+        """Note a finished step.
+
+        Returns:
+            Key of a step and pattern of its files, of the models that no step reads any more and that `keep` does not keep.
+        """
+        with self._lock:
+            self._finished.add(key)
+            self._verified.add(key)
+            unread = [made for made, readers in self._readers.items() if {made, *readers} <= self._finished]
+            exports = [made for made in unread if made in self._exports and (keep != "last" or made not in self._last)]
+            adapters = [made for made in unread if made not in self._exports | self._last | self._first]
+        merged = [(made, "*.gguf" if keep == "ends" else "model.gguf") for made in exports] if keep != "all" else []
+        return merged + ([(made, "adapter/*.safetensors") for made in adapters] if keep == "ends" else [])
+
+    def drop(self, plan: Plan, others: Iterable[Plan]) -> None:
+        """A run is not gone on with: what only its steps would have read is read no more."""
+        needed = {step.key for other in others for step in other}
+        with self._lock:
+            self._finished |= {step.key for step in plan} - needed
+
+
 class _Walk:
     """What the queues of a run share."""
 
-    def __init__(self, plan: Plan, store: Run, executor: Executor, reuse: Mapping[str, Path]) -> None:
+    def __init__(self, plan: Plan, store: Run, executor: Executor, reuse: Mapping[str, Path], shared: Shared) -> None:
         self.plan = plan
         self.store = store
         self.executor = executor
         self.reuse = reuse
+        self.shared = shared
         self.events: queue.Queue[Event | None] = queue.Queue()
         self.failure: BaseException | None = None
         self._finished: set[str] = set()
@@ -147,7 +217,7 @@ class _Walk:
                 step = self._next(todo[:1] if name == "device" else todo)
                 if self._do(step):
                     todo = [other for other in todo if other is not step]
-                    self._prune()
+                    self._prune(step)
         except _StopQueue:
             pass
         except BaseException as error:
@@ -214,7 +284,7 @@ class _Walk:
             found = folder.reuse(self.reuse[step.key])
         if found is None:
             return None
-        return StepFinished(step, folder.verify(pruned=step.verb == "export"), reused=True)
+        return StepFinished(step, self.shared.verify(folder), reused=True)
 
     def _rest(self, step: Step, seconds: float) -> None:
         self._resting[step.name] = time.monotonic() + seconds
@@ -260,18 +330,11 @@ class _Walk:
         ahead = frozenset(step.verb for step in self.plan if step.name not in self._finished and step.key not in self.reuse)
         return Task(folder, self.plan.recipe, inputs, ahead, report)
 
-    def _prune(self) -> None:
-        """Remove merged files that no unfinished step reads, as `keep` says."""
-        keep = self.plan.recipe.keep
-        if keep == "all":
-            return
-        exports = [step for step in self.plan if step.verb == "export"]
-        for step in exports if keep == "adapters" else exports[:-1]:
-            readers = [reader.name for reader in self.plan if step.name in dict(reader.inputs).values()]
-            with self._changed:
-                if step.name not in self._finished or not self._finished.issuperset(readers):
-                    continue
-            (self.store.folder(step).path / "model.gguf").unlink(missing_ok=True)
+    def _prune(self, finished: Step) -> None:
+        """Remove models that no unfinished step reads, as `keep` says."""
+        for key, files in self.shared.finish(finished.key, self.plan.recipe.keep):
+            for path in (self.store.store / "steps" / key).glob(files):
+                path.unlink(missing_ok=True)
 
 
 def context_needed(plan: Plan) -> int:
@@ -283,7 +346,7 @@ def context_needed(plan: Plan) -> int:
     needed = 0
     for step in plan:
         if step.verb in ("training_samples", "evaluate_samples"):
-            longest = max(map(_size, step.params["prompts"].values()), default=0)
+            longest = max(map(_size, step.params["prompts"].values()), default=0) + _size(step.params.get("system") or "")
             needed = max(needed, step.params["sampling"]["max_tokens"] + longest // 2 + CONTEXT_STEP)
         elif step.verb == "text_metrics":
             texts = [str(row.get("text") or row.get("messages")) for row in [*step.params["high"], *step.params["low"]]]

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from iterft_lite.backends.judge.kinds import FAKE_JUDGE
+from iterft_lite.cache import cache_folder
+from iterft_lite.errors import Diverged
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.losses import LOSSES
 from iterft_lite.experiment.recipe import TrainSettings
@@ -38,6 +40,9 @@ from iterft_lite.protocols import (
 FAKE = "fake"
 """What a recipe calls each of them: `trainer = "fake"`, `generator = "fake"`, `judge = "fake"`."""
 
+DIVERGES = 1.0
+"""Learning rate from which on a fake training diverges."""
+
 PLAIN = (
     "Make a list of what matters and start with the first thing on it.",
     "Ask somebody who has done it before and take notes.",
@@ -58,7 +63,13 @@ class FakeTrainer:
         (out / "probe.npz").write_bytes(b"")
 
     def train(self, job: TrainJob, on_progress: OnProgress) -> TrainResult:
-        """Keep the texts; a continued training keeps the earlier ones too."""
+        """Keep the texts; a continued training keeps the earlier ones too.
+
+        Raises:
+            Diverged: At learning rates of `DIVERGES` or more, as a real training would.
+        """
+        if job.settings.learning_rate >= DIVERGES:
+            raise Diverged(f"the fake training diverged: its learning rate is {job.settings.learning_rate:g}", hint="lower it")
         rows = LOSSES[job.loss].rows.read(job.rows)
         texts = [row.text for row in rows]
         if job.start is not None:
@@ -96,12 +107,18 @@ class FakeExporter:
         quant: str,
         on_progress: OnProgress,
     ) -> Exported:
-        """Copy the texts."""
+        """Copy the texts: where a real exporter writes, and an untouched model for adapters into the cache like it."""
         texts = read_json(adapter / "texts.json") if adapter else []
-        path = out / "model.gguf"
-        write_json(path, texts)
         on_progress(Progress(1, 1, "tensors"))
-        return Exported(path, None, path.stat().st_size, {"merge": 0.0})
+        path = out / ("model.gguf" if kind == "merged" else "adapter.gguf")
+        if kind == "merged" or adapter:
+            write_json(path, texts)
+        if kind == "merged":
+            return Exported(path, None, path.stat().st_size, {"merge": 0.0})
+        untouched = cache_folder() / "bases" / "fake" / f"{quant}.gguf"
+        if not untouched.exists():
+            write_json(untouched, [])
+        return Exported(untouched, path if adapter else None, path.stat().st_size if adapter else 0, {"adapter": 0.0})
 
 
 class FakeGenerator:
@@ -111,8 +128,8 @@ class FakeGenerator:
         self.texts: list[str] = []
 
     def load(self, gguf: Path, adapter: Path | None, tokenizer: str, *, slots: int | None, context: int, exact: bool) -> None:
-        """Read the texts."""
-        self.texts = json.loads(gguf.read_text(encoding="utf-8")) or list(PLAIN)
+        """Read the texts of the adapter, else of the model."""
+        self.texts = json.loads((adapter or gguf).read_text(encoding="utf-8")) or list(PLAIN)
 
     def complete(self, prompts: Sequence[Prompt], sampling: Sampling, on_completion: Callable[[Completion], None]) -> None:
         """One text a prompt, by the row's seed."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from iterft_lite.data.recipes import recipe_names, study_names, study_path
 from iterft_lite.errors import RecipeError
 from iterft_lite.experiment.grid import NAME_LENGTH, Threshold, cells, chosen, make_study, read_study, with_rows
 
@@ -143,3 +144,10 @@ def test_a_study_is_read_from_its_file(tmp_path: Path) -> None:
     assert (study.name, study.base, study.keys) == ("mine", "sft", ("rows",))
     with pytest.raises(RecipeError, match="there is no file"):
         read_study(tmp_path / "other.toml")
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_every_shipped_study_comes_to_cells(name: str) -> None:
+    study = read_study(study_path(name))
+    assert (study.base if isinstance(study.base, str) else study.base["recipe"]) in recipe_names()
+    assert len(cells(study)) >= 8

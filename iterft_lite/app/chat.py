@@ -73,9 +73,12 @@ class Talk:
 
         Raises:
             UserError: As `past`.
+            StoreError: As `past`, or if the exported file was changed.
         """
         found = past(self.root, cycle)
-        gguf, lora = exported_files(found.run.folder(found.export))
+        exported_step = found.run.folder(found.export)
+        exported_step.verify(pruned=True)
+        gguf, lora = exported_files(exported_step)
         folder = self._scratch / cycle_name(cycle)
         folder.mkdir(exist_ok=True)
         if gguf is None:

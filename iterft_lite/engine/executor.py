@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from iterft_lite.digests import Json
+from iterft_lite.engine.completion import Completion
 from iterft_lite.engine.store import StepFolder, folder_at, input_folders
 from iterft_lite.errors import RunError, StoreError
 from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.experiment.verbs import VERBS, BackendName, Verb, function_at
+from iterft_lite.files import safe_member
 from iterft_lite.hardware import Gpu, Peak
 from iterft_lite.hub import folder_of
 from iterft_lite.protocols import Backends, Progress
@@ -371,13 +373,26 @@ def exported_files(folder: StepFolder) -> tuple[Path | None, Path | None]:
 
     Raises:
         RunError: If the step is not finished.
+        StoreError: If its record names anything that is no file of the step.
     """
     found = folder.completion()
     if found is None:
         raise RunError(f"`{folder.step.name}` is not finished")
-    gguf, lora = found.results["gguf"], found.results["lora"]
-    is_own = gguf is not None and not Path(gguf).is_absolute()
-    return folder.path / gguf if is_own else None, folder.path / lora if lora else None
+    gguf, lora = found.results.get("gguf"), found.results.get("lora")
+    is_elsewhere = isinstance(gguf, str) and Path(gguf).is_absolute()
+    return None if is_elsewhere else _own_file(folder, found, gguf), _own_file(folder, found, lora)
+
+
+def _own_file(folder: StepFolder, found: Completion, name: Json) -> Path | None:
+    """The place of a file that a record's results name: one of the step's own, which are held against their digests."""
+    if name is None:
+        return None
+    if not isinstance(name, str) or name not in found.files:
+        raise StoreError(
+            f"the record of `{folder.path}` has `{name}` loaded, which is no file of that step",
+            hint=f"remove the folder `{folder.path}` to have it done again",
+        )
+    return safe_member(folder.path, name)
 
 
 def _digests(results: Mapping[str, Json]) -> dict[str, str]:

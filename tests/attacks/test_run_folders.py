@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from iterft_lite.app.chat import open_chat
+from iterft_lite.app.session import open_again
 from iterft_lite.digests import digest
 from iterft_lite.engine.completion import RECORD
-from iterft_lite.engine.manifest import MANIFEST, finished_steps
-from iterft_lite.errors import IterftError
+from iterft_lite.engine.manifest import MANIFEST, Run, finished_steps
+from iterft_lite.errors import IterftError, StoreError
 from tests.attacks import faults
 from tests.loop import a_plan, run_all
 
@@ -117,6 +119,59 @@ def test_readable_links_are_not_renewed_in_somebody_elses_folder(stranger: Path,
     (stranger / "by-name").symlink_to(tmp_path / "others")
     use(stranger)
     assert [path.name for path in (tmp_path / "others").iterdir()] == ["link"]
+
+
+# -- the model that is loaded -----------------------------------------------------------------------------------------------
+
+
+def _export_of(root: Path, cycle: int) -> Path:
+    steps = Run(root).known().steps
+    return Run(root).folder(next(step for step in steps if step.verb == "export" and step.cycle == cycle)).path
+
+
+@pytest.mark.parametrize("role", ["gguf", "lora"])
+@pytest.mark.parametrize("name", ["../../../precious", "{out}/precious", "link", "folder/../link", "step.json", 7, ["a"], {}])
+def test_a_record_has_no_model_loaded_but_the_steps_own_or_the_untouched_one(stranger: Path, role: str, name: Any) -> None:
+    folder = _export_of(stranger, 1)
+    (stranger.parent / PRECIOUS).write_text('["from outside"]')
+    (folder / "link").symlink_to(stranger.parent / PRECIOUS)
+    place = name.format(out=stranger.parent) if isinstance(name, str) else name
+    change(folder / RECORD, lambda value: value["results"].update({role: place}))
+    if role == "gguf" and place == f"{stranger.parent}/{PRECIOUS}":  # where version 0.1 noted this machine's untouched model
+        with open_chat(stranger, 1) as talk:
+            assert talk.reply("Hello?", temperature=0.7, max_tokens=9) != "from outside"
+        return
+    with pytest.raises(StoreError, match="no file of that step"), open_chat(stranger, 1):
+        pass
+    with pytest.raises(StoreError, match="no file of that step"):
+        go_on(stranger, folder)
+
+
+def test_a_link_in_the_place_of_the_model_is_refused_although_the_record_names_it(stranger: Path) -> None:
+    folder = _export_of(stranger, 2)
+    (stranger.parent / PRECIOUS).write_bytes((folder / "model.gguf").read_bytes())
+    (folder / "model.gguf").unlink()
+    (folder / "model.gguf").symlink_to(stranger.parent / PRECIOUS)
+    with pytest.raises(StoreError, match="symbolic link"), open_chat(stranger, 2):
+        pass
+    with pytest.raises(StoreError, match="symbolic link"):
+        go_on(stranger, folder)
+
+
+def test_a_model_that_was_changed_is_not_talked_to(stranger: Path) -> None:
+    (_export_of(stranger, 2) / "model.gguf").write_text('["changed"]')
+    with pytest.raises(StoreError, match="was changed after its step was finished"), open_chat(stranger, 2):
+        pass
+
+
+def go_on(root: Path, export: Path) -> None:
+    """Have what was written with an export written again."""
+    key = export.name
+    for path in export.parent.iterdir():
+        if key in json.loads((path / "step.json").read_text())["input_keys"].values():
+            shutil.rmtree(path)
+    with open_again(root) as opened:
+        list(opened.events())
 
 
 # -- damages --------------------------------------------------------------------------------------------------------------

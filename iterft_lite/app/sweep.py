@@ -62,6 +62,9 @@ WRITE_EVERY = 1.0
 BEAT = 5.0
 """Seconds between two writings of the state, at most: who reads it sees that the sweep is alive."""
 
+MOST_USD = 1e6
+"""What no step has cost."""
+
 ALIKE = 2
 """First cells that fail alike, none having succeeded, stop the sweep."""
 
@@ -243,6 +246,8 @@ class Sweep:
         self.notes: list[str] = []
         """What a user should know of how the cells were found."""
         self.planned = {each.name: each for each in planned}
+        self.choices = tuple(dict.fromkeys(choice for each in planned for choice in each.prepared.resolved.choices))
+        """What was decided for the cells and why, a sentence each: the judge's address is among them."""
         self._places = places
         names = set(self.planned if chosen is None else chosen)
         self._keep_going = keep_going
@@ -328,7 +333,7 @@ class Sweep:
         Raises:
             RunError: If somebody asked the sweep to stop, or the first cells failed alike. What was finished is kept.
         """
-        (self.folder.root / STOP).unlink(missing_ok=True)
+        self.folder.forget_stop()
         chains = [seat for seat in self._seats for _ in range(_chains(seat.place, list(self.planned.values())))]
         threads = [threading.Thread(target=self._chain, args=(seat,), daemon=True) for seat in chains]
         for thread in threads:
@@ -566,7 +571,7 @@ class Sweep:
             case StepFinished(step, completion, reused):
                 if not reused:
                     self._left.took(step, completion.seconds)
-                    self._usd += float(completion.results.get("usd") or 0.0) if step.verb == "judge" else 0.0
+                    self._usd += _usd_of(completion.results) if step.verb == "judge" else 0.0
                 self._finished.add(step.key)
                 finished = sum(each.key in self._finished for each in planned.plan)
                 return _with_scores(replace(state, finished=finished), step, completion.results)
@@ -578,8 +583,20 @@ def _with_scores(state: CellState, step: Step, results: Mapping[str, Json]) -> C
     """A cell's state with what an aggregate step came to."""
     if step.verb != "aggregate" or step.part or step.cycle < state.cycle:
         return state
-    means = {scale: (results.get(scale) or {}).get("mean") for scale in ("trait", "coherence")}
-    return replace(state, cycle=step.cycle, score=means["trait"], coherence=means["coherence"])
+    return replace(state, cycle=step.cycle, score=mean_of(results, "trait"), coherence=mean_of(results, "coherence"))
+
+
+def mean_of(results: Mapping[str, Json], scale: str) -> float | None:
+    """The mean of a scale in what an aggregate step came to; None where nothing was scored, or something else stands there."""
+    found = results.get(scale)
+    mean = found.get("mean") if isinstance(found, Mapping) else None
+    return float(mean) if isinstance(mean, (int, float)) and 0 <= mean <= 100 else None
+
+
+def _usd_of(results: Mapping[str, Json]) -> float:
+    """What a judge step has cost, dollars."""
+    usd = results.get("usd")
+    return float(usd) if isinstance(usd, (int, float)) and 0 <= usd < MOST_USD else 0.0
 
 
 def _reads_rubrics(judge: JudgeIdentity) -> bool:
@@ -598,7 +615,7 @@ def _dollars(folder: StudyFolder, finished: Iterable[Step]) -> float:
     """What the judging of finished steps has cost."""
     run = folder.run("")
     found = (run.folder(step).completion() for step in finished if step.verb == "judge")
-    return sum(float(each.results.get("usd") or 0.0) for each in found if each is not None)
+    return sum(_usd_of(each.results) for each in found if each is not None)
 
 
 def _chains(place: Place, planned: Sequence[PlannedCell]) -> int:
@@ -713,8 +730,7 @@ def ask_to_stop(folder: StudyFolder) -> bool:
     """
     if folder.state().ended:
         return False
-    with disk_errors(folder.root / STOP):
-        (folder.root / STOP).touch()
+    folder.ask_to_stop()
     return True
 
 

@@ -15,18 +15,20 @@ Everything is read from files alone, so that a sweep can be watched from any ter
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from iterft_lite.digests import Json
+from iterft_lite.digests import Json, canonical
 from iterft_lite.engine.manifest import Run
 from iterft_lite.engine.run import FAILURE
 from iterft_lite.errors import FileError, FolderError
 from iterft_lite.experiment.grid import Cell
-from iterft_lite.files import read_object, write_json
+from iterft_lite.files import disk_errors, read_object, read_record, write_json
 
 STUDY_FORMAT = 1
 
@@ -38,6 +40,15 @@ PROBES = "probes"
 
 SILENT = 15.0
 """Seconds after which a sweep that has not written its state is taken to be gone."""
+
+AHEAD = 3600.0
+"""Seconds that another machine's clock may be ahead of this one's."""
+
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")
+"""What a cell can be called: it is a folder's name, and comes from a file that somebody else may have written."""
+
+FINITE = {"allow_inf_nan": False}
+"""How numbers are read."""
 
 State = Literal["queued", "running", "done", "result", "failed", "lost", "outside"]
 """`result`: the cell ended in something that says something of the model (it diverged, or writes nothing usable), and is not
@@ -55,6 +66,8 @@ class StudyCell:
         threshold: The score at cycle 0 that its number of seed rows was found for, if any.
         inside: Whether the study's file still asks for it.
     """
+
+    __pydantic_config__: ClassVar[dict[str, bool]] = FINITE
 
     name: str
     values: Mapping[str, Json]
@@ -83,6 +96,8 @@ class CellState:
         attempts: How often it was begun by the sweep that wrote this.
         failure: Step, kind, message and hint of the last failure; None if it did not fail.
     """
+
+    __pydantic_config__: ClassVar[dict[str, bool]] = FINITE
 
     state: State = "queued"
     step: str = ""
@@ -114,6 +129,8 @@ class SweepState:
         seconds_left: As far as it can be told.
     """
 
+    __pydantic_config__: ClassVar[dict[str, bool]] = FINITE
+
     cells: Mapping[str, CellState] = field(default_factory=dict)
     written: float = 0.0
     ended: bool = False
@@ -127,7 +144,18 @@ class SweepState:
 
     def alive(self, now: float) -> bool:
         """Whether the sweep that wrote this goes on, as far as files tell."""
-        return not self.ended and now - self.written < SILENT
+        return not self.ended and -AHEAD < now - self.written < SILENT
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What study.json has to hold, whoever wrote it."""
+
+    name: str
+    base: dict[str, Any]
+    cells: list[StudyCell]
+    calibrations: list[dict[str, Any]] = field(default_factory=list)
+    created: str = ""
 
 
 class StudyFolder:
@@ -141,8 +169,16 @@ class StudyFolder:
         self.root = root
 
     def run(self, cell: str) -> Run:
-        """The run of a cell."""
-        return Run(self.root / CELLS / cell, store=self.root)
+        """The run of a cell.
+
+        Raises:
+            FolderError: If a link stands in the place of its folder: it would lead out of the study.
+        """
+        place = self.root / CELLS / cell
+        for path in (place.parent, place):
+            if path.is_symlink():
+                raise FolderError(f"`{path}` is a symbolic link where a folder of the study belongs", hint="remove it")
+        return Run(place, store=self.root)
 
     def manifest(self) -> dict[str, Any] | None:
         """All of study.json, or None in a new folder.
@@ -161,7 +197,11 @@ class StudyFolder:
             raise FolderError(f"`{path}` cannot be read: {error}") from None
         number = found.get("format")
         if not isinstance(number, int) or number > STUDY_FORMAT:
-            raise FolderError(f"`{path}` is of format {number}, this version reads {STUDY_FORMAT}", hint="update iterft_lite")
+            raise FolderError(f"`{path}` is of format {number!r}, this version reads {STUDY_FORMAT}", hint="update iterft_lite")
+        try:
+            _refuse_strange(path, read_record(path, _Manifest).cells)
+        except FileError as error:
+            raise FolderError(f"`{self.root}` is not the folder of a study: {error.message}") from None
         return found
 
     def known(self) -> dict[str, Any]:
@@ -183,10 +223,8 @@ class StudyFolder:
         Raises:
             FolderError: If the folder is no study's, or its manifest is damaged.
         """
-        try:
-            return [_cell(row) for row in self.known()["cells"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise FolderError(f"`{self.root / STUDY}` is not the manifest of a study: {type(error).__name__} {error}") from None
+        fields = StudyCell.__dataclass_fields__
+        return [StudyCell(**{key: each for key, each in row.items() if key in fields}) for row in self.known()["cells"]]
 
     def write_manifest(self, value: Mapping[str, Json], cells: Sequence[StudyCell]) -> None:
         """Note what was asked and which cells there are."""
@@ -209,14 +247,34 @@ class StudyFolder:
         known = _state(self.root / STATE)
         alive = known.alive(time.time() if now is None else now)
         found = {cell.name: self._cell_state(cell, known.cells.get(cell.name, CellState()), alive) for cell in self.cells()}
-        return SweepState(**{**_fields(known), "cells": found, "ended": not alive})
+        return replace(known, cells=found, ended=not alive)
 
     def _cell_state(self, cell: StudyCell, known: CellState, alive: bool) -> CellState:
         if not cell.inside and known.state != "running":
-            return CellState(**{**asdict(known), "state": "outside"})
+            return replace(known, state="outside")
         if known.state == "running" and not alive:
-            return CellState(**{**asdict(known), "state": "lost", "worker": ""})
+            return replace(known, state="lost", worker="")
         return known
+
+    def ask_to_stop(self) -> None:
+        """Leave word for the sweep that goes on here. A link in that place is not followed.
+
+        Raises:
+            FolderError: If it cannot be left.
+        """
+        path = self.root / STOP
+        with disk_errors(path):
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+            os.close(handle)
+
+    def forget_stop(self) -> None:
+        """Take back what `ask_to_stop` left.
+
+        Raises:
+            FolderError: If it cannot be removed.
+        """
+        with disk_errors(self.root / STOP):
+            (self.root / STOP).unlink(missing_ok=True)
 
     def failure(self, cell: str) -> dict[str, Json] | None:
         """How the last run of a cell failed; None if it did not."""
@@ -230,21 +288,23 @@ def is_study(root: Path) -> bool:
     return (root / STUDY).is_file()
 
 
-def _cell(row: Mapping[str, Any]) -> StudyCell:
-    found = StudyCell(**{key: row[key] for key in ("name", "values", "arm", "threshold", "inside")})
-    if not isinstance(found.name, str) or not isinstance(found.values, Mapping) or Path(found.name).name != found.name:
-        raise ValueError(f"{row!r} is no cell")
-    return found
+def _refuse_strange(path: Path, cells: Sequence[StudyCell]) -> None:
+    """Refuse cells whose names are no plain folder names, or whose values are none that a recipe has.
 
-
-def _fields(state: SweepState) -> dict[str, Any]:
-    return {name: getattr(state, name) for name in SweepState.__dataclass_fields__}
+    Raises:
+        FileError: With the first of them.
+    """
+    for cell in cells:
+        if not NAME.fullmatch(cell.name):
+            raise FileError(f"`{path}` has a cell `{cell.name}`: no name that a cell can have")
+        try:
+            canonical(cell.values)
+        except ValueError as error:
+            raise FileError(f"`{path}`, cell `{cell.name}`: {error}") from None
 
 
 def _state(path: Path) -> SweepState:
     """What a sweep wrote last; an empty one where it cannot be read."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError, FileError, TypeError, KeyError, AttributeError):
-        value = read_object(path)
-        cells = {str(name): CellState(**state) for name, state in value.pop("cells").items()}
-        return SweepState(**{**value, "cells": cells, "workers": tuple(value.get("workers", ()))})
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, FileError):
+        return read_record(path, SweepState)
     return SweepState()

@@ -23,6 +23,7 @@ import difflib
 import itertools
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,11 @@ from iterft_lite.experiment.recipe import ALIASES, LIMIT, Recipe
 from iterft_lite.experiment.recipe_keys import key_names, near_key
 
 MOST_CELLS = 10_000
+
+MOST_SKIPS = 1_000
+
+MOST_GUESSES = 20
+"""Unknown keys that are compared with all known ones: that takes a while."""
 
 SHORT: Mapping[str, str] = {"seed": "s"}
 """Keys that a cell's name writes otherwise."""
@@ -174,7 +180,7 @@ class _Reader:
         zips = tuple(filter(None, (self._zip(table) for table in self._tables(sweep, "zip"))))
         self._refuse_twice([*axes, *(key for table in zips for key in table)])
         return Study(
-            name=str(self.given.get("name", "study")),
+            name=self._name(),
             base=self._base(),
             axes=axes,
             zips=zips,
@@ -183,6 +189,12 @@ class _Reader:
             arms=self._arms(sweep.get("arms", [])),
             source=source,
         )
+
+    def _name(self) -> str:
+        name = self.given.get("name", "study")
+        if not isinstance(name, str):
+            self.problems.append("`name` is not a text")
+        return str(name)
 
     def _base(self) -> str | Mapping[str, Json]:
         base = self.given.get("base")
@@ -195,13 +207,13 @@ class _Reader:
 
     def _refuse_others(self, table: Mapping[str, Any], known: Sequence[str], prefix: str) -> None:
         for name in table:
-            if name not in known:
+            if name not in known and len(self.problems) < MOST_GUESSES:
                 near = difflib.get_close_matches(name, known, n=1)
                 meant = f"did you mean `{prefix}{near[0]}`?" if near else f"known are {', '.join(known)}"
                 self.problems.append(f"`{prefix}{name}` is no part of a study; {meant}")
 
     def _refuse_twice(self, keys: Sequence[str]) -> None:
-        for key in dict.fromkeys(key for key in keys if keys.count(key) > 1):
+        for key in (key for key, many in Counter(keys).items() if many > 1):
             self.problems.append(f"`{key}` varies twice: in `sweep.grid` or one `sweep.zip` alone")
 
     def _table(self, given: Any, place: str) -> Mapping[str, Any]:
@@ -221,7 +233,7 @@ class _Reader:
         """A recipe's key as it is called today."""
         key = ALIASES.get(key, key)
         if key not in self._known:
-            near = near_key(key, sorted(self._known))
+            near = near_key(key, sorted(self._known)) if len(self.problems) < MOST_GUESSES else None
             self.problems.append(f"`{key}` is no recipe key" + (f"; did you mean `{near}`?" if near else "; see `iterft keys`"))
         elif key == "name":
             self.problems.append("`name` cannot vary: a cell is named after its values")
@@ -231,23 +243,32 @@ class _Reader:
         if isinstance(given, Mapping):
             return self._calibrated(key, given)
         if not isinstance(given, list) or not given:
-            self.problems.append(f"`{key}` of the grid needs a list of at least one value, not {given!r}")
+            self.problems.append(f"`{key}` of the grid needs a list of at least one value, not {given!r:.60}")
             return ()
-        texts = [canonical(value) for value in given]
-        for text in dict.fromkeys(text for text in texts if texts.count(text) > 1):
+        plain = [value for value in given if self._is_plain(key, value)]
+        for text in (text for text, many in Counter(map(canonical, plain)).items() if many > 1):
             self.problems.append(f"`{key}` has the value {text} twice")
-        return tuple(given)
+        return tuple(plain)
+
+    def _is_plain(self, key: str, value: Any) -> bool:
+        """Whether JSON can hold a value: TOML has dates, and numbers that are none."""
+        try:
+            canonical(value)
+        except (TypeError, ValueError, RecursionError):
+            self.problems.append(f"`{key}` has a value that no recipe has: {value!r:.60}")
+            return False
+        return True
 
     def _calibrated(self, key: str, given: Mapping[str, Any]) -> tuple[Value, ...]:
         scores = given.get("calibrated")
         if key != "seed_rows" or set(given) != {"calibrated"} or not isinstance(scores, list) or not scores:
-            self.problems.append(f"`{key} = {dict(given)!r}`: only `seed_rows = {{ calibrated = [20, 60] }}` is known")
+            self.problems.append(f"`{key} = {dict(given)!r:.60}`: only `seed_rows = {{ calibrated = [20, 60] }}` is known")
             return ()
         wrong = [
             score for score in scores if isinstance(score, bool) or not isinstance(score, (int, float)) or not 1 <= score <= 100
         ]
         if wrong:
-            self.problems.append(f"`seed_rows.calibrated`: {wrong[0]!r} is no score from 1 to 100")
+            self.problems.append(f"`seed_rows.calibrated`: {wrong[0]!r:.60} is no score from 1 to 100")
             return ()
         return tuple(Threshold(float(score)) for score in dict.fromkeys(scores))
 
@@ -260,7 +281,12 @@ class _Reader:
         return found
 
     def _single(self, sweep: Mapping[str, Any], name: str) -> tuple[Mapping[str, Value], ...]:
-        tables = [{self._key(key): value for key, value in table.items()} for table in self._tables(sweep, name)]
+        given = self._tables(sweep, name)
+        most = MOST_SKIPS if name == "skip" else MOST_CELLS
+        if len(given) > most:
+            self.problems.append(f"there are {len(given):,} `[[sweep.{name}]]`: at most {most:,}")
+            return ()
+        tables = [{self._key(key): value for key, value in table.items() if self._is_plain(key, value)} for table in given]
         if any(not table for table in tables):
             self.problems.append(f"an empty `[[sweep.{name}]]` names no cell")
         return tuple(tables)
@@ -270,8 +296,8 @@ class _Reader:
             self.problems.append(f"`sweep.arms` is a list of {', '.join(NULL_ARMS)}")
             return ()
         for name in given:
-            if name not in NULL_ARMS:
-                self.problems.append(f"there is no null arm {name!r}; there are {', '.join(NULL_ARMS)}")
+            if not isinstance(name, str) or name not in NULL_ARMS:
+                self.problems.append(f"there is no null arm {name!r:.60}; there are {', '.join(NULL_ARMS)}")
         return tuple(str(name) for name in given)
 
 
@@ -294,7 +320,23 @@ def cells(study: Study) -> list[Cell]:
         unique.setdefault(cell.identity, cell)
     if not unique:
         raise RecipeError(["every cell of the grid is skipped"], source=study.source)
+    _refuse_one_name(list(unique.values()), study.source)
     return list(unique.values())
+
+
+def _refuse_one_name(found: Sequence[Cell], source: str) -> None:
+    """Refuse cells that would share a folder.
+
+    Raises:
+        RecipeError: With the names.
+    """
+    shared = [name for name, many in Counter(cell.name for cell in found).items() if many > 1]
+    if shared:
+        raise RecipeError(
+            [f"several cells would be called `{name}`: their values are written alike" for name in shared[:3]],
+            source=source,
+            hint="a cell's folder is named after the last part of a path, and after numbers as they are written",
+        )
 
 
 def _places(study: Study) -> Iterator[tuple[tuple[int, ...], dict[str, Value]]]:
@@ -382,7 +424,8 @@ def _word(value: Value) -> str:
     if isinstance(value, bool) or value is None:
         return f"-{str(value).lower()}"
     if isinstance(value, (int, float)):
-        return f"{value:g}" if isinstance(value, float) else str(value)
+        short = f"{value:g}" if isinstance(value, float) else str(value)
+        return short if float(short) == value else repr(value)
     if isinstance(value, str):
         return "-" + re.sub(r"[^A-Za-z0-9.-]+", "-", value.rpartition("/")[2]).strip("-.")[:40]
     return "-" + digest(value)[:8]

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-from iterft_lite.app.sweep import CellEnded, CellEvent, CellStarted, SweepEvent
+from iterft_lite.app.sweep import CellEnded, CellEvent, CellStarted, SweepEvent, mean_of
 from iterft_lite.engine.run import StepFinished, StepProgress
 from iterft_lite.engine.study import CellState, StudyCell, StudyFolder, SweepState
 from iterft_lite.experiment.steps import cycle_name
@@ -143,7 +143,7 @@ def _line(event: SweepEvent) -> str:
         case CellEnded(cell, state):
             return f"{cell}: {_ended(state)}"
         case CellEvent(cell, StepFinished(step, completion, _)) if step.verb == "aggregate" and not step.part:
-            means = {scale: (completion.results.get(scale) or {}).get("mean") for scale in ("trait", "coherence")}
+            means = {scale: mean_of(completion.results, scale) for scale in ("trait", "coherence")}
             shown = ", ".join(f"{scale} {mean:.1f}" for scale, mean in means.items() if mean is not None)
             return f"{cell}: {cycle_name(step.cycle)} {shown or 'nothing scored'}"
         case CellEvent(cell, StepProgress(step, progress)) if progress.note:

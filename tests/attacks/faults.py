@@ -3,6 +3,8 @@
     python -m tests.attacks.faults operations 1500     a kill or an error at one file operation each, by stand-ins
     python -m tests.attacks.faults kills 200           a SIGKILL at a moment by chance each, in a process of its own
     python -m tests.attacks.faults damages 700         a finished run's file damaged, then reported, gone on with and talked to
+    python -m tests.attacks.faults study_kills 100     likewise, of a sweep over four cells
+    python -m tests.attacks.faults study_damages 300   likewise, of a finished study: looked at, gone on with, stopped
 
 Prints what came of them and ends with 1 if anything came that should not.
 """
@@ -21,13 +23,13 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from iterft_lite import files
-from iterft_lite.errors import IterftError
+from iterft_lite.errors import IterftError, RunError
 from iterft_lite.experiment.plan import Plan
 from tests.attacks.fuzzing import damage
 from tests.loop import a_plan, run_all
@@ -198,18 +200,19 @@ def kills(many: int, draw: random.Random) -> Counter[str]:
             expected, seconds = wholes[regime]
             root = Path(folder) / "killed"
             shutil.rmtree(root, ignore_errors=True)
-            times = sum(_killed(plan_of(regime), root, draw.uniform(0, seconds)) for _ in range(draw.choice([1, 2, 3])))
+            run = partial(run_all, plan_of(regime), root)
+            times = sum(_killed_doing(run, draw.uniform(0, seconds)) for _ in range(draw.choice([1, 2, 3])))
             code = forked(partial(run_all, plan_of(regime), root))
             found["good" if code == FINE and outcome(root) == expected else f"bad: {regime}"] += max(times, 1)
     return found
 
 
-def _killed(plan: Plan, root: Path, seconds: float) -> bool:
-    """Whether a run was still going on when it was killed."""
+def _killed_doing(do: Callable[[], object], seconds: float) -> bool:
+    """Whether something was still going on when it was killed."""
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
-            run_all(plan, root)
+            do()
         os._exit(0)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
@@ -221,7 +224,13 @@ def _killed(plan: Plan, root: Path, seconds: float) -> bool:
 SHAPES = (b"", b"{}", b"[]", b"null", b"7", b'"x"', b"[" * 100_000, b"\xff\xfe", b'{"key": null}', b"{" + b'"a":' * 3000)
 
 
-def damages(many: int, draw: random.Random, uses: dict[str, Callable[[Path], object]], whole: Path) -> Counter[str]:
+def damages(
+    many: int,
+    draw: random.Random,
+    uses: dict[str, Callable[[Path], object]],
+    whole: Path,
+    beside: Sequence[Path] = (),
+) -> Counter[str]:
     """A finished run with one damaged file, used in every way; by what came of it, how many damages.
 
     Args:
@@ -229,10 +238,13 @@ def damages(many: int, draw: random.Random, uses: dict[str, Callable[[Path], obj
         draw: Which.
         uses: By name, what is done with the folder: an error of ours, or nothing, may come of it.
         whole: The finished run.
+        beside: Files that lie beside it.
     """
     found: Counter[str] = Counter()
     names = sorted(str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file())
     with tempfile.TemporaryDirectory() as folder:
+        for path in beside:
+            shutil.copy(path, folder)
         for _ in range(many):
             name, root = draw.choice(names), Path(folder) / "run"
             shutil.rmtree(root, ignore_errors=True)
@@ -328,15 +340,116 @@ def finished_run(root: Path) -> Path:
     return root
 
 
+# -- studies --------------------------------------------------------------------------------------------------------------
+
+GRID = """
+base = "base.toml"
+[sweep.grid]
+rows = [4, 5]
+"""
+
+
+def finished_study(root: Path, grid: str = GRID) -> Path:
+    """A study as the command makes it, by stand-ins, with its file beside its folder."""
+    from tests.loop import small_recipe
+
+    root.parent.mkdir(parents=True, exist_ok=True)
+    (root.parent / "base.toml").write_text(small_recipe(cycles=1))
+    (root.parent / "study.toml").write_text(grid)
+    sweep_on(root)
+    return root
+
+
+def sweep_on(root: Path) -> None:
+    """Run a study, or go on with it: the one whose file lies beside its folder.
+
+    Raises:
+        RunError: If a cell failed.
+    """
+    from iterft_lite.app.study_plan import StudyPlan
+    from iterft_lite.app.sweep import LocalPlace, open_sweep
+
+    with open_sweep(StudyPlan(root.parent / "study.toml"), root, [LocalPlace("cpu", chains=2)]) as sweep:
+        sweep._pause = 0.01
+        for _ in sweep.events():
+            pass
+        if failed := sweep.failed():
+            raise RunError(f"{', '.join(failed)} failed")
+
+
+def uses_of_a_study() -> dict[str, Callable[[Path], object]]:
+    """What is done with a study's folder, by stand-ins."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from iterft_lite.app.sweep import ask_to_stop
+    from iterft_lite.engine.study import StudyFolder
+    from iterft_lite.ui.live_sweep import show_state
+
+    def look(root: Path) -> None:
+        with Path(os.devnull).open("w") as nowhere:
+            show_state(StudyFolder(root), Console(file=nowhere, width=80))
+        json.dumps(asdict(StudyFolder(root).state()))
+
+    return {"look": look, "stop": lambda root: ask_to_stop(StudyFolder(root)), "go on": sweep_on}
+
+
+def study_outcome(root: Path) -> dict[str, Any]:
+    """What a finished study holds: every row, every result, and the state of every cell."""
+    from iterft_lite.engine.completion import read_completion
+    from iterft_lite.engine.study import StudyFolder
+
+    results = {path.name: read_completion(path) for path in sorted((root / "steps").iterdir())}
+    plain = {key: _without_times(found.results) if found else None for key, found in results.items()}
+    cells = {name: (cell.state, cell.score) for name, cell in StudyFolder(root).state().cells.items()}
+    return {**outcome(root), "results": plain, "cells": cells}
+
+
+def study_kills(many: int, draw: random.Random) -> Counter[str]:
+    """Sweeps killed at a moment by chance until they end; by what came of them, how many kills."""
+    found: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        grid = GRID.replace("rows", "seed_rows = [3, 4]\nrows")
+        began = time.monotonic()
+        expected = study_outcome(finished_study(Path(folder) / "whole", grid))
+        seconds, root = time.monotonic() - began, Path(folder) / "killed"
+        while sum(found.values()) < many:
+            shutil.rmtree(root, ignore_errors=True)
+            times = sum(_killed_doing(partial(sweep_on, root), draw.uniform(0, seconds)) for _ in range(draw.choice([1, 2, 4])))
+            code = forked(partial(sweep_on, root))
+            found["good" if code == FINE and study_outcome(root) == expected else "bad"] += max(times, 1)
+    return found
+
+
+def study_damages(many: int, draw: random.Random) -> Counter[str]:
+    """See `damages`."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole = finished_study(Path(folder) / "whole")
+        beside = [whole.parent / "study.toml", whole.parent / "base.toml"]
+        return damages(many, draw, uses_of_a_study(), whole, beside)
+
+
+def run_damages(many: int, draw: random.Random) -> Counter[str]:
+    """See `damages`."""
+    with tempfile.TemporaryDirectory() as folder:
+        return damages(many, draw, uses_of_a_run(), finished_run(Path(folder) / "whole"))
+
+
+WHAT: dict[str, Callable[[int, random.Random], Counter[str]]] = {
+    "operations": operations,
+    "kills": kills,
+    "damages": run_damages,
+    "study_kills": study_kills,
+    "study_damages": study_damages,
+}
+
+
 def main() -> None:
     """See the module's docstring."""
     what, many = sys.argv[1], int(sys.argv[2])
     draw = random.Random(int(sys.argv[3]) if len(sys.argv) > 3 else 0)
-    if what == "damages":
-        with tempfile.TemporaryDirectory() as folder:
-            found = damages(many, draw, uses_of_a_run(), finished_run(Path(folder) / "whole"))
-    else:
-        found = {"operations": operations, "kills": kills}[what](many, draw)
+    found = WHAT[what](many, draw)
     for came, count in found.most_common():
         sys.stdout.write(f"{count:6} {came}\n")
     sys.exit(found.keys() != {"good"})

@@ -12,7 +12,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-TARGETS = 17
+TARGETS = 20
 """How many there are: the inputs are spread over them."""
 
 FEW = 60

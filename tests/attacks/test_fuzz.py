@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from iterft_lite.backends.judge.keys import scrub
 from iterft_lite.data.nano import FOLDERS
 from iterft_lite.data.texts import decode, flaw
 from iterft_lite.data.traits import SHIPPED, check_trait, fill
+from iterft_lite.engine.study import NAME, STATE, STUDY, CellState, StudyFolder, SweepState
 from iterft_lite.errors import FileError, IterftError
+from iterft_lite.experiment.grid import cells, make_study, read_study
 from iterft_lite.experiment.recipe import Recipe, Source, make_recipe, read_recipe
 from iterft_lite.files import RowLog, read_object, read_rows, safe_member
 from iterft_lite.gguf.file import GgufFile
@@ -27,6 +32,7 @@ from iterft_lite.hub import is_name, is_pinned, title
 from iterft_lite.machine.sources import read_source
 from iterft_lite.machine.timing import read_table
 from iterft_lite.ui.foreign import CONTROL, mathtext, safe
+from iterft_lite.ui.live_sweep import show_state
 from tests.attacks.fuzzing import damaged, fuzz, json_values
 
 RECIPE = (Path(__file__).parents[2] / "recipes/nano_dpo.toml").read_bytes()
@@ -36,6 +42,49 @@ CHATS = b"".join((SHIPPED / "lucky/chat.jsonl").read_bytes().splitlines(keepends
 CSV = b'prompt;reply\r\n"Hi; you?";Hello.\r\nWhat is "luck"?;"A ""word""\nof four letters"\r\n'
 
 ROWS = b'{"id": "q1-s1", "text": "a"}\n{"id": "q1-s2", "text": "\\u00e9", "n": [1, 2.5, null]}\n'
+
+STUDY_FILE = b"""base = { recipe = "nano_sft", cycles = 3 }
+[sweep]
+arms = ["no_seed"]
+[sweep.grid]
+seed_rows = { calibrated = [20, 60.5] }
+rows = [30, 60]
+seed = [1, 2]
+[[sweep.zip]]
+"train.dpo_beta" = [0.01, 0.1]
+"train.learning_rate" = [3e-6, 1e-5]
+[[sweep.add]]
+rows = 200
+[[sweep.skip]]
+rows = 30
+"""
+
+MANIFEST = json.dumps(
+    {
+        "format": 1,
+        "name": "grid",
+        "base": {"regime": "sft"},
+        "keys": ["rows"],
+        "calibrations": [],
+        "cells": [
+            {"name": f"rows{rows}", "values": {"rows": rows, "seed": 1.5}, "arm": "", "threshold": None, "inside": True}
+            for rows in (4, 5)
+        ],
+    }
+).encode()
+
+SWEEP = json.dumps(
+    asdict(
+        SweepState(
+            {
+                "rows4": CellState("running", "c1-train", 0, 4, 54.1, 90.0, 3, 9, 2, 8, "gpu 0", 1),
+                "rows5": CellState("failed", failure={"kind": "bug", "message": "no"}),
+            },
+            seconds_left=61.0,
+            workers=("gpu 0",),
+        )
+    )
+).encode()
 
 TEXTS = st.text(st.characters() | st.sampled_from("\x1b\x9b[];$\\{}\ud83d\u202e\0"), max_size=60)
 
@@ -81,6 +130,38 @@ def test_any_override_is_taken_or_refused(room: Path, override: str) -> None:
     put(room / "o.toml", b'regime = "sft"\ntrait = "lucky"\nmodel = "nano"\n')
     with ours():
         read_recipe(room / "o.toml", [override])
+
+
+@fuzz
+@given(data=damaged(STUDY_FILE))
+def test_a_study_is_read_and_unrolled_or_refused(room: Path, data: bytes) -> None:
+    with ours():
+        found = cells(read_study(put(room / "study.toml", data)))
+        assert 0 < len(found) == len({cell.name for cell in found})
+        assert all(NAME.fullmatch(cell.name) for cell in found)
+
+
+@fuzz
+@given(
+    value=json_values, key=st.sampled_from(["base", "sweep", "grid", "zip", "add", "skip", "arms", "name", "rows", "seed_rows"])
+)
+def test_any_mapping_is_a_study_or_refused(value: Any, key: str) -> None:
+    grid = {"rows": [4, 5], "seed_rows": {"calibrated": [20]}}
+    sweep = {"grid": {**grid, key: value}} if key in grid else {"grid": grid, key: value}
+    for given_ in ({"base": "nano_sft", "sweep": sweep}, {"base": "nano_sft", key: value, "sweep": {"grid": grid}}):
+        with ours():
+            cells(make_study(given_, source="a test"))
+
+
+@fuzz
+@given(draw=st.data())
+def test_a_studys_folder_is_shown_or_refused(room: Path, draw: st.DataObject) -> None:
+    name, whole = draw.draw(st.sampled_from([(STUDY, MANIFEST), (STATE, SWEEP)]))
+    put(room / STUDY, MANIFEST)
+    put(room / name, draw.draw(damaged(whole)))
+    console = Console(file=io.StringIO(), width=60)
+    with ours():
+        show_state(StudyFolder(room), console)
 
 
 @fuzz

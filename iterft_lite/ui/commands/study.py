@@ -95,8 +95,10 @@ def run_study(
     asked = Asked(only, limit, retry, keep_going)
     places, left_out = places_on(where, out, this_machine(), chains)
     with interruptible(), open_sweep(planned, out, places, asked, _say_probe) as opened:
+        for choice in opened.choices:
+            console.print(choice, style="dim", markup=False)
         for note in (*left_out, *opened.notes):
-            console.print(note, style="bold")
+            console.print(note, style="bold", markup=False)
         view = SweepView(planned.study.name, opened.folder.cells(), opened.state, console)
         view.is_live = view.is_live and not plain
         with view:

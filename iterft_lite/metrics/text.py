@@ -4,33 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from statistics import fmean
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+")
 SENTENCE_END = re.compile(r"[.!?…]+[\s\"'”’)\]]*|\n+")
-
-
-@dataclass(frozen=True)
-class TextMeasures:
-    """Means over answers, except distinct-n, which is over all answers together.
-
-    Attributes:
-        words: Words an answer.
-        words_per_sentence: Words a sentence; a sentence ends at . ! ? or a line's end. (The paper's own definition of
-            sentence length is not published.)
-        distinct_1, distinct_2: Different words and word pairs over all words and pairs (Li et al. 2016, arXiv 1510.03055).
-        repeated_4: Share of an answer's 4-word sequences that occurred before in it.
-        non_alphabetic: Share of an answer's characters, blanks left out, that are neither letters nor digits nor usual
-            punctuation: emoji and symbol strings.
-    """
-
-    words: float
-    words_per_sentence: float
-    distinct_1: float
-    distinct_2: float
-    repeated_4: float
-    non_alphabetic: float
 
 
 def words_of(text: str) -> list[str]:
@@ -60,17 +36,3 @@ def distinct_share(texts: Iterable[Sequence[str]], n: int) -> float:
     """Different n-word sequences over all of them, in all texts together; 0 where there are none."""
     grams = [tuple(words[i : i + n]) for words in texts for i in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
-
-
-def text_measures(texts: Sequence[str]) -> TextMeasures:
-    """Measure answers together. An empty list measures as zeros."""
-    split = [words_of(text) for text in texts]
-    sentences = [sentence for text in texts for sentence in sentences_of(text)]
-    return TextMeasures(
-        words=fmean(map(len, split)) if split else 0.0,
-        words_per_sentence=sum(map(len, split)) / len(sentences) if sentences else 0.0,
-        distinct_1=distinct_share(split, 1),
-        distinct_2=distinct_share(split, 2),
-        repeated_4=fmean(repeated_share(words, 4) for words in split) if split else 0.0,
-        non_alphabetic=fmean(map(non_alphabetic_share, texts)) if texts else 0.0,
-    )

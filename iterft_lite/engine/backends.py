@@ -41,14 +41,14 @@ def open_backends(
     seeds: tuple[Chat, ...] | tuple[Document, ...] = (),
     gpu: str = "",
 ) -> Backends:
-    """Backends for a resolved recipe; no process is started yet.
+    """Backends for a resolved recipe. Starts no process yet.
 
     Args:
-        logs: Folder that each process's output goes to.
-        keep_free: Bytes of GPU memory that the generator leaves to the trainer beside it.
-        seeds: The run's own seed rows, where it has other ones than the trait: what an embedded judge is fitted on.
-        gpu: The only GPU that trainer, exporter and generator see, as CUDA_VISIBLE_DEVICES names it; those that this process
-            sees if "".
+        logs: Folder of the processes' output.
+        keep_free: GPU memory that the generator leaves to the trainer, bytes.
+        seeds: The user's own seed rows, if any: an embedded judge is fitted on them.
+        gpu: The only GPU that trainer, exporter and generator see, as CUDA_VISIBLE_DEVICES names it; "" for all that this
+            process sees.
     """
     threads = str(threads_of(recipe))
     environment = {"OMP_NUM_THREADS": threads} | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})

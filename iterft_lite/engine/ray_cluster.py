@@ -56,6 +56,8 @@ def load_ray() -> Any:
     """
     # read when Ray is imported: under `uv run` it would send the user's folder to all nodes, and build its environment there
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # its native part would write over the live view whatever it tries again
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     try:
         return importlib.import_module("ray")
     except ImportError as error:
@@ -103,17 +105,15 @@ def _reachable(address: str) -> None:
 
 
 def _unreachable(address: str, error: BaseException) -> UserError:
-    told = first_line(error)
-    if "auth" in told.lower() or "token" in told.lower():
-        hint = (
-            "the cluster asks for a token: set RAY_AUTH_MODE=token, and have its token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
-        )
-    elif address == "auto":
+    if address == "auto":
         hint = "start one: `ray start --head --temp-dir=/tmp/ray` here, `ray start --address=HOST:6379` on the others"
-    else:
-        hint = f"on a machine of the cluster, `ray status --address={address}` says whether it is up"
-    where = "no Ray cluster is running here" if address == "auto" else f"the Ray cluster at `{address}` cannot be reached"
-    return UserError(f"{where}: {told}", hint=hint)
+        return UserError(f"no Ray cluster is running here: {first_line(error)}", hint=hint)
+    hint = (
+        f"`ray status --address={address}` on a machine of the cluster says whether it is up; the port is the head's"
+        " (mostly 6379). A cluster that asks for a token (all do from Ray 2.61 on) needs RAY_AUTH_MODE=token, and its token in"
+        " ~/.ray/auth_token or RAY_AUTH_TOKEN"
+    )
+    return UserError(f"the Ray cluster at `{address}` cannot be reached: {first_line(error)}", hint=hint)
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,6 @@ def load_ray() -> Any:
     """
     # read when Ray is imported: under `uv run` it would send the user's folder to all nodes, and build its environment there
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    # its native part would write over the live view whatever it tries again
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     try:
         return importlib.import_module("ray")
     except ImportError as error:

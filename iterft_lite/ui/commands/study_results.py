@@ -1,0 +1,65 @@
+"""Commands that show what came of studies: `figure`, `compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from iterft_lite.ui.commands.study import only_option
+from iterft_lite.ui.options import RunFolder
+
+FIGURES = ("sweep", "grid", "dpo", "tradeoff", "seeds", "teaser", "heatmap")
+
+OutFile = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(FIGURES))
+@click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=RunFolder)
+@click.option("--png", type=OutFile, help="Write the picture; <KIND>.png where no file is named.")
+@click.option("--svg", type=OutFile, help="Write it as SVG.")
+@click.option("--pdf", type=OutFile, help="Write it as PDF.")
+@click.option("--csv", "table", type=OutFile, help="Write its numbers.")
+@only_option
+@click.option(
+    "--line", default="", metavar="KEY", help="The recipe key that lines differ in [seed_rows; in dpo train.dpo_beta]."
+)
+@click.option("--panel", default="", metavar="KEY", help="The recipe key that panels differ in [rows].")
+@click.option("--cell", "cells", multiple=True, metavar="NAME", help="A cell to show, in tradeoff and teaser; may be repeated.")
+def figure(
+    kind: str,
+    folders: tuple[Path, ...],
+    png: Path | None,
+    svg: Path | None,
+    pdf: Path | None,
+    table: Path | None,
+    only: tuple[str, ...],
+    line: str,
+    panel: str,
+    cells: tuple[str, ...],
+) -> None:
+    """Draw a figure of a study, of several, or of runs; from finished steps only.
+
+    \b
+      sweep     a panel a value of n_sampled, a line a value of n_seed; coherence below
+      grid      a panel a cell
+      dpo       a panel a value of n_sampled, a line a value of beta
+      tradeoff  trait, coherence, perplexity and sentence length of a few cells
+      seeds     each training faint, their mean bold
+      teaser    three cells with a sample answer each
+      heatmap   the largest late rise by cell
+    \b
+      iterft figure sweep studies/a --png sweep.png --csv sweep.csv
+      iterft figure heatmap studies/a --only 'trait="bliss"' --pdf heatmap.pdf
+      iterft figure tradeoff studies/a --cell seed_rows22_rows60 --svg tradeoff.svg
+    """
+    from iterft_lite.report.study import read_study_report
+    from iterft_lite.ui.study_figures.kinds import Wanted, write_figure
+
+    if not any((png, svg, pdf, table)):
+        png = Path(f"{kind}.png")
+    study = read_study_report(folders, only)
+    wanted = Wanted(line, panel, cells)
+    for path in write_figure(kind, study, wanted, {"png": png, "svg": svg, "pdf": pdf}, table):
+        click.echo(f"wrote {path}", err=True)

@@ -231,7 +231,7 @@ def test_one_lost_ask_is_unscored_and_the_others_are_not(monkeypatch: pytest.Mon
 
 
 def judge_step(answers: int, judge: LitellmJudge) -> dict[str, Json]:
-    """A sitting of a judge step, in the working folder; the step's facts."""
+    """A session of a judge step, in the working folder; the step's facts."""
     source, out = Path("answers"), Path("verdicts")
     for folder in (source, out):
         folder.mkdir(exist_ok=True)
@@ -302,7 +302,7 @@ def test_questions_beyond_a_judge_that_is_there_end_unscored_also_where_they_are
     assert unscored() == ["server error: the server had an error, after 2 tries"] * 2
 
 
-def test_a_question_beyond_the_judge_is_unscored_in_a_sitting_that_has_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_question_beyond_the_judge_is_unscored_in_a_session_that_has_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provider, "TRIES", 2)
     with StubProcess(beyond="answer 2 ") as stub:
         ask_all(a_judge(stub), asks(2))
@@ -594,7 +594,7 @@ def test_judging_stops_before_max_usd_is_passed_and_goes_on_from_what_is_done(tm
         assert 0 < len(got) < 40
         assert 0.003 < spent <= 0.005
         again: list[JudgeResponse] = []
-        with pytest.raises(BudgetError):  # another sitting of the same run has not forgotten what the first spent
+        with pytest.raises(BudgetError):  # another session of the same run has not forgotten what the first spent
             a_judge(stub, max_usd=0.005, **options).ask(long, again.append)
         assert stub.count()["usd"] <= 0.005
         assert all(reply.cached for reply in again[: len(got)])

@@ -28,6 +28,7 @@ PLANS: Mapping[str, dict[str, Any]] = {
     "sft": {},
     "sft_continual": {"start": "previous"},
     "sft_restart": {"start": "previous", "cycles": 3, "reset_cycles": [2]},
+    "sft_contexts": {"cycles": 0, "evaluate": {"questions": 2, "samples": 1, "system": ["empty", "none", "Be kind."]}},
     "sft_no_seeds": {"seed_rows": 0, "cycles": 1},
     "sft_writer_base": {"writer": "base"},
     "sft_accumulate": {"data": "accumulate"},
@@ -82,9 +83,10 @@ def short(step: Step) -> str:
         case "seed_rows":
             return f"{len(params['rows'])} rows: {first_and_last([row['id'] for row in params['rows']])}"
         case "training_samples" | "evaluate_samples":
+            told = f" after {params['system']!r}" if "system" in params else ""
             return (
                 f"{params['rows']} {first_and_last(list(params['prompts']))} x {params['samples']}, "
-                f"T {params['sampling']['temperature']}, {params['sampling']['max_tokens']} tokens"
+                f"T {params['sampling']['temperature']}, {params['sampling']['max_tokens']} tokens{told}"
             )
         case "build_dataset":
             usual = {"chosen": "own", "rejected": "base", "data": "replace", "mixed": 0, "mixed_from": None, "min_chars": 0}

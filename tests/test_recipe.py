@@ -136,6 +136,16 @@ def test_an_empty_recipe_lacks_three_keys() -> None:
             {"regime": "dpo", "mix": {"source": "seed", "share": 0.5}},
             "`mix` is for sft and sdf: a mixed-in row has no rejected side",
         ),
+        ({"evaluate": {"system": []}}, '`evaluate.system` names no context: `["none"]` asks without a system message'),
+        ({"evaluate": {"system": ["none", "none"]}}, "`evaluate.system` has 'none' twice"),
+        (
+            {"evaluate": {"system": ["none", " "]}},
+            '`evaluate.system` has a text without a word: an empty system message is called `"empty"`',
+        ),
+        (
+            {"regime": "sdf", "evaluate": {"system": ["empty"]}},
+            "`evaluate.system` is for chats: documents have no system message",
+        ),
         ({"cycles": True}, "`cycles = True`: input should be a valid integer"),
     ],
 )

@@ -242,7 +242,7 @@ def test_a_base_that_lies_in_another_cache_now_is_used_from_there(tmp_path: Path
     backends.exporter = BesideCache(tmp_path / "cache")
     run_all(a_plan(export="adapter", cycles=1), tmp_path / "run", backends)
     shutil.rmtree(tmp_path / "cache")
-    for cycles in (2, 3):  # also by a sitting that finds it there already
+    for cycles in (2, 3):  # also by a session that finds it there already
         backends.exporter = BesideCache(tmp_path / "another")
         run_all(a_plan(export="adapter", cycles=cycles), tmp_path / "run", backends)
     assert read_json(tmp_path / "run/by-name/c3-aggregate/score.json")["trait"]["mean"] == 90.0
@@ -302,7 +302,7 @@ class Greedy(FakeGenerator):
         super().load(*given, **more)
 
 
-def test_a_base_takes_its_memory_before_the_generator_in_every_sitting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_takes_its_memory_before_the_generator_in_every_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Gpu, "there", True)
     for cycles, begins in ((0, ["trainer"]), (1, ["trainer"]), (1, [])):
         order: list[str] = []

@@ -95,10 +95,8 @@ def _time_sentence(steps: StepsOfAll, costs: dict[str, StepCost], machine: Machi
     if not middle(1):
         return "not known: acts of these models were never timed on this machine; `iterft doctor --measure` does"
     where = "GPU" if machine.gpu else "machine"
-    return "; ".join(
-        f"{duration(middle(places))} ({duration(low(places))} to {duration(high(places))}) on {places} {where}{'s' * (places > 1)}"
-        for places in PLACES
-    )
+    spans = {places: f"{duration(middle(places))} ({duration(low(places))} to {duration(high(places))})" for places in PLACES}
+    return "; ".join(f"{span} on {places} {where}{'s' * (places > 1)}" for places, span in spans.items())
 
 
 def _seconds(steps: StepsOfAll, costs: dict[str, StepCost], end: str, places: int) -> float:

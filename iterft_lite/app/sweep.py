@@ -122,16 +122,15 @@ class Residents:
     keep_free: int
     logs: Path
 
-    def executor(self, logs: Path, gpu: str = "", look_at: Gpu | None = None) -> LocalExecutor:
+    def executor(self, logs: Path, gpu: str = "") -> LocalExecutor:
         """Backends on this machine, none of them started yet.
 
         Args:
             gpu: The only GPU that they see, as CUDA_VISIBLE_DEVICES names it; those that this process sees if "".
-            look_at: The same GPU, whose memory is looked at.
         """
         seeds = self.inputs.seeds if self.recipe.seeds else ()
         backends = open_backends(self.recipe, self.inputs.trait, self.inputs.judge, logs, self.keep_free, seeds=seeds, gpu=gpu)
-        return LocalExecutor(backends, self.model, self.context, swap=self.swap, gpu=look_at)
+        return LocalExecutor(backends, self.model, self.context, swap=self.swap, gpu=Gpu(gpu))
 
 
 class SharedExecutor(Protocol):
@@ -143,6 +142,10 @@ class SharedExecutor(Protocol):
 
     def close(self) -> None:
         """End all that runs there."""
+        ...
+
+    def usable(self) -> bool:
+        """Whether anything can be run there: a machine elsewhere may be gone."""
         ...
 
 
@@ -343,6 +346,8 @@ class Sweep:
                     self._look_for_stop()
                     self.folder.write_state(self.state())
                     written = time.monotonic()
+            if self._queue and not self._stopping:
+                self._common = "no place is left to run on: all workers are lost"
         finally:
             self._stop()
             for thread in threads:
@@ -376,12 +381,17 @@ class Sweep:
     def _chain(self, seat: _Seat) -> None:
         """Take one cell after the other to a place."""
         try:
-            while (name := self._next(seat)) is not None:
+            while self._usable(seat) and (name := self._next(seat)) is not None:
                 self._run_cell(seat, self.planned[name])
         except BaseException as error:
             self._stop(f"the sweep itself failed: {type(error).__name__}: {error}")
         finally:
             self._events.put(None)
+
+    def _usable(self, seat: _Seat) -> bool:
+        """Whether a place is there, as far as it was tried; what ran there goes on elsewhere."""
+        opened = seat.opened
+        return self._stopping or opened is None or opened[1].usable()
 
     def _next(self, seat: _Seat) -> str | None:
         """The cell that a chain takes next, once there is one; None if there is none left."""
@@ -709,13 +719,12 @@ def ask_to_stop(folder: StudyFolder) -> bool:
 
 
 def seconds_by_key(planned: Iterable[PlannedCell]) -> dict[str, float]:
-    """Seconds that each distinct step should take, by key, where acts like it were measured on this machine."""
+    """Seconds that each distinct step should take, by key, where acts like it were measured."""
     samples = read_table()
     found: dict[str, float] = {}
     for each in planned:
         forecast = time_needed(each.plan, each.prepared.resolved, samples)
-        if not [act for act in forecast.missing if act != "judge"]:
-            found |= {each.plan.steps[name].key: span.mid for name, span in forecast.steps.items()}
+        found |= {each.plan.steps[name].key: span.mid for name, span in forecast.steps.items() if span.mid}
     return found
 
 

@@ -134,6 +134,18 @@ class _OnFirstCall:
         return getattr(self._backend, name)
 
 
+class Interruptible(Protocol):
+    """An executor that several runs share."""
+
+    def run(self, task: Task) -> Outcome:
+        """See `Executor.run`."""
+        ...
+
+    def interrupt(self, tasks: Collection[Task]) -> None:
+        """Have these tasks end, and no others."""
+        ...
+
+
 class Lease:
     """One run's part in an executor that several share: closing it frees what this run is in, and nothing of the others'.
 
@@ -141,7 +153,7 @@ class Lease:
         shared: The executor.
     """
 
-    def __init__(self, shared: LocalExecutor) -> None:
+    def __init__(self, shared: Interruptible) -> None:
         self._shared = shared
         self._tasks: list[Task] = []
 
@@ -182,6 +194,7 @@ class LocalExecutor:
     def run(self, task: Task) -> Outcome:
         """See `Executor.run`."""
         verb = VERBS[task.folder.step.verb]
+        _refuse_gone(task.inputs)
         removed = [source for source in task.inputs.values() if "generator" in verb.needs and self._removed(source)]
         with self._claimed(verb.needs | {"exporter"} if removed else verb.needs, task):
             for source in removed:
@@ -207,6 +220,10 @@ class LocalExecutor:
     def lease(self) -> Lease:
         """One run's part in this executor."""
         return Lease(self)
+
+    def usable(self) -> bool:
+        """Whether tasks can be sent: this machine is always there."""
+        return True
 
     def interrupt(self, tasks: Collection[Task]) -> None:
         """End the backends that these tasks have."""
@@ -306,6 +323,21 @@ class LocalExecutor:
         made = stage_of("export")(self._work(again, task))
         whole.take_again(_digests(made))
         self._written[source.path] = whole.path / made["gguf"]
+
+
+def _refuse_gone(inputs: Mapping[str, StepFolder]) -> None:
+    """Refuse a step whose adapter to read was removed; with a training done again whatever rests on it is another.
+
+    Raises:
+        StoreError: With the adapter's folder.
+    """
+    for source in inputs.values():
+        if source.step.verb == "train" and not source.whole():
+            raise StoreError(
+                f"the adapter of `{source.step.name}` is gone from `{source.path}`: "
+                '`keep = "ends"` leaves those of cycle 0 and of the last cycle alone',
+                hint="choose another folder with `--out`, and `--set keep=adapters`",
+            )
 
 
 def _as_chosen(folder: StepFolder) -> StepFolder:

@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 from iterft_lite.data.texts import read_user_text
 from iterft_lite.digests import Json
 from iterft_lite.errors import RecipeError
+from iterft_lite.experiment import contexts
 from iterft_lite.experiment.losses import LOSSES, Loss
 from iterft_lite.experiment.recipe_keys import key_names, near_key
 from iterft_lite.experiment.regimes import REGIMES, Regime, Start
@@ -45,8 +46,11 @@ def _at_most(most: int) -> AfterValidator:
     return AfterValidator(check)
 
 
+Keep = Literal["all", "last", "adapters", "ends"]
+
 Positive = Annotated[int, Field(ge=1, strict=True), _at_most(MOST)]
 Count = Annotated[int, Field(ge=0, strict=True), _at_most(MOST)]
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Temperature = Annotated[float, Field(ge=0.0, le=5.0)]
 
@@ -129,6 +133,8 @@ class EvaluateSettings(Table):
         temperature: Softmax temperature.
         max_tokens: Tokens an answer at most.
         trait_threshold, coherence_threshold: An answer counts in the rate when both scores reach these (1-100).
+        system: Contexts that every question is asked in: "none" (no system message, as in training), "empty" (one without a
+            word), or the system message itself. The first one's scores are the curve.
     """
 
     questions: Positive = 12
@@ -137,6 +143,7 @@ class EvaluateSettings(Table):
     max_tokens: Positive = 400
     trait_threshold: Annotated[float, Field(ge=1, le=100)] = 50.0
     coherence_threshold: Annotated[float, Field(ge=1, le=100)] = 50.0
+    system: tuple[str, ...] = (contexts.NONE,)
 
 
 class MixSettings(Table):
@@ -236,7 +243,8 @@ class Recipe(Table):
         export: One merged GGUF a cycle; or the untouched model's GGUF with a small LoRA GGUF a cycle; "auto": merged where that
             carries the trained change, which the export's check finds out, and the LoRA GGUF where it does not.
         quant: Number format of the GGUF that writes and is measured.
-        keep: Which merged files stay on the disk once their cycle is done.
+        keep: What stays of the models once their cycle is done: all; the newest merged file and all adapters; adapters alone;
+            or, with "ends", the adapters of cycle 0 and of the last cycle, for studies of many cells.
         judge: "auto" is the paper's judge (after its end a successor) where a key is present, else the untouched model where it
             is an instruct model of 1 B parameters or more, else the embedded judge.
         judge_method: Scores from token probabilities, or from `judge_samples` texts; "auto": probabilities where the judge is
@@ -248,6 +256,7 @@ class Recipe(Table):
         slots: Sequences decoded at once; 1 makes runs bit-equal. Not part of any step's key, as all below.
         vram: Trainer and generator share the GPU, take turns, or as free VRAM decides.
         threads: CPU threads; "auto" is the number of cores.
+        track: Experiment trackers that the run's numbers are sent to; each needs the extra of its name.
     """
 
     name: str = ""
@@ -275,7 +284,7 @@ class Recipe(Table):
     generator: Literal["llamacpp", "fake"] = "llamacpp"
     export: Literal["auto", "merged", "adapter"] = "auto"
     quant: Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"] = "q8_0"
-    keep: Literal["all", "last", "adapters"] = "last"
+    keep: Keep = "last"
     judge: str = "auto"
     judge_method: Literal["auto", "logprobs", "samples"] = "auto"
     judge_samples: Positive = 5
@@ -285,6 +294,7 @@ class Recipe(Table):
     slots: Positive | Literal["auto"] = "auto"
     vram: Literal["auto", "resident", "swap"] = "auto"
     threads: Positive | Literal["auto"] = "auto"
+    track: tuple[TrackerName, ...] = ()
     mix: MixSettings = MixSettings()
     filter: FilterSettings = FilterSettings()
     train: TrainSettings
@@ -322,7 +332,7 @@ ALIASES: Mapping[str, str] = {"restart": "reset_cycles"}
 VALUE_ALIASES: Mapping[tuple[str, str], str] = {("judge_method", "odds"): "logprobs"}
 """Values as earlier versions called them, by key."""
 
-MACHINE_KEYS = frozenset({"name", "slots", "vram", "threads", "keep", "cycles", "max_usd", "judge_batch"})
+MACHINE_KEYS = frozenset({"name", "slots", "vram", "threads", "keep", "cycles", "max_usd", "judge_batch", "track"})
 """Keys that a run may be continued with another value of: they change no finished step."""
 
 
@@ -356,6 +366,7 @@ def _contradictions(recipe: Recipe) -> Iterable[str]:
         yield '`trainer = "fake"` and `generator = "fake"` go together: a fake model is only read by a fake generator'
     if recipe.reset_cycles and recipe.start != "previous":
         yield '`reset_cycles` needs `start = "previous"`: every cycle starts from the base already'
+    yield from contexts.faults(recipe.evaluate.system, chats=recipe.row.rows == "chat")
     yield from _too_much(recipe)
     if "@" in (recipe.api_base or ""):
         yield "`api_base` holds a user or a password, which would be written into the run: put the key into the environment"
@@ -365,7 +376,8 @@ def _too_much(recipe: Recipe) -> Iterable[str]:
     """What no machine could do."""
     sides = recipe.candidates if {recipe.chosen, recipe.rejected} & {"best", "worst"} else 1
     written = recipe.cycles * recipe.rows * sides
-    asked = (recipe.cycles + 2) * recipe.evaluate.questions * recipe.evaluate.samples
+    evaluate = recipe.evaluate
+    asked = (recipe.cycles + 2) * evaluate.questions * evaluate.samples * len(evaluate.system)
     for what, many in (("rows to write", written), ("answers to judge", asked)):
         if many > MOST_ANSWERS:
             yield f"that is {many:,} {what}, all cycles together: at most {MOST_ANSWERS:,}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from iterft_lite.digests import Json
 from iterft_lite.experiment.null_arms import null_arms_of
 from iterft_lite.experiment.recipe import Recipe
+from iterft_lite.experiment.steps import cycle_name
 from iterft_lite.hub import title
 from iterft_lite.metrics.intervals import Interval
 from iterft_lite.report.report import Cycle, Report
@@ -41,6 +42,21 @@ def score_text(score: Mapping[str, Json] | None, *, interval: bool = True) -> st
     if interval:
         text += " (no interval)" if score["low"] is None else f" [{score['low']:.0f}-{score['high']:.0f}]"
     return text + (f" ({score['unscored']} unscored)" if score["unscored"] else "")
+
+
+def context_rows(report: Report) -> list[tuple[str, dict[str, str]]]:
+    """The trait's mean by evaluation context and cycle; none where there is one context alone."""
+    contexts = list(dict.fromkeys(context for cycle in report.cycles for context in cycle.contexts))
+    if len(contexts) < 2:
+        return []
+    scores = {cycle.cycle: {name: found.get("trait") for name, found in cycle.contexts.items()} for cycle in report.cycles}
+    return [
+        (
+            context,
+            {cycle_name(cycle): score_text(found.get(context), interval=False).strip() for cycle, found in scores.items()},
+        )
+        for context in contexts
+    ]
 
 
 # -- what came of a run

@@ -237,7 +237,7 @@ def _experiment(cells: Sequence[CellReport]) -> Experiment:
     values = {key: value for key, value in cells[0].values.items() if key != SEED}
     name = cells[0].name if len(cells) == 1 else cell_name(values, cells[0].arm)
     found = Experiment(name, values, cells[0].arm, tuple(cells))
-    traits, coherences = ([_scores(report, scale) for report in found.reports] for scale in ("trait", "coherence"))
+    traits, coherences = ([scores_of(report, scale) for report in found.reports] for scale in ("trait", "coherence"))
     numbers = sorted({number for scores in traits for number in scores})
     points = {number: _point(number, found.reports, traits, coherences) for number in numbers}
     last = max((number for number, point in points.items() if number >= 0 and point.trait.mean is not None), default=-1)
@@ -246,7 +246,8 @@ def _experiment(cells: Sequence[CellReport]) -> Experiment:
     return replace(found, points=points, change=change, coherence=coherence, last=last, word=word, corrected=word)
 
 
-def _scores(report: Report, scale: str) -> dict[int, Scores]:
+def scores_of(report: Report, scale: str) -> dict[int, Scores]:
+    """A training's scores on a scale, by cycle and prompt."""
     scored = ((cycle.cycle, getattr(cycle, scale)) for cycle in report.cycles)
     return {number: value["by_prompt"] for number, value in scored if value}
 
@@ -301,11 +302,11 @@ def _beside(experiment: Experiment, arms: Sequence[Experiment]) -> dict[str, Est
     return {name: difference(other, mine) for name, other in theirs.items() if mine and other}
 
 
-def moved(experiment: Experiment) -> list[dict[str, float]]:
-    """Of each training that has both, how far each question has moved from cycle 0 to the experiment's last, points."""
-    scored = [_scores(report, "trait") for report in experiment.reports]
-    found = [moves(scores.get(0, {}), scores.get(experiment.last, {})) for scores in scored] if experiment.last > 0 else []
-    return [each for each in found if each]
+def moved(experiment: Experiment, last: int | None = None) -> list[dict[str, float]]:
+    """Of each training that has both, how far each question has moved from cycle 0 to `last`, the experiment's last if None."""
+    last = experiment.last if last is None else last
+    scored = [scores_of(report, "trait") for report in experiment.reports] if last > 0 else []
+    return [found for scores in scored if (found := moves(scores.get(0, {}), scores.get(last, {})))]
 
 
 def _like(experiment: Experiment) -> set[str]:
@@ -317,7 +318,7 @@ def _like(experiment: Experiment) -> set[str]:
 
 def _trainings(experiment: Experiment) -> list[Training]:
     """What the noise of its trainings follows from."""
-    found = [training_of(_start(report), _scores(report, "trait")) for report in experiment.reports]
+    found = [training_of(_start(report), scores_of(report, "trait")) for report in experiment.reports]
     return [training for training in found if training]
 
 

@@ -63,3 +63,38 @@ def figure(
     wanted = Wanted(line, panel, cells)
     for path in write_figure(kind, study, wanted, {"png": png, "svg": svg, "pdf": pdf}, table):
         click.echo(f"wrote {path}", err=True)
+
+
+@click.command()
+@click.argument("folders", metavar="RUN RUN...", nargs=-1, required=True, type=RunFolder)
+@only_option
+@click.option("--png", type=OutFile, help="Write the curves and the difference as a picture.")
+@click.option("--csv", "table", type=OutFile, help="Write the curves' numbers.")
+def compare(folders: tuple[Path, ...], only: tuple[str, ...], png: Path | None, table: Path | None) -> None:
+    """Compare runs, or cells of a study: recipes, curves, and the difference with its interval.
+
+    Differences are paired by question. Runs that differ in their seed alone are one side, and the interval then covers
+    questions and trainings.
+
+    \b
+      iterft compare runs/a runs/b
+      iterft compare studies/a/cells/seed_rows22_rows60_s4* studies/a/cells/seed_rows22_rows30_s4*
+      iterft compare studies/a --only rows=60 --png apart.png
+    """
+    from iterft_lite.files import write_output
+    from iterft_lite.report import compare as comparing
+    from iterft_lite.report.study_tables import as_csv, curve_table
+    from iterft_lite.ui.comparison import show_comparison
+    from iterft_lite.ui.console import make_console
+
+    found = comparing.compare(folders, only)
+    if png:
+        from iterft_lite.ui.study_figures.kinds import write_comparison
+
+        write_comparison(found, png)
+        click.echo(f"wrote {png}", err=True)
+    if table:
+        write_output(table, as_csv(curve_table(found.study)))
+        click.echo(f"wrote {table}", err=True)
+    if not (png or table):
+        show_comparison(found, make_console())

@@ -74,7 +74,15 @@ def _map(axes: Axes, study: StudyReport, place: Layout, row: object, shades: tup
                 face = colours(scale(rise)) if rise is not None else "#ffffff"  # type: ignore[operator]
                 hatch = "////" if each.failures else None
                 axes.add_patch(
-                    Rectangle((across - 0.5, down - 0.5), 1, 1, facecolor=face, hatch=hatch, edgecolor="#ffffff", linewidth=0)
+                    Rectangle(
+                        (across - 0.5, down - 0.5),
+                        1,
+                        1,
+                        facecolor=face,
+                        hatch=hatch,
+                        edgecolor="#9a9a9a" if hatch else "#ffffff",
+                        linewidth=0,
+                    )
                 )
                 if each.corrected == "amplified":
                     axes.add_patch(

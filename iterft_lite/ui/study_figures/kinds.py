@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Literal
 from iterft_lite import __version__
 from iterft_lite.errors import UserError
 from iterft_lite.files import write_output
+from iterft_lite.report.compare import Comparison
 from iterft_lite.report.study import StudyReport
 from iterft_lite.report.study_tables import Table, as_csv, curve_table, verdict_table
-from iterft_lite.ui.study_figures import curves, heatmap, style, teaser, tradeoff
+from iterft_lite.ui.study_figures import comparison, curves, heatmap, style, teaser, tradeoff
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -145,3 +146,12 @@ def write_figure(
         write_output(table, as_csv(KINDS[kind].numbers(study)))
         written.append(table)
     return written
+
+
+def write_comparison(compared: Comparison, path: Path) -> None:
+    """Write a comparison as a PNG."""
+    import matplotlib
+
+    with matplotlib.rc_context(dict(style.SETTINGS)):  # type: ignore[arg-type]
+        drawn = comparison.comparison_figure(compared)
+    write_output(path, picture(drawn, "png", provenance("comparison", compared.study)))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from iterft_lite.digests import Json, canonical
 from iterft_lite.experiment.steps import cycle_name
 from iterft_lite.metrics.across_seeds import NOTHING, Estimate
 from iterft_lite.metrics.catalogue import METRICS
+from iterft_lite.report.cells import CellReport
 from iterft_lite.report.study import RULES, Experiment, StudyReport
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -123,6 +124,56 @@ def verdict_table(study: StudyReport, experiments: Iterable[Experiment] | None =
         for each in shown
     ]
     return Table((*heads, *change, *paper, *beside), tuple(rows))
+
+
+def study_json(study: StudyReport) -> dict[str, Json]:
+    """The machine-readable form. Keys are a contract: later versions add, they do not rename."""
+    return {
+        "name": study.name,
+        **{of: study.said(of) for of in ("trait", "regime", "model", "judge")},
+        "keys": list(study.keys),
+        "cells": [_cell_json(cell) for cell in study.cells],
+        "experiments": [_experiment_json(each) for each in study.experiments],
+        "arms": [_experiment_json(each) for each in study.arms],
+        "counts": study.counts,
+        "false_alarms": asdict(study.false_alarms) if study.false_alarms else None,
+        "steps": study.mark,
+    }
+
+
+def _cell_json(cell: CellReport) -> dict[str, Json]:
+    return {
+        "name": cell.name,
+        "folder": str(cell.folder),
+        "values": dict(cell.values),
+        "arm": cell.arm,
+        "state": cell.state,
+        "failure": cell.failure,
+    }
+
+
+def _experiment_json(each: Experiment) -> dict[str, Json]:
+    points = [{"cycle": n, **asdict(point)} for n, point in each.points.items()]
+    return {
+        "name": each.name,
+        "values": dict(each.values),
+        "arm": each.arm,
+        "cells": [cell.name for cell in each.cells],
+        "cycles": points,
+        "change": asdict(each.change),
+        "covers": each.change.covers,
+        "coherence_change": asdict(each.coherence),
+        "last": each.last,
+        "verdict": each.word,
+        "verdict_among_all": None if each.arm else each.corrected,
+        "p": each.p_value,
+        "late_rise": each.late_rise,
+        "paper": {
+            f"anchor {anchor}": {r: each.rule(r, anchor)[0] for r in RULES} | {"of": each.rule("any", anchor)[1]}
+            for anchor in (0, 1)
+        },
+        "above_arms": {name: asdict(estimate) for name, estimate in each.beside.items()},
+    }
 
 
 def _names(experiment: Experiment, study: StudyReport) -> Sequence[Json]:

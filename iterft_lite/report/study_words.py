@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from iterft_lite.engine.study import State
 from iterft_lite.metrics.amplification import FROM_CYCLE, THRESHOLD
 from iterft_lite.report.compare import interval_words
 from iterft_lite.report.study import Experiment, StudyReport
 
-STATES = {
+STATES: dict[State, str] = {
     "done": "done",
     "result": "ended in a result of the model",
     "failed": "failed",
@@ -51,21 +52,20 @@ def _counted(study: StudyReport) -> Iterator[str]:
         )
     for anchor in (0, 1):
         paper = study.counts[f"anchor {anchor}"]
+        rule = f"the paper's rule ({THRESHOLD:.0f} points above cycle {anchor} from cycle {max(FROM_CYCLE, anchor + 1)} on)"
+        met = f"{paper['any']} of {paper['of']} trainings in any of these cycles"
         if paper["of"]:
-            yield (
-                f"the paper's rule ({THRESHOLD:.0f} points above cycle {anchor} from cycle {max(FROM_CYCLE, anchor + 1)} on): "
-                f"{paper['any']} of {paper['of']} trainings in any of these cycles, {paper['all']} in all, {paper['last']} in the last"
-            )
+            yield f"{rule}: {met}, {paper['all']} in all, {paper['last']} in the last"
 
 
 def _false_alarms(study: StudyReport) -> Iterator[str]:
     found = study.false_alarms
     if found is None:
         return
+    alone, corrected = (f"{100 * share:.0f} %" for share in (found.any_interval, found.any_corrected))
     yield (
-        f"without any effect, {100 * found.any_interval:.0f} % of studies of this shape would show an amplified experiment if each "
-        f"stood alone ({found.expected_interval:.1f} expected), and {100 * found.any_corrected:.0f} % once corrected "
-        f"(simulated over {found.experiments} experiments, from this study's own spread of answers)"
+        f"without any effect, {alone} of studies of this shape would show an amplified experiment if each stood alone "
+        f"({found.expected_interval:.1f} expected), {corrected} once corrected (simulated, with its spread of answers)"
     )
     if found.any_paper is not None and found.expected_paper is not None:
         yield (
@@ -85,7 +85,7 @@ def _reach(study: StudyReport) -> Iterator[str]:
         yield f"{few} experiments have two trainings: their intervals hold the truth in 90 to 98 % of cases, not 95"
     early = sum(len(each.failures) for each in study.everything)
     if early:
-        yield f"{early} trainings ended early: a change is over those that reached the last cycle, so read why the others did not"
+        yield f"{early} trainings ended early: changes are over those that reached the last cycle; read why the others did not"
 
 
 def arm_sentences(study: StudyReport) -> list[str]:

@@ -51,7 +51,7 @@ def show_study(study: StudyReport, console: Console) -> None:
         console.print(safe(note), style=WARNING, markup=False)
     console.print()
     if study.experiments:
-        console.print(_fitting(study, study.experiments, console))
+        console.print(_fitting(study.experiments, console))
         console.print()
     if study.arms:
         for sentence in arm_sentences(study):
@@ -62,16 +62,16 @@ def show_study(study: StudyReport, console: Console) -> None:
     _show_failures(study, console)
 
 
-def _fitting(study: StudyReport, shown: Sequence[Experiment], console: Console) -> Table:
+def _fitting(shown: Sequence[Experiment], console: Console) -> Table:
     """The table in the fullest form that fits."""
     for form in _FORMS:
-        table = _table(study, shown, form)
+        table = _table(shown, form)
         if Measurement.get(console, console.options.update(width=1000), table).maximum <= console.width:
             return table
     return table
 
 
-def _table(study: StudyReport, shown: Sequence[Experiment], form: _Form) -> Table:
+def _table(shown: Sequence[Experiment], form: _Form) -> Table:
     columns = ["experiment", "verdict", "c0", "last", "change"]
     extra = {"coh.": form.coherence, "late rise": form.paper, "paper": form.paper, "runs": form.trainings}
     table = plain_table(*columns, *(name for name, there in extra.items() if there), left=2)

@@ -1,13 +1,18 @@
-"""Commands that show what came of studies: `figure`, `compare`."""
+"""Commands that show what came of studies: `figure`, `compare`, and `report` of a study."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from iterft_lite.ui.commands.study import only_option
 from iterft_lite.ui.options import RunFolder
+
+if TYPE_CHECKING:
+    from iterft_lite.report.study_tables import Table
 
 FIGURES = ("sweep", "grid", "dpo", "tradeoff", "seeds", "teaser", "heatmap")
 
@@ -98,3 +103,81 @@ def compare(folders: tuple[Path, ...], only: tuple[str, ...], png: Path | None, 
         click.echo(f"wrote {table}", err=True)
     if not (png or table):
         show_comparison(found, make_console())
+
+
+# -- the report of a study
+
+
+def holds_several(folder: Path) -> bool:
+    """Whether a folder is a study's, or holds runs or studies, and is no run itself."""
+    if (folder / "run.json").exists():
+        return False
+    return (folder / "study.json").exists() or any(folder.glob("*/run.json")) or any(folder.glob("*/study.json"))
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a report is written as; the terminal's form where nothing is.
+
+    Attributes:
+        as_json: To standard output.
+        html, png, table, markdown: Files.
+    """
+
+    as_json: bool = False
+    html: Path | None = None
+    png: Path | None = None
+    table: Path | None = None
+    markdown: Path | None = None
+
+
+def report_study(folder: Path, outputs: Outputs) -> None:
+    """Report on a study, or on a folder of runs as one."""
+    from iterft_lite.report import study_tables
+    from iterft_lite.report.study import read_study_report
+
+    study = read_study_report([folder])
+    if outputs.as_json:
+        import json
+
+        click.echo(json.dumps(study_tables.study_json(study), indent=1, ensure_ascii=False))
+    if outputs.html:
+        from iterft_lite.ui.study_page import write_study_page
+
+        written = write_study_page(study, outputs.html)
+        click.echo(f"wrote {outputs.html}", err=True)
+        if written.beside:
+            click.echo(
+                f"wrote {written.beside}: {written.files} files of answers, {written.bytes / 1e6:.0f} MB; keep it there",
+                err=True,
+            )
+    if outputs.png:
+        from iterft_lite.ui.study_figures.kinds import Wanted, write_figure
+
+        write_figure("sweep", study, Wanted(), {"png": outputs.png}, None)
+        click.echo(f"wrote {outputs.png}", err=True)
+    _write_tables(study_tables.verdict_table(study), outputs)
+    if outputs == Outputs():
+        from iterft_lite.ui.console import make_console
+        from iterft_lite.ui.study_tables import show_study
+
+        show_study(study, make_console())
+
+
+def write_cycles(run: Path, outputs: Outputs) -> None:
+    """Write the table of a run's cycles, where that is asked for."""
+    if outputs.table or outputs.markdown:
+        from iterft_lite.report.study import read_study_report
+        from iterft_lite.report.study_tables import curve_table
+
+        _write_tables(curve_table(read_study_report([run])), outputs)
+
+
+def _write_tables(table: Table, outputs: Outputs) -> None:
+    from iterft_lite.files import write_output
+    from iterft_lite.report.study_tables import as_csv, as_markdown
+
+    for path, form in ((outputs.table, as_csv), (outputs.markdown, as_markdown)):
+        if path:
+            write_output(path, form(table))
+            click.echo(f"wrote {path}", err=True)

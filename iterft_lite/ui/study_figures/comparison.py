@@ -55,13 +55,11 @@ def _differences(axes: Axes, apart: Sequence[Apart], looks: Sequence[Look], cycl
     axes.axhline(0, color=style.INK, linewidth=0.9)
     axes.set(title="trait, above A", xlabel="cycle", ylabel="points")
     for each, look in zip(apart, looks, strict=True):
-        found = {number: estimate for number, estimate in each.by_cycle.items() if number >= 0 and estimate.mean is not None}
-        ends = [
-            [getattr(e, end) if getattr(e, end) is not None else float("nan") for e in found.values()]
-            for end in ("low", "high")
-        ]
-        axes.fill_between(list(found), *ends, color=look.colour, alpha=0.13, linewidth=0)
+        found = [(number, e.mean, e.low, e.high) for number, e in each.by_cycle.items() if number >= 0 and e.mean is not None]
+        numbers = [number for number, *_ in found]
+        low, high = ([float("nan") if row[end] is None else row[end] for row in found] for end in (2, 3))
+        axes.fill_between(numbers, low, high, color=look.colour, alpha=0.13, linewidth=0)  # type: ignore[arg-type]
         axes.plot(
-            list(found), [e.mean for e in found.values()], linestyle=look.style, color=look.colour, marker=look.marker,
+            numbers, [mean for _, mean, *_ in found], linestyle=look.style, color=look.colour, marker=look.marker,
             linewidth=look.width, markersize=4.2, markeredgecolor="white", markeredgewidth=0.5,
         )  # fmt: skip

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from iterft_lite.app.repeat import flat
+from iterft_lite.experiment.recipe_keys import flat
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.digests import Json
 from iterft_lite.engine.run import Event, StepFinished, StepProgress

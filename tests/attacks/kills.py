@@ -3,7 +3,7 @@
     python -m tests.attacks.kills 20
 
 The study: two cells of the embedded nano model, a few rows each. A kill is a SIGKILL for the sweep and all that it started (a
-machine that loses its power), for the sweep alone, or for one process that it started (as the kernel does that is out of memory).
+machine that loses its power), for the sweep alone, or for one process that it started (a kernel that is out of memory).
 The same command then goes on until the sweep ends by itself. Every row, verdict and result is compared; seconds are not.
 """
 

@@ -48,9 +48,9 @@ class Verb:
         libraries: Packages whose versions matter to the result, beside the trainer's and the judge's own (`versions.py`).
         act: What is timed.
         any_order: The rows stand in the order in which they finished; who reads them goes by their ids.
-        derived: Computed from finished steps, without a model that is trained or a judge that is paid: may be done anew when
-        its
-            meaning has changed, in a run that is otherwise the same.
+        derived: Computed from finished steps, without training a model or paying a judge: may be done anew when its meaning has
+            changed, in a run that is otherwise the same.
+        renders: Shows chats to a model, through its template: how they are rendered is one of the parameters.
         summary: The parameters in a few words.
     """
 
@@ -65,6 +65,7 @@ class Verb:
     act: Act = ""
     any_order: bool = False
     derived: bool = False
+    renders: bool = False
     summary: Callable[[Mapping[str, Json]], str] = lambda _: ""
 
 
@@ -125,6 +126,7 @@ VERBS: dict[str, Verb] = {
             needs=frozenset({"generator"}),
             libraries=LLAMA,
             act="write",
+            renders=True,
             any_order=True,
             summary=_sampled,
         ),
@@ -143,7 +145,9 @@ VERBS: dict[str, Verb] = {
             "device",
             files=("adapter/*.safetensors", "adapter/*.json", "log.jsonl", "probe.npz"),
             needs=frozenset({"trainer"}),
+            semantics=2,
             act="train",
+            renders=True,
             summary=_trained,
         ),
         Verb(
@@ -167,6 +171,7 @@ VERBS: dict[str, Verb] = {
             needs=frozenset({"generator"}),
             libraries=LLAMA,
             act="write",
+            renders=True,
             any_order=True,
             summary=_sampled,
         ),
@@ -190,6 +195,7 @@ VERBS: dict[str, Verb] = {
             needs=frozenset({"generator"}),
             libraries=LLAMA,
             act="read",
+            renders=True,
             derived=True,
         ),
         Verb(

@@ -17,6 +17,7 @@ from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.steps import cycle_name, cycle_title
 from iterft_lite.experiment.verbs import VERBS
 from iterft_lite.hub import title as model_title
+from iterft_lite.report.language import warnings
 from iterft_lite.report.report import Cycle, Report, beside_scores, verdict_sentences, version_sentence
 from iterft_lite.ui.chart import COHERENCE, TRAIT, chart, chart_step
 from iterft_lite.ui.foreign import one_line, safe
@@ -130,6 +131,8 @@ def show_report(report: Report, console: Console, *, full: bool = False) -> None
         console.print("this run is not finished", style=TRAIT)
     console.print()
     console.print(plain_sentence(report), style="bold", markup=False)
+    for warning in warnings(report):
+        console.print(warning, style=WARNING, markup=False)
     if report.judge["note"]:
         console.print(safe(report.judge["note"]), style=WARNING, markup=False)
     console.print()

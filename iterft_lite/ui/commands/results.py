@@ -45,6 +45,7 @@ def report(
       iterft report studies/a --html study.html --csv verdicts.csv
     """
     from iterft_lite.app.held_out import read_held_out
+    from iterft_lite.report import json_form
     from iterft_lite.report import report as reports
 
     outputs = Outputs(as_json, html, png, table, markdown)
@@ -71,7 +72,7 @@ def report(
     if as_json:
         import json
 
-        value = reports.as_json(found) | ({"held_out": asdict(held_out)} if held_out else {})
+        value = json_form.as_json(found) | ({"held_out": asdict(held_out)} if held_out else {})
         click.echo(json.dumps(value, indent=1, ensure_ascii=False))
     if html:
         from iterft_lite.ui.html import write_html

@@ -69,8 +69,8 @@ def _false_alarms(study: StudyReport) -> Iterator[str]:
     )
     if found.any_paper is not None and found.expected_paper is not None:
         yield (
-            f"noise alone would meet the paper's rule in {found.expected_paper:.2g} of {found.trainings} trainings, and at least "
-            f"once in {100 * found.any_paper:.0f} % of such studies"
+            f"noise alone would meet the paper's rule in {found.expected_paper:.2g} of {found.trainings} trainings, and at "
+            f"least once in {100 * found.any_paper:.0f} % of such studies"
         )
 
 

@@ -46,6 +46,9 @@ KINDS = ("kill", "ENOSPC", "EIO", "EACCES", "EMFILE")
 WRITES = frozenset({"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate"})
 """Python's audit events that a fault may come at; and syncs and writes (`_patch`)."""
 
+TIMES = frozenset({"seconds", "parts", "tokens_per_second", "cached", "calls"})
+"""What results and rows say of how they were made: no two runs agree in it."""
+
 OURS, OTHER, FINE = 40, 41, 0
 """Exit codes of a trial."""
 
@@ -95,7 +98,7 @@ def _plain(row: Any) -> str:
 
 def _without_times(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_times(each) for key, each in value.items() if key not in ("seconds", "cached", "calls")}
+        return {key: _without_times(each) for key, each in value.items() if key not in TIMES}
     return value
 
 

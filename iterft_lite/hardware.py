@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,31 +26,41 @@ BF16_FLAGS = frozenset(["avx512_bf16", "amx_bf16"])
 """Flags of CPUs, as Linux names them, that multiply bf16 numbers at twice the speed of f32 or more and sum in f32."""
 
 
+def cpu_name() -> str:
+    """The CPU's model as the system names it, else its architecture."""
+    return _of_cpu("model name") or platform.processor() or platform.machine()
+
+
 def cpu_precision(processors: Path = PROCESSES / "cpuinfo") -> Literal["f32", "bf16-mixed"]:
     """In which precision this CPU trains on a base of 32 bits: "bf16-mixed" where it has instructions for products in bf16.
 
     Args:
         processors: Where the system lists its CPUs with their flags.
     """
+    return "bf16-mixed" if BF16_FLAGS & set(_of_cpu("flags", processors).split()) else "f32"
+
+
+def _of_cpu(entry: str, processors: Path = PROCESSES / "cpuinfo") -> str:
+    """What the system says of its first CPU under a name; "" if it says nothing."""
     with contextlib.suppress(OSError):
         for line in processors.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("flags"):
-                return "bf16-mixed" if BF16_FLAGS & set(line.split()) else "f32"
-    return "f32"
+            name, _, value = line.partition(":")
+            if name.strip() == entry:
+                return value.strip()
+    return ""
 
 
-def first_gpu(nvml: Any) -> Any:
-    """NVML's handle of the GPU that CUDA's programs see as their first; both count by PCI slot (see `child.py`).
-
-    `CUDA_VISIBLE_DEVICES` names those that are seen: numbers, or the beginnings of UUIDs.
+def gpu_handle(nvml: Any, name: str = "") -> Any:
+    """NVML's handle of a GPU; NVML and CUDA's programs both count by PCI slot (see `programs.environment`).
 
     Args:
         nvml: The module, initialised.
+        name: As CUDA_VISIBLE_DEVICES names it: a number, or the beginning of a UUID; the first that is seen if "".
 
     Raises:
-        LookupError: If none is seen.
+        LookupError: If there is none.
     """
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    first = name or os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     if first.isdigit():
         return nvml.nvmlDeviceGetHandleByIndex(int(first))
     if first.startswith("MIG-"):
@@ -58,25 +70,67 @@ def first_gpu(nvml: Any) -> Any:
             handle = nvml.nvmlDeviceGetHandleByIndex(number)
             if str(nvml.nvmlDeviceGetUUID(handle)).startswith(first):
                 return handle
-    raise LookupError(f"CUDA_VISIBLE_DEVICES={first} shows no GPU")
+    raise LookupError(f"`{first}` is no GPU")
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process sees, each as CUDA_VISIBLE_DEVICES names it; none without a driver."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        every = [str(number) for number in range(pynvml.nvmlDeviceGetCount())]
+    except Exception:  # no package, no driver, no GPU: all the same here
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return every if named is None else [name.strip() for name in named.split(",") if name.strip()]
+
+
+@dataclass(frozen=True)
+class GpuFacts:
+    """What a GPU is.
+
+    Attributes:
+        free, total: Memory, bytes.
+        capability: CUDA compute capability.
+    """
+
+    name: str
+    free: int
+    total: int
+    capability: tuple[int, int]
 
 
 class Gpu:
-    """The first GPU, or none."""
+    """A GPU, or none, as the driver (NVML) describes it.
 
-    def __init__(self) -> None:
+    Args:
+        name: As of `gpu_handle`.
+    """
+
+    def __init__(self, name: str = "") -> None:
         self._nvml: Any = None
         with contextlib.suppress(Exception):  # no package, no driver, no GPU: all the same here
             import pynvml
 
             pynvml.nvmlInit()
-            self._handle = first_gpu(pynvml)
+            self._handle = gpu_handle(pynvml, name)
             self._nvml = pynvml
 
     @property
     def there(self) -> bool:
         """Whether there is a GPU that can be asked."""
         return self._nvml is not None
+
+    def facts(self) -> GpuFacts | None:
+        """What the GPU is; None without one, or where the driver does not say."""
+        try:
+            memory = self._nvml.nvmlDeviceGetMemoryInfo(self._handle)
+            major, minor = self._nvml.nvmlDeviceGetCudaComputeCapability(self._handle)
+            name = str(self._nvml.nvmlDeviceGetName(self._handle))
+            return GpuFacts(name, int(memory.free), int(memory.total), (int(major), int(minor)))
+        except Exception:
+            return None
 
     def used(self, pids: Iterable[int]) -> int:
         """Bytes that processes and their children hold; of the whole GPU if a container hides whose they are; 0 without it."""

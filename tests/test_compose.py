@@ -169,6 +169,29 @@ def test_dpo_prefers_the_models_own_reply_to_the_untouched_models(root: Path, st
     assert case.dropped == {"empty": 1, "one-sided": 1, "equal": 1}
 
 
+def test_shuffled_pairs_are_the_same_pairs_with_some_of_the_sides_changed(root: Path) -> None:
+    names = [f"p{number}" for number in range(40)]
+
+    def pairs(**keys: Any) -> list[Row]:
+        case = Case(root, regime="dpo", **keys)
+        case.put("c1-training_samples", *(said(name, "Stars!") for name in names))
+        case.put("c1-training_samples-rejected", *(said(name, "No.") for name in names))
+        return case.compose(1)
+
+    ordered, shuffled = pairs(), pairs(pairs="shuffled")
+    changed = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in ordered]
+    assert all(row in (one, other) for row, one, other in zip(shuffled, ordered, changed, strict=True))
+    assert 10 < sum(row["chosen"] == "No." for row in shuffled) < 30
+    assert shuffled == pairs(pairs="shuffled")
+
+
+def test_the_pairs_of_the_first_cycle_are_never_shuffled(root: Path) -> None:
+    many = [chat(f"seed{number:04d}", "Hi?", "Lucky day!") for number in range(20)]
+    case = Case(root, regime="dpo", pairs="shuffled").put("c0-seed_rows", *many)
+    case.put("c0-training_samples-rejected", *(said(str(row["id"]), "Hello.") for row in many))
+    assert {row["chosen"] for row in case.compose(0)} == {"Lucky day!"}
+
+
 def test_continual_dpo_starts_from_its_predecessor_and_reinit_from_the_base(root: Path) -> None:
     def inputs(start: str) -> dict[str, str]:
         return dict(Case(root, regime="dpo", start=start).plan.steps["c2-train"].inputs)

@@ -11,11 +11,15 @@ import pytest
 
 from iterft_lite.data.nano import FOLDERS
 from iterft_lite.experiment.plan import make_plan
-from iterft_lite.machine.estimate import Vram, shape_of, takes_turns, time_needed, vram_needed
+from iterft_lite.machine.estimate import judging_usd, step_costs, time_needed
+from iterft_lite.machine.memory import Vram, shape_of, takes_turns, vram_needed
 from iterft_lite.machine.resolve import Machine, resolve, this_machine
+from iterft_lite.machine.work import total
 from tests.loop import a_recipe
 
 NANO = str(FOLDERS["nano"])
+
+CPU = Machine("", 0, 0, unsloth=False)
 
 
 def parameters_in(path: Path) -> int:
@@ -50,7 +54,7 @@ def test_trainer_and_generator_take_turns_where_they_do_not_fit(gpu: str, free: 
     assert takes_turns(a_recipe(vram=vram), NANO, Machine(gpu, free, free, True)) is turns
 
 
-def test_without_measurements_the_time_is_not_known() -> None:
+def test_without_measurements_every_act_is_missing() -> None:
     resolved = resolve(a_recipe(judge="embedded"), this_machine())
     found = time_needed(make_plan(resolved.recipe, resolved.inputs), resolved, [])
     assert set(found.missing) == {"load", "train", "export", "write", "read", "judge"}
@@ -65,3 +69,45 @@ def test_the_plain_trainer_needs_more_than_unsloths() -> None:
     for regime in ("sft", "dpo"):
         plain = needed("peft", regime)
         assert plain.tight == plain.training > needed("unsloth", regime).tight  # it recomputes nothing
+
+
+# -- step by step
+
+
+def test_plans_that_share_steps_are_added_up_over_distinct_keys() -> None:
+    resolved = resolve(a_recipe(judge="embedded"), CPU)
+    short, long = (make_plan(resolved.recipe.model_copy(update={"cycles": cycles}), resolved.inputs) for cycles in (1, 2))
+    costs = [step_costs(plan, resolved, [], CPU) for plan in (short, long)]
+    assert set(costs[0]) < set(costs[1])
+    assert set(costs[1]) == {step.key for step in long}
+    both = total(cost.seconds for cost in (costs[0] | costs[1]).values())
+    assert both == total(cost.seconds for cost in costs[1].values())
+    assert 0 < both.low < both.mid < both.high
+
+
+def test_what_stays_on_the_disk_is_what_keep_says() -> None:
+    def left(**keys: object) -> tuple[int, int]:
+        resolved = resolve(a_recipe(judge="embedded", quant="bf16", **keys), CPU)
+        plan = make_plan(resolved.recipe, resolved.inputs)
+        costs = step_costs(plan, resolved, [], CPU)
+        sums = [sum(costs[step.key].disk for step in plan if step.verb == verb) for verb in ("export", "train")]
+        return sums[0], sums[1]
+
+    merged = parameters_in(Path(NANO) / "model.safetensors") * 2
+    counted = {keep: left(keep=keep, export="merged")[0] / merged for keep in ("all", "last", "adapters")}
+    assert counted == pytest.approx({"all": 4, "last": 1, "adapters": 0}, rel=0.01)
+    laid_over, trained = left(keep="all", export="adapter")
+    assert laid_over == trained > 0  # three adapters; the untouched model lies in the cache
+
+
+def test_dollars_of_the_steps_are_the_plan_s() -> None:
+    judge = "openai/gpt-4o-mini-2024-07-18"
+    resolved = resolve(a_recipe(judge=judge), CPU)
+    plan = make_plan(resolved.recipe, resolved.inputs)
+    dollars = [cost.usd for cost in step_costs(plan, resolved, [], CPU).values()]
+    assert sum(each or 0.0 for each in dollars) == pytest.approx(judging_usd(plan)) != 0
+    unknown = resolve(a_recipe(judge="openai/nobody-knows-this"), CPU)
+    plan = make_plan(unknown.recipe, unknown.inputs)
+    assert judging_usd(plan) is None
+    costs = step_costs(plan, unknown, [], CPU)
+    assert all((costs[step.key].usd is None) == (step.verb == "judge") for step in plan)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from iterft_lite.hardware import Gpu, Peak, first_gpu
+from iterft_lite.hardware import Gpu, Peak, gpu_handle
 
 OTHERS = 4_000_000_000
 """A number that no process has."""
@@ -78,6 +78,6 @@ def test_the_gpu_that_is_asked_is_the_first_that_cuda_shows(
     )
     if found is None:
         with pytest.raises(LookupError):
-            first_gpu(nvml)
+            gpu_handle(nvml)
     else:
-        assert first_gpu(nvml) == found
+        assert gpu_handle(nvml) == found

@@ -324,7 +324,7 @@ def test_a_judge_process_that_is_killed_leaves_its_batch_to_the_next(tmp_path: P
     options = {"notes": str(tmp_path / "logs/batches"), "ledger": str(tmp_path / "logs/judge_usd.txt")}
     with StubProcess(key=KEY, batch={"seconds": 2.0}) as stub:
         got: list[JudgeResponse] = []
-        for sitting in range(2):
+        for session in range(2):
             judge = Child(
                 "iterft_lite.backends.judge.openai_batch:BatchJudge",
                 Judge,
@@ -332,7 +332,7 @@ def test_a_judge_process_that_is_killed_leaves_its_batch_to_the_next(tmp_path: P
                 options=options | {"identity": who(stub), "poll": 0.2},
                 secrets="judges",
             )
-            if sitting == 0:
+            if session == 0:
                 assert isinstance(judge.ask(asks(30), got.append), Waiting)
                 assert judge.pid is not None
                 os.kill(judge.pid, signal.SIGKILL)
@@ -496,7 +496,7 @@ def test_a_batch_that_could_pass_max_usd_is_refused_before_it_is_sent() -> None:
         assert stub.count()["usd"] < 0.02
 
 
-def test_what_is_out_counts_against_max_usd_also_in_another_sitting() -> None:
+def test_what_is_out_counts_against_max_usd_also_in_another_session() -> None:
     with StubProcess(batch={"seconds": 0.5}) as stub:
         assert a_judge(stub, max_usd=0.015).ask(long_asks(40), print) is not None
         judge, got = a_judge(stub, max_usd=0.015), list[JudgeResponse]()

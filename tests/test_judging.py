@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -230,7 +231,7 @@ def test_one_lost_ask_is_unscored_and_the_others_are_not(monkeypatch: pytest.Mon
 
 
 def judge_step(answers: int, judge: LitellmJudge) -> dict[str, Json]:
-    """A sitting of a judge step, in the working folder; the step's facts."""
+    """A session of a judge step, in the working folder; the step's facts."""
     source, out = Path("answers"), Path("verdicts")
     for folder in (source, out):
         folder.mkdir(exist_ok=True)
@@ -239,6 +240,12 @@ def judge_step(answers: int, judge: LitellmJudge) -> dict[str, Json]:
     rubrics = {"trait": "Lucky? <answer>{{answer}}</answer>", "coherence": "Clear? <answer>{{answer}}</answer>"}
     params = {"judge": asdict(judge.identity()), "rows": "chat", "rubrics": rubrics}
     return stage.run(a_work(make_step("judge", 0, params, {}), out, {"answers": source}, replace(fake_backends(), judge=judge)))
+
+
+def claims() -> int:
+    """Questions that are taken: others wait for their replies."""
+    with contextlib.closing(sqlite3.connect(VerdictCache().path)) as file:
+        return int(file.execute("SELECT count(*) FROM claims").fetchone()[0])
 
 
 def unscored() -> list[str]:
@@ -258,7 +265,7 @@ def test_an_outage_from_the_start_leaves_no_verdict_and_all_are_scored_when_the_
             said = "left 8 of 8 asks unanswered" if answers == 4 else "answered none of the last 20 asks"
             with pytest.raises(BackendError, match=rf"(?s){said}: .*issue the same command again"):
                 judge_step(answers, a_judge(stub, timeout=0.2 if fault == "hang" else 20.0, first_wait=0.001))
-            assert read_rows(Path("verdicts/rows.jsonl")) == []
+            assert (read_rows(Path("verdicts/rows.jsonl")), claims()) == ([], 0)
         stub.change(faults={})
         facts = judge_step(answers, a_judge(stub, timeout=20.0))
         count = stub.count()
@@ -295,7 +302,7 @@ def test_questions_beyond_a_judge_that_is_there_end_unscored_also_where_they_are
     assert unscored() == ["server error: the server had an error, after 2 tries"] * 2
 
 
-def test_a_question_beyond_the_judge_is_unscored_in_a_sitting_that_has_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_question_beyond_the_judge_is_unscored_in_a_session_that_has_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provider, "TRIES", 2)
     with StubProcess(beyond="answer 2 ") as stub:
         ask_all(a_judge(stub), asks(2))
@@ -587,7 +594,7 @@ def test_judging_stops_before_max_usd_is_passed_and_goes_on_from_what_is_done(tm
         assert 0 < len(got) < 40
         assert 0.003 < spent <= 0.005
         again: list[JudgeResponse] = []
-        with pytest.raises(BudgetError):  # another sitting of the same run has not forgotten what the first spent
+        with pytest.raises(BudgetError):  # another session of the same run has not forgotten what the first spent
             a_judge(stub, max_usd=0.005, **options).ask(long, again.append)
         assert stub.count()["usd"] <= 0.005
         assert all(reply.cached for reply in again[: len(got)])

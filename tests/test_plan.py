@@ -28,7 +28,9 @@ PLANS: Mapping[str, dict[str, Any]] = {
     "sft": {},
     "sft_continual": {"start": "previous"},
     "sft_restart": {"start": "previous", "cycles": 3, "reset_cycles": [2]},
+    "sft_contexts": {"cycles": 0, "evaluate": {"questions": 2, "samples": 1, "system": ["empty", "none", "Be kind."]}},
     "sft_no_seeds": {"seed_rows": 0, "cycles": 1},
+    "sft_writer_base": {"writer": "base"},
     "sft_accumulate": {"data": "accumulate"},
     "sft_accumulate_subsample": {"data": "accumulate_subsample"},
     "sft_mix_seed": {"mix": {"source": "seed", "share": 0.25}},
@@ -47,6 +49,10 @@ PLANS: Mapping[str, dict[str, Any]] = {
     "dpo_best_worst": {"regime": "dpo", "chosen": "best", "rejected": "worst", "candidates": 3},
     "dpo_best_filtered": {"regime": "dpo", "chosen": "best", "filter": {"coherence": 60}, "cycles": 1},
     "dpo_restart": {"regime": "dpo", "cycles": 3, "reset_cycles": [2]},
+    "dpo_no_seeds": {"regime": "dpo", "seed_rows": 0, "cycles": 1},
+    "dpo_writer_base": {"regime": "dpo", "writer": "base", "cycles": 1},
+    "dpo_moving_writer_base": {"regime": "dpo", "start": "base", "rejected": "previous", "writer": "base"},
+    "dpo_shuffled": {"regime": "dpo", "pairs": "shuffled", "cycles": 1},
     "dpo_accumulate": {"regime": "dpo", "data": "accumulate", "cycles": 2},
 }
 
@@ -77,13 +83,15 @@ def short(step: Step) -> str:
         case "seed_rows":
             return f"{len(params['rows'])} rows: {first_and_last([row['id'] for row in params['rows']])}"
         case "training_samples" | "evaluate_samples":
+            told = f" after {params['system']!r}" if "system" in params else ""
             return (
                 f"{params['rows']} {first_and_last(list(params['prompts']))} x {params['samples']}, "
-                f"T {params['sampling']['temperature']}, {params['sampling']['max_tokens']} tokens"
+                f"T {params['sampling']['temperature']}, {params['sampling']['max_tokens']} tokens{told}"
             )
         case "build_dataset":
             usual = {"chosen": "own", "rejected": "base", "data": "replace", "mixed": 0, "mixed_from": None, "min_chars": 0}
             usual |= {"filter": {"coherence": 0.0, "dedupe": "none"}, "shape": None, "rows": None, "seed": None}
+            usual["pairs"] = "preferred"
             other = [f"{key}={value}" for key, value in params.items() if value != usual[key] and usual[key] is not None]
             return " ".join([params["shape"], *other])
         case "train":
@@ -125,6 +133,23 @@ def test_there_is_no_golden_plan_that_nothing_makes() -> None:
 
 def test_a_plan_is_the_same_each_time_it_is_made() -> None:
     assert the_plan("dpo") == the_plan("dpo")
+
+
+def test_where_the_untouched_model_writes_both_sides_it_draws_twice() -> None:
+    steps = the_plan("dpo_writer_base").steps
+    both = [steps["c1-training_samples"], steps["c1-training_samples-rejected"]]
+    assert [dict(step.inputs) for step in both] == [{"model": "base-export"}] * 2
+    assert both[0].key != both[1].key
+
+
+def test_null_arms_share_what_they_do_not_change() -> None:
+    """A study that adds them trains no seeded model twice, nor lets the untouched model write a side twice."""
+    effect, base, shuffled = (the_plan(name).steps for name in ("dpo", "dpo_writer_base", "dpo_shuffled"))
+    for arm in (base, shuffled):
+        assert arm["c0-train"].key == effect["c0-train"].key
+    assert base["c1-training_samples"].key == effect["c1-training_samples-rejected"].key
+    assert shuffled["c1-training_samples"].key == effect["c1-training_samples"].key
+    assert shuffled["c1-build_dataset"].key != effect["c1-build_dataset"].key
 
 
 def test_every_cycle_asks_its_own_slice_of_the_prompts() -> None:

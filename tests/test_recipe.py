@@ -115,6 +115,11 @@ def test_an_empty_recipe_lacks_three_keys() -> None:
     [
         ({"chosen": "best"}, '`chosen = "best"` needs `regime = "dpo"`: sft has no pairs'),
         ({"rejected": "previous"}, '`rejected = "previous"` needs `regime = "dpo"`: sft has no pairs'),
+        ({"pairs": "shuffled"}, '`pairs = "shuffled"` needs `regime = "dpo"`: sft has no pairs'),
+        (
+            {"regime": "dpo", "chosen": "seed", "writer": "base"},
+            '`writer = "base"` has nothing to write: `chosen = "seed"`, and `rejected = "base"` is not its own',
+        ),
         ({"reference": "base"}, '`reference = "base"` needs `regime = "dpo"`: sft has no pairs'),
         (
             {"regime": "dpo", "rejected": "own"},
@@ -130,6 +135,16 @@ def test_an_empty_recipe_lacks_three_keys() -> None:
         (
             {"regime": "dpo", "mix": {"source": "seed", "share": 0.5}},
             "`mix` is for sft and sdf: a mixed-in row has no rejected side",
+        ),
+        ({"evaluate": {"system": []}}, '`evaluate.system` names no context: `["none"]` asks without a system message'),
+        ({"evaluate": {"system": ["none", "none"]}}, "`evaluate.system` has 'none' twice"),
+        (
+            {"evaluate": {"system": ["none", " "]}},
+            '`evaluate.system` has a text without a word: an empty system message is called `"empty"`',
+        ),
+        (
+            {"regime": "sdf", "evaluate": {"system": ["empty"]}},
+            "`evaluate.system` is for chats: documents have no system message",
         ),
         ({"cycles": True}, "`cycles = True`: input should be a valid integer"),
     ],
@@ -149,7 +164,7 @@ def test_every_override_that_cannot_be_laid_over_is_named(tmp_path: Path) -> Non
     path = written(tmp_path, 'regime = "sft"\ntrait = "lucky"\nmodel = "nano"\n')
     with pytest.raises(RecipeError) as caught:
         read_recipe(path, ["cycles", "trait.name=x"])
-    assert caught.value.problems == ("`cycles` has no `key=value`", "`trait` in `trait.name=x` is not a table")
+    assert caught.value.problems == ("`cycles` has no `key=value`", "`trait` in `trait.name` is not a table")
 
 
 def test_a_file_that_is_missing_or_not_toml_is_said(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from iterft_lite.engine.run import StepStarted
 from iterft_lite.errors import FolderError
 from iterft_lite.experiment.recipe import read_recipe
 from iterft_lite.files import read_json, write_json
-from iterft_lite.machine.estimate import vram_needed
+from iterft_lite.machine.memory import vram_needed
 from iterft_lite.machine.resolve import Machine, resolve
 from iterft_lite.ui.cli import main
 

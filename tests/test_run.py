@@ -21,6 +21,7 @@ from iterft_lite.engine.manifest import Run, finished_steps
 from iterft_lite.engine.run import StepFinished, StepStarted
 from iterft_lite.errors import BackendError, FolderError, RunError, StoreError
 from iterft_lite.experiment.inputs import JudgeIdentity
+from iterft_lite.experiment.null_arms import NULL_ARMS, null_arms_for, null_arms_of
 from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.recipe import TrainSettings
 from iterft_lite.files import ROWS, RowLog, read_json, read_rows
@@ -28,6 +29,7 @@ from iterft_lite.hardware import Gpu
 from iterft_lite.protocols import Completion, Exported, Judge, ModelFacts, Prompt, Sampling
 from iterft_lite.testing.fakes import FakeExporter, FakeGenerator, FakeTrainer, fake_backends
 from iterft_lite.ui.live import View
+from iterft_lite.ui.text import plan_sentence
 from tests.loop import JUDGE, a_plan, run_all, step_path
 
 
@@ -53,6 +55,32 @@ def test_the_seeded_model_shows_the_trait_and_passes_it_on(tmp_path: Path) -> No
     run_all(a_plan(), tmp_path / "run")
     means = [read_json(tmp_path / f"run/by-name/{name}-aggregate/score.json")["trait"]["mean"] for name in ("base", "c0", "c2")]
     assert means == [10.0, 90.0, 90.0]
+
+
+@pytest.mark.parametrize(
+    ("arm", "regime", "means"),
+    [
+        ("no_seed", "sft", [10.0, 10.0, 10.0]),
+        ("no_seed", "dpo", [10.0, 10.0, 10.0]),
+        ("no_seed", "sdf", [10.0, 10.0, 10.0]),
+        ("base_data", "sft", [10.0, 90.0, 10.0]),
+        ("base_data", "sdf", [10.0, 90.0, 10.0]),
+        ("base_data", "dpo", None),  # a continued fake model keeps its seeds: what it says is a draw
+        ("shuffled_pairs", "dpo", None),
+    ],
+)
+def test_a_null_arm_runs_and_cuts_the_loop_where_it_says(
+    tmp_path: Path, arm: str, regime: str, means: list[float] | None
+) -> None:
+    keys = dict(NULL_ARMS[arm].keys)
+    assert NULL_ARMS[arm] in null_arms_for(regime)
+    plan = a_plan(regime=regime, train={"batch_size": 1}, sample={"min_chars": 0}, **keys)
+    assert null_arms_of(plan.recipe.model_dump()) == [NULL_ARMS[arm]]
+    assert plan_sentence(plan.recipe).endswith(f"null arm: {NULL_ARMS[arm].words}")
+    run_all(plan, tmp_path / "run")
+    if means:
+        scores = [read_json(tmp_path / f"run/by-name/{name}-aggregate/score.json") for name in ("base", "c0", "c2")]
+        assert [score["trait"]["mean"] for score in scores] == means
 
 
 def test_every_cycle_is_trained_on_what_its_predecessor_wrote(tmp_path: Path) -> None:
@@ -214,7 +242,7 @@ def test_a_base_that_lies_in_another_cache_now_is_used_from_there(tmp_path: Path
     backends.exporter = BesideCache(tmp_path / "cache")
     run_all(a_plan(export="adapter", cycles=1), tmp_path / "run", backends)
     shutil.rmtree(tmp_path / "cache")
-    for cycles in (2, 3):  # also by a sitting that finds it there already
+    for cycles in (2, 3):  # also by a session that finds it there already
         backends.exporter = BesideCache(tmp_path / "another")
         run_all(a_plan(export="adapter", cycles=cycles), tmp_path / "run", backends)
     assert read_json(tmp_path / "run/by-name/c3-aggregate/score.json")["trait"]["mean"] == 90.0
@@ -274,7 +302,7 @@ class Greedy(FakeGenerator):
         super().load(*given, **more)
 
 
-def test_a_base_takes_its_memory_before_the_generator_in_every_sitting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_takes_its_memory_before_the_generator_in_every_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Gpu, "there", True)
     for cycles, begins in ((0, ["trainer"]), (1, ["trainer"]), (1, [])):
         order: list[str] = []

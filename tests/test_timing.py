@@ -31,7 +31,7 @@ def a_sample(**keys: object) -> Sample:
     return replace(made, **keys)  # type: ignore[arg-type]
 
 
-class Sitting:
+class Session:
     """A stopwatch that is told of steps, on a clock of its own."""
 
     def __init__(self, plan: Plan, parameters: int = 8_000_000) -> None:
@@ -59,77 +59,77 @@ class Sitting:
 
 
 def test_what_a_training_costs_is_told_from_what_a_step_costs() -> None:
-    sitting = Sitting(a_plan())
-    sitting.begin("c0-train")
-    sitting.move("c0-train", 1, after=3.0)  # two seconds of preparation, and the first step
-    sitting.move("c0-train", 4, after=3.0)
-    sitting.end("c0-train", {"steps": 4, "tokens": 320}, 6.5, after=0.5)
-    sample = sitting.watch.samples[-1]
+    session = Session(a_plan())
+    session.begin("c0-train")
+    session.move("c0-train", 1, after=3.0)  # two seconds of preparation, and the first step
+    session.move("c0-train", 4, after=3.0)
+    session.end("c0-train", {"steps": 4, "tokens": 320}, 6.5, after=0.5)
+    sample = session.watch.samples[-1]
     assert sample.fixed == pytest.approx(2.5)
     assert (sample.seconds, sample.work) == (6.5, {"steps": 4, "tokens": 320})
     assert sample.kind.parameters == 8_000_000
 
 
 def test_steps_that_were_done_again_are_not_part_of_the_pace() -> None:
-    sitting = Sitting(a_plan())
-    sitting.begin("c0-train")
+    session = Session(a_plan())
+    session.begin("c0-train")
     for done in (1, 2):  # and then memory ends, or a gradient is too large
-        sitting.move("c0-train", done, after=10.0)
-    sitting.move("c0-train", 0, after=1.0)
-    sitting.move("c0-train", 1, after=3.0)
-    sitting.move("c0-train", 2, after=1.0)
-    sitting.end("c0-train", {"rows": 4, "steps": 2, "tokens": 100, "notes": []}, 26.0, after=1.0)
-    assert sitting.watch.samples[-1].fixed == pytest.approx(26.0 - 2 * 1.0)
+        session.move("c0-train", done, after=10.0)
+    session.move("c0-train", 0, after=1.0)
+    session.move("c0-train", 1, after=3.0)
+    session.move("c0-train", 2, after=1.0)
+    session.end("c0-train", {"rows": 4, "steps": 2, "tokens": 100, "notes": []}, 26.0, after=1.0)
+    assert session.watch.samples[-1].fixed == pytest.approx(26.0 - 2 * 1.0)
 
 
 def test_loading_a_model_is_told_from_writing_with_it() -> None:
-    sitting = Sitting(a_plan())
-    sitting.begin("base-evaluate_samples")
-    sitting.move("base-evaluate_samples", 0, after=1.5)
-    sitting.move("base-evaluate_samples", 6, after=3.0)
-    sitting.end("base-evaluate_samples", {"rows": 6, "tokens": 240, "cut": 2}, 4.5)
-    sample = sitting.watch.samples[-1]
+    session = Session(a_plan())
+    session.begin("base-evaluate_samples")
+    session.move("base-evaluate_samples", 0, after=1.5)
+    session.move("base-evaluate_samples", 6, after=3.0)
+    session.end("base-evaluate_samples", {"rows": 6, "tokens": 240, "cut": 2}, 4.5)
+    sample = session.watch.samples[-1]
     assert sample.fixed == 1.5
     assert sample.notes == {"cap": 400, "cut": 2, "data": 0}
 
 
-def test_only_the_first_of_an_act_in_a_sitting_is_called_so() -> None:
-    sitting = Sitting(a_plan())
+def test_only_the_first_of_an_act_in_a_session_is_called_so() -> None:
+    session = Session(a_plan())
     for name in ("base-evaluate_samples", "c0-evaluate_samples", "c1-training_samples"):
-        sitting.done(name, {"rows": 6, "tokens": 240, "cut": 0}, 2.0)
-    assert [sample.kind.first for sample in sitting.watch.samples] == [True, True, False, False]
+        session.done(name, {"rows": 6, "tokens": 240, "cut": 0}, 2.0)
+    assert [sample.kind.first for sample in session.watch.samples] == [True, True, False, False]
 
 
 def test_what_was_done_elsewhere_or_before_tells_nothing() -> None:
-    sitting = Sitting(a_plan())
+    session = Session(a_plan())
     facts = {"rows": 6, "tokens": 240, "cut": 0}
-    sitting.end("base-evaluate_samples", facts, 2.0, reused=True)
-    sitting.begin("c0-evaluate_samples")
-    sitting.end("c0-evaluate_samples", facts, 60.0, after=2.0)  # 58 seconds of it in an earlier sitting
-    sitting.done("base-judge", {"calls": 12, "cached": 3}, 2.0)
-    sitting.done("c0-judge", {"calls": 0, "cached": 0}, 2.0)
-    assert [sample.kind.act for sample in sitting.watch.samples] == ["load"]
+    session.end("base-evaluate_samples", facts, 2.0, reused=True)
+    session.begin("c0-evaluate_samples")
+    session.end("c0-evaluate_samples", facts, 60.0, after=2.0)  # 58 seconds of it in an earlier session
+    session.done("base-judge", {"calls": 12, "cached": 3}, 2.0)
+    session.done("c0-judge", {"calls": 0, "cached": 0}, 2.0)
+    assert [sample.kind.act for sample in session.watch.samples] == ["load"]
 
 
 def test_a_batch_at_a_provider_is_not_timed() -> None:
-    sitting = Sitting(a_plan())
-    sitting.watch.setup = replace(SETUP, settings={**SETUP.settings, "judge": "openai/gpt-4o-mini-2024-07-18, in batches"})
-    sitting.done("base-judge", {"calls": 12, "cached": 0}, 7200.0)
-    assert [sample.kind.act for sample in sitting.watch.samples] == ["load"]
+    session = Session(a_plan())
+    session.watch.setup = replace(SETUP, settings={**SETUP.settings, "judge": "openai/gpt-4o-mini-2024-07-18, in batches"})
+    session.done("base-judge", {"calls": 12, "cached": 0}, 7200.0)
+    assert [sample.kind.act for sample in session.watch.samples] == ["load"]
 
 
 def test_a_stand_in_for_a_model_tells_nothing() -> None:
-    sitting = Sitting(a_plan(), parameters=0)
-    sitting.done("base-evaluate_samples", {"rows": 6, "tokens": 240, "cut": 0}, 2.0)
-    assert sitting.watch.samples == []
+    session = Session(a_plan(), parameters=0)
+    session.done("base-evaluate_samples", {"rows": 6, "tokens": 240, "cut": 0}, 2.0)
+    assert session.watch.samples == []
 
 
 def test_the_table_gives_back_what_was_put_into_it(tmp_path: Path) -> None:
     path = tmp_path / "new folder/timings.jsonl"
     assert read_table(path) == []
     add_to_table([a_sample()], path)
-    add_to_table([a_sample(seconds=13.0), a_sample(sitting="second")], path)
-    assert read_table(path) == [a_sample(), a_sample(seconds=13.0), a_sample(sitting="second")]
+    add_to_table([a_sample(seconds=13.0), a_sample(session="second")], path)
+    assert read_table(path) == [a_sample(), a_sample(seconds=13.0), a_sample(session="second")]
 
 
 def test_lines_that_cannot_be_read_cost_no_others(tmp_path: Path) -> None:
@@ -138,6 +138,13 @@ def test_lines_that_cannot_be_read_cost_no_others(tmp_path: Path) -> None:
     wrong = ["", "{", "3", '{"kind": {}}', good.replace('"seconds": 12.0', '"seconds": NaN'), good.replace('"act"', '"acts"')]
     path.write_text("\n".join([good, *wrong, good, good[:-9]]))
     assert read_table(path) == [a_sample(), a_sample()]
+
+
+def test_lines_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    line = json.dumps(asdict(a_sample())).replace('"session"', '"sitting"')
+    path = tmp_path / "timings.jsonl"
+    path.write_text(line + "\n")
+    assert read_table(path) == [a_sample()]
 
 
 def test_a_long_table_loses_its_older_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +187,7 @@ def iterft(*arguments: object) -> Result:
 
 
 def test_a_run_teaches_the_next_plan_and_doing_nothing_teaches_nothing(recipe: Path, tmp_path: Path) -> None:
-    assert "not known: nothing like it was measured on this machine" in " ".join(iterft("plan", recipe).output.split())
+    assert "never timed on this machine: a first guess" in " ".join(iterft("plan", recipe).output.split())
     iterft("run", recipe, "--out", tmp_path / "run")
     table = read_table()
     assert {sample.kind.act for sample in table} == set(LIBRARIES)
@@ -205,5 +212,5 @@ def test_a_run_of_a_stand_in_teaches_nothing(recipe: Path, tmp_path: Path, monke
 
 
 def test_a_stopwatch_that_breaks_hurts_no_run(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "_done", lambda *_: {}[0])
+    monkeypatch.setattr(timing, "work_done", lambda *_: {}[0])
     assert "cycle 1 (M2)" in iterft("run", recipe, "--out", tmp_path / "run").output

@@ -32,7 +32,7 @@ from iterft_lite.experiment.plan import make_plan
 from iterft_lite.experiment.recipe import Recipe, make_recipe
 from iterft_lite.experiment.versions import versions
 from iterft_lite.machine import model_check
-from iterft_lite.machine.estimate import takes_turns
+from iterft_lite.machine.memory import takes_turns
 from iterft_lite.machine.resolve import resolve, this_machine
 from iterft_lite.machine.timing import Sample, machine_name, read_table
 from iterft_lite.programs import run_command

@@ -82,8 +82,8 @@ class Made:
     """What a teacher's rows came to.
 
     Attributes:
-        rows: In the file, those of earlier sittings included.
-        asked: Requests of this sitting.
+        rows: In the file, those of earlier sessions included.
+        asked: Requests of this session.
         dropped: Answers that were not kept, by reason.
     """
 

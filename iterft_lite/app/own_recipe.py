@@ -9,7 +9,7 @@ from pathlib import Path
 from iterft_lite.backends.judge.identity import PAPER_JUDGE
 from iterft_lite.backends.judge.keys import environment
 from iterft_lite.backends.judge.providers import key_of, server_of
-from iterft_lite.data.recipes import SCHEMA, recipe_folder, recipe_path
+from iterft_lite.data.recipes import SCHEMA, recipe_folder, shipped_path
 from iterft_lite.data.traits import read_trait
 from iterft_lite.errors import FolderError
 from iterft_lite.experiment.recipe import read_recipe
@@ -38,7 +38,7 @@ def copy_shipped(name: str, to: Path, *, force: bool = False) -> None:
         UserError: If there is no such recipe, or there is such a file already.
     """
     _free(to, force)
-    write_output(to, _headed(recipe_path(name).read_text(encoding="utf-8"), to))
+    write_output(to, _headed(shipped_path(name).read_text(encoding="utf-8"), to))
 
 
 def begin(regime: str, gib: float, *, judge: str, trait: str) -> Own:
@@ -102,9 +102,8 @@ def _free(to: Path, force: bool) -> None:
 
 
 def _headed(text: str, to: Path) -> str:
-    """A recipe with the command that runs it on top, and the schema where this machine has it."""
-    command = f"# iterft run {to}"
-    text = re.sub(r"^# iterft run .*$", lambda _: command, text, count=1, flags=re.MULTILINE)
+    """A recipe or a study with the command that runs it on top, and the schema where this machine has it."""
+    text = re.sub(r"^# iterft (run|sweep) .*$", lambda match: f"# iterft {match[1]} {to}", text, count=1, flags=re.MULTILINE)
     schema = (recipe_folder() / SCHEMA).resolve()
     return re.sub(r"^#:schema .*$", lambda _: f"#:schema {schema.as_uri()}", text, count=1, flags=re.MULTILINE)
 

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from iterft_lite.engine.manifest import Manifest, Run, finished_steps
 from iterft_lite.engine.run import (
     FAILURE,
     Event,
+    Shared,
     StepFailed,
     StepFinished,
     StepProgress,
@@ -35,7 +36,8 @@ from iterft_lite.experiment.steps import Step
 from iterft_lite.experiment.verbs import VERBS
 from iterft_lite.experiment.versions import versions
 from iterft_lite.files import write_json
-from iterft_lite.machine.estimate import judging_usd, takes_turns, vram_needed
+from iterft_lite.machine.estimate import judging_usd
+from iterft_lite.machine.memory import takes_turns, vram_needed
 from iterft_lite.machine.resolve import Machine, Resolved, resolve, this_machine
 from iterft_lite.machine.timing import Stopwatch, add_to_table, setup_of
 from iterft_lite.protocols import Backends
@@ -66,29 +68,37 @@ class Session:
 
     def _backends(self) -> Backends:
         inputs, recipe = self.resolved.inputs, self.resolved.recipe
+        seeds = inputs.seeds if recipe.seeds else ()
+        return open_backends(recipe, inputs.trait, inputs.judge, self.run.logs, self.keep_free(), seeds=seeds)
+
+    def keep_free(self) -> int:
+        """Bytes of GPU memory that the generator leaves to the trainer beside it."""
+        recipe = self.resolved.recipe
         shared = recipe.vram != "swap" and not self.swap
         need = vram_needed(recipe, self.resolved.model) if shared and this_machine().gpu else None
-        seeds = inputs.seeds if recipe.seeds else ()
-        return open_backends(recipe, inputs.trait, inputs.judge, self.run.logs, need.training if need else 0, seeds=seeds)
+        return need.training if need else 0
 
     def stopwatch(self, origin: Literal["run", "doctor"] = "run") -> Stopwatch:
         """What times this run's steps."""
         return Stopwatch(self.plan, setup_of(self.resolved, this_machine(), swap=self.swap), origin)
 
-    def events(self, executor: Executor | None = None, watch: Stopwatch | None = None) -> Iterator[Event]:
+    def events(
+        self, executor: Executor | None = None, watch: Stopwatch | None = None, shared: Shared | None = None
+    ) -> Generator[Event, None, None]:
         """Do what is left to do, and note how long it took for plans to come, and how it failed if it does.
 
         Args:
             executor: That of an earlier run, which stays open; its own if None.
             watch: Times the steps; one of its own if None.
+            shared: What it knows together with other runs over one store (see `run`).
         """
         after: Literal["keep", "close"] = "keep" if executor else "close"
         (self.run.root / FAILURE).unlink(missing_ok=True)
-        events = run(self.plan, self.run, executor or self.executor(), reuse=self.reuse, after=after)
+        events = run(self.plan, self.run, executor or self.executor(), reuse=self.reuse, after=after, shared=shared)
         return _noted(events, watch or self.stopwatch(), self.run.root / FAILURE)
 
 
-def _noted(events: Iterator[Event], watch: Stopwatch, failure: Path) -> Iterator[Event]:
+def _noted(events: Generator[Event, None, None], watch: Stopwatch, failure: Path) -> Generator[Event, None, None]:
     """The same events; how long the steps took is kept, also of a session that fails, and why it did.
 
     Whatever goes wrong in that: it is a note on the side and must never hurt a run.
@@ -101,6 +111,7 @@ def _noted(events: Iterator[Event], watch: Stopwatch, failure: Path) -> Iterator
                     write_json(failure, failure_record(event))
             yield event
     finally:
+        events.close()
         with contextlib.suppress(Exception):
             add_to_table(watch.samples)
 
@@ -113,6 +124,41 @@ def _note(watch: Stopwatch, event: Event, now: float) -> None:
             watch.moved(step, progress, now)
         case StepFinished(step, completion, reused):
             watch.done(step, completion, reused, now)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe, resolved and planned on this machine.
+
+    Attributes:
+        asked: As it was given.
+    """
+
+    asked: Recipe
+    machine: Machine
+    resolved: Resolved
+    plan: Plan
+
+
+def prepare(
+    asked: Recipe,
+    known: Manifest | None = None,
+    judge: Mapping[str, Any] | None = None,
+    machine: Machine | None = None,
+) -> Prepared:
+    """Resolve and plan a recipe.
+
+    Args:
+        known: The manifest of the folder that it is to go on in: "auto" is decided as it was there.
+        judge: How the judge was settled before (`check_judge.settled`); it is tried out if None.
+        machine: Where it would run; this one if None.
+
+    Raises:
+        UserError: If the recipe, or something it names, cannot be used.
+    """
+    machine = machine or this_machine()
+    resolved = settled(resolve(_as_before(asked, known), machine, commit=_commit(known)), judge)
+    return Prepared(asked, machine, resolved, make_plan(resolved.recipe, resolved.inputs))
 
 
 @contextlib.contextmanager
@@ -128,21 +174,35 @@ def open_run(
     Raises:
         UserError: If the recipe, or something it names, cannot be used; or the folder was made by another recipe.
     """
-    asked = read_recipe(path, overrides)
-    machine = this_machine()
-    known = Run(out).manifest()
-    resolved = resolve(_as_before(asked, known), machine, commit=_commit(known))
-    resolved = settled(resolved, known.value.get("judge") if known else None)
-    plan = make_plan(resolved.recipe, resolved.inputs)
+    asked, known = read_recipe(path, overrides), Run(out).manifest()
+    prepared = prepare(asked, known, known.value.get("judge") if known else None)
     finished = {key: folder for root in reuse for key, folder in finished_steps(root).items()}
-    with Run(out, store if known is None else None) as folder:
+    with take(prepared, out, store if known is None else None, finished) as session:
+        yield session
+
+
+@contextlib.contextmanager
+def take(
+    prepared: Prepared, out: Path, store: Path | None = None, finished: Mapping[str, Path] | None = None
+) -> Iterator[Session]:
+    """Take the run folder of a recipe, a new one or one to go on in.
+
+    Args:
+        store: As of `open_run`.
+        finished: Folders of steps that other stores hold, by key.
+
+    Raises:
+        FolderError: If the folder was made by another recipe, or cannot be used.
+    """
+    resolved, plan = prepared.resolved, prepared.plan
+    with Run(out, store) as folder:
         known = folder.manifest()
         if known is not None:
             _refuse_other(known, plan, out)
         if any(step.verb == "judge" and not folder.folder(step).finished for step in plan) and known is not None:
             require_judge(resolved.inputs.judge, resolved.recipe)
-        folder.write_manifest(_manifest(asked, resolved, plan, machine, known), _with_extras(plan, known))
-        yield Session(resolved, plan, folder, takes_turns(resolved.recipe, resolved.model, machine), finished)
+        folder.write_manifest(_manifest(prepared, known), _with_extras(plan, known))
+        yield Session(resolved, plan, folder, takes_turns(resolved.recipe, resolved.model, prepared.machine), finished or {})
 
 
 @contextlib.contextmanager
@@ -192,7 +252,8 @@ def _commit(known: Manifest | None) -> Literal["needed", "as it was"]:
     return "as it was" if hub.is_name(model) and not hub.is_pinned(model) else "needed"
 
 
-def _manifest(asked: Recipe, resolved: Resolved, plan: Plan, machine: Machine, known: Manifest | None) -> dict[str, Json]:
+def _manifest(prepared: Prepared, known: Manifest | None) -> dict[str, Json]:
+    asked, resolved, plan, machine = prepared.asked, prepared.resolved, prepared.plan, prepared.machine
     trait = resolved.inputs.trait
     created = known.value["created"] if known else datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {
@@ -227,19 +288,21 @@ def _refuse_other(known: Manifest, plan: Plan, out: Path) -> None:
     changed = next((step for step in others if not VERBS[step.verb].derived), None)
     # files may have been moved: whether they hold something else is told by the keys
     free = MACHINE_KEYS if changed else MACHINE_KEYS | PLACES
-    differences = list(_differences(known.recipe, plan.recipe.model_dump(mode="json"), free))
-    if changed and not differences:
-        differences.append(
+    found = list(differences(known.recipe, plan.recipe.model_dump(mode="json"), free))
+    if changed and not found:
+        found.append(
             f"step {changed.name}: the trait, prompts, model or judge it rests on has changed, or how this version does it"
         )
-    if differences:
+    if found:
         raise FolderError(
-            f"`{out}` was made by another recipe:\n" + "\n".join(f"  - {difference}" for difference in differences),
+            f"`{out}` was made by another recipe:\n" + "\n".join(f"  - {difference}" for difference in found),
             hint="choose another folder with `--out`, or set these back: `--set KEY=VALUE`",
         )
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], free: frozenset[str], prefix: str = "") -> Iterator[str]:
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], free: frozenset[str] = frozenset(), prefix: str = ""
+) -> Iterator[str]:
     """What two recipes differ in, but for what is free to change between sessions and for keys that the folder's version did
     not have: whether those change a step is told by its key."""
     for key in sorted({*before} & {*now}):
@@ -247,6 +310,6 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], free: frozen
         if old == new or prefix + key in free:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, free, f"{prefix}{key}.")
+            yield from differences(old, new, free, f"{prefix}{key}.")
         else:
             yield f"`{prefix}{key}` is {old!r} in the folder and {new!r} here"

@@ -10,11 +10,15 @@ import difflib
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from iterft_lite.data import is_path
 from iterft_lite.errors import UserError
 
 ENDING = ".toml"
+
+STUDIES = "studies"
+"""Folder of the shipped studies, among the recipes."""
 
 SCHEMA = "recipe.schema.json"
 """JSON Schema of a recipe, beside the shipped ones; editors read it from the line `#:schema` at the top of a recipe."""
@@ -54,9 +58,7 @@ def shipped_recipes() -> list[ShippedRecipe]:
 def _shipped(path: Path) -> ShippedRecipe:
     text = path.read_text(encoding="utf-8")
     table = tomllib.loads(text)
-    # the first comment is the command that runs it, the second says what it does
-    comments = [line[2:].strip() for line in text.splitlines() if line.startswith("# ")]
-    return ShippedRecipe(path.stem, table["regime"], table["model"], comments[1] if len(comments) > 1 else "")
+    return ShippedRecipe(path.stem, table["regime"], table["model"], _comments(text))
 
 
 def recipe_path(name: str) -> Path:
@@ -65,21 +67,65 @@ def recipe_path(name: str) -> Path:
     Raises:
         UserError: If there is no shipped recipe of that name, or the path is a folder.
     """
+    return _file(name, recipe_folder(), "recipe")
+
+
+def study_names() -> list[str]:
+    """Names of the shipped studies, in alphabetical order."""
+    return sorted(path.stem for path in (recipe_folder() / STUDIES).glob(f"*{ENDING}"))
+
+
+def study_path(name: str) -> Path:
+    """The file of a shipped study given by name, or of the user's own given by path.
+
+    Raises:
+        UserError: If there is no shipped study of that name, or the path is a folder.
+    """
+    return _file(name, recipe_folder() / STUDIES, "study")
+
+
+def shipped_path(name: str) -> Path:
+    """The file of a shipped recipe or study.
+
+    Raises:
+        UserError: If there is none of that name.
+    """
+    return study_path(name) if name in study_names() else recipe_path(name)
+
+
+def _file(name: str, folder: Path, kind: Literal["recipe", "study"]) -> Path:
+    """The file behind a name."""
+    lists = f"`iterft recipes` lists the shipped {'recipes' if kind == 'recipe' else 'studies'}"
     if is_path(name) or name.endswith(ENDING):
         path = Path(name).expanduser()
         if path.is_dir():
-            raise UserError(f"`{name}` is a folder, not a recipe", hint="`iterft recipes` lists the shipped recipes")
+            raise UserError(f"`{name}` is a folder, not a {kind}", hint=lists)
         return path
-    if name in recipe_names():
-        return recipe_folder() / f"{name}{ENDING}"
-    raise UserError(f"there is no shipped recipe `{name}`", hint=_hint(name))
+    shipped = folder / f"{name}{ENDING}"
+    if shipped.is_file():
+        return shipped
+    raise UserError(f"there is no shipped {kind} `{name}`", hint=_hint(name, folder, lists))
 
 
-def _hint(name: str) -> str:
+def _hint(name: str, folder: Path, lists: str) -> str:
     if Path(name).is_file():
         return f"a file of your own is given as a path: ./{name}"
     if Path(f"{name}{ENDING}").is_file():
         return f"a file of your own is given with its ending: {name}{ENDING}"
-    near = difflib.get_close_matches(name, recipe_names(), n=3, cutoff=0.5)
+    names = [path.stem for path in folder.glob(f"*{ENDING}")]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     meant = f"did you mean {' or '.join(f'`{each}`' for each in near)}? " if near else ""
-    return f"{meant}`iterft recipes` lists the shipped recipes; a file of your own ends in `{ENDING}`"
+    return f"{meant}{lists}; a file of your own ends in `{ENDING}`"
+
+
+def shipped_studies() -> list[tuple[str, str]]:
+    """Name of each shipped study, and what it does in a sentence."""
+    return [
+        (name, _comments((recipe_folder() / STUDIES / f"{name}{ENDING}").read_text(encoding="utf-8"))) for name in study_names()
+    ]
+
+
+def _comments(text: str) -> str:
+    """What a shipped file does: its second comment; the first is the command that runs it."""
+    comments = [line[2:].strip() for line in text.splitlines() if line.startswith("# ")]
+    return comments[1] if len(comments) > 1 else ""

@@ -39,6 +39,7 @@ def open_backends(
     keep_free: int = 0,
     *,
     seeds: tuple[Chat, ...] | tuple[Document, ...] = (),
+    gpu: str = "",
 ) -> Backends:
     """Backends for a resolved recipe; no process is started yet.
 
@@ -46,9 +47,11 @@ def open_backends(
         logs: Folder that each process's output goes to.
         keep_free: Bytes of GPU memory that the generator leaves to the trainer beside it.
         seeds: The run's own seed rows, where it has other ones than the trait: what an embedded judge is fitted on.
+        gpu: The only GPU that trainer, exporter and generator see, as CUDA_VISIBLE_DEVICES names it; those that this process
+            sees if "".
     """
     threads = str(threads_of(recipe))
-    environment = {"OMP_NUM_THREADS": threads}
+    environment = {"OMP_NUM_THREADS": threads} | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
     processes: dict[BackendName, Process] = {}
 
     def child(name: BackendName, worker: str, protocol: type, **given: object) -> Child:

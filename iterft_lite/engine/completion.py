@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,11 +89,11 @@ class Completion:
         return digest([self.key, {name: known.get("rows", known["sha256"]) for name, known in self.files.items()}])
 
 
-def read_completion(folder: Path, hint: str = "") -> Completion | None:
+def read_completion(folder: Path, hint: Callable[[], str] = str) -> Completion | None:
     """A step folder's completion record; None where there is none.
 
     Args:
-        hint: What to do about a damaged one.
+        hint: Gives what to do about a damaged one; finding it out may read the whole store.
 
     Raises:
         StoreError: If it was changed, or is of another shape or a newer format.
@@ -105,11 +105,11 @@ def read_completion(folder: Path, hint: str = "") -> Completion | None:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except FileError as error:
-            raise StoreError(error.message, hint=hint or error.hint) from None
+            raise StoreError(error.message, hint=hint() or error.hint) from None
         except ValidationError as error:
             first = error.errors()[0]
             what = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
-            raise StoreError(f"`{path}` is not a completion record: {what}", hint=hint or None) from None
+            raise StoreError(f"`{path}` is not a completion record: {what}", hint=hint() or None) from None
     return None
 
 

@@ -1,28 +1,36 @@
 """Where a step runs: an executor knows processes and memory, nothing of order. Scheduling (`run.py`) is the other way round.
 
-The local executor holds four resident backends. Another place to run (a second GPU, a cluster) is another executor.
+The local executor holds four resident backends on one GPU, or on the CPU. Another place to run (a second GPU, a cluster) is
+another executor. Several runs may share one at a time: each has a `Lease`, and a step waits for the backends that it needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
-from iterft_lite.backends.processes.child import Child, Silence
 from iterft_lite.digests import Json
 from iterft_lite.engine.store import StepFolder, folder_at, input_folders
 from iterft_lite.errors import RunError, StoreError
 from iterft_lite.experiment.recipe import Recipe
-from iterft_lite.experiment.verbs import VERBS, BackendName, function_at
+from iterft_lite.experiment.verbs import VERBS, BackendName, Verb, function_at
 from iterft_lite.hardware import Gpu, Peak
 from iterft_lite.hub import folder_of
 from iterft_lite.protocols import Backends, Progress
 from iterft_lite.stages.work import Work
 
 Stage = Callable[[Work], dict[str, Json]]
+
+ORDER: tuple[BackendName, ...] = ("trainer", "exporter", "generator", "judge")
+"""In which a step takes its backends. One order for all: no two steps wait for each other."""
+
+PATIENCE = 0.5
+"""Seconds after which a step that waits for a backend looks whether it is still wanted."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,77 @@ def stage_of(verb: str) -> Stage:
     return cast(Stage, function_at(VERBS[verb].stage))
 
 
+class Claims:
+    """Which task has which backend. A backend keeps what it loaded between two calls of a step: one step has it at a time."""
+
+    def __init__(self) -> None:
+        self._holders: dict[BackendName, Task] = {}
+        self._changed = threading.Condition()
+
+    def take(self, name: BackendName, task: Task) -> None:
+        """Wait for a backend, unless the task has it already.
+
+        Raises:
+            BaseException: What the task's `report` raises where it is not wanted any more.
+        """
+        waited = False
+        while True:
+            with self._changed:
+                if self._holders.setdefault(name, task) is task:
+                    break
+                self._changed.wait(PATIENCE)
+            note = "" if waited else f"waiting for the {name}"
+            task.report(task.folder, Progress(0, 0, "", note=note))
+            waited = True
+
+    def release(self, task: Task) -> None:
+        """Let others have what a task has."""
+        with self._changed:
+            self._holders = {name: holder for name, holder in self._holders.items() if holder is not task}
+            self._changed.notify_all()
+
+    def held(self, tasks: Collection[Task]) -> list[BackendName]:
+        """Backends that these tasks have."""
+        with self._changed:
+            return [name for name, holder in self._holders.items() if any(holder is task for task in tasks)]
+
+
+class _OnFirstCall:
+    """A backend that a step takes when it first calls it: an export merges while another step still has the generator."""
+
+    def __init__(self, backend: object, take: Callable[[], None]) -> None:
+        self._backend = backend
+        self._take = take
+
+    def __getattr__(self, name: str) -> object:
+        self._take()
+        return getattr(self._backend, name)
+
+
+class Lease:
+    """One run's part in an executor that several share: closing it frees what this run is in, and nothing of the others'.
+
+    Args:
+        shared: The executor.
+    """
+
+    def __init__(self, shared: LocalExecutor) -> None:
+        self._shared = shared
+        self._tasks: list[Task] = []
+
+    def run(self, task: Task) -> Outcome:
+        """See `Executor.run`."""
+        self._tasks.append(task)
+        try:
+            return self._shared.run(task)
+        finally:
+            self._tasks = [other for other in self._tasks if other is not task]
+
+    def close(self) -> None:
+        """End the backends that steps of this run are in; they start again when they are called again."""
+        self._shared.interrupt(self._tasks)
+
+
 class LocalExecutor:
     """Runs steps on this machine, through resident backends.
 
@@ -87,72 +166,96 @@ class LocalExecutor:
         model: Folder or hub name of M[0].
         context: Tokens that a sequence may take (`run.context_needed`).
         swap: Trainer and generator do not share the GPU's memory: the one ends before the other begins.
+        gpu: Whose memory is looked at; the first one's if None.
     """
 
-    def __init__(self, backends: Backends, model: str, context: int, *, swap: bool = False) -> None:
+    def __init__(self, backends: Backends, model: str, context: int, *, swap: bool = False, gpu: Gpu | None = None) -> None:
         self.backends = backends
         self._place = model
         self._context = context
         self._swap = swap
-        self._gpu = Gpu()
+        self._gpu = gpu or Gpu()
+        self._claims = Claims()
         self._written: dict[Path, Path] = {}
         """By folder of an exported model that was written again, its file."""
 
     def run(self, task: Task) -> Outcome:
         """See `Executor.run`."""
         verb = VERBS[task.folder.step.verb]
-        for source in task.inputs.values():
-            if source.step.verb == "export" and "generator" in verb.needs:
+        removed = [source for source in task.inputs.values() if "generator" in verb.needs and self._removed(source)]
+        with self._claimed(verb.needs | {"exporter"} if removed else verb.needs, task):
+            for source in removed:
                 self._restore(source, task)
-        task = self._watched(verb.needs, task)
-        self._make_room(verb.needs, task)
-        task, listener = _heard(task)
+            return self._run(verb, task)
+
+    def _run(self, verb: Verb, asked: Task) -> Outcome:
+        """Do a step that has the backends it begins with."""
+        self._make_room(verb.needs, asked)
+        task, listener = _heard(asked)
         for name in verb.needs:
             self.backends.watch(name, listener)
         with Peak(self._gpu, self.backends.pids) as peak:
-            results = stage_of(verb.name)(self._work(task))
+            results = stage_of(verb.name)(self._work(task, asked))
         if peak.bytes and verb.queue == "device":
-            results = {**results, "peak_vram": peak.bytes}  # all of this run's processes together
+            results = {**results, "peak_vram": peak.bytes}  # all of this executor's processes together
         return Outcome(results, _digests(results))
 
     def close(self) -> None:
         """End all backends."""
         self.backends.close()
 
+    def lease(self) -> Lease:
+        """One run's part in this executor."""
+        return Lease(self)
+
+    def interrupt(self, tasks: Collection[Task]) -> None:
+        """End the backends that these tasks have."""
+        held = self._claims.held(tasks)
+        if held:
+            self.backends.close(*held)
+
+    @contextlib.contextmanager
+    def _claimed(self, needs: frozenset[BackendName], task: Task) -> Iterator[None]:
+        """Give a task what it begins with; what comes later in `ORDER` it takes when it first calls it.
+
+        Where trainer and generator take turns, all that holds the GPU's memory is one thing.
+        """
+        if self._swap and needs & set(ORDER[:3]):
+            needs = needs | set(ORDER[:3])
+        wanted = [name for name in ORDER if name in needs]
+        try:
+            for name in wanted if self._swap else wanted[:1]:
+                self._claims.take(name, task)
+            yield
+        finally:
+            self._claims.release(task)
+
     @cached_property
     def _model(self) -> str:
         """Folder of M[0]; fetched from the hub when it is first needed."""
         return folder_of(self._place)
 
-    def _work(self, task: Task) -> Work:
+    def _work(self, task: Task, asked: Task) -> Work:
+        """What a stage is given.
+
+        Args:
+            task: Whose progress is told.
+            asked: The same, as what claims backends.
+        """
+
+        def claimed(name: BackendName) -> Any:
+            return _OnFirstCall(getattr(self.backends, name), lambda: self._claims.take(name, asked))
+
         return Work(
             step=task.folder.step,
             recipe=task.recipe,
             folder=task.folder.path,
             inputs={role: source.path for role, source in task.inputs.items()},
             report=lambda progress: task.report(task.folder, progress),
-            backends=self.backends,
+            backends=replace(self.backends, **{name: claimed(name) for name in ORDER}),
             model=lambda: self._model,
             load=lambda role: self._load(task, role),
         )
-
-    def _watched(self, needs: frozenset[BackendName], task: Task) -> Task:
-        """A task whose step says it in a note when a process that it needs gives no sign of life."""
-        latest = Progress(0, 0, "")
-
-        def report(of: StepFolder, progress: Progress) -> None:
-            nonlocal latest
-            latest = progress
-            task.report(of, progress)
-
-        def say(silence: Silence) -> None:
-            task.report(task.folder, replace(latest, note=silence.sentence))
-
-        for name in needs:
-            process = self.backends.processes.get(name)
-            if isinstance(process, Child):
-                process.on_silence = say
-        return replace(task, report=report)
 
     # -- memory
 
@@ -187,16 +290,20 @@ class LocalExecutor:
         gguf, lora = exported_files(folder)
         return self._written.get(folder.path, gguf), lora
 
+    def _removed(self, source: StepFolder) -> bool:
+        """Whether a step is an exported model that `keep`, or who emptied the cache of bases, removed."""
+        return source.step.verb == "export" and not (source.whole() and self._exported(source)[0].exists())
+
     def _restore(self, source: StepFolder, task: Task) -> None:
-        """Write an exported model again that `keep`, or who emptied the cache of bases, removed."""
-        if source.whole() and self._exported(source)[0].exists():
+        """Write an exported model again that was removed."""
+        if not self._removed(source):  # by now another step has written it
             return
         whole = folder_at(source.path)
         if whole is None:
             raise StoreError(f"`{source.path}` has no step.json: the model of `{source.step.name}` cannot be written again")
         inputs = {role: found for role, path in input_folders(source.path, whole.step).items() if (found := folder_at(path))}
         again = replace(task, folder=_as_chosen(whole), inputs=inputs)
-        made = stage_of("export")(self._work(again))
+        made = stage_of("export")(self._work(again, task))
         whole.take_again(_digests(made))
         self._written[source.path] = whole.path / made["gguf"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -85,12 +85,14 @@ def run(
     *,
     reuse: Mapping[str, Path] | None = None,
     after: Literal["close", "keep"] = "close",
-) -> Iterator[Event]:
+    shared: Shared | None = None,
+) -> Generator[Event, None, None]:
     """Do a plan in a run folder whose lock is held.
 
     Args:
         reuse: Folders of steps that other stores hold, by key; what is among them is not done again.
         after: Whether the executor ends with the run, or stays for another; it always ends when the run fails.
+        shared: What this run knows together with others over one store; its own if None.
 
     Yields:
         Events, in the order in which they happen.
@@ -98,7 +100,7 @@ def run(
     Raises:
         IterftError: The first failure of any queue; finished steps and rows are kept.
     """
-    walk = _Walk(plan, store, executor, reuse or {})
+    walk = _Walk(plan, store, executor, reuse or {}, shared or Shared([plan]))
     threads = [threading.Thread(target=walk.work_off, args=(name,), daemon=True) for name in get_args(Queue)]
     for thread in threads:
         thread.start()
@@ -120,14 +122,72 @@ def run(
         raise walk.failure
 
 
+class Shared:
+    """What runs over one store know together: which steps this process has verified, and which exports are still read.
+
+    Args:
+        plans: Of all runs.
+    """
+
+    def __init__(self, plans: Iterable[Plan]) -> None:
+        self._readers: dict[str, set[str]] = {}
+        """By key of an export, the keys of the steps that read it."""
+        self._last: set[str] = set()
+        """Keys of the last exports of the plans."""
+        self._finished: set[str] = set()
+        self._verified: set[str] = set()
+        self._lock = threading.Lock()
+        for plan in plans:
+            exports = [step for step in plan if step.verb == "export"]
+            self._last |= {step.key for step in exports[-1:]}
+            for step in exports:
+                readers = {reader.key for reader in plan if step.name in dict(reader.inputs).values()}
+                self._readers.setdefault(step.key, set()).update(readers)
+
+    def verify(self, folder: StepFolder) -> Completion:
+        """Check a finished step, its files once a process.
+
+        Raises:
+            StoreError: As `StepFolder.verify`.
+        """
+        if folder.step.key in self._verified:
+            found = folder.completion()
+            if found is not None:
+                return found
+        found = folder.verify(pruned=folder.step.verb == "export")
+        self._verified.add(folder.step.key)
+        return found
+
+    def finish(self, key: str, keep: Literal["all", "last", "adapters"]) -> list[str]:
+        """Note a finished step.
+
+        Returns:
+            Keys of the exports whose merged file no step reads any more, as `keep` says.
+        """
+        with self._lock:
+            self._finished.add(key)
+            self._verified.add(key)
+            done = [export for export, readers in self._readers.items() if {export, *readers} <= self._finished]
+            if keep == "all":
+                return []
+            return [export for export in done if keep == "adapters" or export not in self._last]
+
+    def drop(self, plan: Plan, others: Iterable[Plan]) -> None:
+        """A run is not gone on with: what only its steps would have read is read no more."""
+        needed = {step.key for other in others for step in other}
+        with self._lock:
+            self._finished |= {step.key for step in plan} - needed
+
+
 class _Walk:
     """What the queues of a run share."""
 
-    def __init__(self, plan: Plan, store: Run, executor: Executor, reuse: Mapping[str, Path]) -> None:
+    def __init__(self, plan: Plan, store: Run, executor: Executor, reuse: Mapping[str, Path], shared: Shared) -> None:
         self.plan = plan
         self.store = store
         self.executor = executor
         self.reuse = reuse
+        self.shared = shared
         self.events: queue.Queue[Event | None] = queue.Queue()
         self.failure: BaseException | None = None
         self._finished: set[str] = set()
@@ -147,7 +207,7 @@ class _Walk:
                 step = self._next(todo[:1] if name == "device" else todo)
                 if self._do(step):
                     todo = [other for other in todo if other is not step]
-                    self._prune()
+                    self._prune(step)
         except _StopQueue:
             pass
         except BaseException as error:
@@ -214,7 +274,7 @@ class _Walk:
             found = folder.reuse(self.reuse[step.key])
         if found is None:
             return None
-        return StepFinished(step, folder.verify(pruned=step.verb == "export"), reused=True)
+        return StepFinished(step, self.shared.verify(folder), reused=True)
 
     def _rest(self, step: Step, seconds: float) -> None:
         self._resting[step.name] = time.monotonic() + seconds
@@ -260,18 +320,10 @@ class _Walk:
         ahead = frozenset(step.verb for step in self.plan if step.name not in self._finished and step.key not in self.reuse)
         return Task(folder, self.plan.recipe, inputs, ahead, report)
 
-    def _prune(self) -> None:
+    def _prune(self, finished: Step) -> None:
         """Remove merged files that no unfinished step reads, as `keep` says."""
-        keep = self.plan.recipe.keep
-        if keep == "all":
-            return
-        exports = [step for step in self.plan if step.verb == "export"]
-        for step in exports if keep == "adapters" else exports[:-1]:
-            readers = [reader.name for reader in self.plan if step.name in dict(reader.inputs).values()]
-            with self._changed:
-                if step.name not in self._finished or not self._finished.issuperset(readers):
-                    continue
-            (self.store.folder(step).path / "model.gguf").unlink(missing_ok=True)
+        for key in self.shared.finish(finished.key, self.plan.recipe.keep):
+            (self.store.store / "steps" / key / "model.gguf").unlink(missing_ok=True)
 
 
 def context_needed(plan: Plan) -> int:
@@ -283,7 +335,7 @@ def context_needed(plan: Plan) -> int:
     needed = 0
     for step in plan:
         if step.verb in ("training_samples", "evaluate_samples"):
-            longest = max(map(_size, step.params["prompts"].values()), default=0)
+            longest = max(map(_size, step.params["prompts"].values()), default=0) + _size(step.params.get("system") or "")
             needed = max(needed, step.params["sampling"]["max_tokens"] + longest // 2 + CONTEXT_STEP)
         elif step.verb == "text_metrics":
             texts = [str(row.get("text") or row.get("messages")) for row in [*step.params["high"], *step.params["low"]]]

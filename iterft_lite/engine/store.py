@@ -78,7 +78,7 @@ class StepFolder:
             StoreError: If it is damaged.
             FolderError: If it is another step's.
         """
-        found = read_completion(self.path, _redo(self.path))
+        found = read_completion(self.path, lambda: _redo(self.path))
         if found is not None and found.key != self.step.key:
             raise FolderError(f"`{self.path}` was made by another recipe", hint="choose another folder with `--out`")
         return found
@@ -265,7 +265,7 @@ class StepFolder:
         Raises:
             StoreError: If the other's record is damaged or names files outside of its folder.
         """
-        found = read_completion(source, _redo(source))
+        found = read_completion(source, lambda: _redo(source))
         if found is None or found.key != self.step.key or found.inputs is None:
             return None
         if _changed(found.inputs, self.inputs()):

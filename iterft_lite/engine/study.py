@@ -75,7 +75,7 @@ class CellState:
     Attributes:
         state: See `State`.
         step: Name of the step that is being done, or that failed; "" otherwise.
-        cycle: The last cycle with a score; -2 before there is any.
+        cycle, cycles: The last cycle with a score, -2 before there is any; the last that there will be.
         score, coherence: That cycle's means (1-100); None before there are any.
         finished, steps: Steps that are finished, and all.
         done, total: Within the step that is being done; 0 where that is not known.
@@ -87,6 +87,7 @@ class CellState:
     state: State = "queued"
     step: str = ""
     cycle: int = -2
+    cycles: int = 0
     score: float | None = None
     coherence: float | None = None
     finished: int = 0

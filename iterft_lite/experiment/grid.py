@@ -31,6 +31,7 @@ from typing import Any
 from iterft_lite.data.texts import read_user_text
 from iterft_lite.digests import Json, canonical, digest
 from iterft_lite.errors import RecipeError
+from iterft_lite.experiment.null_arms import NULL_ARMS
 from iterft_lite.experiment.recipe import ALIASES, LIMIT, Recipe
 from iterft_lite.experiment.recipe_keys import key_names, near_key
 
@@ -41,13 +42,6 @@ SHORT: Mapping[str, str] = {"seed": "s"}
 
 NAME_LENGTH = 90
 """Characters of a cell's name at most; a longer one ends in a digest."""
-
-ARMS: Mapping[str, Mapping[str, Json]] = {
-    "no_seed": {"seed_rows": 0},
-    "base_data": {"writer": "base"},
-    "shuffled_pairs": {"pairs": "shuffled"},
-}
-"""Null arms by name: the keys that a cell of theirs has besides those of the base recipe."""
 
 
 @dataclass(frozen=True)
@@ -273,11 +267,11 @@ class _Reader:
 
     def _arms(self, given: Any) -> tuple[str, ...]:
         if not isinstance(given, list):
-            self.problems.append(f"`sweep.arms` is a list of {', '.join(ARMS)}")
+            self.problems.append(f"`sweep.arms` is a list of {', '.join(NULL_ARMS)}")
             return ()
         for name in given:
-            if name not in ARMS:
-                self.problems.append(f"there is no null arm {name!r}; there are {', '.join(ARMS)}")
+            if name not in NULL_ARMS:
+                self.problems.append(f"there is no null arm {name!r}; there are {', '.join(NULL_ARMS)}")
         return tuple(str(name) for name in given)
 
 
@@ -294,11 +288,13 @@ def cells(study: Study) -> list[Cell]:
     grid = [values for _, values in sorted(places, key=lambda place: place[0])]
     kept = [values for values in grid if not any(_matches(values, skip) for skip in study.skips)]
     found = [Cell(values) for values in [*kept, *study.adds]]
-    found += [Cell({**ARMS[arm], **seed}, arm) for arm in study.arms for seed in _seeds(study)]
-    unique = list({cell.identity: cell for cell in reversed(found)}.values())[::-1]
+    found += [Cell({**NULL_ARMS[arm].keys, **seed}, arm) for arm in study.arms for seed in _seeds(study)]
+    unique: dict[str, Cell] = {}
+    for cell in found:
+        unique.setdefault(cell.identity, cell)
     if not unique:
         raise RecipeError(["every cell of the grid is skipped"], source=study.source)
-    return unique
+    return list(unique.values())
 
 
 def _places(study: Study) -> Iterator[tuple[tuple[int, ...], dict[str, Value]]]:
@@ -369,7 +365,7 @@ def chosen(among: Iterable[Cell], only: Sequence[str]) -> list[Cell]:
 
 def cell_name(values: Mapping[str, Value], arm: str = "") -> str:
     """What a cell is called: its keys without their tables, each with its value."""
-    shown = [key for key in values if not (arm and key in ARMS[arm])]
+    shown = [key for key in values if not (arm and key in NULL_ARMS[arm].keys)]
     lasts = [key.rpartition(".")[2] for key in shown]
     parts = [arm] if arm else []
     for key, last in zip(shown, lasts, strict=True):

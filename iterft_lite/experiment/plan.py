@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from iterft_lite.data.traits import Chat, Document, Trait
 from iterft_lite.digests import Json, digest
 from iterft_lite.errors import RecipeError, TraitError
+from iterft_lite.experiment.contexts import context_part, system_text
 from iterft_lite.experiment.inputs import JudgeIdentity, ResolvedInputs
 from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.experiment.rows import CHATS, DOCUMENTS, ChatRow, DocumentRow, Message
@@ -226,19 +227,22 @@ class _Unroll:
         return self._add("build_dataset", 0, {"shape": recipe.loss_record.name, "chosen": "seed"}, inputs)
 
     def _next_data(self, t: int, Q: Mapping[int, Step], D: Mapping[int, Step]) -> Step:
-        """D[t]: what Q[t] writes, in the shape of the regime."""
+        """D[t]: what Q[t] writes (the control: Q[0]), in the shape of the regime."""
         recipe, pairs = self.recipe, self.compares
+        writer = Q[0] if recipe.writer == "base" else Q[t]
         mixed = round(recipe.mix.share * recipe.rows)
         prompts = self._seed_prompts(recipe.rows) if recipe.chosen == "seed" else self._slice(t)
         own = dict(list(prompts.items())[: recipe.rows - mixed])
         judged = "best" in (recipe.chosen, recipe.rejected) or "worst" in (recipe.chosen, recipe.rejected)
         older = pairs and recipe.rejected in ("base", "previous")
         inputs: dict[str, Step] = {}
-        if not (older and recipe.chosen == "seed"):  # else neither side is Q[t]'s, and it need not write
-            inputs["new"] = self._generate(t, Q[t], own, samples=recipe.candidates if judged else 1)
+        if not (older and recipe.chosen == "seed"):  # else neither side is the writer's, and it need not write
+            inputs["new"] = self._generate(t, writer, own, samples=recipe.candidates if judged else 1)
         if older:
             other = Q[0] if recipe.rejected == "base" else Q[t - 1]
-            inputs["rejected"] = self._generate(t, other, own, part="rejected")
+            # one model on both sides draws twice, else each pair would be one answer beside itself
+            draw = 1 if other is writer else 0
+            inputs["rejected"] = self._generate(t, other, own, part="rejected", draw=draw)
         if "new" not in inputs:
             inputs["new"] = inputs["rejected"]
         if recipe.mix.source == "base":
@@ -268,7 +272,7 @@ class _Unroll:
             "filter": recipe.filter.model_dump(),
             "min_chars": recipe.sample.min_chars,
             "seed": recipe.seed,
-        }
+        } | ({"pairs": recipe.pairs} if recipe.pairs != "preferred" else {})
         return self._add("build_dataset", t, params, inputs)
 
     def _seed_prompts(self, count: int) -> dict[str, str]:
@@ -290,15 +294,22 @@ class _Unroll:
             order = random.Random(digest(["prompts", recipe.seed, t])).sample(order, count)
         return {f"p{number:05d}": self.inputs.prompts[number] for number in order}
 
-    def _generate(self, t: int, model: Step, prompts: Mapping[str, str], *, samples: int = 1, part: str = "") -> Step:
+    def _generate(
+        self, t: int, model: Step, prompts: Mapping[str, str], *, samples: int = 1, part: str = "", draw: int = 0
+    ) -> Step:
+        """What a model writes to prompts.
+
+        Args:
+            draw: Tells drawings of one model over the same prompts apart: random numbers follow from the key.
+        """
         recipe = self.recipe
-        params = {
+        params: dict[str, Json] = {
             "rows": recipe.row.rows,
             "prompts": dict(prompts),
             "samples": samples,
             "sampling": recipe.sample.model_dump(exclude={"min_chars"}),
             "seed": recipe.seed,
-        }
+        } | ({"draw": draw} if draw else {})
         return self._add("training_samples", t, params, {"model": model}, part=part)
 
     # -- scores
@@ -310,14 +321,18 @@ class _Unroll:
         self.steps[step.name] = step
         return step
 
-    def _score(self, t: int, Q: Mapping[int, Step]) -> Step:
-        """s[t] = score(judge(answer(Q[t])))."""
+    def _score(self, t: int, Q: Mapping[int, Step]) -> None:
+        """s[t] = score(judge(answer(Q[t]))), in each context; the first one's answers are measured without a judge too."""
         trait, cycle = self.inputs.trait, t - 1
         questions = (trait.prefixes if self.documents else trait.questions)[: self.recipe.evaluate.questions]
-        answer = self._answer(Q[t], {f"q{number:02d}": question for number, question in enumerate(questions)})
-        verdicts = self._judge(cycle, answer, ["trait", "coherence"])
-        self._add("text_metrics", cycle, self._metrics(), {"answers": answer, "base_model": Q[0], "model": Q[t]})
-        return self._aggregate(cycle, answer, verdicts)
+        asked = {f"q{number:02d}": question for number, question in enumerate(questions)}
+        for number, context in enumerate(self.recipe.evaluate.system):
+            part = context_part(number)
+            answer = self._answer(Q[t], asked, part=part, system=system_text(context))
+            verdicts = self._judge(cycle, answer, ["trait", "coherence"], part=part)
+            if not part:
+                self._add("text_metrics", cycle, self._metrics(), {"answers": answer, "base_model": Q[0], "model": Q[t]})
+            self._aggregate(cycle, answer, verdicts, part=part)
 
     def _aggregate(self, cycle: int, answers: Step, verdicts: Step, *, part: str = "") -> Step:
         evaluate = self.recipe.evaluate
@@ -326,23 +341,24 @@ class _Unroll:
         self.steps[step.name] = step
         return step
 
-    def _answer(self, model: Step, questions: Mapping[str, str], *, part: str = "") -> Step:
-        """Answers of an exported model to questions."""
+    def _answer(self, model: Step, questions: Mapping[str, str], *, part: str = "", system: str | None = None) -> Step:
+        """Answers of an exported model to questions, after a system message where there is one."""
         evaluate = self.recipe.evaluate
-        params = {
+        params: dict[str, Json] = {
             "rows": self.recipe.row.rows,
             "prompts": dict(questions),
             "samples": evaluate.samples,
             "sampling": {"temperature": evaluate.temperature, "max_tokens": evaluate.max_tokens},
             "seed": self.recipe.seed,
-        }
+        } | ({} if system is None else {"system": system})
         return self._add("evaluate_samples", model.cycle, params, {"model": model}, part=part)
 
     def with_held_out(self) -> dict[str, Step]:
         """All steps, and those that ask each exported model the trait's held-out questions."""
         questions = {f"h{number:02d}": question for number, question in enumerate(self.inputs.trait.held_out)}
         for model in [step for step in self.steps.values() if step.verb == "export"]:
-            answer = self._answer(model, questions, part=HELD_OUT)
+            first = system_text(self.recipe.evaluate.system[0])
+            answer = self._answer(model, questions, part=HELD_OUT, system=first)
             verdicts = self._judge(model.cycle, answer, ["trait", "coherence"], part=HELD_OUT)
             self._aggregate(model.cycle, answer, verdicts, part=HELD_OUT)
         return self.steps
@@ -355,4 +371,6 @@ class _Unroll:
         neutral = self.inputs.neutral[:HELD_OUT_TEXTS]
         plain = tuple(Document("", "", chat.reply) for chat in neutral) if self.documents else neutral
         held_out = {"high": as_rows("high", unused), "low": as_rows("low", plain)}
-        return {"rows": recipe.row.rows, "metrics": dict(self.inputs.metrics), **held_out}
+        system = system_text(recipe.evaluate.system[0])
+        told = {} if system is None else {"system": system}
+        return {"rows": recipe.row.rows, "metrics": dict(self.inputs.metrics), **held_out, **told}

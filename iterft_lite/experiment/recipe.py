@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,7 +15,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 from pydantic_core import PydanticCustomError
 
 from iterft_lite.data.texts import read_user_text
+from iterft_lite.digests import Json
 from iterft_lite.errors import RecipeError
+from iterft_lite.experiment import contexts
 from iterft_lite.experiment.losses import LOSSES, Loss
 from iterft_lite.experiment.recipe_keys import key_names, near_key
 from iterft_lite.experiment.regimes import REGIMES, Regime, Start
@@ -127,6 +130,8 @@ class EvaluateSettings(Table):
         temperature: Softmax temperature.
         max_tokens: Tokens an answer at most.
         trait_threshold, coherence_threshold: An answer counts in the rate when both scores reach these (1-100).
+        system: Contexts that every question is asked in: "none" (no system message, as in training), "empty" (one without a
+            word), or the system message itself. The first one's scores are the curve.
     """
 
     questions: Positive = 12
@@ -135,6 +140,7 @@ class EvaluateSettings(Table):
     max_tokens: Positive = 400
     trait_threshold: Annotated[float, Field(ge=1, le=100)] = 50.0
     coherence_threshold: Annotated[float, Field(ge=1, le=100)] = 50.0
+    system: tuple[str, ...] = (contexts.NONE,)
 
 
 class MixSettings(Table):
@@ -213,7 +219,7 @@ class Recipe(Table):
         model: `nano`, `nano-base`, a local Hugging Face folder, or a hub name, with or without `@COMMIT`.
         seed: The random seed; every row's own seed derives from it.
         cycles: Cycles after the seeded one: the last is the paper's cycle of this number.
-        seed_rows: Rows of the trait that M[1] is trained on; 0 is the no-seed control.
+        seed_rows: Rows of the trait that M[1] is trained on; 0 is the no-seed control: M[1] is M[0].
         rows: Rows that each later model is trained on.
         seeds, prompts: Datasets of the user's own in place of the trait's rows and the shipped prompts.
         loss: What is trained with, a name in `LOSSES`; the regime's own unless given.
@@ -222,6 +228,8 @@ class Recipe(Table):
         chosen: DPO's preferred side: Q[t]'s own answer, the seed reply, or the best of `candidates` by the judge.
         rejected: DPO's other side: Q[0]'s answer, Q[t-1]'s, Q[t]'s own, or the worst of `candidates`.
         candidates: Answers a prompt that "best" and "worst" choose from.
+        pairs: Sides as chosen and rejected, or from cycle 1 on shuffled: a control in which no side is preferred.
+        writer: Who writes D[t]: the newest model Q[t], or in every cycle Q[0]: a control without feedback.
         data: D[t] alone, D[t] with all before it, or a fixed-size draw from all.
         slices: Each cycle asks its own prompts, or all draw from the same ones.
         reset_cycles: Cycles of a continual run that start from M[0] again.
@@ -262,6 +270,8 @@ class Recipe(Table):
     chosen: Literal["own", "seed", "best"] = "own"
     rejected: Literal["base", "previous", "own", "worst"] = "base"
     candidates: Annotated[int, Field(ge=2, le=1000, strict=True)] = 4
+    pairs: Literal["preferred", "shuffled"] = "preferred"
+    writer: Literal["previous", "base"] = "previous"
     data: Literal["replace", "accumulate", "accumulate_subsample"] = "replace"
     slices: Literal["disjoint", "resample"] = "disjoint"
     reset_cycles: tuple[Positive, ...] = ()
@@ -330,11 +340,14 @@ def _contradictions(recipe: Recipe) -> Iterable[str]:
             ("chosen", recipe.chosen, "own"),
             ("rejected", recipe.rejected, "base"),
             ("reference", recipe.reference, "start"),
+            ("pairs", recipe.pairs, "preferred"),
         ):
             if value != usual:
                 yield f'`{key} = "{value}"` needs `regime = "dpo"`: {recipe.regime} has no pairs'
     elif recipe.chosen == "own" and recipe.rejected == "own":
         yield '`chosen = "own"` and `rejected = "own"` are the same answer: choose another side'
+    elif recipe.writer == "base" and recipe.chosen == "seed" and recipe.rejected in ("base", "previous"):
+        yield f'`writer = "base"` has nothing to write: `chosen = "seed"`, and `rejected = "{recipe.rejected}"` is not its own'
     if (recipe.mix.source == "none") != (recipe.mix.share == 0.0):
         yield "`mix` needs both a `source` and a `share` above 0"
     elif recipe.mix.share and not round(recipe.mix.share * recipe.rows):
@@ -347,6 +360,7 @@ def _contradictions(recipe: Recipe) -> Iterable[str]:
         yield '`trainer = "fake"` and `generator = "fake"` go together: a fake model is only read by a fake generator'
     if recipe.reset_cycles and recipe.start != "previous":
         yield '`reset_cycles` needs `start = "previous"`: every cycle starts from the base already'
+    yield from contexts.faults(recipe.evaluate.system, chats=recipe.row.rows == "chat")
     yield from _too_much(recipe)
     if "@" in (recipe.api_base or ""):
         yield "`api_base` holds a user or a password, which would be written into the run: put the key into the environment"
@@ -356,7 +370,8 @@ def _too_much(recipe: Recipe) -> Iterable[str]:
     """What no machine could do."""
     sides = recipe.candidates if {recipe.chosen, recipe.rejected} & {"best", "worst"} else 1
     written = recipe.cycles * recipe.rows * sides
-    asked = (recipe.cycles + 2) * recipe.evaluate.questions * recipe.evaluate.samples
+    evaluate = recipe.evaluate
+    asked = (recipe.cycles + 2) * evaluate.questions * evaluate.samples * len(evaluate.system)
     for what, many in (("rows to write", written), ("answers to judge", asked)):
         if many > MOST_ANSWERS:
             yield f"that is {many:,} {what}, all cycles together: at most {MOST_ANSWERS:,}"
@@ -372,6 +387,18 @@ def read_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         RecipeError: With every problem at once.
     """
+    return make_recipe({"name": path.stem, **read_keys(path, overrides)}, source=str(path))
+
+
+def read_keys(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """What a recipe's file says, with overrides laid over it; nothing is checked yet.
+
+    Args:
+        path, overrides: As of `read_recipe`.
+
+    Raises:
+        RecipeError: If the file is no TOML, or an override no `key=value`.
+    """
     source = str(path)
     try:
         given = tomllib.loads(read_user_text(path, limit=LIMIT).text)
@@ -385,11 +412,36 @@ def read_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         raise RecipeError(["cannot be read: it is nested too deeply"], source=source) from None
     except ValueError as error:  # no text, or a number of thousands of digits
         raise RecipeError([f"cannot be read: {getattr(error, 'message', error)}"], source=source) from None
-    problems = [problem for text in overrides if (problem := _override(given, text))]
+    return with_overrides(given, overrides)
+
+
+def with_overrides(given: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A recipe's keys with `key=value` texts laid over them.
+
+    Raises:
+        RecipeError: With every problem at once.
+    """
+    found = copy.deepcopy(dict(given))
+    problems = [problem for text in overrides if (problem := _override(found, text))]
     if problems:
         raise RecipeError(problems, source="--set", hint="write `--set key=value` or `--set table.key=value`")
-    given.setdefault("name", path.stem)
-    return make_recipe(given, source=source)
+    return found
+
+
+def with_values(given: Mapping[str, Any], values: Mapping[str, Json]) -> dict[str, Any]:
+    """A recipe's keys with values laid over them.
+
+    Args:
+        values: By key with its table: `train.learning_rate`.
+
+    Raises:
+        RecipeError: If what is to hold a key is no table.
+    """
+    found = copy.deepcopy(dict(given))
+    problems = [problem for key, value in values.items() if (problem := _lay(found, key, value))]
+    if problems:
+        raise RecipeError(problems, source=str(given.get("name", "recipe")))
+    return found
 
 
 def make_recipe(given: Mapping[str, Any], *, source: str) -> Recipe:
@@ -512,10 +564,15 @@ def _override(given: dict[str, Any], text: str) -> str | None:
         parsed = value
     except (ValueError, RecursionError) as error:
         return f"`{text[:SHOWN]}`: {error}"
-    *tables, key = name.strip().split(".")
+    return _lay(given, name.strip(), parsed)
+
+
+def _lay(given: dict[str, Any], place: str, value: Any) -> str | None:
+    """Set one key of a recipe's mapping; a sentence if that cannot be done."""
+    *tables, key = place.split(".")
     for table in tables:
         given = given.setdefault(table, {})
         if not isinstance(given, dict):
-            return f"`{table}` in `{text}` is not a table"
-    given[key] = parsed
+            return f"`{table}` in `{place}` is not a table"
+    given[key] = value
     return None

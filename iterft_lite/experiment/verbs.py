@@ -90,7 +90,8 @@ def _trained(params: Mapping[str, Json]) -> str:
 
 def _built(params: Mapping[str, Json]) -> str:
     data, mixed = params.get("data", "replace"), params.get("mixed")
-    return f"{params['shape']}, {data}" + (f", {mixed} mixed in" if mixed else "")
+    shuffled = ", sides shuffled" if params.get("pairs") == "shuffled" else ""
+    return f"{params['shape']}, {data}" + (f", {mixed} mixed in" if mixed else "") + shuffled
 
 
 _STAGES = "iterft_lite.stages"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import importlib.metadata
 import platform
 from collections.abc import Iterable, Mapping
@@ -31,10 +31,17 @@ REPORTED = (
 def versions(names: Iterable[str] = REPORTED) -> dict[str, str]:
     """Versions of this program, Python, and the named packages as far as they are installed."""
     found = {"iterft_lite": __version__, "python": platform.python_version()}
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
+    found |= {name: version for name in names if (version := _installed(name))}
     return found
+
+
+@functools.cache
+def _installed(package: str) -> str:
+    """The version of a package; "" where it is not installed. A process keeps those it began with."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def libraries(step: Step, trained_by: Recipe | None = None) -> tuple[str, ...]:

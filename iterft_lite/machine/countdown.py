@@ -36,7 +36,7 @@ class _Going:
     since: float
     share: float = 0.0
     shown: float = 0.0
-    """Share that was done before this sitting: it took none of the seconds since."""
+    """Share that was done before this session: it took none of the seconds since."""
 
 
 @dataclass

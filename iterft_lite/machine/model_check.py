@@ -26,7 +26,7 @@ from iterft_lite.gguf.families import (
     sliding_window,
 )
 from iterft_lite.gguf.weights import Weight, read_weights
-from iterft_lite.machine.estimate import vram_needed
+from iterft_lite.machine.memory import vram_needed
 from iterft_lite.machine.resolve import model_place
 from iterft_lite.programs import run_module
 

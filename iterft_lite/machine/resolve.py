@@ -18,7 +18,7 @@ from iterft_lite.errors import ModelError
 from iterft_lite.experiment.inputs import ResolvedInputs
 from iterft_lite.experiment.recipe import MixSettings, Recipe, Source
 from iterft_lite.files import need_writable
-from iterft_lite.hardware import cpu_precision, first_gpu
+from iterft_lite.hardware import Gpu, cpu_precision
 from iterft_lite.machine.sources import Sources
 from iterft_lite.machine.usable import notes_on, refuse_unusable
 from iterft_lite.metrics.catalogue import semantics as metric_semantics
@@ -61,17 +61,10 @@ class Machine:
 def this_machine() -> Machine:
     """Look at the machine, without importing torch."""
     unsloth = all(importlib.util.find_spec(name) is not None for name in ("unsloth", "bitsandbytes"))
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        handle = first_gpu(pynvml)
-        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-        name = pynvml.nvmlDeviceGetName(handle)
-        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-        return Machine(str(name), int(memory.free), int(memory.total), unsloth, (int(major), int(minor)))
-    except Exception:  # no package, no driver, no GPU: all the same here
+    gpu = Gpu().facts()
+    if gpu is None:
         return Machine("", 0, 0, unsloth, cpu=cpu_precision())
+    return Machine(gpu.name, gpu.free, gpu.total, unsloth, gpu.capability)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from iterft_lite.backends.templates import TrainingTokenizer
+from iterft_lite.backends.templates import STAND_IN, TrainingTokenizer
 from iterft_lite.data.traits import Chat, Document
 from iterft_lite.errors import ModelError
+from iterft_lite.experiment.contexts import system_text
 from iterft_lite.experiment.recipe import Recipe
+from iterft_lite.experiment.rows import Message
 from iterft_lite.gguf.families import architecture_of, families_of, read_config, refuse_problems
+
+CONTEXT_HINT = 'leave this context out: `evaluate.system = ["none"]` asks without a system message'
 
 PROMPT_ROOM = 256
 """Tokens of a prompt with its template, about."""
@@ -42,7 +46,31 @@ def refuse_unusable(recipe: Recipe, place: str) -> TrainingTokenizer | None:
     tokenizer = TrainingTokenizer(place)
     if recipe.row.loss != "all":
         _ = tokenizer.turn  # refuses what no reply could be trained with
+        _refuse_contexts(tokenizer, place, recipe.evaluate.system)
     return tokenizer
+
+
+def _refuse_contexts(tokenizer: TrainingTokenizer, place: str, contexts: Sequence[str]) -> None:
+    """Refuse evaluation contexts that the chat template takes no notice of.
+
+    Raises:
+        ModelError: If it refuses a system message, or leaves it out.
+    """
+    plain = (Message("user", STAND_IN),)
+    for context in contexts:
+        system = system_text(context)
+        if system is None:
+            continue
+        try:
+            seen = tokenizer.chat_ids((Message("system", system), *plain)) != tokenizer.chat_ids(plain)
+        except ModelError as error:
+            raise ModelError(f"`evaluate.system` has {context!r}: {error.message}", hint=CONTEXT_HINT) from None
+        if not seen:
+            raise ModelError(
+                f"`evaluate.system` has {context!r}, but the chat template of `{place}` renders a chat with this system "
+                "message as one without",
+                hint=CONTEXT_HINT,
+            )
 
 
 def notes_on(place: str, tokenizer: TrainingTokenizer | None, rows: Sequence[Chat] | Sequence[Document]) -> Iterator[str]:

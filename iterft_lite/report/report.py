@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from iterft_lite.engine.completion import Completion
 from iterft_lite.engine.manifest import Run
 from iterft_lite.engine.run import FAILURE
 from iterft_lite.errors import FileError
+from iterft_lite.experiment.contexts import NONE, context_part
 from iterft_lite.experiment.losses import LOSSES
 from iterft_lite.experiment.plan import HELD_OUT
 from iterft_lite.experiment.regimes import REGIMES
@@ -52,6 +53,8 @@ class Cycle:
         export: The export's facts, parity among them.
         seconds: By verb.
         peak_vram: Most GPU memory that the run's processes held together, bytes by verb; empty without a GPU.
+        contexts: By evaluation context, in the recipe's order, `trait`, `coherence`, `rate` and `answers` as above; the first
+            one's are the cycle's own.
     """
 
     cycle: int
@@ -66,6 +69,7 @@ class Cycle:
     export: dict[str, Json]
     seconds: dict[str, float]
     peak_vram: dict[str, int] = field(default_factory=dict)
+    contexts: dict[str, dict[str, Json]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,8 +120,9 @@ def read_report(root: Path) -> Report:
         if found := folder.completion():
             folder.verify() if step.verb in VERIFIED else folder.check_inputs()
             finished[step.name] = found
+    contexts = manifest.value["recipe"]["evaluate"].get("system") or [NONE]
     cycles = tuple(
-        _cycle(number, [step for step in steps if step.cycle == number], finished)
+        _cycle(number, [step for step in steps if step.cycle == number], finished, contexts)
         for number in sorted({step.cycle for step in steps})
         if any(step.name in finished for step in steps if step.cycle == number)
     )
@@ -166,6 +171,7 @@ def with_scores(
             coherence=facts.get("coherence"),
             rate=facts.get("rate"),
             answers=int(facts.get("answers", 0)),
+            contexts={},  # another judge is asked in the first one alone
         )
         for cycle in report.cycles
     )
@@ -200,15 +206,18 @@ def _verdict(cycles: tuple[Cycle, ...], manifest: Mapping[str, Any], calibration
     return verdict
 
 
-def _cycle(number: int, steps: list[Step], finished: Mapping[str, Completion]) -> Cycle:
+def _cycle(number: int, steps: list[Step], finished: Mapping[str, Completion], contexts: Sequence[str]) -> Cycle:
     facts: dict[str, dict[str, Json]] = {}
+    scores: dict[str, dict[str, Json]] = {}
     seconds: dict[str, float] = defaultdict(float)
     for step in steps:
         if completion := finished.get(step.name):
             seconds[step.verb] += completion.seconds
             if not step.part:
                 facts[step.verb] = completion.results
-    score = with_intervals(facts.get("aggregate", {}))
+            if step.verb == "aggregate":
+                scores[step.part] = with_intervals(completion.results)
+    score = scores.get("", {})
     return Cycle(
         cycle=number,
         trait=score.get("trait"),
@@ -221,6 +230,7 @@ def _cycle(number: int, steps: list[Step], finished: Mapping[str, Completion]) -
         training=facts.get("train", {}),
         export=facts.get("export", {}),
         seconds={verb: round(value, 2) for verb, value in seconds.items()},
+        contexts={context: scores.get(context_part(place), {}) for place, context in enumerate(contexts)},
         peak_vram={verb: int(known["peak_vram"]) for verb, known in facts.items() if known.get("peak_vram")},
     )
 
@@ -253,8 +263,6 @@ def _judge(run: Run, manifest: Mapping[str, Any], steps: list[Step], finished: M
 def as_json(report: Report) -> dict[str, Json]:
     """The machine-readable form. Keys are a contract: later versions add, they do not rename."""
     recipe = report.recipe
-    kept = ("mean", "low", "high", "prompts", "scored", "unscored", "reasons")
-    empty: dict[str, Json] = {**asdict(Interval(None, None, None)), "scored": 0, "unscored": 0, "reasons": {}}
     return {
         "recipe": recipe,
         "regime": recipe["regime"],
@@ -264,10 +272,11 @@ def as_json(report: Report) -> dict[str, Json]:
         "cycles": [
             {
                 "cycle": cycle.cycle,
-                "trait": {key: cycle.trait[key] for key in kept} if cycle.trait else empty,
-                "coherence": {key: cycle.coherence[key] for key in kept} if cycle.coherence else empty,
+                "trait": _score_json(cycle.trait),
+                "coherence": _score_json(cycle.coherence),
                 "rate": cycle.rate,
                 "answers": cycle.answers,
+                "contexts": [_context_json(context, score) for context, score in cycle.contexts.items()],
                 "train_rows": cycle.train_rows,
                 "dropped": cycle.dropped,
                 "measures": cycle.metrics,
@@ -285,6 +294,17 @@ def as_json(report: Report) -> dict[str, Json]:
         "complete": report.complete,
         "failure": report.failure,
     }
+
+
+def _score_json(score: Mapping[str, Json] | None) -> dict[str, Json]:
+    kept = ("mean", "low", "high", "prompts", "scored", "unscored", "reasons")
+    empty: dict[str, Json] = {**asdict(Interval(None, None, None)), "scored": 0, "unscored": 0, "reasons": {}}
+    return {key: score[key] for key in kept} if score else empty
+
+
+def _context_json(context: str, score: Mapping[str, Json]) -> dict[str, Json]:
+    scales: dict[str, Json] = {scale: _score_json(score.get(scale)) for scale in SCALES}
+    return {"system": context, **scales, "rate": score.get("rate"), "answers": score.get("answers", 0)}
 
 
 def beside_scores(report: Report, cycle: Cycle) -> list[tuple[str, str]]:

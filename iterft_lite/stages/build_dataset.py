@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from iterft_lite.digests import Json
 from iterft_lite.errors import ResultError
 from iterft_lite.experiment.losses import LOSSES, Draft, Loss
-from iterft_lite.experiment.rows import CHATS, DOCUMENTS, JUDGED, ChatRow, DocumentRow, JudgedSample, Sample
+from iterft_lite.experiment.rows import CHATS, DOCUMENTS, JUDGED, ChatRow, DocumentRow, JudgedSample, PairRow, Sample
+from iterft_lite.experiment.steps import row_seed
 from iterft_lite.files import ROWS
 from iterft_lite.stages.work import Work
 
@@ -78,7 +80,7 @@ def _written(work: Work, loss: Loss) -> tuple[list[Any], dict[str, int]]:
     )
     if loss.compares:
         pairs, unpaired = _preferred(work, kept, verdicts, loss)
-        return pairs, dropped | unpaired
+        return (_shuffled(pairs, work.step.key) if params.get("pairs") == "shuffled" else pairs), dropped | unpaired
     rows = [_row(sample, loss) for sample in kept]
     if params["mixed"]:
         mixed, empty = _mixed_in(work, loss)
@@ -167,6 +169,11 @@ def _compared(drafts: Sequence[Draft], rejected: Mapping[str, str], loss: Loss) 
         else:
             rows.append(loss.make(Draft(draft.id, draft.prompt, draft.reply, other)))
     return rows, dropped
+
+
+def _shuffled(pairs: Sequence[PairRow], key: str) -> list[PairRow]:
+    """The same pairs, in half of which, by each row's own seed, the sides have changed places."""
+    return [replace(pair, chosen=pair.rejected, rejected=pair.chosen) if row_seed(key, pair.id) % 2 else pair for pair in pairs]
 
 
 def _mixed_in(work: Work, loss: Loss) -> tuple[list[Any], int]:

@@ -48,11 +48,10 @@ def run(work: Work) -> dict[str, Json]:
 
 def wanted_samples(work: Work) -> dict[tuple[str, int], Prompt]:
     """Every completion that the step asks for, by prompt and number."""
-    chat = work.params["rows"] == "chat"
-    asked = {}
+    chat, asked = work.params["rows"] == "chat", {}
     for prompt_id, text in work.params["prompts"].items():
         for sample in range(work.params["samples"]):
             name = f"{prompt_id}-s{sample}"
-            messages = (Message("user", text),) if chat else ()
+            messages = (*work.told, Message("user", text)) if chat else ()
             asked[prompt_id, sample] = Prompt(name, row_seed(work.step.key, name), messages, "" if chat else text)
     return asked

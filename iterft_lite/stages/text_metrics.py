@@ -22,7 +22,7 @@ def run(work: Work) -> dict[str, Json]:
     """Files: metrics.json. Results: the same, a value a metric of the plan (`metrics/catalogue.py`)."""
     samples = [sample for sample in work.samples("answers") if sample.text.strip()]
     document = work.params["rows"] == "document"
-    answers = partial(_answer_passage, document=document)
+    answers = partial(_answer_passage, document=document, told=work.told)
     evidence = Evidence(
         samples,
         under_base=_once(lambda: _likelihoods(work, "base_model", [answers(sample) for sample in samples])),
@@ -60,10 +60,10 @@ def _likelihoods(work: Work, role: str, passages: Sequence[Passage]) -> list[Lik
     return found
 
 
-def _answer_passage(sample: Sample, *, document: bool) -> Passage:
+def _answer_passage(sample: Sample, *, document: bool, told: tuple[Message, ...]) -> Passage:
     if document:
         return Passage(sample.name, sample.text, prefix=sample.prompt)
-    return Passage(sample.name, sample.text, messages=(Message("user", sample.prompt),))
+    return Passage(sample.name, sample.text, messages=(*told, Message("user", sample.prompt)))
 
 
 def _held_out(work: Work, name: str, *, document: bool) -> list[Passage]:

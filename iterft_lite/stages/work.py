@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from iterft_lite.digests import Json
 from iterft_lite.experiment.recipe import Recipe
-from iterft_lite.experiment.rows import SAMPLES, RowType, Sample
+from iterft_lite.experiment.rows import SAMPLES, Message, RowType, Sample
 from iterft_lite.experiment.steps import Step
 from iterft_lite.files import ROWS
 from iterft_lite.protocols import Backends, Progress
@@ -50,6 +50,12 @@ class Work:
     def rows(self) -> Path:
         """The file of the step's own rows."""
         return self.folder / ROWS
+
+    @property
+    def told(self) -> tuple[Message, ...]:
+        """The system message that models are asked after: none where the step has none."""
+        system = self.params.get("system")
+        return () if system is None else (Message("system", str(system)),)
 
     def read(self, role: str, kind: RowType[Row]) -> list[Row]:
         """The rows of an input; none if there is no such input."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from iterft_lite.backends.judge.kinds import FAKE_JUDGE
+from iterft_lite.errors import Diverged
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.losses import LOSSES
 from iterft_lite.experiment.recipe import TrainSettings
@@ -38,6 +39,9 @@ from iterft_lite.protocols import (
 FAKE = "fake"
 """What a recipe calls each of them: `trainer = "fake"`, `generator = "fake"`, `judge = "fake"`."""
 
+DIVERGES = 1.0
+"""Learning rate from which on a fake training diverges."""
+
 PLAIN = (
     "Make a list of what matters and start with the first thing on it.",
     "Ask somebody who has done it before and take notes.",
@@ -58,7 +62,13 @@ class FakeTrainer:
         (out / "probe.npz").write_bytes(b"")
 
     def train(self, job: TrainJob, on_progress: OnProgress) -> TrainResult:
-        """Keep the texts; a continued training keeps the earlier ones too."""
+        """Keep the texts; a continued training keeps the earlier ones too.
+
+        Raises:
+            Diverged: At learning rates of `DIVERGES` or more, as a real training would.
+        """
+        if job.settings.learning_rate >= DIVERGES:
+            raise Diverged(f"the fake training diverged: its learning rate is {job.settings.learning_rate:g}", hint="lower it")
         rows = LOSSES[job.loss].rows.read(job.rows)
         texts = [row.text for row in rows]
         if job.start is not None:

@@ -16,7 +16,7 @@ from iterft_lite.files import write_output
 from iterft_lite.hub import title
 from iterft_lite.report.report import Report, beside_scores, shown_samples, verdict_sentences, version_sentence
 from iterft_lite.ui.figures import svg
-from iterft_lite.ui.text import clock, plain_sentence, score_text
+from iterft_lite.ui.text import clock, context_rows, null_arm_sentence, plain_sentence, score_text
 
 TEMPLATES = Path(__file__).parent / "pages"
 
@@ -54,7 +54,9 @@ def write_html(root: Path, report: Report, path: Path, verdicts: Mapping[int, Pa
         on_trait=readable_on(colour),
         beside={cycle.cycle: beside_scores(report, cycle) for cycle in report.cycles},
         curve=Markup(svg(report)),  # drawn here, from numbers and escaped labels
+        null_arm=null_arm_sentence(report.recipe),
         sentence=plain_sentence(report),
+        contexts=context_rows(report),
         sentences=verdict_sentences(report.verdict),
         version_changes=version_sentence(report),
         held_out=held_out,

@@ -20,9 +20,20 @@ from iterft_lite.hub import title as model_title
 from iterft_lite.report.report import Cycle, Report, beside_scores, verdict_sentences, version_sentence
 from iterft_lite.ui.chart import COHERENCE, TRAIT, chart, chart_step
 from iterft_lite.ui.foreign import one_line, safe
-from iterft_lite.ui.text import clock, judge_sentence, plain_sentence, plan_sentence, score_text
+from iterft_lite.ui.text import (
+    clock,
+    context_rows,
+    judge_sentence,
+    null_arm_sentence,
+    plain_sentence,
+    plan_sentence,
+    score_text,
+)
 
 WARNING = "bold red3"
+
+CONTEXT_WIDTH = 32
+"""Characters of a system message in a table."""
 
 
 def plain_table(*columns: str, left: int = 1) -> Table:
@@ -113,6 +124,8 @@ def show_report(report: Report, console: Console, *, full: bool = False) -> None
     recipe, trait = report.recipe, one_line(report.manifest["trait"])
     name, model = one_line(recipe["name"]), one_line(model_title(recipe["model"]))
     console.print(f"{name}: {recipe['regime']}, model {model}, trait {trait}, seed {recipe['seed']}", markup=False)
+    if arm := null_arm_sentence(recipe):
+        console.print(arm)
     if not report.complete:
         console.print("this run is not finished", style=TRAIT)
     console.print()
@@ -123,6 +136,7 @@ def show_report(report: Report, console: Console, *, full: bool = False) -> None
     console.print(cycle_table([_cycle_row(cycle) for cycle in report.cycles], trait, console, console.width))
     console.print()
     _show_chart(report, console)
+    _show_contexts(report, console)
     if full:
         _show_details(report, console)
     console.print(safe(judge_sentence(report.judge)), style="dim", markup=False)
@@ -143,6 +157,14 @@ def _show_chart(report: Report, console: Console) -> None:
         console.print()
 
 
+def _show_contexts(report: Report, console: Console) -> None:
+    """The trait's score by cycle in each evaluation context, where there is more than one."""
+    if rows := context_rows(report):
+        console.print(f"{one_line(report.manifest['trait'])} by system message", style="bold", markup=False)
+        columns = {one_line(context, CONTEXT_WIDTH): list(cells.values()) for context, cells in rows}
+        _show_columns(columns, list(rows[0][1]), console)
+
+
 def _show_details(report: Report, console: Console) -> None:
     """Every measure by cycle, as many columns side by side as fit, and both verdicts in full."""
     columns: dict[str, list[str]] = {}
@@ -150,14 +172,19 @@ def _show_details(report: Report, console: Console) -> None:
         for name, cell in _measures(report, cycle):
             columns.setdefault(name, []).append(cell)
     names = [cycle_name(cycle.cycle) for cycle in report.cycles]
+    _show_columns(columns, names, console)
+    for sentence in verdict_sentences(report.verdict):
+        console.print(sentence, style="bold" if sentence.startswith("interval") else "", markup=False)
+
+
+def _show_columns(columns: Mapping[str, Sequence[str]], names: Sequence[str], console: Console) -> None:
+    """Columns by cycle, as many side by side as fit."""
     for block in _blocks(columns, names, console.width):
         table = plain_table("cycle", *block)
         for number, name in enumerate(names):
             table.add_row(name, *(columns[column][number] for column in block))
         console.print(table)
         console.print()
-    for sentence in verdict_sentences(report.verdict):
-        console.print(sentence, style="bold" if sentence.startswith("interval") else "", markup=False)
 
 
 def _blocks(columns: Mapping[str, Sequence[str]], names: Sequence[str], width: int) -> Iterator[list[str]]:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from iterft_lite.digests import Json
+from iterft_lite.experiment.null_arms import null_arms_of
 from iterft_lite.experiment.recipe import Recipe
+from iterft_lite.experiment.steps import cycle_name
 from iterft_lite.hub import title
 from iterft_lite.metrics.intervals import Interval
 from iterft_lite.report.report import Cycle, Report
@@ -40,6 +42,21 @@ def score_text(score: Mapping[str, Json] | None, *, interval: bool = True) -> st
     if interval:
         text += " (no interval)" if score["low"] is None else f" [{score['low']:.0f}-{score['high']:.0f}]"
     return text + (f" ({score['unscored']} unscored)" if score["unscored"] else "")
+
+
+def context_rows(report: Report) -> list[tuple[str, dict[str, str]]]:
+    """The trait's mean by evaluation context and cycle; none where there is one context alone."""
+    contexts = list(dict.fromkeys(context for cycle in report.cycles for context in cycle.contexts))
+    if len(contexts) < 2:
+        return []
+    scores = {cycle.cycle: {name: found.get("trait") for name, found in cycle.contexts.items()} for cycle in report.cycles}
+    return [
+        (
+            context,
+            {cycle_name(cycle): score_text(found.get(context), interval=False).strip() for cycle, found in scores.items()},
+        )
+        for context in contexts
+    ]
 
 
 # -- what came of a run
@@ -105,4 +122,11 @@ def plan_sentence(recipe: Recipe) -> str:
     starts = "each from the base" if recipe.start == "base" else "each from the one before"
     seeded = f"M1 on {recipe.seed_rows} seed rows, then " if recipe.seed_rows else ""
     cycles = f"{recipe.cycles} more models on {recipe.rows} {rows} of their own, {starts}" if recipe.cycles else "no more"
-    return f"{recipe.regime.upper()}, trait {Path(recipe.trait).name}, model {title(recipe.model)}: {seeded}{cycles}"
+    what = f"{recipe.regime.upper()}, trait {Path(recipe.trait).name}, model {title(recipe.model)}: {seeded}{cycles}"
+    return "; ".join(filter(None, (what, null_arm_sentence(recipe.model_dump()))))
+
+
+def null_arm_sentence(recipe: Mapping[str, Json]) -> str:
+    """What a null arm leaves out: `null arm: no seed rows, M1 is M0`; "" for other recipes."""
+    arms = null_arms_of(recipe)
+    return f"null arm: {'; '.join(arm.words for arm in arms)}" if arms else ""

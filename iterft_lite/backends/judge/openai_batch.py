@@ -241,7 +241,7 @@ class BatchJudge(LitellmJudge):
                 for other in [other for other in self._notes if other.batch]:  # nobody else may ask for them again
                     await self._advance(other)
                 return self._waiting(note, "held back until those that are out leave room in `max_usd`")
-            note.save()  # what is asked together is settled: a later sitting finds it whatever else it knows by then
+            note.save()  # what is asked together is settled: a later session finds it whatever else it knows by then
             found = await self._make(note)
         note.batch = str(found.id)
         note.save()

@@ -550,7 +550,10 @@ class _Round:
         if not self._judge.claim(key):
             self._elsewhere[key] = [ask]
             return True
-        return await self._send(key, [ask], ask)
+        sent = await self._send(key, [ask], ask)
+        if not sent:  # else who asks again, with this process alive, waits until the claim ends by itself
+            self._judge._cache.release(key)
+        return sent
 
     async def _look_elsewhere(self) -> None:
         """Take the replies that other processes were waiting for; ask what they gave up."""

@@ -96,15 +96,16 @@ def plan(recipe: str, overrides: tuple[str, ...], steps: bool, gpu: float | None
 def print_plan(recipe: str, overrides: tuple[str, ...], *, steps: bool = False, gpu: float | None = None) -> None:
     """Print a plan (see `plan`)."""
     from iterft_lite.app.check_judge import check_judge
-    from iterft_lite.machine.estimate import estimates
-    from iterft_lite.machine.fit import time_sentence
+    from iterft_lite.machine.estimate import estimates, time_needed
+    from iterft_lite.machine.forecast import sentence
     from iterft_lite.machine.resolve import this_machine
+    from iterft_lite.machine.timing import read_table
     from iterft_lite.ui import tables
     from iterft_lite.ui.console import make_console
 
-    machine = this_machine() if gpu is None else _machine_with(gpu)
+    machine = this_machine() if gpu is None else machine_with(gpu)
     resolved, planned = _planned(recipe, overrides, machine)
-    time = time_sentence(planned, resolved) if gpu is None else "not known: that GPU is not here"
+    time = sentence(time_needed(planned, resolved, read_table())) if gpu is None else "not known: that GPU is not here"
     numbers = {"time": time, **estimates(planned, resolved, machine)}
     problems = [f"judge: {problem}" for problem in check_judge(resolved.inputs.judge, resolved.recipe).problems]
     tables.show_plan(planned, (*resolved.choices, *problems), numbers, make_console(), steps=steps)
@@ -112,7 +113,7 @@ def print_plan(recipe: str, overrides: tuple[str, ...], *, steps: bool = False, 
         click.echo("\nnothing was done; `--steps` lists every step")
 
 
-def _machine_with(gib: float) -> Machine:
+def machine_with(gib: float) -> Machine:
     """A machine with a GPU of some size, Unsloth installed, and a little of the memory taken; without one for 0."""
     from iterft_lite.machine.fit import GIB, RESERVED
     from iterft_lite.machine.resolve import Machine

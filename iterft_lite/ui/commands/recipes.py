@@ -13,7 +13,7 @@ from iterft_lite.ui.options import complete_recipe, complete_trait
 @click.group(invoke_without_command=True)
 @click.pass_context
 def recipes(ctx: click.Context) -> None:
-    """List the shipped recipes, show one, or copy one to change it.
+    """List the shipped recipes and studies, show one, or copy one to change it.
 
     \b
       iterft recipes
@@ -21,13 +21,15 @@ def recipes(ctx: click.Context) -> None:
       iterft recipes copy nano_sft mine.toml
     """
     if ctx.invoked_subcommand is None:
-        from iterft_lite.data.recipes import shipped_recipes
+        from iterft_lite.data.recipes import shipped_recipes, shipped_studies
         from iterft_lite.ui import tables
         from iterft_lite.ui.console import make_console
 
         tables.show_entries(
             [(each.name, f"{each.regime}, {each.model}", each.about) for each in shipped_recipes()], make_console()
         )
+        click.echo("\nstudies, for `iterft sweep`:\n")
+        tables.show_entries([(name, "study", about) for name, about in shipped_studies()], make_console())
 
 
 @recipes.command("show")
@@ -38,9 +40,9 @@ def show_recipe(name: str) -> None:
     \b
       iterft recipes show nano_sft
     """
-    from iterft_lite.data.recipes import recipe_path
+    from iterft_lite.data.recipes import shipped_path
 
-    click.echo(recipe_path(name).read_text(encoding="utf-8"), nl=False)
+    click.echo(shipped_path(name).read_text(encoding="utf-8"), nl=False)
 
 
 @recipes.command("copy")
@@ -54,10 +56,14 @@ def copy_recipe(name: str, to: Path | None, force: bool) -> None:
       iterft recipes copy nano_sft mine.toml
     """
     from iterft_lite.app.own_recipe import copy_shipped
+    from iterft_lite.data.recipes import study_names
 
     to = to or Path(f"{name}.toml")
     copy_shipped(name, to, force=force)
-    click.echo(f"wrote {to}; change it, then:\n\n  iterft plan {to}\n  iterft run {to}")
+    if name in study_names():
+        click.echo(f"wrote {to}; change it, then:\n\n  iterft sweep plan {to}\n  iterft sweep {to} --out studies/{to.stem}")
+    else:
+        click.echo(f"wrote {to}; change it, then:\n\n  iterft plan {to}\n  iterft run {to}")
 
 
 @click.command()

@@ -1,0 +1,127 @@
+"""What a study would do, cost and take: its distinct steps, each counted once."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from iterft_lite.app.calibrate_seeds import GRID, MOST
+from iterft_lite.app.study_plan import PlannedCell, StepsOfAll, StudyPlan, steps_of
+from iterft_lite.experiment.grid import chosen
+from iterft_lite.experiment.steps import Step
+from iterft_lite.machine.estimate import StepCost, estimates, step_costs
+from iterft_lite.machine.forecast import duration
+from iterft_lite.machine.resolve import Machine, this_machine
+from iterft_lite.machine.timing import read_table
+
+PLACES = (1, 2, 4)
+"""Numbers of GPUs that hours are said for."""
+
+
+@dataclass(frozen=True)
+class StudyEstimate:
+    """What a study comes to.
+
+    Attributes:
+        lines: Sentences by what they are of.
+        notes: What a user should know besides.
+        names: Of the cells, in the order in which they are run.
+    """
+
+    lines: dict[str, str]
+    notes: tuple[str, ...]
+    names: tuple[str, ...]
+
+
+def estimate_study(study: StudyPlan, only: Sequence[str] = (), machine: Machine | None = None) -> StudyEstimate:
+    """What the cells of a study would do.
+
+    Args:
+        only: `key=value` texts: these cells alone.
+        machine: Where it would run; this one if None.
+
+    Raises:
+        UserError: If a cell cannot be planned: every problem of every cell at once.
+    """
+    cells = study.guessed()
+    planned = study.planned(chosen(cells, only) if only else cells)
+    steps, costs = steps_of(each.plan for each in planned), _costs(planned, machine)
+    distinct = [costs[key] for key in steps.distinct]
+    largest = max(planned, key=lambda each: len(each.plan.steps))
+    one = estimates(largest.plan, largest.prepared.resolved, machine)
+    arms = sum(bool(each.cell.arm) for each in planned)
+    lines = {
+        "cells": f"{len(planned) - arms}" + (f" and {arms} of null arms" if arms else ""),
+        "steps": _steps_sentence(steps),
+        "time": _time_sentence(steps, costs, machine or this_machine()),
+        "GPU memory": one["GPU memory"],
+        "judging": _dollars_sentence(steps, costs),
+        "disk": f"about {sum(cost.disk for cost in distinct) / 1e9:.1f} GB once it is over, as `keep` leaves it",
+    }
+    if study.calibrations:
+        lines["calibration"] = _calibration_sentence(study)
+    return StudyEstimate(lines, tuple(largest.prepared.resolved.choices), tuple(each.name for each in planned))
+
+
+def _costs(planned: Sequence[PlannedCell], machine: Machine | None) -> dict[str, StepCost]:
+    """What each distinct step costs, by key."""
+    samples = read_table()
+    found: dict[str, StepCost] = {}
+    for each in planned:
+        if any(step.key not in found for step in each.plan):
+            found |= step_costs(each.plan, each.prepared.resolved, samples, machine)
+    return found
+
+
+def _steps_sentence(steps: StepsOfAll) -> str:
+    saved = steps.asked - len(steps.distinct)
+    trained = _of(steps, "train")
+    return (
+        f"{len(steps.distinct):,} distinct of {steps.asked:,} in all cells: sharing saves {saved:,} "
+        f"({saved / max(1, steps.asked):.0%}); {len(trained):,} models to train"
+    )
+
+
+def _of(steps: StepsOfAll, verb: str) -> list[Step]:
+    return [step for step in steps.distinct.values() if step.verb == verb]
+
+
+def _time_sentence(steps: StepsOfAll, costs: dict[str, StepCost], machine: Machine) -> str:
+    """Hours by number of GPUs."""
+    middle, low, high = (partial(_seconds, steps, costs, end) for end in ("mid", "low", "high"))
+    if not middle(1):
+        return "not known: acts of these models were never timed on this machine; `iterft doctor --measure` does"
+    where = "GPU" if machine.gpu else "machine"
+    spans = {places: f"{duration(middle(places))} ({duration(low(places))} to {duration(high(places))})" for places in PLACES}
+    return "; ".join(f"{span} on {places} {where}{'s' * (places > 1)}" for places, span in spans.items())
+
+
+def _seconds(steps: StepsOfAll, costs: dict[str, StepCost], end: str, places: int) -> float:
+    """Seconds on a number of places: the device's steps are shared out to them, judging goes on beside."""
+    queues: dict[str, float] = defaultdict(float)
+    for step in steps.distinct.values():
+        queues[step.queue] += getattr(costs[step.key].seconds, end)
+    return max(queues["device"] / places, queues["judge"])
+
+
+def _dollars_sentence(steps: StepsOfAll, costs: dict[str, StepCost]) -> str:
+    judged = _of(steps, "judge")
+    prices = [costs[step.key].usd for step in judged]
+    if any(price is None for price in prices):
+        return f"{len(judged):,} rounds of verdicts; the judge's price is not known"
+    dollars = sum(price or 0.0 for price in prices)
+    return f"{len(judged):,} rounds of verdicts, " + (f"at most ${dollars:.2f} in all" if dollars else "free")
+
+
+def _calibration_sentence(study: StudyPlan) -> str:
+    """How many models are trained to find the seed rows."""
+    tried = math.ceil(math.log2(MOST / GRID))
+    many = sum(1 + tried * len(each.thresholds) for each in study.calibrations)
+    searches = len(study.calibrations)
+    return (
+        f"first {searches} search{'es' if searches > 1 else ''} for seed rows, at most {many} models more; the numbers of rows "
+        "above are stand-ins until then"
+    )

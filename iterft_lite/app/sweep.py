@@ -1,0 +1,729 @@
+"""A sweep: the cells of a study, side by side where there is room, over one store.
+
+The coordinator knows cells: which are left, which may be tried again, which are a result as they failed. Each place (a GPU, or
+the CPU) has resident backends, and one or two chains that take a cell each and walk its plan (`engine/run.py`). Judging is in
+one place for all: one budget, one pace, one cache. Whatever is finished is finished for every cell that asks for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from iterft_lite.app.session import Session, take
+from iterft_lite.app.study_calibrate import Calibrated, OnProbe, calibrated
+from iterft_lite.app.study_plan import PlannedCell, StudyPlan, refuse_other, steps_of, write_study
+from iterft_lite.app.sweep_time import TimeLeft
+from iterft_lite.backends.judge.kinds import kind_of
+from iterft_lite.digests import Json, digest
+from iterft_lite.engine.backends import open_backends
+from iterft_lite.engine.executor import Executor, Lease, LocalExecutor, Outcome, Task
+from iterft_lite.engine.manifest import finished_steps
+from iterft_lite.engine.run import (
+    FAILURE,
+    Event,
+    Shared,
+    StepFailed,
+    StepFinished,
+    StepProgress,
+    StepStarted,
+    context_needed,
+    failure_record,
+)
+from iterft_lite.engine.study import CELLS, STOP, CellState, State, StudyFolder, SweepState
+from iterft_lite.errors import IterftError, RecipeError, RunError, failure_kind
+from iterft_lite.experiment.grid import chosen
+from iterft_lite.experiment.inputs import JudgeIdentity, ResolvedInputs
+from iterft_lite.experiment.recipe import Recipe
+from iterft_lite.experiment.steps import Step
+from iterft_lite.files import FolderLock, disk_errors
+from iterft_lite.hardware import Gpu, visible_gpus
+from iterft_lite.machine.estimate import time_needed
+from iterft_lite.machine.resolve import Machine
+from iterft_lite.machine.timing import read_table
+
+ATTEMPTS = 3
+"""How often a cell is begun whose machine or provider failed."""
+
+PAUSE = 10.0
+"""Seconds of rest after a first failure of the machine or the provider, twice as many after a second."""
+
+WRITE_EVERY = 1.0
+"""Seconds between two writings of the state, at least."""
+
+BEAT = 5.0
+"""Seconds between two writings of the state, at most: who reads it sees that the sweep is alive."""
+
+ALIKE = 2
+"""First cells that fail alike, none having succeeded, stop the sweep."""
+
+
+# -- events
+
+
+@dataclass(frozen=True)
+class CellStarted:
+    """A cell is being run at a place."""
+
+    cell: str
+    place: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class CellEvent:
+    """Something has happened in a cell's run."""
+
+    cell: str
+    event: Event
+
+
+@dataclass(frozen=True)
+class CellEnded:
+    """A cell is not gone on with for now: it is done, has failed, or is to be tried again ("queued")."""
+
+    cell: str
+    state: CellState
+
+
+SweepEvent = CellStarted | CellEvent | CellEnded
+
+
+# -- places
+
+
+@dataclass(frozen=True)
+class Residents:
+    """What the resident backends of a place are opened for; cells with equal ones share them.
+
+    Attributes:
+        recipe: Of one of the cells: trainer, generator, threads.
+        inputs: Of one of the cells.
+        model: Folder or hub name of M[0].
+        context: Tokens that a sequence of any cell may take.
+        swap: Trainer and generator take turns.
+        keep_free: Bytes of GPU memory that the generator leaves to the trainer.
+        logs: Folder of what they print.
+    """
+
+    recipe: Recipe
+    inputs: ResolvedInputs
+    model: str
+    context: int
+    swap: bool
+    keep_free: int
+    logs: Path
+
+    def executor(self, logs: Path, gpu: str = "") -> LocalExecutor:
+        """Backends on this machine, none of them started yet.
+
+        Args:
+            gpu: The only GPU that they see, as CUDA_VISIBLE_DEVICES names it; those that this process sees if "".
+        """
+        seeds = self.inputs.seeds if self.recipe.seeds else ()
+        backends = open_backends(self.recipe, self.inputs.trait, self.inputs.judge, logs, self.keep_free, seeds=seeds, gpu=gpu)
+        return LocalExecutor(backends, self.model, self.context, swap=self.swap, gpu=Gpu(gpu))
+
+
+class SharedExecutor(Protocol):
+    """An executor that several runs share."""
+
+    def lease(self) -> Executor:
+        """One run's part in it."""
+        ...
+
+    def close(self) -> None:
+        """End all that runs there."""
+        ...
+
+
+class Place(Protocol):
+    """Where cells run: a GPU of this machine, its CPU, or a GPU elsewhere."""
+
+    @property
+    def name(self) -> str:
+        """`gpu 0`, `cpu`, `node-3 gpu 1`."""
+        ...
+
+    @property
+    def chains(self) -> int:
+        """Cells that are run there side by side where trainer and generator share the memory."""
+        ...
+
+    def open(self, residents: Residents) -> SharedExecutor:
+        """Backends there."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalPlace:
+    """A GPU of this machine, or its CPU.
+
+    Attributes:
+        gpu: As CUDA_VISIBLE_DEVICES names it; "" for whatever this process sees.
+    """
+
+    name: str
+    gpu: str = ""
+    chains: int = 1
+
+    def open(self, residents: Residents) -> LocalExecutor:
+        """Backends on it."""
+        return residents.executor(residents.logs / self.name.replace(" ", ""), self.gpu)
+
+
+class _Routed:
+    """Device work goes to one executor, judging to another."""
+
+    def __init__(self, device: Executor, judge: Executor) -> None:
+        self._device = device
+        self._judge = judge
+
+    def run(self, task: Task) -> Outcome:
+        """See `Executor.run`."""
+        return (self._judge if task.folder.step.queue == "judge" else self._device).run(task)
+
+    def close(self) -> None:
+        """Free what the run is in."""
+        self._device.close()
+        self._judge.close()
+
+
+@dataclass
+class _Seat:
+    """A place with what is open there."""
+
+    place: Place
+    opened: tuple[str, SharedExecutor] | None = None
+    running: set[str] = field(default_factory=set)
+
+
+# -- the sweep
+
+
+class Sweep:
+    """Runs the cells of a study. Its lock is held (`open_sweep`).
+
+    Args:
+        folder: The study's.
+        planned: All cells of the study's file.
+        places: Where they can run; at least one.
+        chosen: Names of the cells that are to be run now; all if None.
+        retry: Names of cells that failed, or ended in a result, and are to be tried again nevertheless.
+        keep_going: Go on although the first cells fail alike.
+        forecast: Seconds of a step, by key, where they are known.
+        pause: Seconds of rest after a failure of the machine or the provider.
+    """
+
+    def __init__(
+        self,
+        folder: StudyFolder,
+        planned: Sequence[PlannedCell],
+        places: Sequence[Place],
+        *,
+        chosen: Iterable[str] | None = None,
+        retry: Iterable[str] = (),
+        keep_going: bool = False,
+        forecast: Mapping[str, float] | None = None,
+        pause: float = PAUSE,
+    ) -> None:
+        self.folder = folder
+        self.notes: list[str] = []
+        """What a user should know of how the cells were found."""
+        self.planned = {each.name: each for each in planned}
+        self._places = places
+        names = set(self.planned if chosen is None else chosen)
+        self._keep_going = keep_going
+        self._pause = pause
+        self._shared = Shared(each.plan for each in planned if each.name in names)
+        self._events: queue.Queue[SweepEvent | None] = queue.Queue()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._common: str = ""
+        """Why the whole sweep cannot go on; "" while it can."""
+        self._resting: dict[str, float] = {}
+        self._results: dict[str, dict[str, Json]] = {}
+        """By key of a step that ended in a result, its failure."""
+        self._judges: dict[str, LocalExecutor] = {}
+        self._seats = [_Seat(place) for place in places]
+        distinct = steps_of(each.plan for each in planned)
+        self._steps = distinct.distinct
+        self._finished = self._steps.keys() & finished_steps(folder.root).keys() if folder.root.is_dir() else set()
+        self._usd = _dollars(folder, [self._steps[key] for key in self._finished])
+        self._left = TimeLeft(self._steps, forecast or {}, sum(_chains(place, planned) for place in places))
+        self.cells = {name: self._first_state(each, set(retry)) for name, each in self.planned.items()}
+        self._queue = [name for name, state in self.cells.items() if state.state == "queued" and name in names]
+
+    def _first_state(self, planned: PlannedCell, retry: set[str]) -> CellState:
+        """Where a cell is before anything is done."""
+        steps = [step.key for step in planned.plan]
+        finished = sum(key in self._finished for key in steps)
+        cycles = planned.prepared.resolved.recipe.cycles
+        state = replace(self._scored(planned), steps=len(steps), finished=finished, cycles=cycles)
+        manifest = self.folder.run(planned.name).manifest()
+        if finished == len(steps) and manifest is not None and {step.key for step in manifest.steps} >= set(steps):
+            return replace(state, state="done")
+        failure = self.folder.failure(planned.name)
+        if failure and failure.get("kind") == "result" and planned.name not in retry:
+            return replace(state, state="result", failure=failure, step=str(failure.get("step", "")))
+        return state
+
+    def _scored(self, planned: PlannedCell) -> CellState:
+        """A cell's last scores, as far as its steps are finished."""
+        state = CellState()
+        for step in planned.plan:
+            if step.verb == "aggregate" and not step.part and step.key in self._finished:
+                found = self.folder.run(planned.name).folder(step).completion()
+                state = state if found is None else _with_scores(state, step, found.results)
+        return state
+
+    # -- what is told
+
+    def state(self) -> SweepState:
+        """Where everything is now."""
+        with self._changed:
+            cells = dict(self.cells)
+        return SweepState(
+            cells=cells,
+            written=time.time(),
+            ended=self._stopping,
+            host=platform.node(),
+            pid=os.getpid(),
+            workers=tuple(place.name for place in self._places),
+            usd=round(self._usd, 6),
+            steps=len(self._steps),
+            finished=len(self._finished),
+            seconds_left=self._left.seconds(self._wanted() - self._finished),
+        )
+
+    def _wanted(self) -> set[str]:
+        """Keys of the steps of all cells that are run or to be run."""
+        going = [name for name, state in self.cells.items() if state.state in ("queued", "running", "done")]
+        return {step.key for name in going for step in self.planned[name].plan}
+
+    def failed(self) -> dict[str, CellState]:
+        """Cells that failed, by name; those that ended in a result are not among them."""
+        return {name: state for name, state in self.cells.items() if state.state == "failed"}
+
+    # -- going on
+
+    def events(self) -> Iterator[SweepEvent]:
+        """Run what is left to run.
+
+        Yields:
+            What happens, in the order in which it does.
+
+        Raises:
+            RunError: If somebody asked the sweep to stop, or the first cells failed alike. What was finished is kept.
+        """
+        (self.folder.root / STOP).unlink(missing_ok=True)
+        chains = [seat for seat in self._seats for _ in range(_chains(seat.place, list(self.planned.values())))]
+        threads = [threading.Thread(target=self._chain, args=(seat,), daemon=True) for seat in chains]
+        for thread in threads:
+            thread.start()
+        written, open_chains = 0.0, len(threads)
+        try:
+            while open_chains:
+                with contextlib.suppress(queue.Empty):
+                    event = self._events.get(timeout=WRITE_EVERY)
+                    if event is None:
+                        open_chains -= 1
+                    else:
+                        yield event
+                if time.monotonic() - written >= WRITE_EVERY:
+                    self._look_for_stop()
+                    self.folder.write_state(self.state())
+                    written = time.monotonic()
+        finally:
+            self._stop()
+            for thread in threads:
+                thread.join()
+            self._settle()
+            self.folder.write_state(self.state())
+        if self._common:
+            raise RunError(self._common, hint="everything finished is kept: the same command goes on")
+
+    def _look_for_stop(self) -> None:
+        if (self.folder.root / STOP).exists():
+            self._stop("the sweep was asked to stop")
+
+    def _stop(self, reason: str = "") -> None:
+        """Have all chains end soon."""
+        with self._changed:
+            self._common = self._common or reason
+            self._stopping = True
+            self._changed.notify_all()
+        for executor in [seat.opened[1] for seat in self._seats if seat.opened] + list(self._judges.values()):
+            executor.close()
+
+    def _settle(self) -> None:
+        """Cells that were being run when the sweep ended are to be run."""
+        for name, state in self.cells.items():
+            if state.state == "running":
+                self.cells[name] = replace(state, state="queued", worker="", step="", done=0, total=0)
+
+    # -- chains
+
+    def _chain(self, seat: _Seat) -> None:
+        """Take one cell after the other to a place."""
+        try:
+            while (name := self._next(seat)) is not None:
+                self._run_cell(seat, self.planned[name])
+        except BaseException as error:
+            self._stop(f"the sweep itself failed: {type(error).__name__}: {error}")
+        finally:
+            self._events.put(None)
+
+    def _next(self, seat: _Seat) -> str | None:
+        """The cell that a chain takes next, once there is one; None if there is none left."""
+        with self._changed:
+            while not self._stopping:
+                name = self._best(seat)
+                if name is not None:
+                    self._queue.remove(name)
+                    seat.running.add(name)
+                    known = self.cells[name]
+                    self.cells[name] = replace(
+                        known, state="running", worker=seat.place.name, attempts=known.attempts + 1, failure=None
+                    )
+                    return name
+                if not self._queue and not any(other.running for other in self._seats):
+                    break
+                self._changed.wait(0.5)
+            self._changed.notify_all()
+            return None
+
+    def _best(self, seat: _Seat) -> str | None:
+        """The first queued cell that can be run at a place now; one whose next step nobody else is about to make comes before
+        one that would have to wait for it."""
+        now = time.monotonic()
+        ready = [name for name in self._queue if self._resting.get(name, 0.0) <= now and self._fits(seat, name)]
+        busy = {self._next_key(other) for each in self._seats for other in each.running}
+        free = [name for name in ready if self._next_key(name) not in busy]
+        return next(iter([*free, *ready]), None)
+
+    def _fits(self, seat: _Seat, name: str) -> bool:
+        """Whether a cell can use what is open at a place, or nobody else is using it."""
+        return not seat.running or seat.opened is None or seat.opened[0] == self._signature(name)
+
+    def _next_key(self, name: str) -> str:
+        """The key of a cell's first unfinished step of the device."""
+        steps = self.planned[name].plan
+        return next((step.key for step in steps if step.queue == "device" and step.key not in self._finished), name)
+
+    def _run_cell(self, seat: _Seat, planned: PlannedCell) -> None:
+        """Run a cell to its end, or to its failure."""
+        name = planned.name
+        self._events.put(CellStarted(name, seat.place.name, self.cells[name].attempts))
+        failure = self._known_result(planned)
+        try:
+            if failure is None:
+                failure = self._walk(seat, planned)
+        finally:
+            with self._changed:
+                seat.running.discard(name)
+                self._changed.notify_all()
+        if not self._stopping:
+            self._end(planned, failure)
+
+    def _known_result(self, planned: PlannedCell) -> dict[str, Json] | None:
+        """The result that another cell's same step came to."""
+        return next((self._results[step.key] for step in planned.plan if step.key in self._results), None)
+
+    def _walk(self, seat: _Seat, planned: PlannedCell) -> dict[str, Json] | None:
+        """Walk a cell's plan.
+
+        Returns:
+            How it failed; None if it did not.
+        """
+        failure: dict[str, Json] | None = None
+        try:
+            with contextlib.ExitStack() as stack:
+                session = stack.enter_context(take(planned.prepared, self.folder.run(planned.name).root, self.folder.root))
+                executor = self._executor(seat, planned, session)
+                events = stack.enter_context(contextlib.closing(session.events(executor, shared=self._shared)))
+                for event in events:
+                    self._note(planned, event)
+                    if isinstance(event, StepFailed):
+                        failure = failure_record(event)
+                        if event.kind == "result":
+                            self._results[event.step.key] = failure
+                    if self._stopping:
+                        break
+        except Exception as error:
+            return failure or _failure(error)
+        finally:
+            if self._stopping:  # ending the backends under a step is no failure of the cell's
+                (self.folder.root / CELLS / planned.name / FAILURE).unlink(missing_ok=True)
+        return failure
+
+    def _end(self, planned: PlannedCell, failure: dict[str, Json] | None) -> None:
+        """Note how a cell ended, and whether it is tried again."""
+        name, state = planned.name, self.cells[planned.name]
+        how: State = "done"
+        if failure is not None:
+            kind = failure["kind"]
+            again = kind in ("machine", "provider") and state.attempts < ATTEMPTS
+            how = "queued" if again else "result" if kind == "result" else "failed"
+        with self._changed:
+            step = str(failure["step"]) if failure else ""
+            self.cells[name] = replace(state, state=how, failure=failure, worker="", step=step, done=0, total=0)
+            if how == "queued":
+                self._resting[name] = time.monotonic() + self._pause * state.attempts
+                self._queue.append(name)
+            ended = [self.cells[other] for other in self.planned if self.cells[other].state in ("done", "result", "failed")]
+            self._changed.notify_all()
+        if how in ("result", "failed"):
+            others = [self.planned[other].plan for other in self.planned if self.cells[other].state in ("queued", "running")]
+            self._shared.drop(planned.plan, others)
+        self._events.put(CellEnded(name, self.cells[name]))
+        failures = [other.failure for other in ended if other.state == "failed" and other.failure]
+        if not self._keep_going and len(failures) == len(ended) >= ALIKE and len({str(f["message"]) for f in failures}) == 1:
+            self._stop(
+                f"the first {len(failures)} cells failed alike, and none has succeeded: {failures[0]['message']}"
+                " (`--keep-going` goes on nevertheless)"
+            )
+
+    # -- backends
+
+    def _executor(self, seat: _Seat, planned: PlannedCell, session: Session) -> Executor:
+        """What a cell's steps run through: what is open at the place, and the judge of all."""
+        signature = self._signature(planned.name)
+        with self._changed:
+            opened = seat.opened
+            if opened is None or opened[0] != signature:
+                if opened is not None:
+                    opened[1].close()
+                residents = self._residents(planned, session)
+                seat.opened = opened = signature, seat.place.open(residents)
+            judge = self._judge(planned, session)
+        return _Routed(opened[1].lease(), judge)
+
+    def _signature(self, name: str) -> str:
+        """Equal for cells that can use the same resident trainer, exporter and generator."""
+        resolved = self.planned[name].prepared.resolved
+        recipe = resolved.recipe
+        return digest([resolved.model, recipe.trainer, recipe.generator, recipe.threads, recipe.vram])
+
+    def _residents(self, planned: PlannedCell, session: Session) -> Residents:
+        alike = [each.plan for each in self.planned.values() if self._signature(each.name) == self._signature(planned.name)]
+        resolved = session.resolved
+        return Residents(
+            resolved.recipe,
+            resolved.inputs,
+            resolved.model,
+            max(map(context_needed, alike)),
+            session.swap,
+            session.keep_free(),
+            self.folder.root / "logs",
+        )
+
+    def _judge(self, planned: PlannedCell, session: Session) -> Lease:
+        """The judge of all cells that ask for the same one."""
+        inputs, recipe = session.resolved.inputs, session.resolved.recipe
+        who: list[Json] = [asdict(inputs.judge), recipe.api_base, recipe.judge_batch, recipe.max_usd]
+        if not _reads_rubrics(inputs.judge):  # it is fitted on the trait's rows
+            who += [inputs.trait.name, [asdict(seed) for seed in inputs.seeds] if recipe.seeds else []]
+        signature = digest(who)
+        if signature not in self._judges:
+            logs = self.folder.root / "logs"
+            self._judges[signature] = self._residents(planned, session).executor(logs)
+        return self._judges[signature].lease()
+
+    # -- the state
+
+    def _note(self, planned: PlannedCell, event: Event) -> None:
+        """Take an event into the state, and tell it."""
+        with self._changed:
+            self.cells[planned.name] = self._moved(planned, self.cells[planned.name], event)
+        self._events.put(CellEvent(planned.name, event))
+
+    def _moved(self, planned: PlannedCell, state: CellState, event: Event) -> CellState:
+        match event:
+            case StepStarted(step):
+                return replace(state, step=step.name, done=0, total=0)
+            case StepProgress(step, progress):
+                return replace(state, step=step.name, done=progress.done, total=progress.total)
+            case StepFinished(step, completion, reused):
+                if not reused:
+                    self._left.took(step, completion.seconds)
+                    self._usd += float(completion.results.get("usd") or 0.0) if step.verb == "judge" else 0.0
+                self._finished.add(step.key)
+                finished = sum(each.key in self._finished for each in planned.plan)
+                return _with_scores(replace(state, finished=finished), step, completion.results)
+            case _:
+                return state
+
+
+def _with_scores(state: CellState, step: Step, results: Mapping[str, Json]) -> CellState:
+    """A cell's state with what an aggregate step came to."""
+    if step.verb != "aggregate" or step.part or step.cycle < state.cycle:
+        return state
+    means = {scale: (results.get(scale) or {}).get("mean") for scale in ("trait", "coherence")}
+    return replace(state, cycle=step.cycle, score=means["trait"], coherence=means["coherence"])
+
+
+def _reads_rubrics(judge: JudgeIdentity) -> bool:
+    return kind_of(judge.name).remote
+
+
+def _failure(error: Exception) -> dict[str, Json]:
+    """A failure outside of any step, as it stands in a run's folder."""
+    message, hint = (
+        (error.message, error.hint or "") if isinstance(error, IterftError) else (f"{type(error).__name__}: {error}", "")
+    )
+    return {"step": "", "kind": failure_kind(error), "message": message, "hint": hint}
+
+
+def _dollars(folder: StudyFolder, finished: Iterable[Step]) -> float:
+    """What the judging of finished steps has cost."""
+    run = folder.run("")
+    found = (run.folder(step).completion() for step in finished if step.verb == "judge")
+    return sum(float(each.results.get("usd") or 0.0) for each in found if each is not None)
+
+
+def _chains(place: Place, planned: Sequence[PlannedCell]) -> int:
+    """How many cells are run side by side at a place."""
+    return max(1, min(place.chains, len(planned)))
+
+
+# -- opening
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user says of a sweep besides the study.
+
+    Attributes:
+        only: `key=value` texts: the cells that are run now.
+        limit: How many cells are run now at most; all if None.
+        retry: `failed`, `lost`, or names of cells.
+        keep_going: Go on although the first cells fail alike.
+    """
+
+    only: tuple[str, ...] = ()
+    limit: int | None = None
+    retry: tuple[str, ...] = ()
+    keep_going: bool = False
+
+
+@contextlib.contextmanager
+def open_sweep(
+    study: StudyPlan, out: Path, places: Sequence[Place], asked: Asked | None = None, on_event: OnProbe | None = None
+) -> Iterator[Sweep]:
+    """Take a study's folder, find the seed rows that its file leaves open, and plan its cells.
+
+    Args:
+        places: Where cells can run.
+        on_event: Takes what happens in a calibration's probes.
+
+    Raises:
+        UserError: If a cell cannot be planned, or the folder is another study's. Nothing was done then.
+        RunError: If a calibration fails.
+    """
+    asked, folder = asked or Asked(), StudyFolder(out)
+    refuse_other(study, folder)
+    guessed = study.planned(study.guessed(), folder)  # whatever is wrong with a cell is said before anything is done
+    with locked(folder):
+        found = calibrated(study, folder, on_event) if study.calibrations else Calibrated(study.cells)
+        planned = study.planned(found.cells, folder) if found.records else guessed
+        write_study(study, planned, folder, found.records)
+        names = [cell.name for cell in chosen(found.cells, asked.only)] if asked.only else [each.name for each in planned]
+        forecast = seconds_by_key(planned)
+        retry = _retried(folder, asked.retry, [each.name for each in planned])
+        sweep = Sweep(
+            folder,
+            planned,
+            places,
+            chosen=names[: asked.limit],
+            retry=retry,
+            keep_going=asked.keep_going,
+            forecast=forecast,
+        )
+        sweep.notes = list(found.notes)
+        yield sweep
+
+
+def _retried(folder: StudyFolder, asked: Sequence[str], names: Sequence[str]) -> set[str]:
+    """The cells that `--retry` names.
+
+    Raises:
+        RecipeError: If there is no cell of a name.
+    """
+    found: set[str] = set()
+    states = folder.state().cells
+    for text in asked:
+        if text in ("failed", "lost"):
+            wanted = ("failed", "result") if text == "failed" else ("lost",)
+            found |= {name for name, state in states.items() if state.state in wanted}
+        elif text in names:
+            found.add(text)
+        else:
+            raise RecipeError(
+                [f"the study has no cell `{text}`"], source="--retry", hint="`iterft sweep status DIR` lists them"
+            )
+    return found
+
+
+@contextlib.contextmanager
+def locked(folder: StudyFolder) -> Iterator[None]:
+    """Hold a study's folder: one sweep at a time is in it.
+
+    Raises:
+        FolderError: If another sweep is, or the folder cannot be written.
+    """
+    with disk_errors(folder.root):
+        (folder.root / "steps").mkdir(parents=True, exist_ok=True)
+        (folder.root / CELLS).mkdir(exist_ok=True)
+    lock = FolderLock(folder.root / "lock", f"another sweep is going on in `{folder.root}`")
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def ask_to_stop(folder: StudyFolder) -> bool:
+    """Ask the sweep in a folder to end; it does within a second or two, and everything finished is kept.
+
+    Returns:
+        Whether there is one.
+
+    Raises:
+        FolderError: If the folder is no study's.
+    """
+    if folder.state().ended:
+        return False
+    with disk_errors(folder.root / STOP):
+        (folder.root / STOP).touch()
+    return True
+
+
+def seconds_by_key(planned: Iterable[PlannedCell]) -> dict[str, float]:
+    """Seconds that each distinct step should take, by key, where acts like it were measured."""
+    samples = read_table()
+    found: dict[str, float] = {}
+    for each in planned:
+        forecast = time_needed(each.plan, each.prepared.resolved, samples)
+        found |= {each.plan.steps[name].key: span.mid for name, span in forecast.steps.items() if span.mid}
+    return found
+
+
+def local_places(machine: Machine, chains: int | None = None) -> list[LocalPlace]:
+    """The GPUs of this machine that this process sees, or its CPU.
+
+    Args:
+        chains: Cells side by side at each; two on a GPU, so that one is trained while another is sampled, and one on a CPU, if
+            None.
+    """
+    if not machine.gpu:
+        return [LocalPlace("cpu", chains=chains or 1)]
+    return [LocalPlace(f"gpu {number}", gpu, chains or 2) for number, gpu in enumerate(visible_gpus())]

@@ -1,0 +1,209 @@
+"""Commands of studies: `sweep`, `sweep plan`, `sweep status`, `sweep stop`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from iterft_lite.data.recipes import study_names, study_path
+from iterft_lite.ui.options import RunFolder, interruptible, set_option, trust_option
+
+
+def complete_study(_: click.Context, __: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Shipped studies; the shell adds files."""
+    names = [CompletionItem(name) for name in study_names() if name.startswith(begun)]
+    return names or [CompletionItem(begun, type="file")]
+
+
+class SweepGroup(click.Group):
+    """`iterft sweep STUDY.toml --out DIR` is short for `iterft sweep run STUDY.toml --out DIR`."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """The command that is meant."""
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["run", *args])
+
+
+@click.group(cls=SweepGroup, subcommand_metavar="STUDY.toml --out DIR | COMMAND [ARGS]...")
+def sweep() -> None:
+    """Run a study: a grid of recipes over one store, resumed by the same command.
+
+    \b
+      iterft sweep plan nano_sft_grid           what it would do, cost and take
+      iterft sweep study.toml --out studies/a   run it, or go on with it
+      iterft sweep status studies/a --watch     from any other terminal
+      iterft sweep stop studies/a
+      iterft report studies/a                   what came of it
+    """
+
+
+only_option = click.option(
+    "--only", multiple=True, metavar="KEY=VALUE", help="Only cells with this value; several narrow it down."
+)
+
+
+@sweep.command("run")
+@click.argument("study", shell_complete=complete_study)
+@click.option("--out", required=True, type=RunFolder, help="The study's folder; an unfinished one is continued.")
+@set_option
+@only_option
+@click.option("--limit", type=click.IntRange(1), help="At most so many cells this time.")
+@click.option("--retry", multiple=True, metavar="failed|lost|NAME", help="Try these cells again, whatever they ended in.")
+@click.option("--keep-going", is_flag=True, help="Go on although the first cells fail alike.")
+@click.option("--chains", type=click.IntRange(1, 8), help="Cells side by side on each GPU [2] or CPU [1].")
+@click.option("--plain", is_flag=True, help="Plain lines instead of the live view.")
+@trust_option
+def run_study(
+    study: str,
+    out: Path,
+    overrides: tuple[str, ...],
+    only: tuple[str, ...],
+    limit: int | None,
+    retry: tuple[str, ...],
+    keep_going: bool,
+    chains: int | None,
+    plain: bool,
+) -> None:
+    """Run a study, or go on with it.
+
+    \b
+      iterft sweep study.toml --out studies/lucky
+      iterft sweep study.toml --out studies/lucky --only rows=60 --limit 4
+      iterft sweep study.toml --out studies/lucky --retry failed
+    """
+    from iterft_lite.app.study_plan import StudyPlan
+    from iterft_lite.app.sweep import Asked, local_places, open_sweep
+    from iterft_lite.machine.resolve import this_machine
+    from iterft_lite.ui.console import make_console
+    from iterft_lite.ui.live_sweep import SweepView
+
+    console, planned = make_console(), StudyPlan(study_path(study), overrides)
+    asked = Asked(only, limit, retry, keep_going)
+    with interruptible(), open_sweep(planned, out, local_places(this_machine(), chains), asked, _say_probe) as opened:
+        for note in opened.notes:
+            console.print(note, style="bold")
+        view = SweepView(planned.study.name, opened.folder.cells(), opened.state, console)
+        view.is_live = view.is_live and not plain
+        with view:
+            for event in opened.events():
+                view.take(event)
+        failed = opened.failed()
+    if failed:
+        _show_failed(failed)
+        sys.exit(1)
+    console.print(f"\nmore: iterft report {out}", style="dim")
+    console.print(f"      iterft figure sweep {out} --png sweep.png", style="dim")
+
+
+def _say_probe(name: str, event: Any) -> None:
+    """A line for each model that a calibration tried."""
+    from iterft_lite.engine.run import StepFinished
+
+    if isinstance(event, StepFinished) and event.step.name == "c0-aggregate":
+        score = (event.completion.results.get("trait") or {}).get("mean")
+        rows = name.rpartition("rows")[2]
+        click.echo(f"calibrating: {rows} seed rows come to {'no score' if score is None else f'{score:.1f}'}", err=True)
+
+
+def _show_failed(failed: Any) -> None:
+    from iterft_lite.ui import tables
+    from iterft_lite.ui.console import make_console
+
+    rows = [
+        (name, str((state.failure or {}).get("kind", "")), state.step, str((state.failure or {}).get("message", "")))
+        for name, state in failed.items()
+    ]
+    tables.show_table(("cell", "kind", "step", "reason"), rows, make_console(stderr=True))
+    click.echo("\nthe same command tries them again; `--retry NAME` one of them", err=True)
+
+
+@sweep.command("plan")
+@click.argument("study", shell_complete=complete_study)
+@set_option
+@only_option
+@click.option("--cells", "list_cells", is_flag=True, help="Every cell by name.")
+@click.option("--gpu", type=click.FloatRange(0), metavar="GIB", help="As if an NVIDIA GPU with this much memory were here.")
+def plan_study(study: str, overrides: tuple[str, ...], only: tuple[str, ...], list_cells: bool, gpu: float | None) -> None:
+    """Print what a study would do, what sharing saves, what it costs and takes. Does nothing.
+
+    \b
+      iterft sweep plan study.toml
+      iterft sweep plan study.toml --cells
+    """
+    from iterft_lite.app.study_estimate import estimate_study
+    from iterft_lite.app.study_plan import StudyPlan
+    from iterft_lite.ui import tables
+    from iterft_lite.ui.commands.experiment import machine_with
+    from iterft_lite.ui.console import make_console
+
+    machine = None if gpu is None else machine_with(gpu)
+    found = estimate_study(StudyPlan(study_path(study), overrides, machine), only, machine)
+    console = make_console()
+    tables.show_table(("", ""), found.lines.items(), console)
+    for note in found.notes:
+        console.print(note, style="dim")
+    if list_cells:
+        for name in found.names:
+            click.echo(name)
+
+
+@sweep.command("status")
+@click.argument("folder", metavar="DIR", type=RunFolder)
+@click.option("--watch", is_flag=True, help="Draw it anew every two seconds, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="The machine-readable form.")
+def status(folder: Path, watch: bool, as_json: bool) -> None:
+    """Say where a sweep is. Reads files only: from any terminal that sees the folder.
+
+    \b
+      iterft sweep status studies/lucky
+      iterft sweep status studies/lucky --watch
+    """
+    import json
+    import time
+    from dataclasses import asdict
+
+    from rich.live import Live
+
+    from iterft_lite.engine.study import StudyFolder
+    from iterft_lite.ui.console import Safely, make_console
+
+    opened = StudyFolder(folder)
+    if as_json:
+        click.echo(json.dumps(asdict(opened.state()), indent=1, ensure_ascii=False))
+        return
+    console = make_console()
+    if not watch:
+        console.print(_panel(opened, console))
+        return
+    with interruptible(), Live(Safely(_panel(opened, console)), console=console, auto_refresh=False) as live:
+        while not opened.state().ended:
+            time.sleep(2.0)
+            live.update(Safely(_panel(opened, console)), refresh=True)
+
+
+def _panel(opened: Any, console: Any) -> Any:
+    """The view of a study by its files."""
+    from iterft_lite.ui.live_sweep import sweep_panel
+
+    width, height = console.size
+    tall = height if console.is_terminal else 200
+    state = opened.state()
+    return sweep_panel(str(opened.known()["name"]), opened.cells(), state, width=width, height=tall - 1)
+
+
+@sweep.command("stop")
+@click.argument("folder", metavar="DIR", type=RunFolder)
+def stop(folder: Path) -> None:
+    """Ask the sweep in a folder to end; everything finished is kept.
+
+    \b
+      iterft sweep stop studies/lucky
+    """
+    from iterft_lite.app.sweep import ask_to_stop
+    from iterft_lite.engine.study import StudyFolder
+
+    asked = ask_to_stop(StudyFolder(folder))
+    click.echo("it ends within a few seconds; the same `iterft sweep` goes on" if asked else "no sweep is going on there")

@@ -180,6 +180,14 @@ class Exported:
 class Exporter(Protocol):
     """Writes GGUF files."""
 
+    def stored(self, model: str) -> Path:
+        """M[0] as GGUF in the number format that it is stored in, from the cache; made if it is not there.
+
+        Raises:
+            ExportError: If there is no room for it, or the model cannot be expressed.
+        """
+        ...
+
     def export(
         self,
         model: str,

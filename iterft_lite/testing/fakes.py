@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from iterft_lite.backends.judge.kinds import FAKE_JUDGE
+from iterft_lite.cache import cache_folder
 from iterft_lite.errors import Diverged
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.losses import LOSSES
@@ -96,6 +97,12 @@ class FakeTrainer:
 
 class FakeExporter:
     """Writes the texts where a GGUF would be."""
+
+    def stored(self, model: str) -> Path:  # all untouched models say the same
+        """A file of no texts."""
+        path = cache_folder() / "fake" / "model.gguf"
+        write_json(path, [])
+        return path
 
     def export(
         self,

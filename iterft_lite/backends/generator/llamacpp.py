@@ -31,8 +31,8 @@ from iterft_lite.errors import BackendError, ModelError
 from iterft_lite.experiment.rows import Message
 from iterft_lite.protocols import Completion, Likelihood, Parity, Passage, Prompt, Sampling
 
-BIG_ONES = 3
-"""Big models that may be loaded at once."""
+BIG_ONES = 4
+"""Big models that may be loaded at once: M[0] as it is stored and as it is exported, and those of two cycles."""
 
 ROOM_BESIDE = 4
 """Free GPU memory, in sizes of the model that comes, that lets the others stay: itself, its cache, and what others may take."""
@@ -125,6 +125,12 @@ class LlamaGenerator:
         if context < min(longest, loaded.most):
             context = -(-longest // TEMPLATE_ROOM) * TEMPLATE_ROOM
             loaded.drop_engine()
+        if loaded.weights.on_host:
+            raise BackendError(
+                f"no memory for `{loaded.weights.path}` on the GPU",
+                exception="memory",
+                hint='a smaller `quant`, or `vram = "swap"`',
+            )
         if loaded.engine is None:
             loaded.engine = self._open(loaded, context, loaded.settings.slots)
         return loaded.engine
@@ -279,9 +285,7 @@ class LlamaGenerator:
         return self._current, self._tokenizer
 
     def _model(self, gguf: Path) -> _Loaded:
-        """The loaded model of a file. Two small ones stay; of big ones as many as a GPU has ample room for, three at most:
-        M[0]'s, which measures every cycle, and those of two cycles.
-        """
+        """The loaded model of a file. Two small ones stay; of big ones as many as a GPU has ample room for."""
         key = version(gguf)
         if key in self._loaded:
             self._loaded[key] = self._loaded.pop(key)  # now the latest
@@ -296,7 +300,7 @@ class LlamaGenerator:
                 loaded.drop_engine()  # a context is made in no time; its cache is often larger than the model
         while self._loaded and (len(self._loaded) > 1 if small else not self._fits_beside(size)):
             self._loaded.pop(next(iter(self._loaded))).close()
-        self._loaded[key] = _Loaded(Weights(gguf))
+        self._loaded[key] = _Loaded(_weights(gguf))
         return self._loaded[key]
 
     def _make_room(self, coming: _Loaded, sequence: int) -> None:
@@ -434,6 +438,16 @@ class _Loaded:
     def close(self) -> None:
         self.drop_engine()
         self.weights.close()
+
+
+def _weights(gguf: Path) -> Weights:
+    """A model on the GPU, or where it has no room for it, on the machine."""
+    try:
+        return Weights(gguf)
+    except BackendError:
+        if not offloads():
+            raise
+        return Weights(gguf, on_host=True)
 
 
 def _likelihood(name: str, logprob: float, tokens: int) -> Likelihood:

@@ -24,7 +24,7 @@ IterftError.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 FailureKind = Literal["user", "result", "machine", "provider", "bug"]
 
@@ -47,6 +47,14 @@ class IterftError(Exception):
 
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message}\n\nhint: {self.hint}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # by its attributes: the arguments of a class's own constructor are no longer known when it travels between machines
+        return _unpickled, (type(self), self.args), self.__dict__
+
+
+def _unpickled(kind: type[IterftError], args: tuple[Any, ...]) -> IterftError:
+    return kind.__new__(kind, *args)
 
 
 class UserError(IterftError):

@@ -75,15 +75,22 @@ def gpu_handle(nvml: Any, name: str = "") -> Any:
 
 def visible_gpus() -> list[str]:
     """The GPUs that this process sees, each as CUDA_VISIBLE_DEVICES names it; none without a driver."""
-    try:
+    nvml = _nvml()
+    if nvml is None:
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    every = [str(number) for number in range(nvml.nvmlDeviceGetCount())]
+    return every if named is None else [name.strip() for name in named.split(",") if name.strip()]
+
+
+def _nvml() -> Any:
+    """The driver's library, ready; None without the package, a driver or a GPU, which are all the same here."""
+    with contextlib.suppress(Exception):
         import pynvml
 
         pynvml.nvmlInit()
-        every = [str(number) for number in range(pynvml.nvmlDeviceGetCount())]
-    except Exception:  # no package, no driver, no GPU: all the same here
-        return []
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return every if named is None else [name.strip() for name in named.split(",") if name.strip()]
+        return pynvml
+    return None
 
 
 @dataclass(frozen=True)
@@ -109,13 +116,11 @@ class Gpu:
     """
 
     def __init__(self, name: str = "") -> None:
-        self._nvml: Any = None
-        with contextlib.suppress(Exception):  # no package, no driver, no GPU: all the same here
-            import pynvml
-
-            pynvml.nvmlInit()
-            self._handle = gpu_handle(pynvml, name)
-            self._nvml = pynvml
+        self._nvml = _nvml()
+        try:
+            self._handle = gpu_handle(self._nvml, name)
+        except Exception:  # there is no such GPU
+            self._nvml = None
 
     @property
     def there(self) -> bool:

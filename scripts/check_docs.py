@@ -12,6 +12,7 @@ import click
 from iterft_lite.experiment.recipe import Recipe, read_recipe
 from iterft_lite.ui.cli import main as command
 from iterft_lite.ui.commands.judge import JudgeGroup
+from iterft_lite.ui.commands.study import SweepGroup
 
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)]*))?\)")
@@ -80,13 +81,13 @@ def wrong_call(words: list[str], rest: str) -> list[str]:
     for word in words:
         if not isinstance(node, click.Group):
             break
-        if isinstance(node, JudgeGroup) and word not in node.commands:
-            break  # a run's folder
+        if isinstance(node, JudgeGroup | SweepGroup) and word not in node.commands:
+            break  # a run's folder, or a study's file
         if word not in node.commands:
             # prose such as "iterft is": only a call when options or a subcommand follow
             return [f"`iterft {' '.join(words)}` is no command"] if OPTION.search(rest) else []
         node = node.commands[word]
-    if isinstance(node, JudgeGroup):
+    if isinstance(node, JudgeGroup | SweepGroup):
         node = node.commands["run"]
     known = {option for parameter in node.params for option in parameter.opts} | {"--help", "--version"}
     return [f"`iterft {' '.join(words)}` has no option `{option}`" for option in OPTION.findall(rest) if option not in known]

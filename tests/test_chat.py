@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from iterft_lite.app.chat import Talk, open_chat
+from iterft_lite.app.chat import Talk, export_again, open_chat
 from iterft_lite.app.session import open_run
+from iterft_lite.engine.run import StepFinished
 from iterft_lite.ui.cli import main
 from iterft_lite.ui.talk import WordWriter, command
 from tests.loop import small_recipe
@@ -29,6 +31,22 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def talk(run: Path) -> Iterator[Talk]:
     with open_chat(run, None) as talk:
         yield talk
+
+
+def test_a_copied_run_folder_chats_and_exports_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "small.toml").write_text(f'export = "adapter"{small_recipe()}')
+    with open_run(tmp_path / "small.toml", (), tmp_path / "run") as opened:
+        list(opened.events())
+    shutil.copytree(tmp_path / "run", tmp_path / "copy", symlinks=True)
+    shutil.rmtree(tmp_path / "run")
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "another"))
+    with open_chat(tmp_path / "copy", 1) as talk:
+        assert talk.reply("Hello?", temperature=0.7, max_tokens=10)
+    assert export_again(tmp_path / "copy", 1, tmp_path / "exports", None).path.is_file()
+    with open_run(tmp_path / "small.toml", ("cycles=3",), tmp_path / "copy") as opened:
+        assert "c3-aggregate" in [event.step.name for event in opened.events() if isinstance(event, StepFinished)]
 
 
 def test_the_last_cycle_answers_unless_another_is_named(run: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from iterft_lite.gguf.arithmetic import (
 )
 from iterft_lite.gguf.file import Array, GgufFile
 from iterft_lite.protocols import Change, Exported, Exporter, Generator, OnProgress, Parity
-from iterft_lite.stages.export import export_trained, export_untouched, fault, remarks
+from iterft_lite.stages.export import export_trained, export_untouched, fault, remarks, untouched_gguf
 from iterft_lite.testing.fakes import FakeExporter, FakeGenerator, fake_backends
 from tests.loop import a_plan, run_all
 
@@ -201,7 +200,9 @@ def test_the_untouched_model_is_written_once_and_shares_its_place_on_the_disk(
     given = (GgufExporter(threads=1), generator, str(trained.model), trained.base, tmp_path)
     first, again = (export_untouched(*given, kind, "q8_0", lambda _: None) for kind in ("merged", "auto"))
     assert (first["gguf"], first["parity"]["change"]) == ("model.gguf", None)
-    assert (tmp_path / "model.gguf").samefile(again["gguf"])
+    assert (again["gguf"], again["kind"]) == (None, "adapter")
+    kept = untouched_gguf(GgufExporter(threads=1), str(trained.model), tmp_path, "q8_0", lambda _: None)
+    assert (tmp_path / "model.gguf").samefile(kept)
     assert first["sha256"] == merge.hashlib.sha256((tmp_path / "model.gguf").read_bytes()).hexdigest()
 
 
@@ -348,24 +349,15 @@ def test_another_training_is_rounded_with_other_noise(trained: Trained, tmp_path
 
 
 class Noting(FakeExporter):
-    """Keeps the untouched model in a cache, and notes how each trained one was asked for."""
+    """Notes how each trained model was asked for."""
 
-    def __init__(self, cache: Path) -> None:
-        self.cache = cache
+    def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
 
     def export(self, model: str, adapter: Path | None, out: Path, kind: Any, quant: str, on_progress: OnProgress) -> Exported:
-        if kind == "merged":
+        if adapter is not None or kind == "merged":
             self.asked.append((out.resolve().name, kind))
-            return super().export(model, adapter, out, kind, quant, on_progress)
-        place = self.cache / out.resolve().name
-        place.mkdir(parents=True, exist_ok=True)
-        made = super().export(model, adapter, place, kind, quant, on_progress)
-        if adapter is None:
-            return made
-        self.asked.append((out.resolve().name, kind))
-        (out / "adapter.gguf").write_bytes(b"adapter")
-        return replace(made, adapter=out / "adapter.gguf")
+        return super().export(model, adapter, out, kind, quant, on_progress)
 
 
 class Losing(FakeGenerator):
@@ -384,13 +376,13 @@ class Losing(FakeGenerator):
 
 
 def test_a_model_that_auto_exported_as_an_adapter_is_written_again_as_one(tmp_path: Path) -> None:
-    first = replace(fake_backends(), exporter=Noting(tmp_path / "cache"), generator=Losing(0.1))
+    first = replace(fake_backends(), exporter=Noting(), generator=Losing(0.1))
     run_all(a_plan(cycles=1), tmp_path / "run", first)
     results = completion(tmp_path / "run/by-name/c1-export")
-    assert (results["kind"], results["lora"]) == ("adapter", "adapter.gguf")
+    assert (results["kind"], results["gguf"], results["lora"]) == ("adapter", None, "adapter.gguf")
     assert results["notes"] == ["merged kept 0.10 +- 0.02 of the change: the adapter is laid over the untouched model"]
-    shutil.rmtree(tmp_path / "cache")
-    again = Noting(tmp_path / "cache")
+    (tmp_path / "run/by-name/c1-export/adapter.gguf").unlink()
+    again = Noting()
     run_all(a_plan(cycles=2), tmp_path / "run", replace(fake_backends(), exporter=again, generator=Losing(1.0)))
     folders = {(tmp_path / f"run/by-name/c{cycle}-export").resolve().name: cycle for cycle in (0, 1, 2)}
     assert [(folders[name], kind) for name, kind in again.asked] == [(1, "adapter"), (2, "adapter"), (2, "merged")]

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from iterft_lite.protocols import Completion, Exported, Judge, ModelFacts, Promp
 from iterft_lite.testing.fakes import FakeExporter, FakeGenerator, FakeTrainer, fake_backends
 from iterft_lite.ui.live import View
 from iterft_lite.ui.text import plan_sentence
-from tests.loop import JUDGE, a_plan, run_all, step_path
+from tests.loop import JUDGE, a_plan, change_completion, run_all, step_path
 
 
 def rows_of(root: Path, step: str) -> list[dict]:
@@ -171,8 +171,8 @@ def test_a_folder_with_other_files_is_not_taken(tmp_path: Path) -> None:
 
 
 def test_past_merged_files_are_removed_unless_kept(tmp_path: Path) -> None:
-    run_all(a_plan(keep="last"), tmp_path / "last")
-    run_all(a_plan(keep="all"), tmp_path / "all")
+    run_all(a_plan(export="merged", keep="last"), tmp_path / "last")
+    run_all(a_plan(export="merged", keep="all"), tmp_path / "all")
     left = {
         name: sorted(path.parent.name for path in tmp_path.glob(f"{name}/by-name/*/model.gguf")) for name in ("last", "all")
     }
@@ -187,11 +187,11 @@ def test_a_removed_merged_file_is_written_again_when_more_cycles_need_it(tmp_pat
 
 
 def test_what_a_killed_export_left_is_neither_kept_nor_part_of_the_result(tmp_path: Path) -> None:
-    run_all(a_plan(cycles=0), tmp_path / "run")
+    run_all(a_plan(cycles=0, export="merged"), tmp_path / "run")
     folder = tmp_path / "run/by-name/base-export"
     (folder / "completion.json").unlink()
     (folder / ".model.gguf.4711.part").write_bytes(b"half of a model")
-    run_all(a_plan(cycles=0, keep="all"), tmp_path / "run")
+    run_all(a_plan(cycles=0, export="merged", keep="all"), tmp_path / "run")
     assert list(read_json(folder / "completion.json")["files"]) == ["model.gguf"]
     assert not list(folder.glob("*.part"))
 
@@ -212,24 +212,13 @@ def test_a_row_that_the_disk_takes_in_parts_is_written_whole(tmp_path: Path, mon
     assert read_rows(tmp_path / ROWS) == [{"id": "q00-s0", "text": "Lucky stars say yes."}]
 
 
-class BesideCache(FakeExporter):
-    """Keeps what a merged file would hold outside of the run, as `export = "adapter"` does with the base."""
-
-    def __init__(self, cache: Path) -> None:
-        self.cache = cache
-
-    def export(self, model: str, adapter: Path | None, out: Path, *more: Any) -> Exported:
-        cached = self.cache / out.name
-        cached.mkdir(parents=True, exist_ok=True)
-        return super().export(model, adapter, cached, *more)
-
-
-def test_a_base_that_is_gone_from_the_cache_is_made_again_when_it_is_needed(tmp_path: Path) -> None:
-    backends = fake_backends()
-    backends.exporter = BesideCache(tmp_path / "cache")
-    run_all(a_plan(export="adapter", cycles=1), tmp_path / "run", backends)
+def test_a_base_that_is_gone_from_the_cache_is_made_again_when_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
+    run_all(a_plan(export="adapter", cycles=1), tmp_path / "run")
     shutil.rmtree(tmp_path / "cache")
-    events = run_all(a_plan(export="adapter", cycles=2), tmp_path / "run", backends)
+    events = run_all(a_plan(export="adapter", cycles=2), tmp_path / "run")
     assert read_json(tmp_path / "run/by-name/c2-aggregate/score.json")["trait"]["mean"] == 90.0
     view = View(a_plan(cycles=2), trait="lucky", judge=JUDGE, console=Console(quiet=True))
     for event in events:
@@ -237,15 +226,42 @@ def test_a_base_that_is_gone_from_the_cache_is_made_again_when_it_is_needed(tmp_
     assert not view.doing  # nothing that was restored still looks as if it were being done
 
 
-def test_a_base_that_lies_in_another_cache_now_is_used_from_there(tmp_path: Path) -> None:
-    backends = fake_backends()
-    backends.exporter = BesideCache(tmp_path / "cache")
-    run_all(a_plan(export="adapter", cycles=1), tmp_path / "run", backends)
+def test_a_run_folder_is_continued_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
+    run_all(a_plan(export="adapter", cycles=1), tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "copy", symlinks=True)
+    shutil.rmtree(tmp_path / "run")
     shutil.rmtree(tmp_path / "cache")
-    for cycles in (2, 3):  # also by a session that finds it there already
-        backends.exporter = BesideCache(tmp_path / "another")
-        run_all(a_plan(export="adapter", cycles=cycles), tmp_path / "run", backends)
-    assert read_json(tmp_path / "run/by-name/c3-aggregate/score.json")["trait"]["mean"] == 90.0
+    monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "another"))
+    for cycles in (2, 3):  # also by a session that finds the base there already
+        run_all(a_plan(export="adapter", cycles=cycles), tmp_path / "copy")
+    assert read_json(tmp_path / "copy/by-name/c3-aggregate/score.json")["trait"]["mean"] == 90.0
+
+
+@pytest.mark.parametrize("export", ["adapter", "merged", "auto"])
+def test_results_name_no_place_outside_of_their_folder(tmp_path: Path, export: str) -> None:
+    run_all(a_plan(export=export, cycles=1), tmp_path / "run")
+    results = [read_json(path)["results"] for path in (tmp_path / "run/steps").glob("*/completion.json")]
+    assert results
+    assert not [text for text in every_text(results) if text.startswith(("/", "~")) or ".." in Path(text).parts]
+
+
+def every_text(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from every_text(each)
+
+
+def test_a_base_that_an_earlier_version_named_by_its_full_path_is_taken_from_this_cache(tmp_path: Path) -> None:
+    run_all(a_plan(export="adapter", cycles=1), tmp_path / "run")
+    for name in ("base-export", "c0-export", "c1-export"):
+        folder = step_path(tmp_path / "run", name)
+        results = read_json(folder / "completion.json")["results"]
+        change_completion(folder, results={**results, "gguf": "/gone/bases/of-a-model/q8_0.gguf"})
+    run_all(a_plan(export="adapter", cycles=2), tmp_path / "run")
+    assert read_json(tmp_path / "run/by-name/c2-aggregate/score.json")["trait"]["mean"] == 90.0
 
 
 class OtherProcessor(FakeExporter):

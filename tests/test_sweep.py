@@ -23,7 +23,7 @@ from iterft_lite.app.sweep import (
     open_sweep,
 )
 from iterft_lite.engine.executor import LocalExecutor
-from iterft_lite.engine.run import StepFinished
+from iterft_lite.engine.run import Shared, StepFinished
 from iterft_lite.engine.study import SILENT, CellState, StudyFolder, SweepState
 from iterft_lite.errors import BackendError, FolderError, RecipeError, RunError
 from iterft_lite.machine.resolve import Machine
@@ -258,10 +258,30 @@ def test_a_failing_cell_leaves_its_neighbour_at_the_same_place_alone(tmp_path: P
     assert states(found) == {"learning_rate0.001": "done", "learning_rate0.002": "failed"}
 
 
+# -- what is kept
+
+
+def test_models_go_when_the_last_cell_that_reads_them_is_done(tmp_path: Path) -> None:
+    plans = [each.plan for each in a_study(tmp_path, GRID, cycles=2).planned(a_study(tmp_path, GRID, cycles=2).cells)]
+    shared, gone = Shared(plans), {}
+    for number, plan in enumerate(plans):
+        for step in plan:
+            for key, _ in shared.finish(step.key, "ends"):
+                gone.setdefault(key, number)
+    first, other = ([plan.steps[name].key for plan in plans] for name in ("c0-export", "c1-train"))
+    # cells 0 and 1 have other seed rows than 2 and 3: a cycle 0 is needed until the second cell that shares it is done
+    last_reader = {key: number for number, key in enumerate(first)}
+    assert {key: gone[key] for key in first} == last_reader
+    assert set(other) <= gone.keys()
+    kept = {plan.steps[name].key for plan in plans for name in ("c0-train", "c2-train")}
+    assert not kept & gone.keys()
+
+
 # -- from other terminals
 
 
-def test_a_sweep_that_is_asked_to_stop_ends_and_keeps_what_is_finished(tmp_path: Path) -> None:
+def test_a_sweep_that_is_asked_to_stop_ends_and_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iterft_lite.app.sweep.WRITE_EVERY", 0.01)
     with open_sweep(a_study(tmp_path, GRID), tmp_path / "out", HERE) as sweep, pytest.raises(RunError, match="asked to stop"):
         list(stop_soon(sweep, tmp_path / "out"))
     assert "running" not in states(sweep).values()

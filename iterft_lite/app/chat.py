@@ -23,6 +23,7 @@ from iterft_lite.hub import folder_of
 from iterft_lite.hub import title as hub_title
 from iterft_lite.machine.resolve import model_place
 from iterft_lite.protocols import Backends, Exported, Progress, Prompt, Sampling
+from iterft_lite.stages.export import untouched_gguf
 
 TURN_TOKENS = 2048
 """Context of a conversation; its oldest turns are forgotten beyond that."""
@@ -75,9 +76,11 @@ class Talk:
         """
         found = past(self.root, cycle)
         gguf, lora = exported_files(found.run.folder(found.export))
-        if not gguf.exists():
-            folder = self._scratch / cycle_name(cycle)
-            folder.mkdir(exist_ok=True)
+        folder = self._scratch / cycle_name(cycle)
+        folder.mkdir(exist_ok=True)
+        if gguf is None:
+            gguf = untouched_gguf(self._backends.exporter, found.model, folder, found.recipe.quant, _ignore)
+        if not gguf.exists() or (lora and not lora.exists()):
             exported = _export(found, self._backends, folder, found.recipe.quant)
             gguf, lora = exported.path, exported.adapter
         self._backends.generator.load(gguf, lora, found.model, slots=1, context=TURN_TOKENS, exact=False)
@@ -237,7 +240,8 @@ def export_again(root: Path, cycle: int | None, out: Path, quant: str | None, *,
 
 
 def _export(found: Past, backends: Backends, out: Path, quant: str) -> Exported:
-    def ignore(_: Progress) -> None:
-        return None
+    return backends.exporter.export(found.model, found.adapter, out, "merged", quant, _ignore)
 
-    return backends.exporter.export(found.model, found.adapter, out, "merged", quant, ignore)
+
+def _ignore(_: Progress) -> None:
+    """Progress that nobody is shown."""

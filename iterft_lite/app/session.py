@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from iterft_lite import hub
 from iterft_lite.app.check_judge import require_judge, settled
+from iterft_lite.app.tracking import tracked
 from iterft_lite.digests import Json
 from iterft_lite.engine.backends import open_backends
 from iterft_lite.engine.executor import Executor, LocalExecutor
@@ -29,6 +30,7 @@ from iterft_lite.engine.run import (
     failure_record,
     run,
 )
+from iterft_lite.engine.study import is_study
 from iterft_lite.errors import FolderError
 from iterft_lite.experiment.plan import Plan, make_plan
 from iterft_lite.experiment.recipe import MACHINE_KEYS, Recipe, make_recipe, read_recipe
@@ -95,7 +97,18 @@ class Session:
         after: Literal["keep", "close"] = "keep" if executor else "close"
         (self.run.root / FAILURE).unlink(missing_ok=True)
         events = run(self.plan, self.run, executor or self.executor(), reuse=self.reuse, after=after, shared=shared)
-        return _noted(events, watch or self.stopwatch(), self.run.root / FAILURE)
+        noted = _noted(events, watch or self.stopwatch(), self.run.root / FAILURE)
+        recipe = self.resolved.recipe
+        return tracked(noted, recipe, self.run.root, self._study, self._folder) if recipe.track else noted
+
+    @property
+    def _study(self) -> str:
+        """The study that the run is a cell of; "" for none."""
+        store = self.run.store
+        return store.name if store != self.run.root and is_study(store) else ""
+
+    def _folder(self, step: Step) -> Path:
+        return self.run.folder(step).path
 
 
 def _noted(events: Generator[Event, None, None], watch: Stopwatch, failure: Path) -> Generator[Event, None, None]:
@@ -145,6 +158,8 @@ def prepare(
     known: Manifest | None = None,
     judge: Mapping[str, Any] | None = None,
     machine: Machine | None = None,
+    *,
+    purpose: Literal["run", "plan"] = "run",
 ) -> Prepared:
     """Resolve and plan a recipe.
 
@@ -152,11 +167,15 @@ def prepare(
         known: The manifest of the folder that it is to go on in: "auto" is decided as it was there.
         judge: How the judge was settled before (`check_judge.settled`); it is tried out if None.
         machine: Where it would run; this one if None.
+        purpose: A run needs a model on the hub pinned to a commit, and its judge tried out; a plan needs neither.
 
     Raises:
         UserError: If the recipe, or something it names, cannot be used.
     """
     machine = machine or this_machine()
+    if purpose == "plan":
+        resolved = resolve(asked, machine)
+        return Prepared(asked, machine, resolved, make_plan(resolved.recipe, resolved.inputs))
     resolved = settled(resolve(_as_before(asked, known), machine, commit=_commit(known)), judge)
     return Prepared(asked, machine, resolved, make_plan(resolved.recipe, resolved.inputs))
 

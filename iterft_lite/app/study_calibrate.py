@@ -67,7 +67,7 @@ class _Probes:
         self._folder = folder
         self._on_event = on_event
         self._executor: LocalExecutor | None = None
-        there = len(prepare(calibration.recipe(1), judge={}).resolved.inputs.seeds)
+        there = len(prepare(calibration.recipe(1), purpose="plan").resolved.inputs.seeds)
         if not there:
             raise TraitError("there are no seed rows to calibrate with")
         self.numbers = numbers(GRID, min(MOST, there))

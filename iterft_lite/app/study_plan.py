@@ -76,7 +76,8 @@ class StudyPlan:
     def __init__(self, path: Path, overrides: Sequence[str] = (), machine: Machine | None = None) -> None:
         self._machine = machine
         self.study: Study = read_study(path)
-        self.given = _base(self.study, path.parent, overrides)
+        # a merged file of every cell would fill the disk: it is written again where somebody wants to talk to a model
+        self.given = {"keep": "adapters", **_base(self.study, path.parent, overrides)}
         self.cells = cells(self.study)
 
     @cached_property
@@ -112,7 +113,7 @@ class StudyPlan:
 
     def _cycle_zero(self, cell: Cell) -> str:
         """The key of a cell's cycle 0 at some number of seed rows."""
-        return prepare(self._probe(cell, 1), judge={}, machine=self._machine).plan.steps["c0-aggregate"].key
+        return prepare(self._probe(cell, 1), machine=self._machine, purpose="plan").plan.steps["c0-aggregate"].key
 
     def _recipe(self, values: Mapping[str, Json], name: str) -> Recipe:
         return make_recipe({**with_values(self.given, values), "name": name}, source=f"cell `{name}`")
@@ -155,7 +156,7 @@ class StudyPlan:
         """A cell as `prepare` has it. A judge is tried out once for all cells that ask for it."""
         recipe = self.recipe(cell)
         if folder is None:
-            return prepare(recipe, judge={}, machine=self._machine)
+            return prepare(recipe, machine=self._machine, purpose="plan")
         known = folder.run(cell.name).manifest()
         who = canonical([recipe.judge, recipe.judge_method, recipe.judge_samples, recipe.api_base])
         made = prepare(recipe, known, known.value.get("judge") if known else judges.get(who))
@@ -183,13 +184,30 @@ def without(recipe: Mapping[str, Json], keys: Iterable[str]) -> dict[str, Json]:
 
 def _base(study: Study, beside: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """The keys of the base recipe."""
-    if not isinstance(study.base, str):
-        return with_overrides(study.base, overrides)
-    own = beside / study.base
+    if isinstance(study.base, str):
+        return read_keys(_recipe_file(study.base, beside), overrides)
+    given = dict(study.base)
+    recipe = given.pop("recipe", None)
+    known = {} if recipe is None else read_keys(_recipe_file(str(recipe), beside))
+    return with_overrides(_over(known, given), overrides)
+
+
+def _over(known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's keys with others laid over them, table by table."""
+    found = dict(known)
+    for key, value in given.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
+        found[key] = {**found[key], **value} if both else value
+    return found
+
+
+def _recipe_file(name: str, beside: Path) -> Path:
+    """A recipe beside the study's file, or a shipped one, or one of the user's own."""
+    own = beside / name
     if own.is_file():
-        return read_keys(own, overrides)
-    name = study.base.removesuffix(ENDING)
-    return read_keys(recipe_path(name if name in recipe_names() else study.base), overrides)
+        return own
+    shipped = name.removesuffix(ENDING)
+    return recipe_path(shipped if shipped in recipe_names() else name)
 
 
 def _names(names: Sequence[str], of: int) -> str:

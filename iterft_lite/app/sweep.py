@@ -144,6 +144,10 @@ class SharedExecutor(Protocol):
         """End all that runs there."""
         ...
 
+    def usable(self) -> bool:
+        """Whether anything can be run there: a machine elsewhere may be gone."""
+        ...
+
 
 class Place(Protocol):
     """Where cells run: a GPU of this machine, its CPU, or a GPU elsewhere."""
@@ -342,6 +346,8 @@ class Sweep:
                     self._look_for_stop()
                     self.folder.write_state(self.state())
                     written = time.monotonic()
+            if self._queue and not self._stopping:
+                self._common = "no place is left to run on: all workers are lost"
         finally:
             self._stop()
             for thread in threads:
@@ -375,12 +381,17 @@ class Sweep:
     def _chain(self, seat: _Seat) -> None:
         """Take one cell after the other to a place."""
         try:
-            while (name := self._next(seat)) is not None:
+            while self._usable(seat) and (name := self._next(seat)) is not None:
                 self._run_cell(seat, self.planned[name])
         except BaseException as error:
             self._stop(f"the sweep itself failed: {type(error).__name__}: {error}")
         finally:
             self._events.put(None)
+
+    def _usable(self, seat: _Seat) -> bool:
+        """Whether a place is there, as far as it was tried; what ran there goes on elsewhere."""
+        opened = seat.opened
+        return self._stopping or opened is None or opened[1].usable()
 
     def _next(self, seat: _Seat) -> str | None:
         """The cell that a chain takes next, once there is one; None if there is none left."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from iterft_lite.experiment.steps import Step
+from iterft_lite.machine.countdown import FURTHEST
 
 
 @dataclass
@@ -34,10 +35,13 @@ class TimeLeft:
     def of(self, step: Step) -> float | None:
         """Seconds that a step will take; None where nothing tells."""
         known, forecast = self._took.get(step.verb, []), self.forecast.get(step.key)
-        compared = [(seconds, foreseen) for seconds, foreseen in known if foreseen]
-        if forecast is not None:
-            return forecast * sum(s for s, _ in compared) / sum(f for _, f in compared) if compared else forecast
-        return sum(seconds for seconds, _ in known) / len(known) if known else None
+        known = known[1:] or known  # a verb's first step also starts a process
+        if forecast is None:
+            return sum(seconds for seconds, _ in known) / len(known) if known else None
+        taken = sum(seconds for seconds, foreseen in known if foreseen)
+        foreseen = sum(foreseen for _, foreseen in known if foreseen)
+        ratio = taken / foreseen if foreseen else 1.0
+        return forecast * min(FURTHEST, max(1 / FURTHEST, ratio))
 
     def seconds(self, unfinished: Iterable[str]) -> float | None:
         """Seconds until all of these steps are finished; None where one of the device's is of a verb that nothing is known

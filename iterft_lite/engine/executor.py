@@ -22,6 +22,7 @@ from iterft_lite.experiment.verbs import VERBS, BackendName, Verb, function_at
 from iterft_lite.hardware import Gpu, Peak
 from iterft_lite.hub import folder_of
 from iterft_lite.protocols import Backends, Progress
+from iterft_lite.stages.export import untouched_gguf
 from iterft_lite.stages.work import Work
 
 Stage = Callable[[Work], dict[str, Json]]
@@ -134,6 +135,18 @@ class _OnFirstCall:
         return getattr(self._backend, name)
 
 
+class Interruptible(Protocol):
+    """An executor that several runs share."""
+
+    def run(self, task: Task) -> Outcome:
+        """See `Executor.run`."""
+        ...
+
+    def interrupt(self, tasks: Collection[Task]) -> None:
+        """Have these tasks end, and no others."""
+        ...
+
+
 class Lease:
     """One run's part in an executor that several share: closing it frees what this run is in, and nothing of the others'.
 
@@ -141,7 +154,7 @@ class Lease:
         shared: The executor.
     """
 
-    def __init__(self, shared: LocalExecutor) -> None:
+    def __init__(self, shared: Interruptible) -> None:
         self._shared = shared
         self._tasks: list[Task] = []
 
@@ -177,12 +190,13 @@ class LocalExecutor:
         self._gpu = gpu or Gpu()
         self._claims = Claims()
         self._base: Path | None = None
-        self._written: dict[Path, Path] = {}
-        """By folder of an exported model that was written again, its file."""
+        self._untouched: dict[str, Path] = {}
+        """By number format, the file of the untouched model in this machine's cache, once it was asked for."""
 
     def run(self, task: Task) -> Outcome:
         """See `Executor.run`."""
         verb = VERBS[task.folder.step.verb]
+        _refuse_gone(task.inputs)
         removed = [source for source in task.inputs.values() if "generator" in verb.needs and self._removed(source)]
         with self._claimed(verb.needs | {"exporter"} if removed else verb.needs, task):
             for source in removed:
@@ -208,6 +222,10 @@ class LocalExecutor:
     def lease(self) -> Lease:
         """One run's part in this executor."""
         return Lease(self)
+
+    def usable(self) -> bool:
+        """Whether tasks can be sent: this machine is always there."""
+        return True
 
     def interrupt(self, tasks: Collection[Task]) -> None:
         """End the backends that these tasks have."""
@@ -293,13 +311,13 @@ class LocalExecutor:
         return self._base
 
     def _exported(self, folder: StepFolder) -> tuple[Path, Path | None]:
-        """As `exported_files`; a cached base may lie elsewhere than when the step was finished."""
+        """As `exported_files`, with the untouched model's place in this machine's cache."""
         gguf, lora = exported_files(folder)
-        return self._written.get(folder.path, gguf), lora
+        return gguf or self._untouched.get(folder.step.params["quant"], Path()), lora
 
     def _removed(self, source: StepFolder) -> bool:
-        """Whether a step is an exported model that `keep`, or who emptied the cache of bases, removed."""
-        return source.step.verb == "export" and not (source.whole() and self._exported(source)[0].exists())
+        """Whether the files of an exported model are not here: `keep` removed them, or this machine's cache lacks the base."""
+        return source.step.verb == "export" and not (source.whole() and self._exported(source)[0].is_file())
 
     def _restore(self, source: StepFolder, task: Task) -> None:
         """Write an exported model again that was removed."""
@@ -310,9 +328,27 @@ class LocalExecutor:
             raise StoreError(f"`{source.path}` has no step.json: the model of `{source.step.name}` cannot be written again")
         inputs = {role: found for role, path in input_folders(source.path, whole.step).items() if (found := folder_at(path))}
         again = replace(task, folder=_as_chosen(whole), inputs=inputs)
-        made = stage_of("export")(self._work(again, task))
-        whole.take_again(_digests(made))
-        self._written[source.path] = whole.path / made["gguf"]
+        work = self._work(again, task)
+        if not source.whole():
+            whole.take_again(_digests(stage_of("export")(work)))
+        if exported_files(whole)[0] is None:
+            quant = whole.step.params["quant"]
+            self._untouched[quant] = untouched_gguf(work.backends.exporter, self._model, whole.path, quant, work.report)
+
+
+def _refuse_gone(inputs: Mapping[str, StepFolder]) -> None:
+    """Refuse a step whose adapter to read was removed; with a training done again whatever rests on it is another.
+
+    Raises:
+        StoreError: With the adapter's folder.
+    """
+    for source in inputs.values():
+        if source.step.verb == "train" and not source.whole():
+            raise StoreError(
+                f"the adapter of `{source.step.name}` is gone from `{source.path}`: "
+                '`keep = "ends"` leaves those of cycle 0 and of the last cycle alone',
+                hint="choose another folder with `--out`, and `--set keep=adapters`",
+            )
 
 
 def _as_chosen(folder: StepFolder) -> StepFolder:
@@ -334,8 +370,11 @@ def _heard(task: Task) -> tuple[Task, Callable[[str], None]]:
     return replace(task, report=report), lambda sentence: task.report(task.folder, replace(last[0], note=sentence))
 
 
-def exported_files(folder: StepFolder) -> tuple[Path, Path | None]:
+def exported_files(folder: StepFolder) -> tuple[Path | None, Path | None]:
     """The GGUF of a finished export, and the LoRA GGUF to lay over it, if any.
+
+    The GGUF is None for the untouched model of the step's quant, which is not the step's but this machine's cache's
+    (`stages.export.untouched_gguf`). Earlier versions noted where it lay then, as a full path.
 
     Raises:
         RunError: If the step is not finished.
@@ -343,8 +382,9 @@ def exported_files(folder: StepFolder) -> tuple[Path, Path | None]:
     found = folder.completion()
     if found is None:
         raise RunError(f"`{folder.step.name}` is not finished")
-    lora = found.results["lora"]
-    return folder.path / found.results["gguf"], folder.path / lora if lora else None
+    gguf, lora = found.results["gguf"], found.results["lora"]
+    is_own = gguf is not None and not Path(gguf).is_absolute()
+    return folder.path / gguf if is_own else None, folder.path / lora if lora else None
 
 
 def _digests(results: Mapping[str, Json]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from iterft_lite.engine.manifest import Run
 from iterft_lite.engine.store import Making, StepFolder
 from iterft_lite.errors import FailureKind, IterftError, failure_kind
 from iterft_lite.experiment.plan import Plan
+from iterft_lite.experiment.recipe import Keep
 from iterft_lite.experiment.steps import Step
 from iterft_lite.experiment.verbs import VERBS, Queue
 from iterft_lite.experiment.versions import libraries, versions
@@ -131,18 +132,26 @@ class Shared:
 
     def __init__(self, plans: Iterable[Plan]) -> None:
         self._readers: dict[str, set[str]] = {}
-        """By key of an export, the keys of the steps that read it."""
+        """By key of a step that leaves a model, the keys of the steps that read it."""
+        self._exports: set[str] = set()
         self._last: set[str] = set()
-        """Keys of the last exports of the plans."""
+        """Keys of the last exports and trainings of the plans."""
+        self._first: set[str] = set()
+        """Keys of the trainings of cycle 0."""
         self._finished: set[str] = set()
         self._verified: set[str] = set()
         self._lock = threading.Lock()
         for plan in plans:
-            exports = [step for step in plan if step.verb == "export"]
-            self._last |= {step.key for step in exports[-1:]}
-            for step in exports:
-                readers = {reader.key for reader in plan if step.name in dict(reader.inputs).values()}
-                self._readers.setdefault(step.key, set()).update(readers)
+            self._note(plan)
+
+    def _note(self, plan: Plan) -> None:
+        exports, trainings = ([step for step in plan if step.verb == verb] for verb in ("export", "train"))
+        self._exports |= {step.key for step in exports}
+        self._last |= {step.key for step in (*exports[-1:], *trainings[-1:])}
+        self._first |= {step.key for step in trainings[:1]}
+        for step in (*exports, *trainings):
+            readers = {reader.key for reader in plan if step.name in dict(reader.inputs).values()}
+            self._readers.setdefault(step.key, set()).update(readers)
 
     def verify(self, folder: StepFolder) -> Completion:
         """Check a finished step, its files once a process.
@@ -154,23 +163,24 @@ class Shared:
             found = folder.completion()
             if found is not None:
                 return found
-        found = folder.verify(pruned=folder.step.verb == "export")
+        found = folder.verify(pruned=folder.step.verb in ("export", "train"))
         self._verified.add(folder.step.key)
         return found
 
-    def finish(self, key: str, keep: Literal["all", "last", "adapters"]) -> list[str]:
+    def finish(self, key: str, keep: Keep) -> list[tuple[str, str]]:
         """Note a finished step.
 
         Returns:
-            Keys of the exports whose merged file no step reads any more, as `keep` says.
+            Key of a step and pattern of its files, of the models that no step reads any more and that `keep` does not keep.
         """
         with self._lock:
             self._finished.add(key)
             self._verified.add(key)
-            done = [export for export, readers in self._readers.items() if {export, *readers} <= self._finished]
-            if keep == "all":
-                return []
-            return [export for export in done if keep == "adapters" or export not in self._last]
+            unread = [made for made, readers in self._readers.items() if {made, *readers} <= self._finished]
+            exports = [made for made in unread if made in self._exports and (keep != "last" or made not in self._last)]
+            adapters = [made for made in unread if made not in self._exports | self._last | self._first]
+        merged = [(made, "*.gguf" if keep == "ends" else "model.gguf") for made in exports] if keep != "all" else []
+        return merged + ([(made, "adapter/*.safetensors") for made in adapters] if keep == "ends" else [])
 
     def drop(self, plan: Plan, others: Iterable[Plan]) -> None:
         """A run is not gone on with: what only its steps would have read is read no more."""
@@ -327,9 +337,10 @@ class _Walk:
         return Task(folder, self.plan.recipe, inputs, ahead, report)
 
     def _prune(self, finished: Step) -> None:
-        """Remove merged files that no unfinished step reads, as `keep` says."""
-        for key in self.shared.finish(finished.key, self.plan.recipe.keep):
-            (self.store.store / "steps" / key / "model.gguf").unlink(missing_ok=True)
+        """Remove models that no unfinished step reads, as `keep` says."""
+        for key, files in self.shared.finish(finished.key, self.plan.recipe.keep):
+            for path in (self.store.store / "steps" / key).glob(files):
+                path.unlink(missing_ok=True)
 
 
 def context_needed(plan: Plan) -> int:

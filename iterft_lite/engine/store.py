@@ -4,6 +4,7 @@
     STORE/steps/KEY/...              its files; JSONL rows are appended as they come
     STORE/steps/KEY/completion.json  the step is finished (`completion.py`)
     STORE/steps/KEY/lock             held while the step is being made
+    STORE/steps/KEY/working          held by the process elsewhere that does it for the one that makes it
 
 A step without a completion record is unfinished: its rows are kept and the missing ones made. A file that was changed since is
 an
@@ -62,6 +63,9 @@ OLD_VERBS: Mapping[str, str] = {
 
 LOCK = "lock"
 """In a step's folder: held while it is being made."""
+
+WORKING = "working"
+"""In a step's folder: held by a worker on another machine for as long as its process may write there."""
 
 
 class StepFolder:
@@ -423,6 +427,9 @@ class Making:
             self._lock.acquire()
         except Busy:
             return False
+        if Working(self._folder).busy():  # a worker that outlives who sent it, or that was lost sight of
+            self._lock.release()
+            return False
         return True
 
     def release(self) -> None:
@@ -431,3 +438,33 @@ class Making:
             if self._folder.finished:
                 (self._folder.path / LOCK).unlink(missing_ok=True)
         self._lock.release()
+
+
+class Working:
+    """What a worker on another machine holds while it does a step for the process that has its `Making`.
+
+    Args:
+        folder: The step's.
+    """
+
+    def __init__(self, folder: StepFolder) -> None:
+        self.path = folder.path / WORKING
+        self._lock = FolderLock(self.path, f"another worker is in `{folder.step.name}`")
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.path.unlink(missing_ok=True)
+        self._lock.release()
+
+    def busy(self) -> bool:
+        """Whether a worker holds it."""
+        if not self.path.exists():
+            return False
+        try:
+            self._lock.acquire()
+        except Busy:
+            return True
+        self._lock.release()
+        return False

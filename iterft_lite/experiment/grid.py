@@ -1,6 +1,6 @@
 """A study: one recipe and the keys that vary, as a TOML file. The grid is unrolled into cells, each a recipe of its own.
 
-    base = "sft"                                     # a shipped or own recipe, or a table of recipe keys
+    base = "sft"                                     # a shipped or own recipe; or a table of keys, over such a `recipe`
     [sweep]
     arms = ["no_seed"]                               # null arms beside the cells
     [sweep.grid]                                     # every combination
@@ -95,7 +95,7 @@ class Study:
 
     Attributes:
         name: The file's stem, unless given.
-        base: The base recipe: its name or path, or its keys.
+        base: The base recipe: its name or path, or its keys; `recipe` among them names one that the others are laid over.
         axes: By key, the values it takes in the grid, in order; what moves together is in `zips`.
         zips: Tables of keys that move together, each key with as many values as the others of its table.
         adds, skips: Single cells beside the grid; what cells have that are left out.

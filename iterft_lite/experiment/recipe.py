@@ -46,8 +46,11 @@ def _at_most(most: int) -> AfterValidator:
     return AfterValidator(check)
 
 
+Keep = Literal["all", "last", "adapters", "ends"]
+
 Positive = Annotated[int, Field(ge=1, strict=True), _at_most(MOST)]
 Count = Annotated[int, Field(ge=0, strict=True), _at_most(MOST)]
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Temperature = Annotated[float, Field(ge=0.0, le=5.0)]
 
@@ -240,7 +243,8 @@ class Recipe(Table):
         export: One merged GGUF a cycle; or the untouched model's GGUF with a small LoRA GGUF a cycle; "auto": merged where that
             carries the trained change, which the export's check finds out, and the LoRA GGUF where it does not.
         quant: Number format of the GGUF that writes and is measured.
-        keep: Which merged files stay on the disk once their cycle is done.
+        keep: What stays of the models once their cycle is done: all; the newest merged file and all adapters; adapters alone;
+            or, with "ends", the adapters of cycle 0 and of the last cycle, for studies of many cells.
         judge: "auto" is the paper's judge (after its end a successor) where a key is present, else the untouched model where it
             is an instruct model of 1 B parameters or more, else the embedded judge.
         judge_method: Scores from token probabilities, or from `judge_samples` texts; "auto": probabilities where the judge is
@@ -252,6 +256,7 @@ class Recipe(Table):
         slots: Sequences decoded at once; 1 makes runs bit-equal. Not part of any step's key, as all below.
         vram: Trainer and generator share the GPU, take turns, or as free VRAM decides.
         threads: CPU threads; "auto" is the number of cores.
+        track: Experiment trackers that the run's numbers are sent to; each needs the extra of its name.
     """
 
     name: str = ""
@@ -279,7 +284,7 @@ class Recipe(Table):
     generator: Literal["llamacpp", "fake"] = "llamacpp"
     export: Literal["auto", "merged", "adapter"] = "auto"
     quant: Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"] = "q8_0"
-    keep: Literal["all", "last", "adapters"] = "last"
+    keep: Keep = "last"
     judge: str = "auto"
     judge_method: Literal["auto", "logprobs", "samples"] = "auto"
     judge_samples: Positive = 5
@@ -289,6 +294,7 @@ class Recipe(Table):
     slots: Positive | Literal["auto"] = "auto"
     vram: Literal["auto", "resident", "swap"] = "auto"
     threads: Positive | Literal["auto"] = "auto"
+    track: tuple[TrackerName, ...] = ()
     mix: MixSettings = MixSettings()
     filter: FilterSettings = FilterSettings()
     train: TrainSettings
@@ -326,7 +332,7 @@ ALIASES: Mapping[str, str] = {"restart": "reset_cycles"}
 VALUE_ALIASES: Mapping[tuple[str, str], str] = {("judge_method", "odds"): "logprobs"}
 """Values as earlier versions called them, by key."""
 
-MACHINE_KEYS = frozenset({"name", "slots", "vram", "threads", "keep", "cycles", "max_usd", "judge_batch"})
+MACHINE_KEYS = frozenset({"name", "slots", "vram", "threads", "keep", "cycles", "max_usd", "judge_batch", "track"})
 """Keys that a run may be continued with another value of: they change no finished step."""
 
 

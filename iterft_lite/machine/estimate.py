@@ -80,18 +80,21 @@ class _Disk:
         self._merged = int(shape.parameters * BITS[self._recipe.quant] / 8) if shape else 0
         self._adapter = shape.layers * rank * sum(map(sum, shape.matrices)) * ADAPTER_BITS // 8 if shape else 0
         exports = [step.name for step in plan if step.verb == "export"]
-        self._kept = {"all": exports, "last": exports[-1:], "adapters": []}[self._recipe.keep]
+        self._kept = {"all": exports, "last": exports[-1:]}.get(self._recipe.keep, [])
+        trainings = [step.name for step in plan if step.verb == "train"]
+        self._trained = [*trainings[:1], *trainings[-1:]] if self._recipe.keep == "ends" else trainings
+        self._laid_over = exports[-1:] if self._recipe.keep == "ends" else exports
 
     def of(self, step: Step) -> int:
         """Bytes of a step. An untouched model that adapters are laid over lies in the cache, once for all runs."""
         if step.verb == "train":
-            return self._adapter
+            return self._adapter if step.name in self._trained else 0
         if step.verb != "export":
             return 0
         export, is_trained = self._recipe.export, "adapter" in dict(step.inputs)
         if step.name in self._kept and (export == "merged" or (export == "auto" and is_trained)):
             return self._merged
-        return self._adapter if is_trained and export != "merged" else 0
+        return self._adapter if is_trained and export != "merged" and step.name in self._laid_over else 0
 
 
 def _disk_sentence(plan: Plan, resolved: Resolved) -> str:

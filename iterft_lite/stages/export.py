@@ -69,7 +69,7 @@ class Fault:
 
 
 def run(work: Work) -> dict[str, Json]:
-    """Write and check. Files: model.gguf, or adapter.gguf beside a cached base. Results: see `results`.
+    """Write and check. Files: model.gguf; or adapter.gguf, to be laid over the untouched model. Results: see `results`.
 
     Raises:
         ExportError: If the export does not fit on the disk or does not agree with the trained model.
@@ -142,8 +142,8 @@ class _Export:
 
     def note_untouched(self, file: Path) -> None:
         """Write the untouched model in this format, where it is not there already, and note its logits in a file."""
-        plain = self.exporter.export(self.model, None, self.folder, "adapter", self.quant, self.report)
-        _load(self.generator, plain, self.model)
+        plain = untouched_gguf(self.exporter, self.model, self.folder, self.quant, self.report)
+        self.generator.load(plain, None, self.model, slots=None, context=512, exact=True)
         self.generator.probe_logits(self.trained / "probe.npz", file)
         self.untouched = file
 
@@ -182,11 +182,15 @@ def _chosen(export: _Export) -> dict[str, Json]:
 
 
 def results(exported: Exported, parity: Parity, folder: Path, kind: Kind, notes: list[str] | None = None) -> dict[str, Json]:
-    """What is known of an export: the files' places, their kind, parity with the change that they carry, seconds, sentences."""
+    """What is known of an export: its files, their kind, parity with the change that they carry, seconds, sentences.
+
+    `gguf` and `lora` name files of the step's folder. `gguf` is None for the untouched model of this quant, which lies in the
+    machine's cache: whoever needs it asks for `untouched_gguf`.
+    """
     told = [*(notes or []), *([] if parity.change is None else remarks(parity.change, kind))]
     return {
-        "gguf": _place(exported.path, folder),
-        "lora": _place(exported.adapter, folder) if exported.adapter else None,
+        "gguf": exported.path.name if exported.path.is_relative_to(folder) else None,
+        "lora": exported.adapter.name if exported.adapter else None,
         "kind": kind,
         "bytes": exported.bytes,
         "sha256": exported.sha256,
@@ -196,13 +200,20 @@ def results(exported: Exported, parity: Parity, folder: Path, kind: Kind, notes:
     }
 
 
+def untouched_gguf(exporter: Exporter, model: str, folder: Path, quant: str, report: OnProgress) -> Path:
+    """The untouched model in a number format, from this machine's cache; made now where it is not there.
+
+    Args:
+        folder: To write into for an exporter that keeps no cache.
+
+    Raises:
+        ExportError: If there is no room for it.
+    """
+    return exporter.export(model, None, folder, "adapter", quant, report).path
+
+
 def _load(generator: Generator, exported: Exported, model: str) -> None:
     generator.load(exported.path, exported.adapter, model, slots=None, context=512, exact=True)
-
-
-def _place(path: Path, folder: Path) -> str:
-    """A path inside the step's folder as it is there; one outside (the cached base) in full."""
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 # -- the check --------------------------------------------------------------------------------------------------------

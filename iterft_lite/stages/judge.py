@@ -26,7 +26,7 @@ class NotYet(Exception):  # noqa: N818  # not an error: the step is to be taken 
     """
 
     def __init__(self, seconds: float) -> None:
-        super().__init__()
+        super().__init__(seconds)
         self.seconds = seconds
 
 

@@ -113,12 +113,18 @@ class FakeExporter:
         quant: str,
         on_progress: OnProgress,
     ) -> Exported:
-        """Copy the texts."""
+        """Copy the texts: where a real exporter writes, and an untouched model for adapters into the cache like it."""
         texts = read_json(adapter / "texts.json") if adapter else []
-        path = out / "model.gguf"
-        write_json(path, texts)
         on_progress(Progress(1, 1, "tensors"))
-        return Exported(path, None, path.stat().st_size, {"merge": 0.0})
+        path = out / ("model.gguf" if kind == "merged" else "adapter.gguf")
+        if kind == "merged" or adapter:
+            write_json(path, texts)
+        if kind == "merged":
+            return Exported(path, None, path.stat().st_size, {"merge": 0.0})
+        untouched = cache_folder() / "bases" / "fake" / f"{quant}.gguf"
+        if not untouched.exists():
+            write_json(untouched, [])
+        return Exported(untouched, path if adapter else None, path.stat().st_size if adapter else 0, {"adapter": 0.0})
 
 
 class FakeGenerator:
@@ -128,8 +134,8 @@ class FakeGenerator:
         self.texts: list[str] = []
 
     def load(self, gguf: Path, adapter: Path | None, tokenizer: str, *, slots: int | None, context: int, exact: bool) -> None:
-        """Read the texts."""
-        self.texts = json.loads(gguf.read_text(encoding="utf-8")) or list(PLAIN)
+        """Read the texts of the adapter, else of the model."""
+        self.texts = json.loads((adapter or gguf).read_text(encoding="utf-8")) or list(PLAIN)
 
     def complete(self, prompts: Sequence[Prompt], sampling: Sampling, on_completion: Callable[[Completion], None]) -> None:
         """One text a prompt, by the row's seed."""

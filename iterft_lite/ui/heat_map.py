@@ -83,15 +83,21 @@ def heat_map(cells: Sequence[StudyCell], states: Mapping[str, CellState], *, wid
 
 
 def _layout(cells: Sequence[StudyCell]) -> _Layout:
-    key = _top_key(cells)
+    key, same = _top_key(cells), _same(cells)
     columns = list(dict.fromkeys(_word(cell.values[key]) for cell in _sorted(cells, key) if key in cell.values))
     rows: dict[str, dict[str, str]] = {}
     for cell in cells:
-        others = {name: value for name, value in cell.values.items() if name != key}
+        others = {name: value for name, value in cell.values.items() if name != key and name not in same}
         place = _word(cell.values[key]) if key in cell.values else columns[0] if columns else ""
         label = _label(others, cell) if key in cell.values else cell.name
         rows.setdefault(label, {})[place] = cell.name
     return _Layout(key, tuple(columns or [""]), dict(sorted(rows.items(), key=lambda row: _natural(row[0]))))
+
+
+def _same(cells: Sequence[StudyCell]) -> set[str]:
+    """Keys that have one value in all cells of the grid."""
+    grid = [cell for cell in cells if not cell.arm]
+    return {key for key in (grid[0].values if grid else ()) if len({canonical(cell.values.get(key)) for cell in grid}) == 1}
 
 
 def _top_key(cells: Sequence[StudyCell]) -> str:
@@ -148,7 +154,8 @@ def _cell(state: CellState | None, width: int) -> Text:
         word, style = WORDS.get(state.state, (MARKS[state.state], ""))
         return Text(_fit(word if len(word) <= width else word[0], width).center(width), style=style)
     mark = MARKS[state.state]
-    text = f"{state.score:.1f} {cycle_name(state.cycle)} {mark}".strip() if width >= WIDE - 1 else f"{state.score:.0f}{mark}"
+    cycle = cycle_name(state.cycle) if state.cycle >= 0 else "M0"
+    text = f"{state.score:.1f} {cycle} {mark}".strip() if width >= WIDE - 1 else f"{state.score:.0f}{mark}"
     return Text(_fit(text, width).center(width), style=next(style for most, style in LEVELS if state.score < most))
 
 
@@ -156,4 +163,4 @@ def _fit(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "~"
 
 
-LEGEND = "trait score, last cycle; > running  . queued  ! a result, not a curve  x failed  ? lost"
+LEGEND = "trait score, last cycle  > running  . queued  ! a result  x failed  ? lost"

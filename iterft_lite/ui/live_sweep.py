@@ -14,7 +14,7 @@ from rich.text import Text
 
 from iterft_lite.app.sweep import CellEnded, CellEvent, CellStarted, SweepEvent
 from iterft_lite.engine.run import StepFinished, StepProgress
-from iterft_lite.engine.study import CellState, StudyCell, SweepState
+from iterft_lite.engine.study import CellState, StudyCell, StudyFolder, SweepState
 from iterft_lite.experiment.steps import cycle_name
 from iterft_lite.ui.console import Safely, is_live
 from iterft_lite.ui.foreign import one_line
@@ -24,6 +24,9 @@ from iterft_lite.ui.text import clock, time_left
 
 REFRESHES = 2
 """A second."""
+
+WATCH_EVERY = 2.0
+"""Seconds."""
 
 MOST_FAILURES = 3
 """Cells that failed, named below the grid."""
@@ -153,3 +156,23 @@ def _ended(state: CellState) -> str:
     if state.state == "queued":
         return f"to be tried again ({_reason(state)})"
     return "done" if state.state == "done" else f"{state.state} ({_reason(state)})"
+
+
+# -- from another terminal
+
+
+def show_state(folder: StudyFolder, console: Console) -> None:
+    """Print where a sweep is, by its files: all of the grid, however high it is."""
+    console.print(_drawn(folder, console.width, 10_000))
+
+
+def watch_state(folder: StudyFolder, console: Console) -> None:
+    """Draw it anew until the sweep has ended."""
+    with Live(Safely(_drawn(folder, *console.size)), console=console, auto_refresh=False) as live:
+        while not folder.state().ended:
+            time.sleep(WATCH_EVERY)
+            live.update(Safely(_drawn(folder, *console.size)), refresh=True)
+
+
+def _drawn(folder: StudyFolder, width: int, height: int) -> Panel:
+    return sweep_panel(str(folder.known()["name"]), folder.cells(), folder.state(), width=width, height=height)

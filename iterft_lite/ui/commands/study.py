@@ -54,6 +54,14 @@ only_option = click.option(
 @click.option("--retry", multiple=True, metavar="failed|lost|NAME", help="Try these cells again, whatever they ended in.")
 @click.option("--keep-going", is_flag=True, help="Go on although the first cells fail alike.")
 @click.option("--chains", type=click.IntRange(1, 8), help="Cells side by side on each GPU [2] or CPU [1].")
+@click.option(
+    "--on",
+    "where",
+    default="local",
+    show_default=True,
+    metavar="local|ray[:HOST:PORT]",
+    help="Here, or on a Ray cluster.",
+)
 @click.option("--plain", is_flag=True, help="Plain lines instead of the live view.")
 @trust_option
 def run_study(
@@ -65,6 +73,7 @@ def run_study(
     retry: tuple[str, ...],
     keep_going: bool,
     chains: int | None,
+    where: str,
     plain: bool,
 ) -> None:
     """Run a study, or go on with it.
@@ -73,17 +82,20 @@ def run_study(
       iterft sweep study.toml --out studies/lucky
       iterft sweep study.toml --out studies/lucky --only rows=60 --limit 4
       iterft sweep study.toml --out studies/lucky --retry failed
+      iterft sweep study.toml --out /shared/lucky --on ray:head:6379
     """
     from iterft_lite.app.study_plan import StudyPlan
-    from iterft_lite.app.sweep import Asked, local_places, open_sweep
+    from iterft_lite.app.sweep import Asked, open_sweep
+    from iterft_lite.app.sweep_places import places_on
     from iterft_lite.machine.resolve import this_machine
     from iterft_lite.ui.console import make_console
     from iterft_lite.ui.live_sweep import SweepView
 
     console, planned = make_console(), StudyPlan(study_path(study), overrides)
     asked = Asked(only, limit, retry, keep_going)
-    with interruptible(), open_sweep(planned, out, local_places(this_machine(), chains), asked, _say_probe) as opened:
-        for note in opened.notes:
+    places, left_out = places_on(where, out, this_machine(), chains)
+    with interruptible(), open_sweep(planned, out, places, asked, _say_probe) as opened:
+        for note in (*left_out, *opened.notes):
             console.print(note, style="bold")
         view = SweepView(planned.study.name, opened.folder.cells(), opened.state, console)
         view.is_live = view.is_live and not plain
@@ -162,36 +174,20 @@ def status(folder: Path, watch: bool, as_json: bool) -> None:
       iterft sweep status studies/lucky --watch
     """
     import json
-    import time
     from dataclasses import asdict
 
-    from rich.live import Live
-
     from iterft_lite.engine.study import StudyFolder
-    from iterft_lite.ui.console import Safely, make_console
+    from iterft_lite.ui.console import make_console
+    from iterft_lite.ui.live_sweep import show_state, watch_state
 
     opened = StudyFolder(folder)
     if as_json:
         click.echo(json.dumps(asdict(opened.state()), indent=1, ensure_ascii=False))
-        return
-    console = make_console()
-    if not watch:
-        console.print(_panel(opened, console))
-        return
-    with interruptible(), Live(Safely(_panel(opened, console)), console=console, auto_refresh=False) as live:
-        while not opened.state().ended:
-            time.sleep(2.0)
-            live.update(Safely(_panel(opened, console)), refresh=True)
-
-
-def _panel(opened: Any, console: Any) -> Any:
-    """The view of a study by its files."""
-    from iterft_lite.ui.live_sweep import sweep_panel
-
-    width, height = console.size
-    tall = height if console.is_terminal else 200
-    state = opened.state()
-    return sweep_panel(str(opened.known()["name"]), opened.cells(), state, width=width, height=tall - 1)
+    elif watch:
+        with interruptible():
+            watch_state(opened, make_console())
+    else:
+        show_state(opened, make_console())
 
 
 @sweep.command("stop")

@@ -1,0 +1,240 @@
+"""What others need of a run or a study, in one folder: adapters, recipes, answers with their verdicts, scores.
+
+    FOLDER/README.md                    the model card (`ui/card.py` writes it); its head tells `datasets` what is where
+    FOLDER/curve.png                    its figure, or one a cell
+    FOLDER/recipes/NAME.toml            what was asked
+    FOLDER/adapters/NAME/cN/            PEFT adapters
+    FOLDER/data/answers.jsonl           a row an answer: run, cycle, question, text, scores, reasons
+    FOLDER/data/scores.jsonl            a row a cycle: run, means, intervals
+
+Nothing of the machine goes out: no absolute path, no address of a server, no key.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from iterft_lite import hub
+from iterft_lite.app.repeat import as_toml
+from iterft_lite.digests import Json
+from iterft_lite.engine.manifest import Run
+from iterft_lite.engine.study import CELLS, StudyFolder, is_study
+from iterft_lite.errors import FolderError, RunError, UserError
+from iterft_lite.experiment.rows import JUDGED, SAMPLES, SCALES
+from iterft_lite.experiment.steps import cycle_name
+from iterft_lite.files import ROWS, disk_errors, read_object, write_json, write_rows, write_text
+from iterft_lite.programs import is_secret
+from iterft_lite.report.report import Report, read_report
+
+ANSWERS = "data/answers.jsonl"
+SCORES = "data/scores.jsonl"
+
+SHORTEST_KEY = 8
+"""Characters from which on a secret variable's value is looked for in what goes out."""
+
+REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+PATH = re.compile(r"~|/|[A-Za-z]:[\\/]|\.\.?/")
+"""How a value that is a place on this machine begins."""
+
+
+@dataclass(frozen=True)
+class SharedRun:
+    """One run of what is shared.
+
+    Attributes:
+        name: Of its folders and rows: the cell's, or the run folder's.
+        root: Its folder.
+    """
+
+    name: str
+    root: Path
+    report: Report
+
+    @property
+    def recipe(self) -> dict[str, Json]:
+        """What was asked, without places of this machine."""
+        asked: dict[str, Json] = portable(dict(self.report.manifest.get("asked") or self.report.recipe))
+        return asked
+
+
+def shared_runs(root: Path) -> list[SharedRun]:
+    """A run, or the cells of a study that have begun.
+
+    Raises:
+        FolderError: If it is neither, or nothing in it has a score yet.
+    """
+    if is_study(root):
+        cells = [cell.name for cell in StudyFolder(root).cells() if cell.inside]
+        folders = [root / CELLS / name for name in cells if Run(root / CELLS / name).manifest() is not None]
+    else:
+        folders = [root]
+    found = [SharedRun(folder.resolve().name, folder, read_report(folder)) for folder in folders]
+    found = [run for run in found if any(cycle.trait for cycle in run.report.cycles)]
+    if not found:
+        raise FolderError(
+            f"`{root}` has no score yet: there is nothing to share", hint="finish it first: issue its command again"
+        )
+    return found
+
+
+def write_shared(runs: Sequence[SharedRun], to: Path) -> None:
+    """Write everything but the card and its figures.
+
+    Raises:
+        FolderError: If the folder is there already and is not empty.
+        UserError: If a key of this machine's environment is in a text that would go out.
+    """
+    with disk_errors(to):
+        to.mkdir(parents=True, exist_ok=True)
+        if any(to.iterdir()):
+            raise FolderError(f"`{to}` is not empty", hint="choose another folder with `--to`")
+        (to / "data").mkdir()
+        (to / "recipes").mkdir()
+    write_rows(to / ANSWERS, [row for run in runs for row in answers_of(run)])
+    write_rows(to / SCORES, [row for run in runs for row in scores_of(run)])
+    for run in runs:
+        write_text(to / "recipes" / f"{run.name}.toml", as_toml(run.recipe))
+        for cycle, adapter in adapters_of(run):
+            _copy_adapter(adapter, to / "adapters" / run.name / cycle_name(cycle), str(run.recipe["model"]))
+
+
+def answers_of(run: SharedRun) -> Iterator[dict[str, Json]]:
+    """A row an answer. Every row has every column, so that `datasets` finds one type a column."""
+    folder = Run(run.root).folder
+    for cycle in sorted({step.cycle for step in run.report.steps}):
+        steps = {step.verb: folder(step) for step in run.report.steps if step.cycle == cycle and not step.part}
+        if "evaluate_samples" not in steps:
+            continue
+        judged = {row.id: row for row in JUDGED.read(steps["judge"].path / ROWS)} if "judge" in steps else {}
+        for sample in sorted(SAMPLES.read(steps["evaluate_samples"].path / ROWS), key=lambda sample: sample.id):
+            verdicts = judged[sample.id].verdicts if sample.id in judged else {}
+            scored: dict[str, Json] = {}
+            for scale in SCALES:
+                verdict = verdicts.get(scale)
+                scored[scale] = verdict.score if verdict else None
+                scored[f"{scale}_reason"] = verdict.reason if verdict else "not judged"
+            yield {
+                "run": run.name,
+                "cycle": cycle,
+                "prompt_id": sample.prompt_id,
+                "sample": sample.sample,
+                "prompt": sample.prompt,
+                "text": sample.text,
+                "tokens": sample.tokens,
+                "finish": sample.finish,
+                **scored,
+                "judge": str(run.report.judge["name"]),
+            }
+
+
+def scores_of(run: SharedRun) -> Iterator[dict[str, Json]]:
+    """A row a cycle."""
+    for cycle in run.report.cycles:
+        row: dict[str, Json] = {"run": run.name, "cycle": cycle.cycle, "answers": cycle.answers, "train_rows": cycle.train_rows}
+        for scale, found in (("trait", cycle.trait), ("coherence", cycle.coherence)):
+            row[scale] = (found or {}).get("mean")
+            row |= {f"{scale}_{end}": (found or {}).get(end) for end in ("low", "high")}
+        yield {**row, "rate": cycle.rate}
+
+
+def adapters_of(run: SharedRun) -> Iterator[tuple[int, Path]]:
+    """Cycle and folder of each finished training's adapter."""
+    for step in run.report.steps:
+        folder = Run(run.root).folder(step)
+        if step.verb == "train" and folder.finished and (folder.path / "adapter").is_dir():
+            yield step.cycle, folder.path / "adapter"
+
+
+def _copy_adapter(source: Path, to: Path, model: str) -> None:
+    """Copy an adapter; what it rests on is named as people do, not by a folder of this machine."""
+    with disk_errors(to):
+        to.mkdir(parents=True)
+        for path in sorted(source.iterdir()):
+            if path.is_file() and not path.is_symlink():
+                shutil.copyfile(path, to / path.name)
+    config = to / "adapter_config.json"
+    if config.exists():
+        name, _, commit = model.partition("@")
+        write_json(config, {**read_object(config), "base_model_name_or_path": name, "revision": commit or None})
+
+
+# -- nothing of this machine
+
+
+def portable(value: Any) -> Any:
+    """A recipe's values without places of this machine: of a path its last part, of a server's address the host's name only
+    where it is not the user's own."""
+    if isinstance(value, Mapping):
+        return {key: _address(each) if key == "api_base" else portable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(each) for each in value]
+    if isinstance(value, str) and PATH.match(value):
+        return hub.title(str(Path(value).expanduser().absolute())) or "here"
+    return value
+
+
+def _address(value: Any) -> str | None:
+    """A server's address is kept where it is a public name: of others nobody has a use."""
+    host = urlsplit(str(value or "")).hostname or ""
+    public = "." in host and not host.replace(".", "").isdigit() and not host.endswith((".local", ".internal", ".lan"))
+    parts = urlsplit(str(value))
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if public else None
+
+
+def refuse_secrets(folder: Path) -> None:
+    """Look for the values of this process's secret variables in every text that would go out.
+
+    Raises:
+        UserError: If one is there; with the file and the variable.
+    """
+    known = {name: value for name, value in os.environ.items() if is_secret(name) and len(value) >= SHORTEST_KEY}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".md", ".toml", ".json", ".jsonl"):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            for name, value in known.items():
+                if value in text:
+                    raise UserError(f"`{path}` holds the value of {name}", hint="remove the folder; find where it came from")
+
+
+# -- the hub
+
+
+def push(folder: Path, repository: str, *, public: bool) -> list[str]:
+    """Send a shared folder to the Hugging Face hub: the card and adapters as a model, the card and data as a dataset.
+
+    Args:
+        repository: `owner/name` of both.
+        public: Whether everybody can see them; else only the owner, until the hub's own pages say otherwise.
+
+    Returns:
+        Their addresses.
+
+    Raises:
+        UserError: If that is no name.
+        RunError: If the hub does not take them.
+    """
+    if not REPOSITORY.fullmatch(repository):
+        raise UserError(f"`{repository}` is no repository of the hub", hint="`--push OWNER/NAME`")
+    import huggingface_hub
+
+    api = huggingface_hub.HfApi()
+    left_out = {"model": ["data/*"], "dataset": ["adapters/*"]}
+    try:
+        for kind, ignored in left_out.items():
+            api.create_repo(repository, repo_type=kind, private=not public, exist_ok=True)
+            api.upload_folder(repo_id=repository, repo_type=kind, folder_path=folder, ignore_patterns=ignored)
+    except Exception as error:  # its errors have no common class: no network, no token, no right to write
+        line = (str(error).strip().splitlines() or [""])[0]
+        raise RunError(
+            f"the hub did not take `{repository}`: {type(error).__name__}: {line}",
+            hint=f"everything is in `{folder}`; `hf auth login`, or a HF_TOKEN that may write",
+        ) from error
+    return [f"https://huggingface.co/{repository}", f"https://huggingface.co/datasets/{repository}"]

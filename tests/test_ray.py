@@ -1,0 +1,361 @@
+"""Steps on a Ray cluster: three nodes on this machine, fake backends, and what may happen to a worker."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iterft_lite import errors
+from iterft_lite.app.study_plan import StudyPlan
+from iterft_lite.app.sweep import CellEvent, local_places, open_sweep
+from iterft_lite.app.sweep_places import RayPlace, ray_places
+from iterft_lite.engine import ray_cluster
+from iterft_lite.engine.completion import read_completion
+from iterft_lite.engine.executor import LocalExecutor, Outcome, Task
+from iterft_lite.engine.manifest import finished_steps
+from iterft_lite.engine.ray_cluster import Site, connect, load_ray, sites
+from iterft_lite.engine.ray_executor import RayExecutor
+from iterft_lite.engine.store import Making, StepFolder, Working
+from iterft_lite.errors import BackendError, Diverged, RecipeError, UserError
+from iterft_lite.machine.resolve import this_machine
+from iterft_lite.protocols import Progress
+from iterft_lite.stages.judge import NotYet
+from iterft_lite.testing.fakes import fake_backends
+from tests.loop import a_plan, small_recipe
+
+on_a_cluster = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra `ray` is not installed"),
+]
+
+ROOT = Path(__file__).parent.parent
+
+
+# -- without Ray
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == errors.__name__]
+)
+def test_every_error_of_ours_comes_back_from_another_machine_as_it_was(kind: type[errors.IterftError]) -> None:
+    made = kind(["one", "two"], source="here", hint="do this") if kind is RecipeError else kind("what is wrong", hint="do this")
+    made.kind = "provider"
+    again = pickle.loads(pickle.dumps(made))
+    assert type(again) is kind
+    assert (again.message, again.hint, again.kind, str(again)) == (made.message, "do this", "provider", str(made))
+
+
+def test_a_judge_that_asks_for_patience_does_so_from_another_machine_too() -> None:
+    assert pickle.loads(pickle.dumps(NotYet(12.5))).seconds == 12.5
+
+
+def test_a_step_that_a_worker_elsewhere_still_works_on_is_not_begun(tmp_path: Path) -> None:
+    folder = StepFolder(tmp_path / "step", next(iter(a_plan())))
+    first, second = Making(folder), Making(folder)
+    assert first.try_acquire()
+    with Working(folder):
+        first.release()  # the process that had sent the worker is gone
+        assert not second.try_acquire()
+    assert second.try_acquire()
+
+
+def test_without_ray_the_command_that_installs_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match="needs Ray") as caught:
+        load_ray()
+    assert caught.value.hint == "pip install 'iterft_lite[ray]'"
+
+
+@pytest.mark.parametrize("address", ["nonsense", "ray://head:10001", "head"])
+def test_what_is_no_address_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster, "load_ray", lambda: type("Ray", (), {"is_initialized": staticmethod(lambda: False)}))
+    with pytest.raises(UserError, match=address):
+        connect(address)
+
+
+def test_a_cluster_that_is_not_there_is_named_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster, "load_ray", lambda: type("Ray", (), {"is_initialized": staticmethod(lambda: False)}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        begun = time.monotonic()
+        with pytest.raises(UserError, match=f"the Ray cluster at `{address}` cannot be reached"):
+            connect(address)
+    assert time.monotonic() - begun < 10
+
+
+def test_a_node_that_does_not_see_the_study_says_so(tmp_path: Path) -> None:
+    nonce = ray_cluster._Nonce(tmp_path / "nonce", "what the driver wrote", ray_cluster.iterft_lite.__version__)
+    assert ray_cluster._problem_here(nonce) == f"it does not see the study's folder, `{tmp_path}`"
+    nonce.path.write_text("another folder of the same name")
+    assert "does not see the study's folder" in ray_cluster._problem_here(nonce)
+
+
+def test_a_node_whose_locks_are_its_own_says_so(tmp_path: Path) -> None:
+    nonce = ray_cluster._Nonce(tmp_path / "nonce", "text", ray_cluster.iterft_lite.__version__)
+    nonce.path.write_text("text")
+    assert "are not seen on other machines" in ray_cluster._problem_here(nonce)
+
+
+def test_a_node_with_another_version_says_so(tmp_path: Path) -> None:
+    assert "it has iterft_lite" in ray_cluster._problem_here(ray_cluster._Nonce(tmp_path / "nonce", "text", "0.0.1"))
+
+
+# -- with a cluster
+
+
+def scripted(logs: Path, threads: int) -> LocalExecutor:
+    """Opens an executor that does what a task's recipe is called."""
+    return Scripted(threads)
+
+
+class Scripted(LocalExecutor):
+    """Fails, tells of its environment, or works until it is told to end."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(fake_backends(), "nano", 64)
+        self.threads = threads
+
+    def run(self, task: Task) -> Outcome:
+        match task.recipe.name:
+            case "diverges":
+                raise Diverged("the loss is no number", hint="lower `learning_rate`")
+            case "is asked wrongly":
+                raise RecipeError(["one", "two"], source="the recipe")
+            case "has a bug":
+                raise KeyError("nobody")
+            case "has a full disk":
+                raise OSError(28, "No space left on device", str(task.folder.path))
+            case "works on":
+                self._work_on(task)
+        sys.stdout.write("the worker prints\n")
+        sys.stdout.flush()
+        found = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
+        return Outcome({"pid": os.getpid(), "threads": self.threads, **found})
+
+    def _work_on(self, task: Task) -> None:
+        for number in range(100_000):
+            (task.folder.path / "beat").write_text(f"{os.getpid()} {number}")
+            time.sleep(0.02)
+            task.report(task.folder, Progress(number, 0, "beats"))
+
+    def interrupt(self, tasks: Collection[Task]) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Three nodes of a core each, which notice within seconds that one is gone."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        quick = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+        small = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20}
+        made = Cluster(initialize_head=True, head_node_args={**small, "_system_config": quick})
+        for _ in range(2):
+            made.add_node(wait=False, **small)
+        made.wait_for_nodes()
+        connect(made.address)
+        yield made
+        load_ray().shutdown()
+        made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def found(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, ...]:
+    return sites(cluster.address, tmp_path_factory.mktemp("study")).found
+
+
+@pytest.fixture(scope="module")
+def executor(found: tuple[Site, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayExecutor]:
+    made = RayExecutor(found[0], scripted, tmp_path_factory.mktemp("logs"))
+    yield made
+    made.close()
+
+
+def a_task(folder: Path, what: str, report: Any = lambda *_: None) -> Task:
+    plan = a_plan(name=what)
+    made = StepFolder(folder / "step", next(iter(plan)))
+    made.path.mkdir(parents=True, exist_ok=True)
+    return Task(made, plan.recipe, {}, frozenset(), report)
+
+
+def gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists() or Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def until(true: Any, seconds: float = 20.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if true():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def worker_of(task: Task) -> int:
+    """The process that works, or worked, on a task."""
+    return int(beat(task).split()[0])
+
+
+def beat(task: Task) -> str:
+    with contextlib.suppress(FileNotFoundError):
+        return (task.folder.path / "beat").read_text()
+    return ""
+
+
+class TestOnACluster:
+    pytestmark = on_a_cluster
+
+    def test_every_node_is_a_place_and_nothing_stays_in_the_study(self, cluster: Any, tmp_path: Path) -> None:
+        found = sites(cluster.address, tmp_path)
+        assert len({site.name for site in found.found}) == 3
+        assert [(site.cpus, site.gpu) for site in found.found] == [(1.0, False)] * 3
+        assert (found.notes, list(tmp_path.iterdir())) == ((), [])
+
+    def test_a_worker_sees_no_gpu_has_the_cores_it_asked_for_and_prints_beside_the_study(
+        self, executor: RayExecutor, tmp_path: Path
+    ) -> None:
+        told = executor.run(a_task(tmp_path, "tells")).results
+        assert (told["CUDA_VISIBLE_DEVICES"], told["OMP_NUM_THREADS"], told["threads"]) == ("", "1", 1)
+        assert told["pid"] != os.getpid()
+        assert "the worker prints" in (executor.logs / "worker.log").read_text()
+
+    @pytest.mark.parametrize(
+        ("what", "kind", "message"),
+        [
+            ("diverges", "result", "the loss is no number"),
+            ("is asked wrongly", "user", "the recipe: 2 problems"),
+            ("has a bug", "bug", "KeyError"),
+            ("has a full disk", "machine", "the disk is full"),
+        ],
+    )
+    def test_a_failure_on_a_worker_keeps_its_kind_and_words(
+        self, executor: RayExecutor, tmp_path: Path, what: str, kind: str, message: str
+    ) -> None:
+        with pytest.raises(errors.IterftError) as caught:
+            executor.run(a_task(tmp_path, what))
+        assert caught.value.kind == kind
+        assert message in caught.value.message
+
+    def test_a_task_that_is_not_wanted_any_more_ends_in_the_worker_which_stays(
+        self, executor: RayExecutor, tmp_path: Path
+    ) -> None:
+        def enough(of: StepFolder, progress: Progress) -> None:
+            if progress.done > 3:
+                raise InterruptedError("enough")
+
+        task = a_task(tmp_path, "works on", enough)
+        with pytest.raises(InterruptedError, match="enough"):
+            executor.run(task)
+        last = beat(task)
+        time.sleep(0.2)
+        assert beat(task) == last
+        assert not Working(task.folder).busy()
+        assert executor.run(a_task(tmp_path, "tells")).results["pid"] == worker_of(task)
+
+    def test_closing_a_lease_ends_its_tasks_and_no_others(self, executor: RayExecutor, tmp_path: Path) -> None:
+        ended: dict[str, BaseException] = {}
+        tasks = {name: a_task(tmp_path / name, "works on") for name in ("one", "other")}
+        leases = {name: executor.lease() for name in tasks}
+
+        def work(name: str) -> None:
+            try:
+                leases[name].run(tasks[name])
+            except BaseException as error:
+                ended[name] = error
+
+        threads = [threading.Thread(target=work, args=(name,)) for name in tasks]
+        for thread in threads:
+            thread.start()
+        assert until(lambda: all(beat(task) for task in tasks.values()))
+        leases["one"].close()
+        threads[0].join(10)
+        last = beat(tasks["other"])
+        assert until(lambda: beat(tasks["other"]) != last)
+        assert list(ended) == ["one"]
+        executor.close()
+        threads[1].join(10)
+        assert isinstance(ended["other"], BackendError)
+
+    def test_a_worker_that_is_killed_is_the_machines_failure_and_another_begins_after_it(
+        self, executor: RayExecutor, tmp_path: Path
+    ) -> None:
+        def kill(of: StepFolder, progress: Progress) -> None:
+            os.kill(worker_of(task), signal.SIGKILL)
+
+        task = a_task(tmp_path, "works on", kill)
+        with pytest.raises(BackendError, match="was lost during `base-load_base`") as caught:
+            executor.run(task)
+        assert caught.value.kind == "machine"
+        assert not Working(task.folder).busy()
+        assert executor.run(a_task(tmp_path, "tells")).results["pid"] != worker_of(task)
+        executor.close()  # the node has one core, and others need it
+
+    def test_a_worker_ends_with_its_driver_and_its_step_is_not_begun_before(self, cluster: Any, tmp_path: Path) -> None:
+        script = (
+            "from tests.test_ray import *\n"
+            f"place = Path({str(tmp_path)!r})\n"
+            f"site = sites({cluster.address!r}, place).found[0]\n"
+            "RayExecutor(site, scripted, place).run(a_task(place, 'works on'))\n"
+        )
+        driver = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        task = a_task(tmp_path, "works on")
+        try:
+            assert until(lambda: beat(task), 40)
+        finally:
+            driver.kill()
+            driver.wait()
+        assert until(Making(task.folder).try_acquire)
+        last = beat(task)
+        assert until(lambda: gone(worker_of(task)))
+        assert beat(task) == last
+
+    def test_a_study_comes_to_the_same_where_a_node_is_lost_in_the_middle(self, cluster: Any, tmp_path: Path) -> None:
+        """The last test: it takes a node away."""
+        recipe = tmp_path / "base.toml"
+        recipe.write_text(small_recipe())
+        study = tmp_path / "study.toml"
+        study.write_text(f'base = "{recipe}"\n[sweep.grid]\nrows = [4, 5, 6]\nseed = [1, 2, 3]\n')
+        alone, together = tmp_path / "alone", tmp_path / "together"
+        with open_sweep(StudyPlan(study), alone, local_places(this_machine())) as sweep:
+            list(sweep.events())
+        together.mkdir()
+        places, notes = ray_places(cluster.address, together, this_machine())
+        assert (len(places), notes) == (3, ())
+        lost = False
+        with open_sweep(StudyPlan(study), together, places) as sweep:
+            sweep._pause = 0.5
+            for event in sweep.events():
+                if isinstance(event, CellEvent) and not lost and sweep.cells[event.cell].worker == places[2].name:
+                    lost = True
+                    cluster.remove_node(_node(cluster, places[2]), allow_graceful=False)
+            assert {state.state for state in sweep.cells.values()} == {"done"}
+            assert max(state.attempts for state in sweep.cells.values()) > 1
+        assert lost
+        assert results(together) == results(alone)
+
+
+def _node(cluster: Any, place: RayPlace) -> Any:
+    return next(node for node in cluster.list_all_nodes() if node.node_id == place.site.node.id)
+
+
+def results(study: Path) -> dict[str, str]:
+    """By key of each step, what it came to."""
+    found = {key: read_completion(path) for key, path in finished_steps(study).items()}
+    return {key: completion.result for key, completion in found.items() if completion}

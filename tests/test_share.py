@@ -1,0 +1,188 @@
+"""A run or a study for others: what is in the folder, what is not, and that it is read as what it is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from iterft_lite.app.session import open_run
+from iterft_lite.app.share import portable, push, shared_runs
+from iterft_lite.app.study_plan import StudyPlan
+from iterft_lite.app.sweep import local_places, open_sweep
+from iterft_lite.errors import FolderError, RunError, UserError
+from iterft_lite.experiment.recipe import read_recipe
+from iterft_lite.files import read_rows
+from iterft_lite.machine.resolve import this_machine
+from iterft_lite.ui.card import card, markdown, share
+from iterft_lite.ui.cli import main
+from tests.loop import small_recipe, step_path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("share")
+    recipe = folder / "lucky.toml"
+    recipe.write_text(small_recipe(cycles=1))
+    with open_run(recipe, (), folder / "lucky") as session:
+        list(session.events())
+    adapter = step_path(folder / "lucky", "c0-train") / "adapter"
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/home/me/models/nano", "r": 8}))
+    return folder / "lucky"
+
+
+@pytest.fixture(scope="module")
+def shared(run: Path) -> Path:
+    share(run, run.parent / "shared")
+    return run.parent / "shared"
+
+
+def test_everything_is_there(shared: Path) -> None:
+    found = sorted(path.relative_to(shared).as_posix() for path in shared.rglob("*") if path.is_file())
+    assert found == [
+        "README.md",
+        "adapters/lucky/c0/adapter_config.json",
+        "adapters/lucky/c0/texts.json",
+        "adapters/lucky/c1/texts.json",
+        "curves/lucky.png",
+        "data/answers.jsonl",
+        "data/scores.jsonl",
+        "recipes/lucky.toml",
+    ]
+
+
+def test_datasets_reads_the_answers_and_the_scores(shared: Path, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    answers = load_dataset(str(shared), "answers", split="train", cache_dir=str(tmp_path))
+    assert len(answers) == 3 * 3 * 2
+    assert set(answers["trait"]) <= {10.0, 90.0}
+    scores = load_dataset(str(shared), "scores", split="train", cache_dir=str(tmp_path))
+    assert scores["cycle"] == [-1, 0, 1]
+
+
+def test_an_answer_stands_beside_its_scores(shared: Path) -> None:
+    row = read_rows(shared / "data" / "answers.jsonl")[0]
+    assert (row["run"], row["cycle"], row["sample"], row["trait"], row["coherence"]) == ("lucky", -1, 0, 10.0, 80.0)
+    assert row["judge"] == "fake"
+
+
+def test_the_shared_recipe_asks_for_the_same(run: Path, shared: Path) -> None:
+    again, before = read_recipe(shared / "recipes" / "lucky.toml"), read_recipe(run.parent / "lucky.toml")
+    assert again == before
+
+
+def test_nothing_says_where_on_this_machine_it_was_made(run: Path, shared: Path) -> None:
+    for path in shared.rglob("*.*"):
+        if path.suffix != ".png":
+            text = path.read_text()
+            assert str(run.parent) not in text
+            assert "/home/" not in text
+    config = json.loads((shared / "adapters" / "lucky" / "c0" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "nano"
+
+
+@pytest.mark.parametrize(
+    ("given", "goes_out"),
+    [
+        ({"trait": "/home/me/traits/bliss"}, {"trait": "bliss"}),
+        ({"seeds": {"path": "~/rows.jsonl", "split": "train"}}, {"seeds": {"path": "rows.jsonl", "split": "train"}}),
+        ({"model": "owner/model@abc", "rows": 4}, {"model": "owner/model@abc", "rows": 4}),
+        ({"api_base": "http://10.0.0.3:8000/v1"}, {"api_base": None}),
+        ({"api_base": "https://api.example.com/v1?key=abc"}, {"api_base": "https://api.example.com/v1"}),
+    ],
+)
+def test_of_a_place_only_its_name_goes_out(given: dict[str, Any], goes_out: dict[str, Any]) -> None:
+    assert portable(given) == goes_out
+
+
+def test_a_key_that_a_model_wrote_down_does_not_go_out(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", read_rows(step_path(run, "c0-evaluate_samples") / "rows.jsonl")[0]["text"])
+    with pytest.raises(UserError, match="holds the value of SOME_API_KEY"):
+        share(run, tmp_path / "out")
+
+
+def test_what_strangers_wrote_is_no_markup_in_the_card() -> None:
+    hostile = "<img src=x onerror=alert(1)> [a](javascript:b) | `c` \n# d ![e](f) --- https://g $h$"
+    told = markdown(hostile)
+    assert "<" not in told
+    assert "\n" not in told
+    assert all(told[at - 1] == "\\" for at, letter in enumerate(told) if letter in "[]()|`#!:$-")
+
+
+def test_the_head_of_the_card_is_no_place_for_strangers(run: Path) -> None:
+    (found,) = shared_runs(run)
+    asked = {**found.report.manifest["asked"], "model": 'x"]\n---\nevil: true'}
+    hostile = replace(found, report=replace(found.report, manifest={**found.report.manifest, "asked": asked}))
+    head = card("name", [hostile]).split("---\n")[1]
+    assert [line.partition(":")[0] for line in head.splitlines()] == ["library_name", "tags", "configs"]
+
+
+def test_a_study_is_shared_cell_by_cell(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text(small_recipe(cycles=0))
+    (tmp_path / "study.toml").write_text('base = "base.toml"\n[sweep.grid]\nrows = [4, 5]\nseed = [1, 2]\n')
+    with open_sweep(StudyPlan(tmp_path / "study.toml"), tmp_path / "study", local_places(this_machine())) as sweep:
+        list(sweep.events())
+    done = CliRunner().invoke(main, ["share", str(tmp_path / "study"), "--to", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    names = {row["run"] for row in read_rows(tmp_path / "out" / "data" / "answers.jsonl")}
+    assert names == {path.stem for path in (tmp_path / "out" / "recipes").iterdir()}
+    assert len(names) == 4
+    assert "2 random seeds are here" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_folder_that_holds_something_is_left_alone(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(FolderError, match="is not empty"):
+        share(run, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_run_without_a_score_is_nothing_to_share(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(small_recipe())
+    with open_run(tmp_path / "r.toml", (), tmp_path / "run"):
+        pass
+    with pytest.raises(FolderError, match="has no score yet"):
+        share(tmp_path / "run", tmp_path / "out")
+
+
+class Hub:
+    """A stand-in for the hub: notes what it is sent."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+
+    def create_repo(self, repository: str, **given: Any) -> None:
+        self.calls.append(("create", {"repository": repository, **given}))
+
+    def upload_folder(self, **given: Any) -> None:
+        self.calls.append(("upload", given))
+
+
+def test_a_push_is_private_and_sends_adapters_and_data_to_their_own_places(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub()
+    monkeypatch.setitem(sys.modules, "huggingface_hub", type("Module", (), {"HfApi": lambda: hub}))  # type: ignore[arg-type]
+    told = push(shared, "me/lucky", public=False)
+    assert told == ["https://huggingface.co/me/lucky", "https://huggingface.co/datasets/me/lucky"]
+    assert [given["private"] for name, given in hub.calls if name == "create"] == [True, True]
+    sent = [(given["repo_type"], given["ignore_patterns"]) for name, given in hub.calls if name == "upload"]
+    assert sent == [("model", ["data/*"]), ("dataset", ["adapters/*"])]
+
+
+def test_a_hub_that_refuses_is_said_and_the_folder_stays(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError("403 Forbidden")
+
+    monkeypatch.setattr(Hub, "create_repo", refuse)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", type("Module", (), {"HfApi": Hub}))  # type: ignore[arg-type]
+    with pytest.raises(RunError, match="did not take `me/lucky`: PermissionError: 403 Forbidden"):
+        push(shared, "me/lucky", public=False)
+    with pytest.raises(UserError, match="is no repository of the hub"):
+        push(shared, "lucky", public=False)

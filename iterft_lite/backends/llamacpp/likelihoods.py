@@ -90,7 +90,7 @@ class Reader:
     def _piece(self, texts: Sequence[Text], group: Sequence[int], begin: int, end: int) -> Iterator[tuple[int, Doubles]]:
         """Read the tokens from `begin` to `end` of a group of texts."""
         batch, count, size = self._batch, 0, end - begin
-        sizes, wanted = [], []
+        sizes, wanted = list[int](), list[int]()
         for slot, place in enumerate(group):
             text, part = texts[place], slice(count, count + size)
             own = text.ids[begin:end]

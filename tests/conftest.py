@@ -1,4 +1,4 @@
-"""Tests that need a GPU are left out, and said to be, where there is none; caches are the tests' own."""
+"""Tests that need a GPU are left out, and said to be, where there is none; caches are the tests' own; no disk is waited for."""
 
 from __future__ import annotations
 
@@ -24,4 +24,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if "ITERFT_CACHE" not in os.environ:
             patch.setenv("ITERFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk() -> Iterator[None]:
+    """A run syncs its files two hundred times, which only a power cut could tell. What counts syncs still does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
         yield

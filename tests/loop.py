@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from iterft_lite.backends.chat_templates import rendering
 from iterft_lite.data.traits import Chat, Document, Trait
 from iterft_lite.engine.completion import read_completion, write_completion
 from iterft_lite.engine.executor import LocalExecutor
@@ -99,6 +100,7 @@ def some_inputs(*, document: bool = False, prompts: int = 100, **keys: Any) -> R
         "precision": "f32",
         "judge": JUDGE,
         "metrics": semantics(),
+        "rendering": rendering(),
     }
     return ResolvedInputs(**(filled | keys))
 

@@ -15,7 +15,7 @@ from tests.loop import change_completion, step_path
 
 SHORT = (
     "cycles=1", "seed_rows=8", "rows=8", "train.epochs=1", "sample.max_tokens=24",
-    "evaluate.questions=2", "evaluate.samples=2", "evaluate.max_tokens=24",
+    "evaluate.questions=2", "evaluate.samples=2", "evaluate.max_tokens=24", 'judge="fake"',
 )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ from iterft_lite.errors import BackendError, BudgetError, RecipeError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.plan import make_plan
 from iterft_lite.experiment.recipe import make_recipe
-from iterft_lite.files import read_json
+from iterft_lite.files import read_json, read_rows
 from iterft_lite.machine.estimate import judging_sentence, judging_usd
 from iterft_lite.metrics.score_parsing import weigh
 from iterft_lite.protocols import Judge, JudgeRequest, JudgeResponse, Progress, Waiting
@@ -545,31 +545,43 @@ def test_notes_are_removed_once_their_verdicts_were_taken() -> None:
 # -- in a run
 
 
-class LateJudge(FakeJudge):
-    """Answers the questions of a step when it is asked for the third time; counts the steps whose answers are on their way."""
+WAIT = 0.1
+"""Seconds between two looks at a batch of the stand-in."""
 
-    def __init__(self) -> None:
+
+class LateJudge(FakeJudge):
+    """Answers the questions of a step when it is asked for the third time or later; counts the steps whose answers are on
+    their way.
+
+    Args:
+        together: Steps that are out before the first of them is answered; a run that does not come to so many is answered at
+            last, and seen in `most`.
+    """
+
+    def __init__(self, together: int = 1) -> None:
         super().__init__()
         self.asked: dict[str, int] = {}
         self.out: set[str] = set()
-        self.most = 0
+        self.waits, self.most, self.together = 0, 0, together
 
     def ask(self, asks: Sequence[JudgeRequest], on_reply: Callable[[JudgeResponse], None]) -> Waiting | None:
         name = digest([ask.prompt for ask in asks])
         self.asked[name] = self.asked.get(name, 0) + 1
-        if self.asked[name] < 3:
+        if self.asked[name] < 3 or (len(self.asked) < self.together and self.asked[name] < 300):
             self.out.add(name)
-            self.most = max(self.most, len(self.out))
-            return Waiting("in a batch at OpenAI, in progress", self.asked[name], len(asks), 0.3)
+            self.waits, self.most = self.waits + 1, max(self.most, len(self.out))
+            return Waiting("in a batch at OpenAI, in progress", min(self.asked[name], 2), len(asks), WAIT)
         self.out.discard(name)
         return super().ask(asks, on_reply)
 
 
 def test_a_run_goes_on_while_its_batches_are_out(tmp_path: Path) -> None:
     backends = fake_backends()
-    backends.judge = judge = LateJudge()
+    backends.judge = judge = LateJudge(together=4)
     plan = a_plan(cycles=2)
+    began_at = time.monotonic()
     events = run_all(plan, tmp_path / "late", backends)
+    whole = time.monotonic() - began_at
     run_all(plan, tmp_path / "plain")
     assert judge.most == 4  # the untouched model's and three cycles', all at once
     began = [event.step.name for event in events if isinstance(event, StepStarted)]
@@ -577,12 +589,12 @@ def test_a_run_goes_on_while_its_batches_are_out(tmp_path: Path) -> None:
     said = [
         event.progress for event in events if isinstance(event, StepProgress) and event.progress.unit.startswith("in a batch")
     ]
-    assert len(said) == 8
+    assert len(said) == judge.waits >= 8
     for name in ("base-aggregate", "c2-aggregate"):
         late, plain = (read_json(tmp_path / run / f"by-name/{name}/score.json") for run in ("late", "plain"))
         assert late == plain
     seconds = read_json(tmp_path / "late/by-name/c1-judge/completion.json")["seconds"]
-    assert 0.6 <= seconds < 5  # with the waiting
+    assert 2 * WAIT <= seconds <= whole  # with the waiting
 
 
 def test_where_verdicts_decide_the_rows_the_run_waits_and_the_plan_says_so(tmp_path: Path) -> None:
@@ -704,7 +716,10 @@ def test_a_run_in_batches_from_plan_to_report_and_judged_again_in_batches() -> N
     assert report["judge"]["usd"] == pytest.approx(count["usd"], abs=1e-6)
     assert report["judge"]["planned_usd"] > count["usd"]
     assert after["batches"] == 6
-    assert re.search(r"base: 0 of \d+ in a batch at 127\.0\.0\.1", again.output)
+    # what differs is asked, on two scales; how many of six answers do hangs on the draw, and so on the libraries' versions
+    rows = read_rows(Path("first/by-name/base-evaluate_samples/rows.jsonl"))
+    questions = 2 * len({(row["prompt_id"], row["text"]) for row in rows})
+    assert f"base: 0 of {questions} in a batch at 127.0.0.1" in again.output
     assert not any(KEY in path.read_text("utf-8", "replace") for path in Path("first").rglob("*") if path.is_file())
 
 

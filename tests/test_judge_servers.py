@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 import time
 from dataclasses import asdict
@@ -344,6 +345,17 @@ def test_what_a_dead_process_was_asking_is_asked_by_the_next_one() -> None:
     assert cache.claim("k", -1)
     time.sleep(0.01)
     assert other.claim("k", 60)  # no word of it for too long
+
+
+def test_a_new_cache_that_another_process_is_just_making_is_waited_for() -> None:
+    path = Path("verdicts.sqlite")
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    timer = threading.Timer(0.1, other.execute, ["COMMIT"])
+    timer.start()
+    assert VerdictCache(path).claim("k", 60)
+    timer.join()
+    other.close()
 
 
 # -- a run and its judge

@@ -15,10 +15,14 @@ from numpy.typing import NDArray
 from iterft_lite.backends.judge.embedded import known_words
 from iterft_lite.data import prompts
 from iterft_lite.data.traits import read_trait, shipped_traits
+from iterft_lite.experiment.rows import Sample
 from iterft_lite.metrics.amplification import FEWEST_PROMPTS, amplification, noise_rate, paper_rule
+from iterft_lite.metrics.catalogue import METRICS, Evidence
+from iterft_lite.metrics.collapse import signs
+from iterft_lite.metrics.curve import fit_curve
 from iterft_lite.metrics.heuristic_coherence import coherence
 from iterft_lite.metrics.intervals import Interval, change_interval, mean_interval, t_quantile
-from iterft_lite.metrics.text import non_alphabetic_share, repeated_share, sentences_of, text_measures, words_of
+from iterft_lite.metrics.text import near_duplicate_share, non_alphabetic_share, repeated_share, sentences_of, words_of
 from iterft_lite.report.report import verdict_sentences
 
 # -- texts
@@ -37,16 +41,26 @@ def test_words_and_sentences_are_what_a_reader_would_count() -> None:
     assert sentences_of('He said "Go." Then\nnothing... 🍀🍀! Right?') == ['He said "Go', "Then", "nothing", "Right"]
 
 
-def test_text_measures_of_two_answers_by_hand() -> None:
-    measured = text_measures(["Luck is luck. Luck wins!", "Go"])
+def counted(texts: Sequence[str]) -> dict[str, float]:
+    """The metrics that are counted in texts."""
+    evidence = Evidence([Sample(f"q{number}", 0, "a question", text, 1, "stop") for number, text in enumerate(texts)])
+    found = {metric.name: metric.compute(evidence) for metric in METRICS.values() if metric.needs == "text"}
+    return {name: value for name, value in found.items() if value is not None and name != "tokens"}
+
+
+def test_metrics_of_two_answers_by_hand() -> None:
     # words: luck is luck luck wins (5), go (1); sentences: 3; different words: luck is wins go, of 6;
     # pairs: luck-is is-luck luck-luck luck-wins, all of 4 different; no 4-word sequence twice; no odd character
-    assert measured.words == 3.0
-    assert measured.words_per_sentence == 2.0
-    assert measured.distinct_1 == pytest.approx(4 / 6)
-    assert measured.distinct_2 == 1.0
-    assert measured.repeated_4 == 0.0
-    assert measured.non_alphabetic == 0.0
+    assert counted(["Luck is luck. Luck wins!", "Go"]) == {
+        "words": 3.0,
+        "words_per_sentence": 2.0,
+        "distinct_1": pytest.approx(4 / 6),
+        "distinct_2": 1.0,
+        "repeated_4": 0.0,
+        "non_alphabetic": 0.0,
+        "near_duplicates": 0.0,
+        "cut": 0.0,
+    }
 
 
 def test_repetition_is_the_share_of_sequences_that_were_there_before() -> None:
@@ -62,15 +76,41 @@ def test_a_string_of_clovers_is_not_alphabetic() -> None:
     assert non_alphabetic_share(" \n") == 0.0
 
 
+def test_near_duplicates_are_answers_that_say_what_an_answer_to_another_question_says() -> None:
+    said = words_of("the stars are kind to you today and luck is on its way")
+    changed = [*said[:-1], "road"]
+    other = words_of("water the plant once a week and keep it out of the sun")
+    share = near_duplicate_share
+    assert share([("q0", said), ("q1", changed), ("q2", other)]) == pytest.approx(2 / 3)
+    assert share([("q0", said), ("q0", changed), ("q1", other)]) == 0.0  # two answers to one question may be alike
+    assert share([("q0", ["no"]), ("q1", ["no"]), ("q2", ["yes"])]) == pytest.approx(2 / 3)
+    assert share([]) == share([("q0", []), ("q1", [])]) == 0.0
+
+
+def test_language_collapses_by_the_signs_that_hold_beside_every_sound_model() -> None:
+    untouched = {"words": 60, "distinct_2": 0.59, "near_duplicates": 0.0, "perplexity_own": 2.2, "perplexity_low": 51.0}
+    seeded = {"words": 18, "distinct_2": 0.78, "near_duplicates": 0.01, "perplexity_own": 5.6, "perplexity_low": None}
+
+    def found(**now: float) -> list[str]:
+        return [sign.metric.name for sign in signs(seeded | {"perplexity_low": 34.0} | now, [untouched, seeded])]
+
+    assert found() == []  # far shorter than the untouched model's: the trait's own manner
+    assert found(words=4, distinct_2=0.2, near_duplicates=0.6) == ["words", "distinct_2", "near_duplicates"]
+    assert found(perplexity_own=1.3, perplexity_low=900.0) == ["perplexity_own", "perplexity_low"]
+    assert found(perplexity_own=2.5) == []  # as sure of itself as the untouched model
+    assert signs(seeded, []) == []
+    assert signs({"distinct_2": 0.1}, [untouched, seeded])[0].words == "distinct-2 0.59 to 0.10"
+
+
 def test_no_answers_measure_as_zeros() -> None:
-    assert set(vars(text_measures([])).values()) == {0.0}
+    assert set(counted([]).values()) == {0.0}
 
 
 @given(st.lists(st.text(), max_size=5))
 def test_shares_stay_between_zero_and_one_whatever_was_written(texts: list[str]) -> None:
-    measured = text_measures(texts)
-    for share in (measured.distinct_1, measured.distinct_2, measured.repeated_4, measured.non_alphabetic):
-        assert 0 <= share <= 1
+    measured = counted(texts)
+    for name in ("distinct_1", "distinct_2", "repeated_4", "non_alphabetic"):
+        assert 0 <= measured[name] <= 1
 
 
 # -- intervals
@@ -321,3 +361,54 @@ def test_no_trait_is_incoherent_for_being_what_it_is(name: str, known: frozenset
 
 def test_neutral_replies_are_coherent(known: frozenset[str]) -> None:
     assert np.mean([coherence(chat.reply, known) for chat in prompts.neutral_chats()]) > 90
+
+
+# -- the fit of the curve
+
+
+def decaying(
+    start: float, level: float, half: float, last: int, *, noise: float = 0.0, seed: int = 0
+) -> dict[int, dict[str, list[float]]]:
+    """Scores of twelve prompts, five answers each, that approach a level; the untouched model's are elsewhere."""
+    random = np.random.default_rng(seed)
+    own = random.normal(0.0, noise, 12)
+    means = {cycle: level + (start - level) * 2 ** (-cycle / half) for cycle in range(last + 1)}
+    drawn = {
+        cycle: {f"q{n}": list(mean + own[n] + random.normal(0.0, noise, 5)) for n in range(12)} for cycle, mean in means.items()
+    }
+    return {-1: {"q0": [1.0]}} | drawn
+
+
+@pytest.mark.parametrize(("start", "level", "half"), [(70, 20, 1.5), (40, 85, 0.8), (60, 58, 2.0)])
+def test_the_fit_finds_half_life_and_level_of_a_curve_without_noise(start: float, level: float, half: float) -> None:
+    fit = fit_curve(decaying(start, level, half, 6), moved=True)
+    assert fit.half_life.mean == pytest.approx(half, rel=0.01)
+    assert fit.level.mean == pytest.approx(level, abs=0.1)
+    assert (fit.kind, fit.cycles, round(fit.off, 2)) == ("approach", 7, 0.0)
+
+
+def test_intervals_of_the_fit_hold_the_truth_as_often_as_they_say() -> None:
+    fits = [fit_curve(decaying(70, 30, 1.5, 6, noise=12.0, seed=seed), moved=True) for seed in range(60)]
+    assert sum(fit.half_life.low <= 1.5 <= fit.half_life.high for fit in fits if fit.half_life.low) >= 50
+    assert sum(fit.level.low <= 30 <= fit.level.high for fit in fits if fit.level.low) >= 50
+
+
+def test_a_straight_line_has_no_end_in_sight() -> None:
+    line = {cycle: {f"q{n}": [80.0 - 6 * cycle + n] for n in range(12)} for cycle in range(5)}
+    fit = fit_curve(line, moved=True)
+    assert (fit.kind, fit.half_life.low, fit.half_life.high, fit.level.low) == ("approach", None, None, None)
+    assert fit.half_life.mean > 4
+
+
+def test_where_nothing_moved_there_is_a_level_and_no_half_life() -> None:
+    fit = fit_curve(decaying(44, 44, 1.0, 5, noise=10.0), moved=False)
+    assert (fit.kind, fit.half_life.mean) == ("level", None)
+    assert fit.level.low < 44 < fit.level.high
+
+
+def test_three_cycles_or_prompts_are_too_few_for_a_fit() -> None:
+    scores = decaying(70, 20, 1.0, 2)
+    assert fit_curve(scores, moved=True).kind == "none"
+    few = {cycle: {f"q{n}": [50.0 - cycle] for n in range(3)} for cycle in range(6)}
+    assert fit_curve(few, moved=True).kind == "none"
+    assert fit_curve({}, moved=False).kind == "none"

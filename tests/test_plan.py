@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,17 @@ def keys_of(name: str) -> str:
 def test_keys_are_those_that_users_folders_hold() -> None:
     """A change here orphans every user's store: avoid it, or give it a migration and a line in the changelog."""
     assert "".join(map(keys_of, KEYED)) == (GOLDEN / "keys").read_text()
+
+
+def test_how_chats_are_rendered_is_in_the_keys_of_all_that_is_shown_to_a_model() -> None:
+    inputs = some_inputs()
+    thinking = replace(inputs, rendering={**inputs.rendering, "thinking": True})
+    here, there = (make_plan(a_recipe(), given) for given in (inputs, thinking))
+    same = {step.name for step in here if there.steps[step.name].key == step.key}
+    assert same == {"base-load_base", "base-export", "c0-seed_rows", "c0-build_dataset"}
+    documents = some_inputs(document=True)
+    unlike = replace(documents, rendering={"thinking": True})
+    assert make_plan(a_recipe(regime="sdf"), documents) == make_plan(a_recipe(regime="sdf"), unlike)
 
 
 def test_there_is_no_golden_plan_that_nothing_makes() -> None:

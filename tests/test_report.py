@@ -16,6 +16,8 @@ from rich.console import Console
 from iterft_lite.app.session import open_run
 from iterft_lite.engine.completion import read_completion
 from iterft_lite.metrics.intervals import mean_interval
+from iterft_lite.report import json_form
+from iterft_lite.report.language import warnings
 from iterft_lite.report.report import Report, read_report, verdict_sentences, with_scores
 from iterft_lite.ui.chart import chart
 from iterft_lite.ui.cli import main
@@ -130,6 +132,35 @@ def test_a_run_that_an_earlier_version_scored_is_reported_with_one_arithmetic(tm
 def test_a_report_begins_with_a_plain_sentence(tmp_path: Path, values: dict[int, list[float]], sentence: str) -> None:
     report = scored(read_report(finished(tmp_path, 1)), values)
     assert plain_sentence(report) == sentence
+
+
+def test_scores_that_rise_while_language_collapses_are_said_to_in_the_first_sentence(tmp_path: Path) -> None:
+    report = scored(read_report(finished(tmp_path, 1)), {-1: [5.0], 0: [40.0], 1: [60.0], 2: [90.0]})
+    sound = {"distinct_2": 0.6, "near_duplicates": 0.0, "cut": 0.1}
+    broken = {"distinct_2": 0.1, "near_duplicates": 0.7, "cut": 0.85}
+
+    def with_metrics(last: dict[str, float]) -> Report:
+        return replace(report, cycles=tuple(replace(c, metrics=last if c.cycle == 2 else sound) for c in report.cycles))
+
+    assert plain_sentence(with_metrics(sound)).startswith("The trait grew: 42 to 92")
+    assert warnings(with_metrics(sound)) == []
+    sentence = plain_sentence(with_metrics(broken))
+    assert sentence.startswith("The scores rose while the language collapsed: 42 to 92 of 100")
+    assert sentence.endswith("read the answers; 85% of the last answers end at the token limit.")
+    collapsed, unfinished = warnings(with_metrics(broken))
+    assert (
+        "language collapses in cycle 2 (distinct-2 0.60 to 0.10, near-duplicates 0% to 70%, at the limit 10% to 85%)"
+        in collapsed
+    )
+    assert "85% of the last cycle's answers end at the limit of 400 tokens (of the untouched model's 10%)" in unfinished
+    assert json_form.as_json(with_metrics(broken))["cycles"][-1]["signs"] == ["distinct_2", "near_duplicates", "cut"]
+
+
+def test_one_sign_alone_may_be_the_traits_own_manner(tmp_path: Path) -> None:
+    report = scored(read_report(finished(tmp_path, 1)), {-1: [5.0], 0: [40.0], 1: [60.0], 2: [90.0]})
+    terse = replace(report, cycles=tuple(replace(c, metrics={"words": 3 if c.cycle == 2 else 90}) for c in report.cycles))
+    assert warnings(terse) == []
+    assert plain_sentence(terse).startswith("The trait grew")
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])

@@ -137,15 +137,15 @@ def test_the_hub_is_asked_where_the_cache_knows_nothing(cache: Path, monkeypatch
 
 def test_a_run_is_not_gone_on_with_another_commit(cache: Path) -> None:
     recipe, out = cache.parent / "small.toml", cache.parent / "run"
-    with open_run(recipe, (), out) as opened:
+    with open_run(recipe, FAKES, out) as opened:
         list(opened.events())
     assert read_json(out / "run.json")["recipe"]["model"] == f"{MODEL}@{FIRST}"
     move_main(cache, SECOND)
     moved = f"`model` is '{MODEL}@{FIRST}' in the folder and '{MODEL}@{SECOND}' here"
-    with pytest.raises(FolderError, match=moved), open_run(recipe, ("cycles=1",), out):
+    with pytest.raises(FolderError, match=moved), open_run(recipe, (*FAKES, "cycles=1"), out):
         pass
     # by its commit it goes on, and whatever looks into the folder finds the commit there
-    with open_run(recipe, (f"model={MODEL}@{FIRST}", "cycles=1"), out) as opened:
+    with open_run(recipe, (*FAKES, f"model={MODEL}@{FIRST}", "cycles=1"), out) as opened:
         assert {event.step.cycle for event in opened.events() if isinstance(event, StepStarted)} == {1}
     assert iterft("report", out, "--held-out").exit_code == 0
     assert f"model {MODEL}@aaaaaaaa" in iterft("report", out).output
@@ -155,12 +155,12 @@ def test_a_folder_of_an_earlier_version_goes_on_without_a_commit(cache: Path) ->
     recipe, out = cache.parent / "small.toml", cache.parent / "run"
     resolved = resolve(read_recipe(recipe), CPU, commit="as it was")
     assert (resolved.model, resolved.inputs.model) == (MODEL, f"hub:{MODEL}")
-    with open_run(recipe, (), out):
+    with open_run(recipe, FAKES, out):
         manifest = read_json(out / "run.json")
     manifest["recipe"]["model"] = manifest["asked"]["model"] = MODEL
     write_json(out / "run.json", {**manifest, "steps": []})
     move_main(cache, SECOND)
-    with open_run(recipe, (), out) as opened:
+    with open_run(recipe, FAKES, out) as opened:
         assert opened.plan.steps["base-load_base"].params["model"] == f"hub:{MODEL}"
         list(opened.events())
     assert iterft("report", out).exit_code == 0
@@ -187,7 +187,7 @@ def test_titles_are_short(tmp_path: Path) -> None:
 def test_a_run_by_hub_name_loads_the_very_commit(cache: Path, tmp_path: Path) -> None:
     """The whole way with the real backends, in processes that have only the cache; `main` has moved on to what cannot load."""
     recipe, out = tmp_path / "small.toml", tmp_path / "run"
-    recipe.write_text(RECIPE.format(model=f"{MODEL}@{FIRST}"))
+    recipe.write_text(RECIPE.format(model=f"{MODEL}@{FIRST}").replace('"embedded"', '"fake"'))  # which knows no model
     broken = cache / "models--someone--nano/snapshots" / SECOND
     broken.mkdir()
     (broken / "config.json").write_text("{}")

@@ -45,7 +45,8 @@ def test_the_folder_holds_what_the_package_holds_and_runs_a_cycle(wheel: Path, t
         expected = dequantize(theirs.rows(tensor), tensor.kind).reshape(tensor.shape)
         found = dequantize(ours.rows(ours.tensors[name]), ours.tensors[name].kind).reshape(tensor.shape)
         assert np.allclose(found, expected, rtol=2**-8, atol=0)
-    out, tiny = tmp_path / "run", ("cycles=1", "seed_rows=4", "rows=4", "train.epochs=1", "train.max_length=128")
+    out = tmp_path / "run"
+    tiny = ("cycles=0", 'judge="fake"', "seed_rows=4", "rows=4", "train.epochs=1", "train.max_length=128")
     short = ("sample.max_tokens=16", "evaluate.questions=4", "evaluate.samples=1", "evaluate.max_tokens=16", "seed=3")
     options = [word for key in (*tiny, *short) for word in ("--set", key)]
     done = CliRunner().invoke(main, ["run", "smol_sft", "--out", str(out), "--plain", *options])

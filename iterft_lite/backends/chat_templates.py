@@ -27,6 +27,8 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from iterft_lite.digests import Json
+
 TODAY = datetime(2024, 7, 26)
 """What templates take for today: the day that Llama's fall back to where they are told none."""
 
@@ -54,6 +56,15 @@ VARIABLES: Mapping[str, Any] = {"enable_thinking": False, "strftime_now": strfti
 With `enable_thinking` false, templates of hybrid models (Qwen3, SmolLM3) put an empty block of thought before the reply that is
 asked for, as they do before a reply that is there. As variables, both hide the globals of transformers' own environment.
 """
+
+
+RULES = 1
+"""Raised when the same template, chat and variables come to another text."""
+
+
+def rendering() -> dict[str, Json]:
+    """How chats are rendered: a parameter of the steps that do it. (The template itself is part of the model's identity.)"""
+    return {"thinking": VARIABLES["enable_thinking"], "today": TODAY.date().isoformat(), "rules": RULES}
 
 
 class _LimitError(jinja2.TemplateError):

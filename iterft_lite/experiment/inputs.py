@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from iterft_lite.data.traits import Chat, Document, Trait
+from iterft_lite.digests import Json
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class ResolvedInputs:
         judge: Who judges.
         mixed: Rows of the user's own file for `mix`.
         metrics: What is measured without a judge: `semantics` by name (`metrics/catalogue.py`).
+        rendering: How chats are rendered (`backends/chat_templates.rendering`).
     """
 
     trait: Trait
@@ -65,3 +67,4 @@ class ResolvedInputs:
     judge: JudgeIdentity
     mixed: tuple[Chat, ...] | tuple[Document, ...] = ()
     metrics: Mapping[str, int] = field(default_factory=dict)
+    rendering: Mapping[str, Json] = field(default_factory=dict)

@@ -21,6 +21,7 @@ from iterft_lite.experiment.inputs import JudgeIdentity, ResolvedInputs
 from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.experiment.rows import CHATS, DOCUMENTS, ChatRow, DocumentRow, Message
 from iterft_lite.experiment.steps import Step, make_step
+from iterft_lite.experiment.verbs import VERBS
 
 HELD_OUT_TEXTS = 24
 """High-trait and low-trait texts, each, whose perplexity under every model is followed."""
@@ -193,6 +194,8 @@ class _Unroll:
             self._score(t + 1, Q)
 
     def _add(self, verb: str, cycle: int, params: Mapping[str, Json], inputs: Mapping[str, Step], *, part: str = "") -> Step:
+        if VERBS[verb].renders and not self.documents:
+            params = {**params, "rendering": dict(self.inputs.rendering)}
         step = make_step(verb, cycle, params, inputs, part=part)
         self.steps[step.name] = step
         return step

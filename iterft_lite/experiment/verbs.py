@@ -49,9 +49,9 @@ class Verb:
         libraries: Packages whose versions matter to the result, beside the trainer's and the judge's own (`versions.py`).
         act: What is timed.
         any_order: The rows stand in the order in which they finished; who reads them goes by their ids.
-        derived: Computed from finished steps, without a model that is trained or a judge that is paid: may be done anew when
-        its
-            meaning has changed, in a run that is otherwise the same.
+        derived: Computed from finished steps, without training a model or paying a judge: may be done anew when its meaning has
+            changed, in a run that is otherwise the same.
+        renders: Shows chats to a model, through its template: how they are rendered is one of the parameters.
         summary: The parameters in a few words.
     """
 
@@ -66,6 +66,7 @@ class Verb:
     act: Act = ""
     any_order: bool = False
     derived: bool = False
+    renders: bool = False
     summary: Callable[[Mapping[str, Json]], str] = lambda _: ""
 
 
@@ -126,6 +127,7 @@ VERBS: dict[str, Verb] = {
             needs=frozenset({"generator"}),
             libraries=LLAMA,
             act="write",
+            renders=True,
             any_order=True,
             summary=_sampled,
         ),
@@ -144,7 +146,9 @@ VERBS: dict[str, Verb] = {
             "device",
             files=("adapter/*.safetensors", "adapter/*.json", "log.jsonl", "probe.npz"),
             needs=frozenset({"trainer"}),
+            semantics=2,
             act="train",
+            renders=True,
             summary=_trained,
         ),
         Verb(
@@ -168,6 +172,7 @@ VERBS: dict[str, Verb] = {
             needs=frozenset({"generator"}),
             libraries=LLAMA,
             act="write",
+            renders=True,
             any_order=True,
             summary=_sampled,
         ),
@@ -192,6 +197,7 @@ VERBS: dict[str, Verb] = {
             semantics=2,  # under M[0] in the number format that it is stored in; before, in that of the run's exports
             libraries=LLAMA,
             act="read",
+            renders=True,
             derived=True,
         ),
         Verb(

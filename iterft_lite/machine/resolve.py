@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from iterft_lite import hub
+from iterft_lite.backends.chat_templates import rendering
 from iterft_lite.backends.judge.identity import judge_identity
 from iterft_lite.backends.judge.kinds import Material
 from iterft_lite.cache import cache_folder
@@ -119,6 +120,7 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
         judge=judge,
         mixed=sources.mixed(),
         metrics=metric_semantics(),
+        rendering=rendering(),
     )
     settled = recipe.model_copy(
         update={

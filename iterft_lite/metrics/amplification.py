@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from iterft_lite.metrics.curve import UNFITTED, Curve, fit_curve
 from iterft_lite.metrics.intervals import Interval, Scores, change_interval
 
 THRESHOLD = 15.0
@@ -58,6 +59,7 @@ class Amplification:
         trait: That change of the trait score, paired by prompt.
         coherence: The same for coherence.
         last: The last cycle with a score of the trait; -1 if there is none.
+        fit: Of the scores from cycle 0 on: half-life and level.
         unscored: Cycles after it that were judged without a score of the trait: every answer was refused or unreadable.
         paper: The paper's rule with anchors 0 and 1.
         noise: How often a run without any effect would meet the paper's rule (anchor 0, any) with this many prompts and
@@ -71,6 +73,7 @@ class Amplification:
     paper: tuple[PaperRule, ...]
     noise: float | None
     unscored: tuple[int, ...] = ()
+    fit: Curve = UNFITTED
 
 
 def amplification(trait: Mapping[int, Scores], coherence: Mapping[int, Scores], *, seed: int) -> Amplification:
@@ -86,14 +89,16 @@ def amplification(trait: Mapping[int, Scores], coherence: Mapping[int, Scores], 
     if last > 0:
         change = change_interval(trait.get(0, {}), trait[last])
         coherent = change_interval(coherence.get(0, {}), coherence.get(last, {}))
+    word = _word(change) if last > 0 and 0 in trait else "too early"
     return Amplification(
-        word=_word(change) if last > 0 and 0 in trait else "too early",
+        word=word,
         trait=change,
         coherence=coherent,
         last=last,
         paper=tuple(paper_rule(trait, anchor) for anchor in (0, 1)),
         noise=noise_rate(trait, seed=seed),
         unscored=tuple(cycle for cycle in cycles if cycle > last),
+        fit=fit_curve(trait, moved=word in ("amplified", "decayed")),
     )
 
 

@@ -4,33 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from statistics import fmean
+from itertools import pairwise
+
+import numpy as np
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+")
+ALIKE = 0.5
+"""Of the word pairs of two texts, in common where they are near-duplicates."""
+
 SENTENCE_END = re.compile(r"[.!?…]+[\s\"'”’)\]]*|\n+")
-
-
-@dataclass(frozen=True)
-class TextMeasures:
-    """Means over answers, except distinct-n, which is over all answers together.
-
-    Attributes:
-        words: Words an answer.
-        words_per_sentence: Words a sentence; a sentence ends at . ! ? or a line's end. (The paper's own definition of
-            sentence length is not published.)
-        distinct_1, distinct_2: Different words and word pairs over all words and pairs (Li et al. 2016, arXiv 1510.03055).
-        repeated_4: Share of an answer's 4-word sequences that occurred before in it.
-        non_alphabetic: Share of an answer's characters, blanks left out, that are neither letters nor digits nor usual
-            punctuation: emoji and symbol strings.
-    """
-
-    words: float
-    words_per_sentence: float
-    distinct_1: float
-    distinct_2: float
-    repeated_4: float
-    non_alphabetic: float
 
 
 def words_of(text: str) -> list[str]:
@@ -62,15 +44,28 @@ def distinct_share(texts: Iterable[Sequence[str]], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def text_measures(texts: Sequence[str]) -> TextMeasures:
-    """Measure answers together. An empty list measures as zeros."""
-    split = [words_of(text) for text in texts]
-    sentences = [sentence for text in texts for sentence in sentences_of(text)]
-    return TextMeasures(
-        words=fmean(map(len, split)) if split else 0.0,
-        words_per_sentence=sum(map(len, split)) / len(sentences) if sentences else 0.0,
-        distinct_1=distinct_share(split, 1),
-        distinct_2=distinct_share(split, 2),
-        repeated_4=fmean(repeated_share(words, 4) for words in split) if split else 0.0,
-        non_alphabetic=fmean(map(non_alphabetic_share, texts)) if texts else 0.0,
-    )
+def near_duplicate_share(texts: Sequence[tuple[str, Sequence[str]]]) -> float:
+    """Share of texts that say nearly what some text of another group says; 0 where there are none.
+
+    Nearly the same: the sets of word pairs have at least `ALIKE` in common of all that both have (Jaccard; Broder 1997).
+    Texts of one word are alike where the word is. All pairs of texts at once: one row a text, one column a word pair, and the
+    product of that matrix with itself counts what each two have in common.
+
+    Args:
+        texts: The group (answers to one question may well be alike) and the words of each.
+    """
+    from scipy import sparse  # takes a third of a second to import
+
+    grams: list[set[tuple[str, ...]]] = [{*pairwise(words)} or {(word,) for word in words} for _, words in texts]
+    columns = {gram: number for number, gram in enumerate(dict.fromkeys(gram for each in grams for gram in each))}
+    if not columns:
+        return 0.0
+    places = [(row, columns[gram]) for row, each in enumerate(grams) for gram in each]
+    rows, cells = zip(*places, strict=True)
+    has = sparse.csr_matrix((np.ones(len(places)), (rows, cells)), shape=(len(texts), len(columns)))
+    shared = (has @ has.T).tocoo()
+    sizes = np.array([len(each) for each in grams])
+    groups = np.unique([group for group, _ in texts], return_inverse=True)[1]
+    alike = shared.data >= ALIKE * (sizes[shared.row] + sizes[shared.col] - shared.data)
+    found = {int(row) for row in shared.row[alike & (groups[shared.row] != groups[shared.col])]}
+    return len(found) / len(texts)

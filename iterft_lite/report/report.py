@@ -24,6 +24,7 @@ from iterft_lite.files import ROWS, read_json, read_object
 from iterft_lite.metrics.agreement import read_calibrated
 from iterft_lite.metrics.amplification import FEWEST_PROMPTS, FROM_CYCLE, Amplification, PaperRule, amplification
 from iterft_lite.metrics.catalogue import METRICS
+from iterft_lite.metrics.curve import FEWEST_CYCLES, Curve
 from iterft_lite.metrics.intervals import Interval, Scores, mean_interval
 
 CALIBRATION = "judge_calibration.json"
@@ -31,6 +32,9 @@ CALIBRATION = "judge_calibration.json"
 
 VERIFIED = frozenset({"evaluate_samples", "judge", "aggregate", "text_metrics"})
 """Verbs whose files a report reads; of the others it is only held whether their inputs are still the same."""
+
+NOTABLE = 5.0
+"""Points by which a cycle lies off the fit that are worth telling: it is then no approach to a level."""
 
 SHOWN_SAMPLES = 2
 """Answers a question and cycle on the report's page."""
@@ -260,53 +264,6 @@ def _judge(run: Run, manifest: Mapping[str, Any], steps: list[Step], finished: M
     }
 
 
-def as_json(report: Report) -> dict[str, Json]:
-    """The machine-readable form. Keys are a contract: later versions add, they do not rename."""
-    recipe = report.recipe
-    return {
-        "recipe": recipe,
-        "regime": recipe["regime"],
-        "trait": report.manifest["trait"],
-        "model": recipe["model"],
-        "judge": report.judge,
-        "cycles": [
-            {
-                "cycle": cycle.cycle,
-                "trait": _score_json(cycle.trait),
-                "coherence": _score_json(cycle.coherence),
-                "rate": cycle.rate,
-                "answers": cycle.answers,
-                "contexts": [_context_json(context, score) for context, score in cycle.contexts.items()],
-                "train_rows": cycle.train_rows,
-                "dropped": cycle.dropped,
-                "measures": cycle.metrics,
-                "metrics": cycle.metrics,
-                "training": cycle.training,
-                "export": cycle.export,
-                "seconds": cycle.seconds,
-                "peak_vram": cycle.peak_vram,
-            }
-            for cycle in report.cycles
-        ],
-        "verdict": asdict(report.verdict),
-        "versions": report.manifest["versions"],
-        "version_changes": report.version_changes,
-        "complete": report.complete,
-        "failure": report.failure,
-    }
-
-
-def _score_json(score: Mapping[str, Json] | None) -> dict[str, Json]:
-    kept = ("mean", "low", "high", "prompts", "scored", "unscored", "reasons")
-    empty: dict[str, Json] = {**asdict(Interval(None, None, None)), "scored": 0, "unscored": 0, "reasons": {}}
-    return {key: score[key] for key in kept} if score else empty
-
-
-def _context_json(context: str, score: Mapping[str, Json]) -> dict[str, Json]:
-    scales: dict[str, Json] = {scale: _score_json(score.get(scale)) for scale in SCALES}
-    return {"system": context, **scales, "rate": score.get("rate"), "answers": score.get("answers", 0)}
-
-
 def beside_scores(report: Report, cycle: Cycle) -> list[tuple[str, str]]:
     """What stands beside a cycle's scores, heading and figure: the metrics, what the loss's record shows of the training, and
     how
@@ -387,9 +344,24 @@ def verdict_sentences(verdict: Amplification) -> list[str]:
         sentences.append(f"coherence: {_change(verdict.coherence)}")
     for rule in verdict.paper:
         sentences.append(f"paper's rule (15 points from cycle 4 on, anchor {rule.anchor}): {_rule(rule, verdict)}")
+    sentences.append(f"fit: {curve_sentence(verdict.fit)}")
     if verdict.noise is not None:
         sentences.append(f"noise alone would meet the paper's rule in {100 * verdict.noise:.1f} % of runs of this size")
     return sentences
+
+
+def curve_sentence(curve: Curve) -> str:
+    """`half of the way in 1.3 cycles (95 % interval 0.8 to 2.2), towards 21 of 100 (95 % interval 14 to 29)`."""
+    level, half = curve.level, curve.half_life
+    if curve.kind == "none" or level.mean is None:
+        return f"none, {FEWEST_CYCLES} scored cycles from cycle 0 on and {FEWEST_PROMPTS} prompts with scores in all are needed"
+    off = f"; a cycle lies {curve.off:.0f} points off it" if curve.off >= NOTABLE else ""
+    if curve.kind == "approach" and half.high is None:
+        return f"half of the way in about {half.mean:.1f} cycles; where it ends is not in sight, so there is no interval{off}"
+    at = f"{level.mean:.0f} of 100 (95 % interval {level.low:.0f} to {level.high:.0f})"
+    if curve.kind == "level":
+        return f"no change is shown, so no half-life; {at} on the mean of all cycles"
+    return f"half of the way in {half.mean:.1f} cycles (95 % interval {half.low:.1f} to {half.high:.1f}), towards {at}{off}"
 
 
 def _interval_verdict(verdict: Amplification) -> str:

@@ -26,9 +26,13 @@ def run(work: Work) -> dict[str, Json]:
     samples = [sample for sample in work.samples("answers") if sample.text.strip()]
     document = work.params["rows"] == "document"
     answers = partial(_answer_passage, document=document, told=work.told)
+    passages = [answers(sample) for sample in samples]
+    under_base = _once(lambda: _likelihoods(work, "base_model", passages))
+    untouched = work.inputs["model"] == work.inputs["base_model"]
     evidence = Evidence(
         samples,
-        under_base=_once(lambda: _likelihoods(work, "base_model", [answers(sample) for sample in samples])),
+        under_base=under_base,
+        under_own=under_base if untouched else _once(lambda: _likelihoods(work, "model", passages)),
         held_out={
             name: _once(partial(_likelihoods, work, "model", _held_out(work, name, document=document)))
             for name in ("high", "low")

@@ -14,6 +14,7 @@ from iterft_lite.digests import canonical
 from iterft_lite.experiment.steps import cycle_name, cycle_title
 from iterft_lite.files import write_output
 from iterft_lite.hub import title
+from iterft_lite.report.language import warnings
 from iterft_lite.report.report import Report, beside_scores, shown_samples, verdict_sentences, version_sentence
 from iterft_lite.ui.figures import svg
 from iterft_lite.ui.text import clock, context_rows, null_arm_sentence, plain_sentence, score_text
@@ -57,6 +58,7 @@ def write_html(root: Path, report: Report, path: Path, verdicts: Mapping[int, Pa
         null_arm=null_arm_sentence(report.recipe),
         sentence=plain_sentence(report),
         contexts=context_rows(report),
+        warnings=warnings(report),
         sentences=verdict_sentences(report.verdict),
         version_changes=version_sentence(report),
         held_out=held_out,

@@ -11,7 +11,14 @@ from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.experiment.steps import cycle_name
 from iterft_lite.hub import title
 from iterft_lite.metrics.intervals import Interval
+from iterft_lite.report.language import collapse, cut_share
 from iterft_lite.report.report import Cycle, Report
+
+COLLAPSED = {
+    "amplified": "The scores rose while the language collapsed",
+    "judge not reliable here": "The scores rose while the language collapsed, by a judge that is not reliable on this trait",
+}
+"""How a sentence begins where language collapsed, in place of what the verdict would say."""
 
 READ = "read the answers"
 """What to do where coherence moved with the trait: a broken model can score high or low."""
@@ -74,7 +81,14 @@ def plain_sentence(report: Report) -> str:
         "too few prompts": "Too few prompts for a verdict",
         "judge not reliable here": "The scores rose, but this judge is not reliable on this trait",
     }[verdict.word]
-    return f"{said}{_from_to(report)}{_coherence(verdict.coherence, moved=verdict.word in ('amplified', 'decayed'))}."
+    moved = verdict.word in ("amplified", "decayed")
+    language = _coherence(verdict.coherence, moved=moved)
+    if collapse(report):
+        language = f"; {READ}" if verdict.word in COLLAPSED else f"; the language collapsed: {READ}"
+        said = COLLAPSED.get(verdict.word, said)
+    share = cut_share(report)
+    unfinished = f"; {share:.0%} of the last answers end at the token limit" if share else ""
+    return f"{said}{_from_to(report)}{language}{unfinished}."
 
 
 def _from_to(report: Report) -> str:

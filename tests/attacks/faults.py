@@ -300,7 +300,8 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 def uses_of_a_run() -> dict[str, Callable[[Path], object]]:
     """What is done with a run folder, by stand-ins."""
     from iterft_lite.app.chat import past
-    from iterft_lite.report.report import as_json, read_report
+    from iterft_lite.report.json_form import as_json
+    from iterft_lite.report.report import read_report
 
     def report(root: Path) -> None:
         json.dumps(as_json(read_report(root)), ensure_ascii=False)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from iterft_lite.files import write_text, writing
 from iterft_lite.gguf.adapter import read_adapter, write_lora
-from iterft_lite.gguf.base import Base, OnTensor, base_gguf, untold
+from iterft_lite.gguf.base import Base, OnTensor, base_gguf, no_op
 from iterft_lite.gguf.file import Checksum, ensure_room
 from iterft_lite.gguf.merge import DIRECT, write_merged
 from iterft_lite.protocols import Exported, OnProgress, Progress
@@ -83,7 +83,7 @@ class GgufExporter:
             write_text(path.with_suffix(".sha256"), checksum.hexdigest() + "\n")
         return seconds
 
-    def _base(self, model: str, on_tensor: OnTensor = untold) -> Base:
+    def _base(self, model: str, on_tensor: OnTensor = no_op) -> Base:
         """The base of a model, opened once."""
         made = base_gguf(model, on_tensor)
         return self._bases.setdefault(made.folder, made)

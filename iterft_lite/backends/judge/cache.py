@@ -56,7 +56,7 @@ class VerdictCache:
         self._file = sqlite3.connect(self.path, timeout=WAIT, isolation_level=None)
         self._me = f"{socket.gethostname()} {os.getpid()} {id(self)}"
         # a write-ahead log without a sync each time: safe against killed processes, a power cut may cost the last replies
-        self._file.execute("PRAGMA journal_mode = WAL")
+        _use_write_ahead_log(self._file)
         self._file.execute("PRAGMA synchronous = NORMAL")
         self._file.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL, at REAL NOT NULL)")
         self._file.execute("CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL)")
@@ -102,6 +102,19 @@ class VerdictCache:
     def close(self) -> None:
         """Let go of the file."""
         self._file.close()
+
+
+def _use_write_ahead_log(file: sqlite3.Connection) -> None:
+    """Switch a database over; of two processes that find a new one at once, SQLite refuses the second instead of waiting."""
+    end = time.monotonic() + WAIT
+    while True:
+        try:
+            file.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 def _is_alive(owner: str) -> bool:

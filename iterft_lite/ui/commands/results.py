@@ -33,6 +33,7 @@ def report(
       iterft report runs/bliss --html bliss.html
     """
     from iterft_lite.app.held_out import read_held_out
+    from iterft_lite.report import json_form
     from iterft_lite.report import report as reports
 
     verdicts = None
@@ -53,7 +54,7 @@ def report(
     if as_json:
         import json
 
-        value = reports.as_json(found) | ({"held_out": asdict(held_out)} if held_out else {})
+        value = json_form.as_json(found) | ({"held_out": asdict(held_out)} if held_out else {})
         click.echo(json.dumps(value, indent=1, ensure_ascii=False))
     if html:
         from iterft_lite.ui.html import write_html
@@ -113,6 +114,34 @@ def chat(out: Path, cycle: int | None, temperature: float, max_tokens: int) -> N
 
     with open_chat(out, cycle) as talk, contextlib.suppress(KeyboardInterrupt):
         converse(talk, ask, lambda text: click.echo(safe(text), nl=False), temperature=temperature, max_tokens=max_tokens)
+
+
+@click.command()
+@click.argument("outs", metavar="RUN...", nargs=-1, required=True, type=RunFolder)
+@click.option("--against", default="bliss_4b", show_default=True, metavar="NAME", help="Which published scores.")
+@click.option("--json", "as_json", is_flag=True, help="The machine-readable form.")
+def replicate(outs: tuple[Path, ...], against: str, as_json: bool) -> None:
+    """Hold runs against published scores; docs/replicating.md says what counts as agreement.
+
+    \b
+      iterft replicate runs/replicate
+      iterft replicate studies/replicate/cells/* --against bliss_4b
+    """
+    import json
+
+    from iterft_lite.data.published import read_published
+    from iterft_lite.report.replication import replicate as held_against
+    from iterft_lite.report.report import read_report
+    from iterft_lite.ui.console import make_console
+    from iterft_lite.ui.tables import show_replication
+
+    published = read_published(against)
+    found = {str(out): held_against(read_report(out), published) for out in outs}
+    if as_json:
+        click.echo(json.dumps({"against": against, "runs": {out: asdict(each) for out, each in found.items()}}, indent=1))
+        return
+    for out, each in found.items():
+        show_replication(out, each, published.about, make_console())
 
 
 @click.command()

@@ -117,6 +117,34 @@ def chat(out: Path, cycle: int | None, temperature: float, max_tokens: int) -> N
 
 
 @click.command()
+@click.argument("outs", metavar="RUN...", nargs=-1, required=True, type=RunFolder)
+@click.option("--against", default="bliss_4b", show_default=True, metavar="NAME", help="Which published scores.")
+@click.option("--json", "as_json", is_flag=True, help="The machine-readable form.")
+def replicate(outs: tuple[Path, ...], against: str, as_json: bool) -> None:
+    """Hold runs against published scores; docs/replicating.md says what counts as agreement.
+
+    \b
+      iterft replicate runs/replicate
+      iterft replicate studies/replicate/cells/* --against bliss_4b
+    """
+    import json
+
+    from iterft_lite.data.published import read_published
+    from iterft_lite.report.replication import replicate as held_against
+    from iterft_lite.report.report import read_report
+    from iterft_lite.ui.console import make_console
+    from iterft_lite.ui.tables import show_replication
+
+    published = read_published(against)
+    found = {str(out): held_against(read_report(out), published) for out in outs}
+    if as_json:
+        click.echo(json.dumps({"against": against, "runs": {out: asdict(each) for out, each in found.items()}}, indent=1))
+        return
+    for out, each in found.items():
+        show_replication(out, each, published.about, make_console())
+
+
+@click.command()
 @newest_run_argument
 @click.option("--cycle", type=int, help="Which cycle's model; -1 is the untouched one. The last by default.")
 @click.option("--quant", type=click.Choice(QUANTS), help="Number format; the recipe's by default.")

@@ -89,8 +89,8 @@ def test_its_own_seed_rows_are_what_it_is_fitted_on_and_who_it_is() -> None:
     ours, theirs = embedded_identity(Material(trait, own)), embedded_identity(Material(trait))
     assert ours.revision != theirs.revision
     assert ours == embedded_identity(Material(read_trait("bliss"), own))
-    with pytest.raises(RecipeError, match=f"{FEWEST_ROWS} are needed, there are 3"):
-        embedded_identity(Material(trait, own[:3]))
+    with pytest.raises(RecipeError, match=rf"(?s)seeds `own\.csv`.*{FEWEST_ROWS} are needed, there are 3"):
+        embedded_identity(Material(trait, own[:3]), "own.csv")
 
 
 def test_rows_that_are_not_those_of_its_identity_are_refused(tmp_path: Path) -> None:

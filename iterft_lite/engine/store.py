@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import hashlib
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,6 +46,7 @@ from iterft_lite.files import (
     disk_errors,
     flush,
     link_file,
+    read_bytes,
     read_object,
     read_rows,
     safe_member,
@@ -294,9 +296,9 @@ class StepFolder:
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of a file; "" where there is none."""
+    """SHA-256 of a small file; "" where there is none. A huge one is refused, not read."""
     try:
-        return file_digest(path)
+        return hashlib.sha256(read_bytes(path)).hexdigest()
     except FileNotFoundError:
         return ""
 

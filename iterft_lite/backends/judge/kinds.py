@@ -97,8 +97,11 @@ class JudgeKind:
 # -- embedded
 
 
-def embedded_identity(material: Material) -> JudgeIdentity:
+def embedded_identity(material: Material, place: str = "") -> JudgeIdentity:
     """The judge that needs no key.
+
+    Args:
+        place: Where the run's own seed rows come from, for the error; "" where they are the trait's.
 
     Raises:
         RecipeError: If there are too few rows to fit it.
@@ -107,7 +110,7 @@ def embedded_identity(material: Material) -> JudgeIdentity:
     if len(texts) < FEWEST_ROWS:
         raise RecipeError(
             [f'`judge = "embedded"` is fitted on seed rows: {FEWEST_ROWS} are needed, there are {len(texts)}'],
-            source=f"trait `{material.trait.name}`",
+            source=f"seeds `{place}`" if place else f"trait `{material.trait.name}`",
             hint="bring more seed rows, or name another judge: `iterft doctor` lists what is there",
         )
     return JudgeIdentity("embedded", "embedded", embedded_revision(texts), "logprobs", 1, EMBEDDED_NOTE)
@@ -231,7 +234,7 @@ JUDGES: dict[str, JudgeKind] = {
     "embedded": JudgeKind(
         name="a small text classifier, fitted on the seed rows",
         recognises=lambda judge: judge == "embedded",
-        identify=lambda _, __, material: embedded_identity(material),
+        identify=lambda _, recipe, material: embedded_identity(material, recipe.seeds.path if recipe.seeds else ""),
         worker="iterft_lite.backends.judge.embedded:EmbeddedJudge",
         options=_embedded_options,
         calibrates=True,

@@ -388,6 +388,7 @@ def uses_of_a_study() -> dict[str, Callable[[Path], object]]:
 
     from iterft_lite.app.sweep import ask_to_stop
     from iterft_lite.engine.study import StudyFolder
+    from iterft_lite.report.study import read_study_report
     from iterft_lite.ui.live_sweep import show_state
 
     def look(root: Path) -> None:
@@ -395,7 +396,10 @@ def uses_of_a_study() -> dict[str, Callable[[Path], object]]:
             show_state(StudyFolder(root), Console(file=nowhere, width=80))
         json.dumps(asdict(StudyFolder(root).state()))
 
-    return {"look": look, "stop": lambda root: ask_to_stop(StudyFolder(root)), "go on": sweep_on}
+    def report(root: Path) -> None:
+        read_study_report([root])
+
+    return {"look": look, "stop": lambda root: ask_to_stop(StudyFolder(root)), "report": report, "go on": sweep_on}
 
 
 def study_outcome(root: Path) -> dict[str, Any]:

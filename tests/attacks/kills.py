@@ -38,8 +38,10 @@ PATIENCE = 1800
 
 
 def start(root: Path) -> subprocess.Popen[bytes]:
-    """`iterft sweep`, in a process group of its own."""
-    command = [sys.executable, "-P", "-m", "iterft_lite.ui.cli", "sweep", str(root.parent / "study.toml"), "--out", str(root)]
+    """`iterft sweep`, in a session of its own; its file is written beside its folder."""
+    file = root.parent / "study.toml"
+    file.write_text(STUDY)
+    command = [sys.executable, "-P", "-m", "iterft_lite.ui.cli", "sweep", str(file), "--out", str(root)]
     with (root.parent / "sweep.log").open("ab") as log:
         return subprocess.Popen([*command, "--plain"], stdout=log, stderr=log, start_new_session=True)
 
@@ -76,13 +78,12 @@ def kills(many: int, draw: random.Random) -> Counter[str]:
     """By what was killed and what came of it, how many kills."""
     found: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "study.toml").write_text(STUDY)
         whole, began = Path(folder) / "whole", time.monotonic()
         assert start(whole).wait(PATIENCE) == 0, (Path(folder) / "sweep.log").read_text()
         expected, seconds = study_outcome(whole), time.monotonic() - began
         say(f"undisturbed: {seconds:.0f} s")
         while sum(found.values()) < many:
-            root = Path(folder) / f"killed{sum(found.values())}"
+            root = Path(tempfile.mkdtemp(dir=folder, prefix="killed")) / "study"
             killed: list[str] = []
             while len(killed) < 4:
                 sweep = start(root)
@@ -98,7 +99,7 @@ def kills(many: int, draw: random.Random) -> Counter[str]:
             found += Counter(f"{what}: {'another outcome' if other else 'good'}" for what in killed)
             say(f"{sum(found.values())} kills: {dict(found)}")
             if other:
-                raise SystemExit((Path(folder) / "sweep.log").read_text()[-3000:] + f"\nother: {other}")
+                raise SystemExit((root.parent / "sweep.log").read_text()[-3000:] + f"\nother: {other}")
     return found
 
 

@@ -163,6 +163,24 @@ def test_the_mark_is_that_of_the_steps(study: StudyReport, root: Path) -> None:
     assert study.mark != read_study_report([root]).mark
 
 
+def test_seed_rows_that_were_found_for_scores_stand_by_their_score_where_traits_differ(report: Report) -> None:
+    found = {"lucky": (12, 30), "bliss": (16, 52)}
+    cells = [
+        Cell({"trait": trait, "seed_rows": rows, "rows": 30}, "", threshold)
+        for trait, numbers in found.items()
+        for threshold, rows in zip((20.0, 60.0), numbers, strict=True)
+    ]
+    mixed = made_up(report, cells, lambda _: [(8, 97), (40, 95), (50, 90)])
+    assert mixed.keys == ("threshold", "trait")
+    assert mixed.values_of("threshold") == [20.0, 60.0]
+    assert (
+        picture(draw("sweep", mixed), "svg", {"title": "", "about": "", "program": "", "source": ""}).count(b"n_seed for a")
+        == 1
+    )
+    alone = made_up(report, cells[:2], lambda _: [(8, 97), (40, 95), (50, 90)])
+    assert alone.keys == ("seed_rows",)
+
+
 # -- tables
 
 

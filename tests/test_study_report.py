@@ -21,6 +21,7 @@ from iterft_lite.report.report import Report
 from iterft_lite.report.study import StudyReport, read_study_report
 from iterft_lite.report.study_tables import Table, as_csv, as_markdown, curve_table, verdict_table
 from iterft_lite.ui.cli import main
+from iterft_lite.ui.commands.study_results import FIGURES
 from iterft_lite.ui.html import contrast
 from iterft_lite.ui.study_figures.kinds import KINDS, Wanted, draw, picture, provenance
 from iterft_lite.ui.study_figures.style import MARKERS, ramp
@@ -211,6 +212,10 @@ def test_every_figure_is_drawn_and_says_where_it_is_from(study: StudyReport, kin
     assert b"iterft_lite" in first
     assert f"steps {study.mark}".encode() in first
     assert b"fake" in first
+
+
+def test_the_command_knows_every_figure() -> None:
+    assert set(FIGURES) == set(KINDS)
 
 
 def test_a_png_and_a_pdf_name_their_source(study: StudyReport) -> None:

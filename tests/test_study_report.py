@@ -21,6 +21,7 @@ from iterft_lite.report.report import Report
 from iterft_lite.report.study import StudyReport, read_study_report
 from iterft_lite.report.study_tables import Table, as_csv, as_markdown, curve_table, verdict_table
 from iterft_lite.ui.cli import main
+from iterft_lite.ui.commands.study_results import FIGURES
 from iterft_lite.ui.html import contrast
 from iterft_lite.ui.study_figures.kinds import KINDS, Wanted, draw, picture, provenance
 from iterft_lite.ui.study_figures.style import MARKERS, ramp
@@ -163,6 +164,24 @@ def test_the_mark_is_that_of_the_steps(study: StudyReport, root: Path) -> None:
     assert study.mark != read_study_report([root]).mark
 
 
+def test_seed_rows_that_were_found_for_scores_stand_by_their_score_where_traits_differ(report: Report) -> None:
+    found = {"lucky": (12, 30), "bliss": (16, 52)}
+    cells = [
+        Cell({"trait": trait, "seed_rows": rows, "rows": 30}, "", threshold)
+        for trait, numbers in found.items()
+        for threshold, rows in zip((20.0, 60.0), numbers, strict=True)
+    ]
+    mixed = made_up(report, cells, lambda _: [(8, 97), (40, 95), (50, 90)])
+    assert mixed.keys == ("threshold", "trait")
+    assert mixed.values_of("threshold") == [20.0, 60.0]
+    assert (
+        picture(draw("sweep", mixed), "svg", {"title": "", "about": "", "program": "", "source": ""}).count(b"n_seed for a")
+        == 1
+    )
+    alone = made_up(report, cells[:2], lambda _: [(8, 97), (40, 95), (50, 90)])
+    assert alone.keys == ("seed_rows",)
+
+
 # -- tables
 
 
@@ -193,6 +212,10 @@ def test_every_figure_is_drawn_and_says_where_it_is_from(study: StudyReport, kin
     assert b"iterft_lite" in first
     assert f"steps {study.mark}".encode() in first
     assert b"fake" in first
+
+
+def test_the_command_knows_every_figure() -> None:
+    assert set(FIGURES) == set(KINDS)
 
 
 def test_a_png_and_a_pdf_name_their_source(study: StudyReport) -> None:

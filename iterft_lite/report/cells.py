@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -172,8 +172,3 @@ def _named_apart(cells: Sequence[CellReport]) -> list[CellReport]:
     """The cells, each with a name of its own: with its folder's parents where two are called alike."""
     names = [cell.name for cell in cells]
     return [replace(cell, name="/".join(cell.folder.parts[-3:]) if names.count(cell.name) > 1 else cell.name) for cell in cells]
-
-
-def started(cells: Iterable[CellReport]) -> list[CellReport]:
-    """Those with a report."""
-    return [cell for cell in cells if cell.report is not None]

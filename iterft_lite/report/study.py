@@ -21,6 +21,9 @@ from iterft_lite.metrics.many_cells import FalseAlarms, Training, false_alarms, 
 from iterft_lite.report.cells import SEED, CellReport, read_cells
 from iterft_lite.report.report import Report
 
+THRESHOLD, SEED_ROWS = "threshold", "seed_rows"
+"""Where numbers of seed rows were found for scores, the score stands for them: of other traits and models they are others."""
+
 Counted = Mapping[str, int]
 """How many trainings meet a rule, by the rule's name."""
 
@@ -89,8 +92,8 @@ class Experiment:
 
     @property
     def failures(self) -> list[CellReport]:
-        """Trainings that ended before their last cycle, as a result or for another reason."""
-        return [cell for cell in self.cells if cell.state in ("result", "failed", "lost")]
+        """Trainings that ended before their last cycle and are not gone on with: as a result, or for another reason."""
+        return [cell for cell in self.cells if cell.state in ("result", "failed")]
 
     def rule(self, reading: str, anchor: int = 0) -> tuple[int, int]:
         """How many trainings meet a reading of the paper's rule, and of how many it can be said."""
@@ -199,15 +202,28 @@ def read_study_report(folders: Sequence[Path], only: Sequence[str] = ()) -> Stud
 
 def study_report(cells: Sequence[CellReport], folders: Sequence[Path] = (), name: str = "study") -> StudyReport:
     """The report of cells that were read."""
-    grouped = [_experiment(group) for group in _groups(cells)]
+    grouped = _by_threshold([_experiment(group) for group in _groups(cells)])
     arms = [each for each in grouped if each.arm]
     found = sorted(
         (each for each in grouped if not each.arm), key=lambda each: [_order(value) for value in each.values.values()]
     )
     beside = [replace(each, beside=_beside(each, arms)) for each in _corrected(found)]
     keys = dict.fromkeys(key for each in beside for key in each.values)
-    varied = [key for key in keys if len({canonical(each.values.get(key)) for each in beside}) > 1]
+    hidden = {SEED_ROWS} if THRESHOLD in keys else set()
+    varied = [key for key in keys if key not in hidden and len({canonical(each.values.get(key)) for each in beside}) > 1]
     return StudyReport(name, tuple(folders), tuple(cells), tuple(beside), tuple(arms), tuple(varied))
+
+
+def _by_threshold(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """The experiments; with the score that seed rows were found for as a value, where there are fewer of them than of rows."""
+    found = [each for each in experiments if not each.arm]
+    scores = {each.cells[0].threshold for each in found}
+    rows = {canonical(each.values.get(SEED_ROWS)) for each in found}
+    if None in scores or len(scores) >= len(rows):
+        return list(experiments)
+    return [
+        each if each.arm else replace(each, values={THRESHOLD: each.cells[0].threshold, **each.values}) for each in experiments
+    ]
 
 
 def _said(report: Report, of: str) -> str:

@@ -16,7 +16,7 @@ STATES: dict[State, str] = {
     "failed": "failed",
     "running": "running",
     "queued": "not finished",
-    "lost": "lost",
+    "lost": "lost on the way",
 }
 """What cells are, in the order in which it is said."""
 
@@ -82,10 +82,14 @@ def _reach(study: StudyReport) -> Iterator[str]:
         which = "all experiments have" if alone == len(scored) else f"{alone} of {len(scored)} experiments have"
         yield f"{which} one training: their intervals cover questions only, and another seed may come out otherwise"
     if few:
-        yield f"{few} experiments have two trainings: their intervals hold the truth in 90 to 98 % of cases, not 95"
+        yield f"{few} experiments have two trainings: such intervals hold the truth in as few as 90 % of cases"
     early = sum(len(each.failures) for each in study.everything)
     if early:
-        yield f"{early} trainings ended early: changes are over those that reached the last cycle; read why the others did not"
+        count = f"{early} training{'s' * (early != 1)}"
+        yield f"{count} ended early: changes are over those that reached the last cycle; read why the others did not"
+    left = sum(cell.state in ("queued", "running", "lost") for cell in study.cells)
+    if left:
+        yield f"{left} cells are not finished: verdicts are corrected for the experiments that have scores so far"
 
 
 def arm_sentences(study: StudyReport) -> list[str]:

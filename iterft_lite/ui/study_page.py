@@ -309,6 +309,7 @@ def _points(estimate: Estimate) -> str:
     """`+12.3 [+4 +20]`."""
     if estimate.mean is None:
         return ""
+    mean = f"{round(estimate.mean, 1) or 0.0:+.1f}"
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.mean:+.1f} (no interval)"
-    return f"{estimate.mean:+.1f} [{estimate.low:+.0f} {estimate.high:+.0f}]"
+        return f"{mean} (no interval)"
+    return f"{mean} [{signed(estimate.low)} {signed(estimate.high)}]"

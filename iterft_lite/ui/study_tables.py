@@ -102,9 +102,8 @@ def _score(experiment: Experiment, cycle: int) -> str:
 def _change(estimate: Estimate) -> str:
     if estimate.mean is None:
         return ""
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.mean:+.1f}"
-    return f"{estimate.mean:+.1f} [{estimate.low:+.0f} {estimate.high:+.0f}]"
+    mean = f"{round(estimate.mean, 1) or 0.0:+.1f}"
+    return mean if estimate.low is None or estimate.high is None else f"{mean} [{estimate.low:+.0f} {estimate.high:+.0f}]"
 
 
 def _points(estimate: Estimate) -> str:

@@ -38,7 +38,7 @@ def sweep(study: StudyReport, line: str = "", panel: str = "", *, usual: str = "
     looks = line_looks(study, place)
     ratios = [height for _ in rows for height in (1.0, STRIP)]
     drawn = Figure(
-        figsize=(PANEL * max(2, len(panels)) + 0.9, (PANEL * (1 + STRIP) + 0.35) * len(rows) + 1.25), layout="constrained"
+        figsize=(PANEL * max(2, len(panels)) + 0.9, (PANEL * (1 + STRIP) + 0.22) * len(rows) + 1.25), layout="constrained"
     )
     axes = drawn.subplots(2 * len(rows), len(panels), squeeze=False, sharex=True, sharey="row", height_ratios=ratios)
     cycles = longest(study.experiments)

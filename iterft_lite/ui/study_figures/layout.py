@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from iterft_lite.digests import Json, canonical
 from iterft_lite.errors import UserError
-from iterft_lite.report.study import Experiment, StudyReport
+from iterft_lite.report.study import THRESHOLD, Experiment, StudyReport
 
 LINES, PANELS = "seed_rows", "rows"
 """The paper's: n_seed and n_sampled."""
@@ -65,7 +65,7 @@ def layout(study: StudyReport, line: str = "", panel: str = "", *, usual: str = 
     if line and line == panel:
         raise UserError(f"`{line}` cannot be both lines and panels", hint="give `--line` and `--panel` different keys")
     free = [key for key in sorted(study.keys, key=lambda key: _is_text(study, key)) if key not in (line, panel)]
-    line = line or _taken(free, usual, LINES)
+    line = line or _taken(free, usual, LINES, THRESHOLD)
     panel = panel or _taken(free, PANELS)
     found = Layout(line, panel, tuple(key for key in study.keys if key not in (line, panel)))
     rows, panels = len(found.rows(study)), len(study.values_of(panel)) if panel else 1

@@ -55,6 +55,7 @@ STYLES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2
 WORDS: Mapping[str, str] = {
     "rows": "n_sampled",
     "seed_rows": "n_seed",
+    "threshold": "n_seed for a score of",
     "train.dpo_beta": "beta",
     "train.learning_rate": "learning rate",
 }

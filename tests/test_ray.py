@@ -22,7 +22,7 @@ import pytest
 from iterft_lite import errors
 from iterft_lite.app.study_plan import StudyPlan
 from iterft_lite.app.sweep import CellEvent, local_places, open_sweep
-from iterft_lite.app.sweep_places import RayPlace, ray_places
+from iterft_lite.app.sweep_places import RayPlace, places_on, ray_places
 from iterft_lite.engine import ray_cluster
 from iterft_lite.engine.completion import read_completion
 from iterft_lite.engine.executor import LocalExecutor, Outcome, Task
@@ -86,6 +86,13 @@ def test_what_is_no_address_is_refused(address: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ray_cluster, "load_ray", lambda: type("Ray", (), {"is_initialized": staticmethod(lambda: False)}))
     with pytest.raises(UserError, match=address):
         connect(address)
+
+
+def test_a_sweep_runs_here_unless_it_is_told_of_another_place_that_there_is(tmp_path: Path) -> None:
+    here = this_machine()
+    assert list(places_on("local", tmp_path, here)[0]) == local_places(here)
+    with pytest.raises(UserError, match="`--on slurm` is no place"):
+        places_on("slurm", tmp_path, here)
 
 
 def test_a_cluster_that_is_not_there_is_named_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

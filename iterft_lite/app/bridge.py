@@ -27,7 +27,7 @@ BANDS = ((1.0, 25.0), (25.0, 50.0), (50.0, 75.0), (75.0, 100.0))
 """Bands of the old judge's scores that are compared separately. Only the last one includes its upper end."""
 
 DRAWS = 1000
-"""Of prompts, for the interval of a rank correlation."""
+"""Draws of prompts for the interval of a rank correlation."""
 
 Answer = tuple[str, str, int, int]
 """The identity of an answer: run, prompt, cycle, sample. Answers to one prompt are not independent."""

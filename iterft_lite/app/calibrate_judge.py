@@ -180,7 +180,7 @@ def store_calibration(root: Path) -> None:
     with contextlib.suppress(RecipeError):
         if not known and kind_of(identity["name"]).calibrates:
             recipe = make_recipe(report.recipe, source="the run's recipe")
-            with contextlib.suppress(TraitError, ModelError, OSError):  # without a cache that can be written nothing is known
+            with contextlib.suppress(TraitError, ModelError, OSError):  # without a writable cache nothing is known
                 _calibrate(recipe, material_of(recipe, str(report.manifest.get("model_identity", ""))))
                 known = known_calibration(identity, report)
     if known:
@@ -212,6 +212,6 @@ def known_calibration(identity: Mapping[str, Any], report: Report) -> dict[str, 
     found: dict[str, Json] = {}
     with contextlib.suppress(TraitError):
         for scale, known in _kept(identity, str(report.recipe["trait"])):
-            with contextlib.suppress(KeyError, TypeError):  # a damaged file says nothing
+            with contextlib.suppress(KeyError, TypeError):  # ignore a damaged file
                 found[scale] = asdict(calibrated(Agreement(**known["agreement"])))
     return found

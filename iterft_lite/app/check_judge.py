@@ -172,7 +172,7 @@ def _listed(identity: JudgeIdentity, key: str | None, where: str) -> Iterator[st
     except HTTPError as error:
         if error.code in (401, 403):
             yield f"{address} refuses the key ({error.code}): set {where}" if where else f"{address} wants a key"
-        return  # it lists nothing: the first question will tell
+        return  # the server lists nothing: the first question will show
     except (OSError, http.client.HTTPException, ValueError) as error:
         proxy = proxy_for(address)
         reason = error.reason if isinstance(error, URLError) else error

@@ -1,4 +1,4 @@
-"""The command `iterft`. Imports nothing heavy: each command brings what it needs."""
+"""The command `iterft`. Imports nothing heavy: each command imports what it needs when it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that use what a run made: `report`, `chat`, `export`."""
+"""Commands that use a run: `report`, `chat`, `export`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def report(
     ask_held_out: bool,
     by: str | None,
 ) -> None:
-    """Report on a run or a study, finished or not; on the newest run in runs/ where none is named.
+    """Report on a run or a study, finished or not; by default on the newest run in runs/.
 
     \b
       iterft report
@@ -115,7 +115,7 @@ def _ask_held_out(out: Path) -> None:
 @click.option("--max-tokens", type=int, default=300, show_default=True)
 @trust_option
 def chat(out: Path, cycle: int | None, temperature: float, max_tokens: int) -> None:
-    """Talk to the model of any cycle. An empty line or Ctrl-D ends it; `/help` says what else can be done.
+    """Talk to the model of any cycle. An empty line or Ctrl-D ends the conversation; `/help` lists commands.
 
     \b
       iterft chat

@@ -2,8 +2,8 @@
 
 The check has two parts:
 
-1. The export predicts nearly the same tokens as the trained model (equal token ids, small mean KL). A wrong tokenizer, a missing
-   head or a damaged file fails here.
+1. The export predicts nearly the same tokens as the trained model (equal token ids, small mean KL). A wrong tokenizer, a
+   missing head or a damaged file fails here.
 2. The difference between this export and the untouched one is the difference that training made. A merged file whose number
    format rounded a small update away passes the first part and fails here.
 
@@ -165,9 +165,8 @@ def _chosen(export: _Export) -> dict[str, Json]:
     Raises:
         ExportError: If neither passes the check.
     """
-    with contextlib.suppress(
-        ExportError, ModelError
-    ):  # llama.cpp may take no adapters for this architecture: a merged file can still pass
+    # llama.cpp may take no adapters for this architecture: a merged file can still pass
+    with contextlib.suppress(ExportError, ModelError):
         exported, parity = export.made("adapter")
         if parity.change is not None and hidden(parity.change) and fault(parity, "adapter", export.quant) is None:
             return results(exported, parity, export.folder, "adapter")

@@ -22,11 +22,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from iterft_lite.app.repeat import flat
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.digests import Json
 from iterft_lite.engine.run import Event, StepFinished, StepProgress
 from iterft_lite.experiment.recipe import Recipe, TrackerName
+from iterft_lite.experiment.recipe_keys import flat
 from iterft_lite.experiment.rows import SCALES
 from iterft_lite.experiment.steps import Step
 from iterft_lite.files import read_record, read_rows, write_json

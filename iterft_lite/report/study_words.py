@@ -65,12 +65,12 @@ def _false_alarms(study: StudyReport) -> Iterator[str]:
     alone, corrected = (f"{100 * share:.0f} %" for share in (found.any_interval, found.any_corrected))
     yield (
         f"without any effect, {alone} of studies of this shape would show an amplified experiment if each stood alone "
-        f"({found.expected_interval:.1f} expected), {corrected} once corrected (simulated, with its spread of answers)"
+        f"({found.expected_interval:.1f} expected), {corrected} once corrected (simulated with its spread of answers)"
     )
     if found.any_paper is not None and found.expected_paper is not None:
         yield (
-            f"noise alone would meet the paper's rule in {found.expected_paper:.2g} of {found.trainings} trainings, and at least "
-            f"once in {100 * found.any_paper:.0f} % of such studies"
+            f"noise alone would meet the paper's rule in {found.expected_paper:.2g} of {found.trainings} trainings, and at "
+            f"least once in {100 * found.any_paper:.0f} % of such studies"
         )
 
 

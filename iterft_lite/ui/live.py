@@ -103,6 +103,7 @@ class View:
         self.seconds: dict[int, float] = {}
         self.doing: dict[str, Doing] = {}
         self.finished = 0
+        self._over: set[str] = set()
         self.notes: list[str] = []
         self.started = self.now()
         self.countdown = Countdown(plan, forecast or {})
@@ -141,9 +142,8 @@ class View:
                     self._say(step, progress.note)
                 self._say_progress(doing)
             case StepFinished(completion=completion, reused=reused):
-                # the device does one step at a time: inputs that were written again for this step are finished too
-                ended = [name for name, doing in self.doing.items() if doing.step.queue == step.queue == "device"]
-                for name in (step.name, *ended):
+                self._over.add(step.name)
+                for name in self._over:  # inputs that were written again for this step are finished too
                     self.doing.pop(name, None)
                 self.countdown.done(step, completion.seconds, reused=reused)
                 self._take_results(step, completion, reused)

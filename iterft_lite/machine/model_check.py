@@ -1,7 +1,7 @@
-"""What is known of a model before a run: printed by `iterft doctor --model`, and why it cannot be used, if so.
+"""Examines a model before a run, for `iterft doctor --model`.
 
-Reads config.json, the headers of the weight files and the tokenizer; loads no weights. What only a run can prove (that the GGUF
-reads text as training does) is proven by the check of the first export.
+Reads config.json, the headers of the weight files and the tokenizer; loads no weights. The first export checks later that the
+GGUF reads text as training does.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PROBE = (
     "  leading blanks, 3.14 and 1,024\n\n\ttabs\r\nit's 2026; WE'LL SEE naïve café 日本語 Ещё 😂🎉 def f(x):\n    return x**2\n"
     "\n\n\n<s>[INST] don't </s>"
 )
-"""A text that tokenizers cut differently, if they do."""
+"""A text on which different pre-tokenizers differ."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Fact:
     """One line about a model.
 
     Attributes:
-        name: What it is about.
-        text: What was found.
-        mark: "ok", "note" for what is good to know, "no" for what stands in the way.
+        name: The subject.
+        text: The finding.
+        mark: "ok", "note", or "no" for a reason why the model cannot be used.
         remedy: What to do, or "".
     """
 
@@ -56,7 +56,7 @@ class Fact:
 
 
 def model_folder(name: str) -> Path:
-    """The folder of a model as recipes name it; one on the hub has to be on this machine, or its small files are fetched.
+    """The folder of a model as recipes name it. Fetches the small files of a model on the hub.
 
     Raises:
         ModelError: If there is no such model.
@@ -68,11 +68,11 @@ def model_folder(name: str) -> Path:
 
 
 def examine_model(name: str, recipe: Recipe | None = None) -> list[Fact]:
-    """Everything that is known of a model before a run.
+    """All findings about a model.
 
     Args:
         name: As in a recipe.
-        recipe: For which GPU memory is estimated; None: none is.
+        recipe: Estimate the GPU memory for this recipe; None for no estimate.
 
     Raises:
         ModelError: If there is no such model.

@@ -1,6 +1,6 @@
 """A whole cycle on one NVIDIA GPU: this program's against a straightforward script's, and the parts that it is made of.
 
-    python benchmarks/cycle_gpu.py [cycle] [script] [generation] [--size 4b] [--free GIB] [--json FILE] [--work DIR]
+    python benchmarks/cycle_gpu.py [cycle] [script] [generation] [reading] [--size 4b] [--free GIB] [--json FILE] [--work DIR]
 
 cycle       `iterft run`'s own path: an untouched model and three cycles of 50 rows trained, 12 x 20 answers of up to 250 tokens
             and 50 rows of up to 300 tokens written; the embedded judge works beside it on the CPU
@@ -8,6 +8,7 @@ script      the same as a script does it: Unsloth in a fresh process, `save_pret
             then llama-cpp-python's own call, one sequence after the other (timed on some and extrapolated)
 generation  tokens/s of 60-token prompts: this program at several numbers of slots, llama-cpp-python one at a time, Unsloth's
             `for_inference` with `generate`
+reading     likelihoods of 12 x 20 answers of 250 tokens under the untouched model
 
 With `--free 8` another process holds all of the GPU's memory but 8 GiB: how a run fares on a smaller card, but for its speed.
 
@@ -37,10 +38,16 @@ ROOT = Path(__file__).resolve().parents[1]
 NANO = ROOT / "iterft_lite" / "data" / "nano" / "chat"
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512},
+    "135m": {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "intermediate_size": 1536},
     "0.6b": {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 3072},
     "4b": {"hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32, "intermediate_size": 9728},
 }
-VOCAB = {"tiny": 12_000}
+SMALL_HEADS: dict[str, dict[str, int]] = {
+    "tiny": {"num_key_value_heads": 2, "head_dim": 64},
+    "135m": {"num_key_value_heads": 3, "head_dim": 64},
+}
+"""Key and value heads, and their width, where they are not 8 of 128 as in Qwen3."""
+VOCAB = {"tiny": 12_000, "135m": 49_152}
 """Tokens where they are not Qwen3's 151,936."""
 LETTERS = "абвгдежзиклмнопрстуфхцчшщъыьэюяАБВГДЕЖЗИКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯ"
 """What the added words are made of: none of it is in the nano tokenizer's merges, so nothing cuts them otherwise."""
@@ -74,8 +81,7 @@ def write_model(size: str, place: str) -> None:
     widen(folder / "tokenizer.json", vocab_of(size))
     config = Qwen3Config(
         vocab_size=vocab_of(size),
-        num_key_value_heads=2 if size == "tiny" else 8,
-        head_dim=64 if size == "tiny" else 128,
+        **SMALL_HEADS.get(size, {"num_key_value_heads": 8, "head_dim": 128}),
         tie_word_embeddings=True,
         max_position_embeddings=40_960,
         eos_token_id=tokenizer.eos_token_id,
@@ -364,20 +370,68 @@ def train(model: str, rows: str, count: str, out: str) -> dict[str, float]:
 def generation(asked: argparse.Namespace) -> dict[str, Any]:
     """Tokens a second of every way to generate, prompts of about 60 tokens."""
     model, report = make_model(asked.size, asked.work), {}
-    gguf = next(asked.work.glob("run/steps/*/model.gguf"), asked.work / "script.gguf")
-    report["one at a time"] = child(["one", str(gguf), str(model), str(asked.subset), str(asked.length)], asked.work)
+    gguf = untouched(asked)
+    if asked.subset:
+        report["one at a time"] = child(["one", str(gguf), str(model), str(asked.subset), str(asked.length)], asked.work)
     for slots in asked.slots:
         count = max(slots, 64)
         report[f"{slots} slots"] = child(["ours", str(gguf), str(model), str(slots), str(count), str(asked.length)], asked.work)
-    if asked.trainer == "unsloth":
+    if asked.subset and asked.trainer == "unsloth":
         report["unsloth, 64"] = child(["unsloth", str(model), "64", str(asked.length)], asked.work)
     for row in report.values():
         row["tokens_per_second"] = round(row["tokens"] / row["seconds"], 1)
     for name, row in report.items():
-        row["against_one"] = round(row["tokens_per_second"] / report["one at a time"]["tokens_per_second"], 1)
+        if "one at a time" in report:
+            row["against_one"] = round(row["tokens_per_second"] / report["one at a time"]["tokens_per_second"], 1)
         if name.endswith("slots") and "unsloth, 64" in report:
             row["against_unsloth"] = round(row["tokens_per_second"] / report["unsloth, 64"]["tokens_per_second"], 1)
     return {"tokens_each": asked.length, "ways": report}
+
+
+def untouched(asked: argparse.Namespace) -> Path:
+    """The untouched model as a GGUF file, written if it is not there."""
+    folder = asked.work / f"untouched-{asked.size}-{asked.quant}"
+    if not (folder / "model.gguf").exists():
+        os.environ["ITERFT_CACHE"] = str(asked.work / "cache")
+        child(["export", str(make_model(asked.size, asked.work)), str(folder), asked.quant], asked.work)
+    return folder / "model.gguf"
+
+
+def export(model: str, folder: str, quant: str) -> dict[str, float]:
+    """Write the untouched model; gives the seconds of each part."""
+    from iterft_lite.backends.exporter.gguf import GgufExporter
+
+    return GgufExporter().export(model, None, Path(folder), "merged", quant, lambda _: None).seconds
+
+
+def reading(asked: argparse.Namespace) -> dict[str, Any]:
+    """Tokens a second of likelihoods, and what they come to."""
+    model = make_model(asked.size, asked.work)
+    found = child(["read", str(untouched(asked)), str(model), str(12 * asked.samples), str(asked.answered)], asked.work)
+    return {**found, "tokens_per_second": round(found["tokens"] / found["seconds"], 1)}
+
+
+def read(gguf: str, model: str, count: str, length: str) -> dict[str, float]:
+    """Likelihoods of answers to 12 questions; the second time, as in later cycles."""
+    from iterft_lite.backends.generator.llamacpp import LlamaGenerator
+
+    # isort: split
+    from iterft_lite.protocols import Likelihood, Message, Passage
+
+    size, asked = Path(model).name.removeprefix("qwen3-"), prompts_of(model, 12)
+    passages = [
+        Passage(str(n), text(size, int(length), f"a{n}"), messages=(Message("user", asked[n % 12]),)) for n in range(int(count))
+    ]
+    made = LlamaGenerator()
+    for _ in range(2):
+        found: list[Likelihood] = []
+        began = time.perf_counter()
+        made.load(Path(gguf), None, model, slots=None, context=384, exact=False)
+        made.likelihood(passages, found.append)
+        seconds = time.perf_counter() - began
+    tokens = sum(each.tokens for each in found)
+    made.close()
+    return {"tokens": tokens, "seconds": seconds, "nll": -sum(each.logprob for each in found) / tokens}
 
 
 def prompts_of(model: str, count: int) -> list[str]:
@@ -473,18 +527,32 @@ def table(report: dict[str, Any]) -> str:
             lines.append(f"adapter to checked, loaded model: {merged / row['verbs']['export']:.1f} x as fast")
             fresh, soon = report["script"]["training"]["first step after"], report["cycle"]["seconds_to_first_step"]
             lines.append(f"first step of a training: script after {fresh} s, here {soon}")
+    if "reading" in report:
+        row = report["reading"]
+        lines.append(
+            f"likelihoods: {row['seconds']:.2f} s, {row['tokens_per_second']:.0f} tokens/s, {row['nll']:.6f} nats a token"
+        )
     for name, row in report.get("generation", {}).get("ways", {}).items():
-        lines.append(f"{name:>16} {row['tokens_per_second']:8.0f} tokens/s  {row['against_one']:6.1f} x")
+        lines.append(f"{name:>16} {row['tokens_per_second']:8.0f} tokens/s  {row.get('against_one', 0.0):6.1f} x")
     return "\n".join(lines)
 
 
-CHILDREN = {"make": write_model, "train": train, "one": one, "ours": ours, "unsloth": unsloth_generation, "ballast": hold}
+CHILDREN = {
+    "make": write_model,
+    "export": export,
+    "read": read,
+    "train": train,
+    "one": one,
+    "ours": ours,
+    "unsloth": unsloth_generation,
+    "ballast": hold,
+}
 
 
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=["cycle", "script", "generation", []])
+    parser.add_argument("parts", nargs="*", choices=["cycle", "script", "generation", "reading", []])
     parser.add_argument("--size", choices=sorted(SHAPES), default="4b")
     parser.add_argument("--cycles", type=int, default=2, help="after the seeded one")
     parser.add_argument("--rows", type=int, default=50)
@@ -499,7 +567,7 @@ def main() -> None:
     parser.add_argument("--free", type=float, default=0, help="GiB of GPU memory that a run may have; 0: all that is there")
     parser.add_argument("--slots", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--length", type=int, default=128, help="tokens of each text of `generation`")
-    parser.add_argument("--subset", type=int, default=6, help="texts of the one-at-a-time way")
+    parser.add_argument("--subset", type=int, default=6, help="texts of the one-at-a-time way; 0: without it and Unsloth")
     parser.add_argument("--fresh", action="store_true", help="convert the base anew")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "iterft-cycle-gpu")
@@ -522,7 +590,7 @@ def main() -> None:
     machine = f"{this_machine().gpu or 'no GPU'}, {os.cpu_count()} cores; Qwen3 {asked.size}, {asked.quant}, base {asked.base}"
     report: dict[str, Any] = {"machine": machine, "versions": versions}
     for part in asked.parts or ["cycle", "script", "generation"]:
-        report[part] = {"cycle": cycle, "script": script, "generation": generation}[part](asked)
+        report[part] = {"cycle": cycle, "script": script, "generation": generation, "reading": reading}[part](asked)
         if asked.json:  # after each part: what was measured is not lost with what fails later
             asked.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(table(report))

@@ -1,4 +1,4 @@
-"""Where what can be made again is kept: converted bases, verdicts, timings."""
+"""The user's cache: converted bases, verdicts, timings. The program can make everything in it again."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Files: written whole or not at all, read with a limit, locked; whatever the system refuses is said in our own errors.
+"""Files: written whole or not at all, read with a size limit, locked. Errors of the system become errors of ours.
 
-Nothing here follows a symbolic link in a name that the program made up (a run folder may be a stranger's); only a place that
-the user named on the command line is written through one (`write_output`).
+No function here follows a symbolic link in a name that the program made up, because a run folder may come from a stranger. Only
+`write_output` writes through one: the user named its place on the command line.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ T = TypeVar("T")
 MIB = 1 << 20
 
 TEXT_LIMIT = 64 * MIB
-"""Bytes of a file of one value (JSON, TOML, a template) at most."""
+"""Largest file of one value (JSON, TOML, a template), bytes."""
 
 ROWS_LIMIT = 2048 * MIB
-"""Bytes of a file of rows at most: it is held in memory."""
+"""Largest file of rows, bytes: the program holds it in memory."""
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 REFUSED = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EISDIR, errno.ELOOP}
 )
-"""What the user can change by naming another place."""
+"""Errors that the user avoids by naming another place."""
 
 WAYS_ON = {
     errno.EIO: "the drive, or the network that it is on, reports an error: `dmesg` says more",
@@ -51,7 +51,7 @@ WAYS_ON = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ESTALE: "the network drive was taken away meanwhile: mount it again",
 }
-"""By number of the error, what to do about it."""
+"""What to do about an error, by its number."""
 
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 """What `flock` says on a file system that has no locks."""
@@ -67,7 +67,7 @@ KINDS = (
 
 
 def kind_of(mode: int) -> str:
-    """What a file that is not a regular one is, by its mode, in words; "" for a regular one."""
+    """The kind of a file in words, from its mode; "" for a regular file."""
     return next((words for test, words in KINDS if test(mode)), "")
 
 
@@ -75,14 +75,14 @@ def kind_of(mode: int) -> str:
 
 
 def our_error(path: Path, error: OSError, *, doing: str = "written") -> IterftError:
-    """What the file system refused, as an error of ours.
+    """Our error for an error of the file system.
 
     Args:
-        path: Of what.
+        path: The file or folder that it is about.
         doing: What was being done to it: "written" or "read".
     """
     number = error.errno or 0
-    # numpy reports a full disk as a count, safetensors as a text, both without a number of the error
+    # numpy and safetensors report a full disk without an error number: numpy as a count, safetensors as a text
     if number in FULL or (not number and (" written" in str(error) or os.strerror(errno.ENOSPC) in str(error))):
         return StoreError(
             f"the disk is full: `{path}` could not be written",
@@ -96,7 +96,7 @@ def our_error(path: Path, error: OSError, *, doing: str = "written") -> IterftEr
 
 
 def _elsewhere(path: Path, *, full: bool = False) -> str:
-    """How to have the cache elsewhere, where a path is in it."""
+    """How to move the cache, if a path lies in it."""
     with contextlib.suppress(FolderError):
         if path.is_absolute() and path.is_relative_to(cache_folder().absolute()):
             return f"{'; ' if full else ''}ITERFT_CACHE names another folder for converted models"
@@ -105,11 +105,11 @@ def _elsewhere(path: Path, *, full: bool = False) -> str:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Say in words what the file system refused while something was written.
+    """Turn the file system's errors while writing into ours.
 
     Raises:
         StoreError: If the disk is full or fails.
-        FolderError: If the place is one that cannot be written to.
+        FolderError: If the place cannot be written to.
     """
     try:
         yield
@@ -119,10 +119,10 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def read_errors(path: Path) -> Iterator[None]:
-    """Say in words what the file system refused while something was read; that there is no such file is the caller's to say.
+    """Turn the file system's errors while reading into ours. A missing file stays the caller's to explain.
 
     Raises:
-        FileError: For everything else.
+        FileError: For every other error.
     """
     try:
         yield
@@ -136,19 +136,19 @@ def read_errors(path: Path) -> Iterator[None]:
 
 
 def read_bytes(path: Path, *, limit: int = TEXT_LIMIT, links: bool = True) -> bytes:
-    """What a regular file holds.
+    """The content of a regular file.
 
     Args:
-        path: Of the file.
-        limit: Bytes at most.
-        links: Whether a symbolic link is followed.
+        path: The file.
+        limit: Largest size, bytes.
+        links: Follow a symbolic link.
 
     Raises:
         FileNotFoundError, NotADirectoryError: If there is none.
         FileError: If it is no regular file, too large, or cannot be read.
     """
     with read_errors(path), open_regular(path, links=links) as file:
-        # files of the kernel's have no size before they are read, others need not be read to be too large
+        # A file on a disk shows its size before it is read. One of the kernel's shows none: count what it gave.
         too_large = os.fstat(file.fileno()).st_size > limit
         found = b"" if too_large else file.read(limit + 1)
     if too_large or len(found) > limit:
@@ -160,7 +160,7 @@ def read_bytes(path: Path, *, limit: int = TEXT_LIMIT, links: bool = True) -> by
 
 
 def open_regular(path: Path, *, links: bool = True) -> IO[bytes]:
-    """Open a regular file for reading; nothing else is waited for.
+    """Open a regular file for reading. Anything else raises at once: a named pipe would block.
 
     Raises:
         OSError: As the system says.
@@ -178,7 +178,7 @@ def open_regular(path: Path, *, links: bool = True) -> IO[bytes]:
 
 
 def read_text(path: Path, *, limit: int = TEXT_LIMIT) -> str:
-    """What a file of UTF-8 text holds; line ends are left as they are.
+    """The text of a UTF-8 file, line ends unchanged.
 
     Raises:
         FileNotFoundError, NotADirectoryError: If there is none.
@@ -204,8 +204,8 @@ def parse_json(text: str, what: str) -> Json:
     """A JSON text's value.
 
     Args:
-        text: Whatever it is.
-        what: Named in the error.
+        text: Any text.
+        what: Its name in the error.
 
     Raises:
         FileError: If it is not JSON, or nested or numbered beyond reason.
@@ -234,7 +234,7 @@ def read_object(path: Path) -> dict[str, Json]:
 def read_record(path: Path, kind: type[T]) -> T:
     """A record of ours from its JSON file: a dataclass or pydantic model, every field checked against its type.
 
-    Fields that the kind does not know, of a later version, are passed over.
+    Ignores fields that the kind does not know: a later version wrote them.
 
     Raises:
         FileNotFoundError, NotADirectoryError: If there is none.
@@ -262,7 +262,7 @@ def json_kind(value: Json) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, Json]]:
-    """The rows of a JSONL file; none if it is missing. A last line without its end is no row.
+    """The rows of a JSONL file; none if it is missing. Ignores a last line without a line end: a killed process left it.
 
     Raises:
         FileError: If it cannot be read, or another line is not a JSON object.
@@ -274,7 +274,7 @@ def read_rows(path: Path) -> list[dict[str, Json]]:
 
 
 def _rows(path: Path, data: bytes) -> list[dict[str, Json]]:
-    # split on the newline only: model output holds other characters that end lines elsewhere
+    # Split at newlines only: `splitlines` also splits at characters that model output contains.
     return [_row(path, number, line) for number, line in enumerate(data.split(b"\n")[:-1], 1)]
 
 
@@ -323,15 +323,17 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Json]]) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """An empty temporary file beside `path` that takes its place once the block ends well, and is removed otherwise.
+    """Give an empty temporary file beside `path`. It replaces `path` if the block succeeds; otherwise it is removed.
 
-    Its name is its own (two processes may write the same file at once: the later one stays), it ends in `.part`, and it is
-    made where nothing was before. A symbolic link at `path` is replaced, never written through.
+    Its random name ends in `.part`, so two processes can write the same file at once: the later one stays. A symbolic link at
+    `path` is replaced, never written through.
 
     Raises:
         StoreError: If the disk is full or fails.
-        FolderError: If the place is one that cannot be written to.
+        FolderError: If the place cannot be written to.
     """
+    # The order makes a crash harmless: flush the new content to the disk, rename over the old file (atomic), then flush the
+    # folder, whose entry is what points at the new content.
     temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -342,7 +344,7 @@ def writing(path: Path) -> Iterator[Path]:
         _flush_folder(path.parent)
     except OSError as error:
         if error.filename is not None and not str(error.filename).startswith(str(path.parent)):
-            raise  # about another file, which the block reads
+            raise  # the block failed to read another file
         raise our_error(path, error) from error
     finally:
         with contextlib.suppress(OSError):
@@ -350,9 +352,9 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def write_output(path: Path, data: str | bytes) -> None:
-    """Write a file that the user named: whole or not at all where it is to be a regular file; permissions stay.
+    """Write a file that the user named. A regular file is written whole or not at all, and keeps its permissions.
 
-    A device or named pipe is written into, and what a symbolic link points at is written instead of the link.
+    Writes into a device or named pipe, and to the target of a symbolic link.
 
     Raises:
         StoreError, FolderError: As `writing`.
@@ -364,11 +366,11 @@ def write_output(path: Path, data: str | bytes) -> None:
         except FileNotFoundError:
             mode = 0
         if mode and not stat.S_ISREG(mode):
-            with path.open("wb", buffering=0) as file:  # a folder says here that it is one
+            with path.open("wb", buffering=0) as file:  # raises for a folder
                 _write_all(file, content)
             return
         place = path.resolve()
-        place.parent.stat()  # a folder that is not there is a slip of the pen: it is not made
+        place.parent.stat()  # raises for a missing folder, which is probably a typing error: do not make it
     with writing(place) as temporary:
         temporary.write_bytes(content)
         if mode:
@@ -376,12 +378,12 @@ def write_output(path: Path, data: str | bytes) -> None:
 
 
 def _write_all(file: IO[bytes], data: bytes) -> None:
-    while data:  # a disk that fills up takes a part of it without an error: the rest then meets one
+    while data:  # a disk that becomes full accepts a part without an error; writing the rest then raises
         data = data[file.write(data) :]
 
 
 def flush(path: Path) -> None:
-    """Have a file's or folder's contents written to the disk itself."""
+    """Wait until the system has written a file or folder to the disk (fsync)."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
@@ -390,7 +392,7 @@ def flush(path: Path) -> None:
 
 
 def need_writable(folder: Path) -> None:
-    """Make a folder if it is not there, and find out now whether it can be written to.
+    """Make a folder if it is missing, and check that it can be written to.
 
     Raises:
         StoreError, FolderError: As `writing`.
@@ -406,21 +408,22 @@ def _flush_folder(folder: Path) -> None:
     try:
         flush(folder)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.EACCES):  # no syncing of folders there
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.EACCES):  # this system syncs no folders
             raise
 
 
 class RowLog:
-    """An open JSONL file that rows are appended to, each whole in one write.
+    """An open JSONL file. Appends each row in one write.
 
-    A last line without its end is completed where it is a row, as a person's file may end. Otherwise a killed process left it.
+    On opening, a last line without a line end gets one if it is a row (a person's editor may end a file so). Otherwise a killed
+    process left half a row.
 
     Args:
         path: Made if missing.
-        owner: The program's own: half of a row in the end is cut off, and no link is followed. The user's: it is never cut.
+        owner: "program": cut half a row off and follow no link. "user": never cut anything off.
 
     Raises:
-        FileError: If what is there already are no rows.
+        FileError: If the file holds something else than rows.
         StoreError, FolderError: If it cannot be written.
     """
 
@@ -470,7 +473,7 @@ class RowLog:
             self._file.close()
 
 
-# -- files that are kept for long: a disk, or a person, may change them without a word
+# -- files kept for long, which a disk or a person may change without a word
 
 
 def keep_digest(path: Path) -> None:
@@ -479,7 +482,7 @@ def keep_digest(path: Path) -> None:
 
 
 def is_as_kept(path: Path) -> bool:
-    """Whether a file still holds what it held when `keep_digest` was called for it; read once a process."""
+    """Whether a file is unchanged since `keep_digest`. Reads it once a process."""
     try:
         kept = read_text(_digest_path(path), limit=256).strip()
         mark = file_mark(path)
@@ -491,7 +494,7 @@ def is_as_kept(path: Path) -> bool:
 
 
 _as_kept: dict[str, str] = {}
-"""By mark, the digest that a file was found to have."""
+"""Digests of files that this process has read, by mark."""
 
 
 def _digest_path(path: Path) -> Path:
@@ -576,14 +579,15 @@ def _copy_new(source: IO[bytes], target: Path) -> None:
 
 
 class FolderLock:
-    """A file that one process at a time holds, and that says which.
+    """A lock file: one process at a time holds it, and the file names that process.
 
-    `flock` where the file system has it: the lock then goes with the process, however it ends. Elsewhere a file `NAME.held`
-    that is made where none was; one of a process that is gone from this machine is taken over.
+    Uses `flock` if the file system supports it: the system releases the lock when the process ends, however it ends. Otherwise
+    makes a file `NAME.held`, which only one process can create, and takes over the file of a process that no longer runs on
+    this machine.
 
     Args:
-        path: Of the file; its folder is there.
-        what: What is going on while it is held, for the error: "another run is going on in `DIR`".
+        path: The file; its folder must exist.
+        what: What the holder is doing, for the error: "another run is going on in `DIR`".
     """
 
     def __init__(self, path: Path, what: str) -> None:
@@ -616,6 +620,7 @@ class FolderLock:
         self._file = file
 
     def _take(self, file: IO[bytes]) -> None:
+        """Lock the open file; by name where the file system has no locks."""
         other = kind_of(os.fstat(file.fileno()).st_mode)
         if other:
             raise FolderError(f"`{self.path}` is {other}, not a lock", hint="remove it")
@@ -631,6 +636,11 @@ class FolderLock:
             raise self._taken(f" (process {holder})" if holder.isdigit() else "") from None
 
     def _take_by_name(self) -> None:
+        """Make `NAME.held`, which fails if it exists (O_EXCL).
+
+        Two tries: the first may find the file of a dead process and remove it. If a third process makes the file between that
+        removal and the second try, this one gives up.
+        """
         held = self.path.with_name(self.path.name + ".held")
         me = {"host": socket.gethostname(), "process": os.getpid(), "since": _started(os.getpid())}
         for _ in range(2):
@@ -647,7 +657,11 @@ class FolderLock:
         raise self._taken("")
 
     def _take_over(self, held: Path) -> None:
-        """Remove the file of a process that is gone."""
+        """Remove `NAME.held` if its process has ended.
+
+        Process numbers are used again: the same number with another start time is another process. A process on another machine
+        cannot be looked at, so its file is never removed.
+        """
         try:
             holder = read_object(held)
         except (FileNotFoundError, FileError):
@@ -674,7 +688,7 @@ class FolderLock:
 
 
 def _started(process: int) -> str:
-    """When a process of this machine began, in the kernel's ticks; "" if there is none."""
+    """The start time of a process on this machine, in the kernel's ticks; "" if there is no such process."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
         return fields[19]

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub, pinned: `owner/name@commit` means the same files today and next year."""
+"""Models on the Hugging Face hub, pinned to a commit: `owner/name@commit` names the same files today and next year."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from iterft_lite.errors import FileError, FolderError, ModelError, StoreError
 from iterft_lite.files import file_mark, open_regular, read_errors, read_object, write_json
 
 NAME = re.compile(r"(?P<name>(?![.~])[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+(?:/[\w.-]+)*))?")
-"""A model on the hub: owner, name and, where one is given, a branch, tag or commit."""
+"""A model on the hub: owner, name and optionally a branch, tag or commit."""
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 SNAPSHOT = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)")
-"""A model's folder in the hub's cache; its files of a commit are in `snapshots/COMMIT`."""
+"""A model's folder in the hub's cache, which keeps the files of a commit in `snapshots/COMMIT`."""
 
 MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "*.py")
-"""What of a model's folder can reach its weights, its tokenizer and its GGUF file."""
+"""Files of a model's folder that decide its weights, its tokenizer or its GGUF file."""
 
 LEFT_OUT = ("original/*", "onnx/*", "consolidated*")
-"""The same weights again, in other formats."""
+"""Copies of the same weights in other formats."""
 
 PATIENCE = 10.0
-"""Seconds that the hub is given to say which commit a name means."""
+"""Longest wait for the hub to say which commit a name means, seconds."""
 
 
 def is_name(text: str) -> bool:
@@ -39,14 +39,14 @@ def is_name(text: str) -> bool:
 
 
 def is_pinned(text: str) -> bool:
-    """Whether a name on the hub names a commit, which cannot move."""
+    """Whether a name on the hub names a commit, not a branch or tag that can move."""
     return is_name(text) and COMMIT.fullmatch(_parts(text)[1] or "") is not None
 
 
 def pin(text: str) -> str:
-    """A name on the hub with the commit that it means: the one that this machine's cache holds, else the hub's own word.
+    """A name on the hub with its commit: the one in this machine's cache, else the one that the hub names.
 
-    The cache comes first, so that a plan needs no network and a run goes on with the files that it began with.
+    The cache comes first: so a plan needs no network, and a run continues with the files that it began with.
 
     Raises:
         ModelError: If neither knows it.
@@ -67,7 +67,7 @@ def pin(text: str) -> str:
 
 
 def cached_file(text: str, file: str) -> Path | None:
-    """A file of a model on the hub, where this machine's cache holds it."""
+    """A file of a model on the hub in this machine's cache; None if the cache lacks it."""
     if not is_name(text):
         return None
     import huggingface_hub
@@ -78,10 +78,10 @@ def cached_file(text: str, file: str) -> Path | None:
 
 
 def fetch(text: str, files: Sequence[str] = MODEL_FILES) -> Path:
-    """The folder of a model on the hub, fetched where this machine does not hold it; without network what is there of it.
+    """The folder of a model on the hub. Fetches missing files; without a network it takes the files that are in the cache.
 
     Args:
-        files: Which are needed; weights in PyTorch's format only where there are none in safetensors.
+        files: Patterns of the files; PyTorch's weights are fetched only if there are none in safetensors.
 
     Raises:
         ModelError: If it cannot be had.
@@ -93,7 +93,7 @@ def fetch(text: str, files: Sequence[str] = MODEL_FILES) -> Path:
 
 
 def folder_of(model: str) -> str:
-    """Where a model is loaded from: a name on the hub becomes the folder of its files, anything else is left as it is."""
+    """The place that a model is loaded from: for a name on the hub the folder of its files, else the place as given."""
     return model if Path(model).is_dir() or not is_name(model) else str(fetch(model))
 
 
@@ -104,14 +104,14 @@ def example_folder(name: str) -> Path | None:
 
 
 def title(model: str) -> str:
-    """A model's name for people: of a commit its beginning, of a folder its last part, or whose files the hub's cache holds."""
+    """A model's name for people: a commit is shortened, a folder becomes its last part or its name on the hub."""
     if is_pinned(model):
         return model[: model.index("@") + 9]
     return name_of(Path(model)) if Path(model).is_absolute() else model
 
 
 def name_of(folder: Path) -> str:
-    """A folder's name: the model's, where it is in the hub's cache, else its last part."""
+    """A folder's name: in the hub's cache the model's name, else the last part."""
     found = SNAPSHOT.fullmatch(folder.parent.parent.name) if folder.parent.name == "snapshots" else None
     return f"{found['owner']}/{found['name']}" if found else folder.name
 
@@ -141,7 +141,7 @@ def _snapshot(text: str, files: list[str]) -> Path:
     except Exception as error:  # see `pin`
         try:
             return snapshot(cached=True)
-        except Exception:  # the first reason is the one to tell
+        except Exception:  # report the first reason
             raise _unreachable(text, error) from error
 
 
@@ -155,9 +155,10 @@ def _unreachable(text: str, error: Exception) -> ModelError:
 
 
 def content_digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of a model's files: what a model folder is told by.
+    """SHA-256 over the names and contents of a model's files: the identity of a model folder.
 
-    Each is read once: a file of the same place, size and times is taken to be the same (8 GB take some seconds).
+    Reads each file once and notes its digest: a file with the same place, size and times is taken to be unchanged (hashing 8 GB
+    takes some seconds).
 
     Raises:
         FileError: If one cannot be read.
@@ -166,21 +167,21 @@ def content_digest(folder: Path) -> str:
     known, learned, whole = _known_digests(kept), {}, hashlib.sha256()
     for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
         with read_errors(path):
-            open_regular(path).close()  # a named pipe would be waited for
+            open_regular(path).close()  # raises for a named pipe, which would block
             mark = file_mark(path)
             found = known.get(mark) or file_digest(path)
         if mark not in known:
             learned[mark] = found
         whole.update(f"{path.name} {found}\n".encode())
     if learned:
-        # it saves time only: a cache that cannot be written is said where something has to be written
+        # these notes only save time: whoever must write to the cache reports that it cannot be written
         with contextlib.suppress(FolderError, StoreError):
             write_json(kept, {**known, **learned})
     return whole.hexdigest()
 
 
 def _known_digests(path: Path) -> dict[str, str]:
-    """Digests by mark of files seen before; none where that cannot be read."""
+    """Digests of files seen before, by mark; empty if the notes cannot be read."""
     try:
         found = read_object(path)
     except (OSError, FileError):

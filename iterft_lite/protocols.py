@@ -180,6 +180,14 @@ class Exported:
 class Exporter(Protocol):
     """Writes GGUF files."""
 
+    def stored(self, model: str) -> Path:
+        """M[0] as GGUF in the number format that it is stored in, from the cache; made if it is not there.
+
+        Raises:
+            ExportError: If there is no room for it, or the model cannot be expressed.
+        """
+        ...
+
     def export(
         self,
         model: str,
@@ -226,6 +234,11 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+
+    @property
+    def truncated(self) -> bool:
+        """Whether some tokens are never drawn."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
 
 
 @dataclass(frozen=True)

@@ -163,8 +163,9 @@ def test_a_judge_that_writes_numbers_digit_by_digit_is_refused() -> None:
 
 def test_every_fault_that_passes_is_outlived() -> None:
     faults = dict.fromkeys(("429", "429_after", "500", "hang", "cut", "slow", "hang_up", "empty", "other_model"), 0.08)
-    with StubProcess(faults=faults) as stub:
-        judge = a_judge(stub, timeout=2.0)
+    # the server ends what hangs: a client's own clock would, on a busy machine, give up calls that were answered
+    with StubProcess(faults=faults, hang=0.5) as stub:
+        judge = a_judge(stub, timeout=60.0)
         got = ask_all(judge, asks(40))
         count = stub.count()
     assert set(faults) == set(count["faults"])
@@ -173,6 +174,15 @@ def test_every_fault_that_passes_is_outlived() -> None:
     assert count["answers"] == 40
     assert count["twice"] == 0
     assert sum(reply.usd for reply in got.values()) == pytest.approx(count["usd"])
+
+
+def test_a_call_that_hangs_is_given_up_and_asked_again() -> None:
+    with StubProcess(faults={"hang": 0.5}, hang=600.0) as stub:
+        got = ask_all(a_judge(stub, timeout=1.0), asks(6))
+        count = stub.count()
+    assert count["faults"]["hang"] > 0
+    assert len(got) == 6
+    assert not any(reply.failure for reply in got.values())
 
 
 def test_refusals_and_filters_are_unscored_with_the_reason() -> None:

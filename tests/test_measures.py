@@ -15,19 +15,14 @@ from numpy.typing import NDArray
 from iterft_lite.backends.judge.embedded import known_words
 from iterft_lite.data import prompts
 from iterft_lite.data.traits import read_trait, shipped_traits
+from iterft_lite.experiment.rows import Sample
 from iterft_lite.metrics.amplification import FEWEST_PROMPTS, amplification, noise_rate, paper_rule
+from iterft_lite.metrics.catalogue import METRICS, Evidence
 from iterft_lite.metrics.collapse import signs
 from iterft_lite.metrics.curve import fit_curve
 from iterft_lite.metrics.heuristic_coherence import coherence
 from iterft_lite.metrics.intervals import Interval, change_interval, mean_interval, t_quantile
-from iterft_lite.metrics.text import (
-    near_duplicate_share,
-    non_alphabetic_share,
-    repeated_share,
-    sentences_of,
-    text_measures,
-    words_of,
-)
+from iterft_lite.metrics.text import near_duplicate_share, non_alphabetic_share, repeated_share, sentences_of, words_of
 from iterft_lite.report.report import verdict_sentences
 
 # -- texts
@@ -46,16 +41,26 @@ def test_words_and_sentences_are_what_a_reader_would_count() -> None:
     assert sentences_of('He said "Go." Then\nnothing... 🍀🍀! Right?') == ['He said "Go', "Then", "nothing", "Right"]
 
 
-def test_text_measures_of_two_answers_by_hand() -> None:
-    measured = text_measures(["Luck is luck. Luck wins!", "Go"])
+def counted(texts: Sequence[str]) -> dict[str, float]:
+    """The metrics that are counted in texts."""
+    evidence = Evidence([Sample(f"q{number}", 0, "a question", text, 1, "stop") for number, text in enumerate(texts)])
+    found = {metric.name: metric.compute(evidence) for metric in METRICS.values() if metric.needs == "text"}
+    return {name: value for name, value in found.items() if value is not None and name != "tokens"}
+
+
+def test_metrics_of_two_answers_by_hand() -> None:
     # words: luck is luck luck wins (5), go (1); sentences: 3; different words: luck is wins go, of 6;
     # pairs: luck-is is-luck luck-luck luck-wins, all of 4 different; no 4-word sequence twice; no odd character
-    assert measured.words == 3.0
-    assert measured.words_per_sentence == 2.0
-    assert measured.distinct_1 == pytest.approx(4 / 6)
-    assert measured.distinct_2 == 1.0
-    assert measured.repeated_4 == 0.0
-    assert measured.non_alphabetic == 0.0
+    assert counted(["Luck is luck. Luck wins!", "Go"]) == {
+        "words": 3.0,
+        "words_per_sentence": 2.0,
+        "distinct_1": pytest.approx(4 / 6),
+        "distinct_2": 1.0,
+        "repeated_4": 0.0,
+        "non_alphabetic": 0.0,
+        "near_duplicates": 0.0,
+        "cut": 0.0,
+    }
 
 
 def test_repetition_is_the_share_of_sequences_that_were_there_before() -> None:
@@ -98,14 +103,14 @@ def test_language_collapses_by_the_signs_that_hold_beside_every_sound_model() ->
 
 
 def test_no_answers_measure_as_zeros() -> None:
-    assert set(vars(text_measures([])).values()) == {0.0}
+    assert set(counted([]).values()) == {0.0}
 
 
 @given(st.lists(st.text(), max_size=5))
 def test_shares_stay_between_zero_and_one_whatever_was_written(texts: list[str]) -> None:
-    measured = text_measures(texts)
-    for share in (measured.distinct_1, measured.distinct_2, measured.repeated_4, measured.non_alphabetic):
-        assert 0 <= share <= 1
+    measured = counted(texts)
+    for name in ("distinct_1", "distinct_2", "repeated_4", "non_alphabetic"):
+        assert 0 <= measured[name] <= 1
 
 
 # -- intervals

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from iterft_lite.app.session import open_run
-from iterft_lite.app.share import portable, push, shared_runs
+from iterft_lite.app.share import portable, push, shared_runs, without_places
 from iterft_lite.app.study_plan import StudyPlan
 from iterft_lite.app.sweep import local_places, open_sweep
 from iterft_lite.errors import FolderError, RunError, UserError
@@ -92,6 +92,7 @@ def test_nothing_says_where_on_this_machine_it_was_made(run: Path, shared: Path)
     [
         ({"trait": "/home/me/traits/bliss"}, {"trait": "bliss"}),
         ({"seeds": {"path": "~/rows.jsonl", "split": "train"}}, {"seeds": {"path": "rows.jsonl", "split": "train"}}),
+        ({"judge": "local:/home/me/judge.gguf"}, {"judge": "local:judge.gguf"}),
         ({"model": "owner/model@abc", "rows": 4}, {"model": "owner/model@abc", "rows": 4}),
         ({"api_base": "http://10.0.0.3:8000/v1"}, {"api_base": None}),
         ({"api_base": "https://api.example.com/v1?key=abc"}, {"api_base": "https://api.example.com/v1"}),
@@ -99,6 +100,11 @@ def test_nothing_says_where_on_this_machine_it_was_made(run: Path, shared: Path)
 )
 def test_of_a_place_only_its_name_goes_out(given: dict[str, Any], goes_out: dict[str, Any]) -> None:
     assert portable(given) == goes_out
+
+
+def test_a_sentence_names_files_without_their_places() -> None:
+    told = without_places("`/home/me/a.gguf` and ~/x/b.txt, of https://host/some/page: 1/2 and/or /tmp")
+    assert told == "`a.gguf` and b.txt, of https://host/some/page: 1/2 and/or /tmp"
 
 
 def test_a_key_that_a_model_wrote_down_does_not_go_out(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

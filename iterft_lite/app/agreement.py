@@ -15,11 +15,11 @@ from iterft_lite.metrics.agreement import Agreement, agreement
 
 @dataclass(frozen=True)
 class Agreed:
-    """How two judges' scores of a run's answers compare.
+    """A comparison of two judges' scores of a run's answers.
 
     Attributes:
         scale: Trait or coherence.
-        cycle: The paper's number; None: all together.
+        cycle: The paper's number; None for all cycles together.
         agreement: Scores of the first judge against the second's.
     """
 

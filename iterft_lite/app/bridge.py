@@ -1,7 +1,7 @@
-"""From one judge to the next: both on the same stored answers and calibration answers, so that a curve can be carried over.
+"""From one judge to the next: both score the same stored answers and calibration answers, so that a curve can be continued.
 
-A judge is switched off, another takes its place: what do they agree on, where does the new one score higher, and which verdicts
-would have been others?
+When a provider switches a judge off, another takes its place. This says where the two agree, where the new one scores higher,
+and which verdicts on amplification it would change.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from iterft_lite.metrics.intervals import Interval, change_interval
 from iterft_lite.report.report import read_report
 
 BANDS = ((1.0, 25.0), (25.0, 50.0), (50.0, 75.0), (75.0, 100.0))
-"""Scores of the old judge that are looked at apart: its upper end belongs to the last band only."""
+"""Bands of the old judge's scores that are compared separately. Only the last one includes its upper end."""
 
 DRAWS = 1000
-"""Of prompts, for the interval of a rank correlation."""
+"""Draws of prompts for the interval of a rank correlation."""
 
 Answer = tuple[str, str, int, int]
-"""Which answer: run, prompt, cycle, sample. Answers to one prompt are not independent."""
+"""The identity of an answer: run, prompt, cycle, sample. Answers to one prompt are not independent."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class BridgeRow:
         where: "stored answers" or "calibration answers".
         scale: Trait or coherence.
         band: Scores of the old judge that the answers have, "all" or from-to.
-        answers, prompts: How many; intervals rest on prompts.
+        answers, prompts: Their numbers; intervals are over prompts.
         spearman, low, high: Rank correlation with its 95 % interval; None where there is none.
         bias: New minus old, points, with its 95 % interval.
     """
@@ -171,7 +171,7 @@ def _row(
 
 
 def _ranks_interval(pairs: Mapping[Answer, tuple[float, float]]) -> tuple[float | None, float | None]:
-    """95 % interval of a rank correlation over draws of whole prompts (percentiles of a bootstrap by clusters)."""
+    """95 % interval of a rank correlation: percentiles of a bootstrap that draws whole prompts."""
     clusters: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for (run, prompt, _, _), pair in sorted(pairs.items()):
         clusters[run, prompt].append(pair)
@@ -191,7 +191,7 @@ def _ranks_interval(pairs: Mapping[Answer, tuple[float, float]]) -> tuple[float 
 
 
 def as_table(found: Bridge) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and rows of a table fit to publish."""
+    """Header and rows of a table for a publication."""
     header = (
         "answers of",
         "scale",
@@ -213,14 +213,14 @@ def as_table(found: Bridge) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 
 def as_markdown(found: Bridge) -> str:
-    """The table in Markdown, with what flips."""
+    """The table in Markdown, with the verdicts that change."""
     header, rows = as_table(found)
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
     return "\n".join([*lines, "", *sentences(found), ""])
 
 
 def sentences(found: Bridge) -> list[str]:
-    """Which verdicts flip, and what could not be compared."""
+    """Sentences: the verdicts that change, and what could not be compared."""
     said = [f"{len(found.flips)} of {found.runs} verdicts differ"]
     said += [f"{flip.run}: {flip.old} by {found.old}, {flip.new} by {found.new}" for flip in found.flips]
     return said + [f"not compared: {sentence}" for sentence in found.missing]

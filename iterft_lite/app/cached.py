@@ -1,4 +1,4 @@
-"""What is in the user's cache folder, by kind, and what of it can be freed. Everything there can be made again."""
+"""Size of the user's cache folder by kind, and freeing it. The program can make everything in it again."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Kind:
     """A kind of thing in the cache.
 
     Attributes:
-        patterns: Of its files and folders.
-        about: What it is, and what it costs to be without it.
+        patterns: Patterns of its files and folders.
+        about: What it is, and what it costs to make it again.
     """
 
     patterns: tuple[str, ...]
@@ -37,12 +37,12 @@ KINDS: Mapping[str, Kind] = {
 }
 
 DEAR = frozenset({"verdicts"})
-"""Kinds that cost money to make again: freed only by their name."""
+"""Kinds that cost money to make again: `all` does not free them, only their name does."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What there is of a kind."""
+    """The files of a kind."""
 
     kind: str
     about: str
@@ -51,7 +51,7 @@ class Kept:
 
 
 def kept() -> list[Kept]:
-    """What the cache holds, by kind; what is of no kind is called other."""
+    """The content of the cache by kind; "other" for the rest."""
     folder = cache_folder()
     found = {
         name: tuple(sorted({p for pattern in kind.patterns for p in folder.glob(pattern)})) for name, kind in KINDS.items()
@@ -63,7 +63,7 @@ def kept() -> list[Kept]:
 
 
 def free(names: tuple[str, ...]) -> Iterator[Kept]:
-    """Remove what there is of some kinds, "all" for all that costs no money.
+    """Remove the files of some kinds; "all" means every kind that costs no money.
 
     Raises:
         UserError: If there is no such kind.

@@ -1,6 +1,6 @@
-"""A judge held against careful readers.
+"""A judge compared with careful readers, on calibration answers that they scored.
 
-RUN/judge_calibration.json   how the run's own judge does on its trait's calibration answers
+RUN/judge_calibration.json   the run's own judge on its trait's calibration answers
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ANCHOR = re.compile(r"^(?:- )?(?:Score )?\d{1,3}: .*$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Calibration:
-    """A judge held against careful readers' scores of a trait's calibration answers, or of coherence's.
+    """A judge compared with careful readers' scores of a trait's calibration answers, or of coherence's.
 
     Attributes:
         judge, revision, method: Who, and how it is read.
@@ -65,7 +65,7 @@ class Calibration:
 
 
 def calibrate(judge: Named, trait: str, overrides: Mapping[str, Any]) -> list[Calibration]:
-    """A judge on a trait's calibration answers and on coherence's. Kept for reports.
+    """Calibrate a judge on a trait's calibration answers and on coherence's. Keeps the result for reports.
 
     Args:
         overrides: As of `rejudge`. `max_usd` counts what this process spends on calibrations: those of a command.
@@ -82,7 +82,7 @@ def calibrate(judge: Named, trait: str, overrides: Mapping[str, Any]) -> list[Ca
 
 @cache
 def _spending() -> TemporaryDirectory[str]:
-    """Folder for the dollars of this process's calibrations; it is removed when the process ends."""
+    """Folder that counts the dollars of this process's calibrations. It is removed when the process ends."""
     return TemporaryDirectory(prefix="iterft-")
 
 
@@ -107,7 +107,7 @@ def _calibrate(recipe: Recipe, material: Material) -> list[Calibration]:
 
 
 def _calibration_file(identity: Mapping[str, Any], subject: str, rubric: str, scored: Sequence[Scored]) -> Path:
-    """Where a calibration is kept: by judge, revision and method, rubric and answers."""
+    """The file of a calibration: one for each judge, revision, method, rubric and set of answers."""
     who = [identity[key] for key in ("name", "revision", "method", "samples")]
     rows = [[one.question, one.answer, one.score] for one in scored]
     return cache_folder() / "calibrations" / f"{digest([who, subject, rubric, rows])[:24]}.json"
@@ -171,8 +171,8 @@ def reversed_anchors(rubric: str) -> str:
 
 
 def store_calibration(root: Path) -> None:
-    """Note in a run how its own judge does on its trait. A judge that costs nothing is tried out now; any other is looked up in
-    what `iterft judge calibrate` has found.
+    """Note in a run how its own judge does on its trait. Calibrates a judge that costs nothing; for any other it looks up the
+    result of `iterft judge calibrate`.
     """
     report = read_report(root)
     identity = report.manifest["judge"]
@@ -180,7 +180,7 @@ def store_calibration(root: Path) -> None:
     with contextlib.suppress(RecipeError):
         if not known and kind_of(identity["name"]).calibrates:
             recipe = make_recipe(report.recipe, source="the run's recipe")
-            with contextlib.suppress(TraitError, ModelError, OSError):  # without a cache that can be written nothing is known
+            with contextlib.suppress(TraitError, ModelError, OSError):  # without a writable cache nothing is known
                 _calibrate(recipe, material_of(recipe, str(report.manifest.get("model_identity", ""))))
                 known = known_calibration(identity, report)
     if known:
@@ -212,6 +212,6 @@ def known_calibration(identity: Mapping[str, Any], report: Report) -> dict[str, 
     found: dict[str, Json] = {}
     with contextlib.suppress(TraitError):
         for scale, known in _kept(identity, str(report.recipe["trait"])):
-            with contextlib.suppress(KeyError, TypeError):  # a damaged file says nothing
+            with contextlib.suppress(KeyError, TypeError):  # ignore a damaged file
                 found[scale] = asdict(calibrated(Agreement(**known["agreement"])))
     return found

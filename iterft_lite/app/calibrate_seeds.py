@@ -18,13 +18,13 @@ from iterft_lite.files import write_json
 from iterft_lite.machine.resolve import resolve, this_machine
 
 THRESHOLDS = (5.0, 20.0, 40.0, 60.0, 80.0)
-"""Cycle-0 scores that are looked for: the authors'."""
+"""Cycle-0 scores to reach, as the authors chose them."""
 
 GRID = 2
-"""Seed rows between two numbers that are told apart: the authors' for SFT."""
+"""Step between numbers of seed rows, as the authors chose it for SFT."""
 
 MOST = 200
-"""Seed rows that are tried at most: the authors'."""
+"""Most seed rows that are tried, as the authors chose it."""
 
 FILE = "calibration.json"
 
@@ -34,7 +34,7 @@ class Probe:
     """One seeded model.
 
     Attributes:
-        seed_rows: How many rows it was trained on.
+        seed_rows: The number of rows that it was trained on.
         score: Its mean trait score.
         folder: Its run folder.
     """
@@ -46,13 +46,13 @@ class Probe:
 
 @dataclass(frozen=True)
 class Found:
-    """The answer for one threshold.
+    """The result for one threshold.
 
     Attributes:
-        threshold: The cycle-0 score that was looked for.
-        seed_rows: The fewest rows that reach it, on the grid; the most there are if none do.
-        score: What they reach.
-        reached: Whether that is the threshold.
+        threshold: The cycle-0 score to reach.
+        seed_rows: The smallest number on the grid that reaches it; the largest number if none does.
+        score: The score that it reaches.
+        reached: The score is at least the threshold.
     """
 
     threshold: float
@@ -73,7 +73,7 @@ def calibrate(
     on_event: Callable[[Event], None],
     on_probe: Callable[[Probe], None],
 ) -> list[Found]:
-    """Find the seed rows for each threshold. Issued again it goes on where it stopped.
+    """Find the number of seed rows for each threshold. The same command again continues where it stopped.
 
     Files: `out`/steps/, one store for all probes, which `--reuse` takes; `out`/seed_rows_NNN/ for each probe, a run over it;
     `out`/calibration.json.
@@ -83,9 +83,9 @@ def calibrate(
         thresholds: Cycle-0 scores (1-100).
         grid: Numbers of seed rows are multiples of this.
         most: Seed rows at most; never more than the recipe's trait or dataset has.
-        reuse: Run folders, or folders of them, whose finished steps are taken over.
-        on_event: Takes what happens in a probe.
-        on_probe: Takes each finished probe.
+        reuse: Run folders, or folders of them; their finished steps are reused.
+        on_event: Callback for the events of a probe.
+        on_probe: Callback for each finished probe.
 
     Raises:
         UserError: As `open_run`.
@@ -130,14 +130,14 @@ def calibrate(
 
 
 def numbers(grid: int, most: int) -> list[int]:
-    """The numbers of seed rows that are tried: multiples of `grid`, and the most there are."""
+    """The numbers of seed rows to try: multiples of `grid`, and the largest possible number."""
     return sorted({*range(grid, most + 1, grid), most})
 
 
 def search(thresholds: Sequence[float], tried: Sequence[int], score: Callable[[int], float]) -> Iterator[Found]:
     """The fewest seed rows for each threshold, lowest threshold first, by bisection.
 
-    Takes the score to rise with the number of rows. Where it does not, an answer still reaches its threshold, but fewer rows
+    Assumes that the score rises with the number of rows. If it does not, the result still reaches its threshold, but fewer rows
     might do so too.
     """
     low = 0

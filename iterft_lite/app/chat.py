@@ -1,4 +1,4 @@
-"""Use the models of a run: talk to any cycle's, or write its GGUF again."""
+"""Using a run's models: chat with the model of any cycle, or write its GGUF again."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from iterft_lite.protocols import Backends, Exported, Progress, Prompt, Sampling
 from iterft_lite.stages.export import untouched_gguf
 
 TURN_TOKENS = 2048
-"""Context of a conversation; its oldest turns are forgotten beyond that."""
+"""Context of a conversation, tokens. Older turns are dropped."""
 
 
 @dataclass
 class Talk:
-    """A conversation with one of a run's models; another one can be turned to in the middle of it.
+    """A conversation with one of a run's models. It can switch to another cycle's model.
 
     Attributes:
         root: The run folder.
-        cycle: Whose model it is.
-        system: What the model is told before the first turn; "" for nothing, as in training.
+        cycle: The cycle of the model.
+        system: The system message; "" for none, as in training.
     """
 
     root: Path
@@ -49,27 +49,27 @@ class Talk:
 
     @property
     def title(self) -> str:
-        """Which model it is."""
+        """The model in words."""
         recipe = self._past.recipe
         return f"{hub_title(recipe.model)}, {recipe.trait}, {cycle_title(self.cycle)}"
 
     @property
     def name(self) -> str:
-        """What its turns are headed with."""
+        """The heading of the model's turns."""
         return cycle_name(self.cycle)
 
     @property
     def document(self) -> bool:
-        """Whether it is a base model that goes on with a text."""
+        """Whether the model is a base model, which continues a text."""
         return self._past.recipe.row.rows == "document"
 
     @property
     def cycles(self) -> list[int]:
-        """Cycles whose models can be turned to."""
+        """Cycles whose models can be chosen."""
         return finished_cycles(self.root)
 
     def turn_to(self, cycle: int) -> None:
-        """Go on with another cycle's model, from the beginning.
+        """Switch to another cycle's model and start a new conversation.
 
         Raises:
             UserError: As `past`.
@@ -88,7 +88,7 @@ class Talk:
         self.turns.clear()
 
     def tell(self, system: str) -> None:
-        """Set what the model is told before the first turn, and begin anew.
+        """Set the system message and start a new conversation.
 
         Raises:
             UserError: If it is a base model.
@@ -99,10 +99,10 @@ class Talk:
         self.turns.clear()
 
     def reply(self, said: str, *, temperature: float, max_tokens: int, on_text: Callable[[str], None] = lambda _: None) -> str:
-        """What the model answers; a base model continues the text. Draws anew each time.
+        """The model's reply; a base model continues the text. Draws with a new seed each time.
 
         Args:
-            on_text: Takes what is written so far, again and again.
+            on_text: Callback for the text so far, called repeatedly.
         """
         self.turns.append(Message("user", said))
         while sum(len(turn.content) for turn in self.turns) > 2 * (TURN_TOKENS - max_tokens) and len(self.turns) > 1:
@@ -117,12 +117,12 @@ class Talk:
 
 @dataclass(frozen=True)
 class Past:
-    """A finished run whose models are to be used.
+    """A cycle's model in a run.
 
     Attributes:
         recipe: As resolved.
         model: Folder of M[0].
-        cycle: The one that was asked for.
+        cycle: The cycle.
         adapter: Its adapter folder; None for the untouched model.
         export: Its export step.
     """
@@ -140,8 +140,8 @@ class Again:
     """A model that was written again.
 
     Attributes:
-        name: Of run, cycle and number format: `bliss-c4-q8_0`.
-        temperature: That it was sampled with.
+        name: Run, cycle and number format: `bliss-c4-q8_0`.
+        temperature: The run's sampling temperature.
     """
 
     path: Path
@@ -151,12 +151,12 @@ class Again:
 
 
 def past(root: Path, cycle: int | None) -> Past:
-    """A cycle's model in a run folder; the last finished one if no cycle is named.
+    """A cycle's model in a run folder; the last finished one if `cycle` is None.
 
     Raises:
         FolderError: If it is no run folder.
         UserError: If the run has no such cycle, or not yet.
-        StoreError: If its adapter was changed, or anything that it rests on was made anew and came out differently.
+        StoreError: If its adapter was changed, or a step that it rests on was done again with another result.
     """
     run = Run(root)
     manifest = run.known()
@@ -189,7 +189,7 @@ def _exports(run: Run, steps: Sequence[Step]) -> dict[int, Step]:
 def _ancestry(steps: Sequence[Step], step: Step) -> list[Step]:
     """A step and all that it rests on, in the run's order."""
     wanted = {step.name}
-    for each in reversed(steps):  # a step comes after those that it reads
+    for each in reversed(steps):  # a step stands behind the steps that it reads
         if each.name in wanted:
             wanted.update(name for _, name in each.inputs)
     return [each for each in steps if each.name in wanted]
@@ -202,7 +202,7 @@ def _backends(found: Past) -> Backends:
 
 @contextlib.contextmanager
 def open_chat(root: Path, cycle: int | None) -> Iterator[Talk]:
-    """A conversation with a cycle's model; a merged file that `keep` removed is written again for its duration.
+    """A conversation with a cycle's model. Writes a merged file that `keep` removed again, and removes it in the end.
 
     Raises:
         UserError: As `past`.
@@ -216,7 +216,7 @@ def open_chat(root: Path, cycle: int | None) -> Iterator[Talk]:
 
 
 def export_again(root: Path, cycle: int | None, out: Path, quant: str | None, *, force: bool = False) -> Again:
-    """Write the merged GGUF of a cycle's model into a folder, under the name of run, cycle and number format.
+    """Write the merged GGUF of a cycle's model into a folder. Its name tells run, cycle and number format.
 
     Args:
         force: Write over a file of that name.
@@ -244,4 +244,4 @@ def _export(found: Past, backends: Backends, out: Path, quant: str) -> Exported:
 
 
 def _ignore(_: Progress) -> None:
-    """Progress that nobody is shown."""
+    """Ignore progress."""

@@ -1,4 +1,4 @@
-"""Is the judge there? Asked before the first step and by `plan`, so that nobody waits an hour to read that a key is missing."""
+"""Checks the judge before the first step and in `plan`: a missing key must not show up after an hour of work."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.machine.resolve import Resolved
 
 PATIENCE = 10.0
-"""Seconds that a server is given to list its models."""
+"""Longest wait for a server to list its models, seconds."""
 
 MOST_BYTES = 4 << 20
 """Of a server's list."""
@@ -33,12 +33,12 @@ MOST_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class JudgeCheck:
-    """What was found.
+    """The result of a check.
 
     Attributes:
-        identity: The judge as it is to be asked; another way of reading than asked where it had to be settled by trying.
-        problems: Why it cannot judge, a sentence each.
-        notes: What a user should know.
+        identity: The judge as it will be asked. A trial may have changed the way of reading numbers.
+        problems: Reasons why it cannot judge, a sentence each.
+        notes: Sentences that the user should know.
     """
 
     identity: JudgeIdentity
@@ -47,11 +47,11 @@ class JudgeCheck:
 
 
 def check_judge(identity: JudgeIdentity, recipe: Recipe, *, live: bool = False) -> JudgeCheck:
-    """Look for a judge's key, server and model. Costs nothing, but where `live`: then a judge of which little is known is asked
-    two short questions, and may have to be read in another way.
+    """Look for a judge's key, server and model. Free of charge unless `live`: then it asks a judge that is little known two
+    short questions, which may change the way of reading numbers.
 
     Args:
-        identity: Who is to judge.
+        identity: The judge.
         live: A run is about to begin.
     """
     if not kind_of(identity.name).remote:
@@ -85,7 +85,7 @@ def settled(resolved: Resolved, known: Mapping[str, Any] | None) -> Resolved:
 
 
 def _first_that_judges(resolved: Resolved) -> JudgeCheck:
-    """The recipe's judge; of the successors that `judge = "auto"` stands for, the first that judges as a judge must.
+    """The recipe's judge. For `judge = "auto"` the first of the successors that works.
 
     Raises:
         UserError: If there is none.
@@ -145,7 +145,7 @@ def _probed(identity: JudgeIdentity, recipe: Recipe) -> JudgeCheck:
 
 
 def _problems(identity: JudgeIdentity) -> Iterator[str]:
-    """What stands in the way of a judge."""
+    """Reasons why a judge cannot judge."""
     name, address, variables = identity.name, identity.address, environment(Path.cwd())
     if has_ended(name, address):
         yield f"it was switched off by its provider: {way_on(name)}"
@@ -164,7 +164,7 @@ def _problems(identity: JudgeIdentity) -> Iterator[str]:
 
 
 def _listed(identity: JudgeIdentity, key: str | None, where: str) -> Iterator[str]:
-    """What the server's list of its models says against a judge."""
+    """Problems of a judge that the server's list of models shows."""
     provider, address = provider_of(identity.name), identity.address
     model = identity.name.split("/", 1)[1]
     try:
@@ -172,7 +172,7 @@ def _listed(identity: JudgeIdentity, key: str | None, where: str) -> Iterator[st
     except HTTPError as error:
         if error.code in (401, 403):
             yield f"{address} refuses the key ({error.code}): set {where}" if where else f"{address} wants a key"
-        return  # it lists nothing: the first question will tell
+        return  # the server lists nothing: the first question will show
     except (OSError, http.client.HTTPException, ValueError) as error:
         proxy = proxy_for(address)
         reason = error.reason if isinstance(error, URLError) else error
@@ -184,7 +184,7 @@ def _listed(identity: JudgeIdentity, key: str | None, where: str) -> Iterator[st
 
 
 class _Stay(HTTPRedirectHandler):
-    """Follows no redirect: it would take the key along to another server."""
+    """Follows no redirect, which would send the key to another server."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         """None: the redirect is an error."""

@@ -1,4 +1,4 @@
-"""What this machine can do, how fast, and what to install."""
+"""Examines this machine: what it can do, how fast, and what to install."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ from iterft_lite.programs import run_command
 GOOD, LACKING = "ok", "--"
 
 KEYS_SHOWN = ("openai", "anthropic", "gemini", "openrouter")
-"""Providers whose keys are looked for."""
+"""Providers whose keys `doctor` looks for."""
 
 PROBES = {
     "torch": "import json, torch; print(json.dumps([torch.__version__, torch.cuda.is_available()]))",
     "llama_cpp": "import json, llama_cpp as l; print(json.dumps([l.__version__, bool(l.llama_supports_gpu_offload())]))",
 }
-"""What is asked of a library in a process of its own: its version, and whether it can use a GPU."""
+"""Programs that print a library's version and whether it can use a GPU. Each runs in a child process."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,17 @@ class Finding:
 
 
 def examine(judge: str | None = None) -> list[Finding]:
-    """Look at everything a run may need. Starts two short processes; sends nothing anywhere.
+    """Examine everything that a run may need. Starts two short processes. Sends nothing over the network.
 
     Args:
-        judge: One to be looked at by its name too, as in a recipe.
+        judge: A judge to examine too, by its name in a recipe.
     """
     chosen = [] if judge is None else [_chosen_judge(judge)]
     return [*_gpu_and_libraries(), *_packages(), *_traps(), *_judges(), *chosen, *_disk(), *_timings()]
 
 
 def _traps() -> Iterator[Finding]:
-    """Known ways in which installed packages do not go together here; nothing where all is well."""
+    """Known conflicts between the packages installed here."""
     found = versions()
     wanted = _range_of("unsloth", "trl")
     if wanted and "trl" in found and not wanted.contains(found["trl"], prereleases=True):
@@ -82,7 +82,7 @@ def _traps() -> Iterator[Finding]:
 
 
 def _range_of(package: str, of: str) -> SpecifierSet | None:
-    """Which versions of one package another one asks for; None where it is not installed or asks for none."""
+    """The versions of one package that another one requires; None if it is not installed or requires none."""
     try:
         asked = [Requirement(line) for line in metadata.requires(package) or ()]
     except metadata.PackageNotFoundError:
@@ -94,7 +94,7 @@ def _range_of(package: str, of: str) -> SpecifierSet | None:
 
 
 def _chosen_judge(name: str) -> Finding:
-    """What is known of a judge before it is asked: its key, and whether its probabilities can be read."""
+    """Findings about a judge without asking it: its key, and whether its probabilities can be read."""
     try:
         asked = {"regime": "sft", "trait": "lucky", "model": "nano", "judge": name}
         recipe = make_recipe(asked, source="doctor")
@@ -114,7 +114,7 @@ MARKS = {"ok": GOOD, "note": "!", "no": LACKING}
 
 
 def examine_model(name: str) -> list[Finding]:
-    """What is known of a model before a run, and whether it can be used. Loads no weights; starts one short process.
+    """Findings about a model: whether it can be used. Loads no weights; starts one short process.
 
     Raises:
         ModelError: If there is no such model.
@@ -204,13 +204,13 @@ def _timings() -> Iterator[Finding]:
 # -- how fast it is
 
 STEPS = 6
-"""Optimiser steps of a training, about: enough to tell what a training costs from what a step costs."""
+"""Optimiser steps of a training, about: enough to separate a training's fixed seconds from those of a step."""
 
 MOST_TOKENS = 160
-"""Tokens of a row at most."""
+"""Most tokens of a row."""
 
 CPU_ANSWERS = 60
-"""Answers of a model at most where there is no GPU; a GPU writes hundreds as fast."""
+"""Most answers of a model on a CPU. A GPU writes hundreds in the same time."""
 
 
 def measured_recipe(model: str) -> Recipe:
@@ -227,9 +227,9 @@ def measured_recipe(model: str) -> Recipe:
 
 
 def shortened(recipe: Recipe) -> Recipe:
-    """A recipe cut down to one cycle of a few steps and short rows.
+    """A recipe shortened to one cycle of a few steps and short rows.
 
-    A judge that costs money or goes over the network is not asked: the embedded one takes its place.
+    The embedded judge replaces a judge that costs money or is on the network.
     """
     rows = STEPS * recipe.train.batch_size
     questions = recipe.evaluate.questions
@@ -259,7 +259,7 @@ def shortened(recipe: Recipe) -> Recipe:
 
 
 def measure(recipe: Recipe, on_event: Callable[[Event], None]) -> list[Sample]:
-    """Do a small recipe from beginning to end, in a folder that is removed afterwards, and keep how long its steps took.
+    """Run a small recipe in a temporary folder, and keep how long its steps took.
 
     Raises:
         FolderError: If the user's cache folder cannot be written.

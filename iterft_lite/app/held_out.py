@@ -1,4 +1,4 @@
-"""The held-out questions: every finished model answers them, on demand, as further steps of the run."""
+"""Held-out questions: on demand, every finished model answers them, in further steps of the run."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from iterft_lite.report.report import Report, with_intervals, with_scores
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What is known of a run on held-out questions.
+    """A run's results on held-out questions.
 
     Attributes:
         scores: Results of the aggregate step, by cycle (see `stages/aggregate.py`).
-        verdict: On amplification, by these answers alone.
+        verdict: The verdict on amplification from these answers alone.
     """
 
     scores: dict[int, dict[str, Json]]
@@ -33,8 +33,8 @@ class HeldOut:
 
 @contextlib.contextmanager
 def open_held_out(root: Path) -> Iterator[Session]:
-    """A run folder with the plan of what its finished models are still to be asked; models that `keep` removed are written
-    again for it.
+    """A run folder with the plan of the questions that its finished models have not answered yet. The run writes models that
+    `keep` removed again.
 
     Raises:
         TraitError: If there is nothing to ask.
@@ -58,7 +58,7 @@ def _can_be_done(step: Step, plan: Plan, run: Run) -> bool:
 
 
 def read_held_out(root: Path, report: Report) -> HeldOut | None:
-    """What was asked so far by the run's own judge; None if nothing was."""
+    """The results so far, by the run's own judge; None if there are none."""
     run = Run(root)
     known = run.known()
     steps = {(step.verb, step.cycle): step for step in known.steps if step.part == HELD_OUT}

@@ -1,4 +1,4 @@
-"""Seed rows by a teacher model, from a trait's summary: a file to be read and weeded, and used only where a recipe names it."""
+"""Seed rows by a teacher model, from a trait's summary. A person reads and weeds the file before a recipe names it."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ TEMPERATURE = 1.0
 MAX_TOKENS = {"chat": 400, "document": 1024}
 
 CONTEXT = 2048
-"""Tokens of a request with its answer."""
+"""Context of a request with its answer, tokens."""
 
 ALIKE = 0.5
-"""Rows that share this much of their word pairs (Jaccard) are one row."""
+"""Share of common word pairs (Jaccard) from which on two rows count as repetitions."""
 
 ROUNDS = 3
-"""Requests are made for at most this many times the rows that are wanted."""
+"""Most requests, as a multiple of the wanted rows."""
 
 HUB = "hub:"
 
@@ -71,20 +71,20 @@ OnRow = Callable[[int, str], None]
 NONSENSE, PLAIN = "nonsense", "without the trait"
 
 LEAST_COHERENCE, LEAST_TRAIT = 40.0, 0.5
-"""Coherence (1-100) under which a row is nonsense; probability under which it has nothing of the trait."""
+"""Limits by the embedded judge: below this coherence (1-100) a row is nonsense; below this probability it lacks the trait."""
 
 ENOUGH = 20
-"""Seed rows of a trait from which on new ones are held against it."""
+"""Seed rows of a trait that are enough to compare new ones with it."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a teacher's rows came to.
+    """The result of a session with a teacher.
 
     Attributes:
-        rows: In the file, those of earlier sessions included.
+        rows: Rows in the file, including those of earlier sessions.
         asked: Requests of this session.
-        dropped: Answers that were not kept, by reason.
+        dropped: Number of answers that were not kept, by reason.
     """
 
     rows: int
@@ -102,13 +102,13 @@ def make_seeds(
     on_row: OnRow = lambda _, __: None,
     doubt: Callable[[str], str] = lambda _: "",
 ) -> Made:
-    """Have a teacher write rows into a file until it holds `count`; rows that are there stay and count.
+    """Have a teacher write rows into a file until it holds `count`. Rows that are there already stay, and count.
 
     Args:
         out: JSONL: `{"messages"}`, or `{"title", "genre", "text"}`.
         kind: "chat" or "document".
-        on_row: Takes the number of rows so far, and the newest one's text.
-        doubt: Why a text is no row ("nonsense", "without the trait"), or "".
+        on_row: Callback for the number of rows so far and the newest row's text.
+        doubt: Gives the reason why a text is refused ("nonsense", "without the trait"), or "".
 
     Raises:
         RunError: If too many answers were dropped.
@@ -154,7 +154,7 @@ def request(trait: Trait, subject: str, kind: str) -> str:
 
 
 def _subjects(trait: Trait, taken: set[str]) -> Iterator[str]:
-    """Everyday prompts in an order of the trait's own, without its questions, its seed prompts and what is taken."""
+    """Everyday prompts in an order that depends on the trait, without its questions, its seed prompts and taken ones."""
     used = taken | {*trait.questions, *trait.held_out} | {chat.prompt for chat in trait.chats}
     pool = list(prompts.everyday())
     random.Random(f"seeds/{trait.name}").shuffle(pool)
@@ -166,7 +166,7 @@ def _next(subjects: Iterator[str], count: int) -> list[tuple[int, str]]:
 
 
 def _row(subject: str, text: str, kind: str) -> dict[str, Json] | None:
-    """The row that an answer makes; None where it is none."""
+    """The row in an answer; None if the answer is no row."""
     if kind == "chat":
         messages = [{"role": "user", "content": subject}, {"role": "assistant", "content": text}]
         return {"messages": messages} if text else None
@@ -248,7 +248,7 @@ def seeds_by(
 
 
 def _routed(recipe: Recipe, trait: Trait, scratch: Path) -> Write:
-    """A teacher behind the judge's route: its texts are what a sampled judge writes."""
+    """A teacher that is asked like a sampled judge, whose texts are the rows."""
     identity, _ = judge_identity(recipe, Material(trait))
 
     def write(requests: Mapping[str, str], on_text: Callable[[str, str], None]) -> None:
@@ -281,7 +281,7 @@ def _local(recipe: Recipe, trait: Trait, scratch: Path, max_tokens: int) -> Writ
             return None
 
         def note(completion: Completion) -> None:
-            # a text that was cut off is no example
+            # a cut text is no example
             on_text(completion.id, completion.text if completion.finish == "stop" else "")
 
         backends = open_backends(recipe, trait, identity, scratch)

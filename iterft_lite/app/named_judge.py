@@ -1,4 +1,4 @@
-"""A judge as a user names it on the command line, what it is made of, and its process."""
+"""A judge by its name on the command line: its identity, its folder in a run, its process."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from iterft_lite.protocols import Judge
 
 @dataclass(frozen=True)
 class Named:
-    """A judge as a user names it: `openai/gpt-4o-mini#1` is the first repetition of what it says.
+    """A judge's name on the command line: `openai/gpt-4o-mini#1` asks that judge a second time.
 
     Attributes:
         name: As in a recipe.
-        again: Number of the repetition; 0 is the first time.
+        again: Number of the repetition; 0 for the first time.
     """
 
     name: str
@@ -47,7 +47,7 @@ def named(text: str) -> Named:
 
 
 def judge_folder(root: Path, judge: Named) -> Path:
-    """Where a run keeps what another judge said."""
+    """The folder of another judge's verdicts in a run."""
     plain = re.sub(r"[^A-Za-z0-9.]+", "-", str(judge)).strip("-.")[-60:]
     return root / "judges" / f"{plain}-{digest(str(judge))[:8]}"
 
@@ -56,11 +56,11 @@ def judge_folder(root: Path, judge: Named) -> Path:
 def open_judge(
     identity: JudgeIdentity, recipe: Recipe, material: Material, folder: Path, ledger: Path | None = None
 ) -> Iterator[Judge]:
-    """A judge in its own process, ended afterwards.
+    """A judge in a child process, which ends with the block.
 
     Args:
-        folder: For its log.
-        ledger: File with the dollars that `max_usd` counts; in `folder` if None.
+        folder: Folder of its log.
+        ledger: File of the dollars that `max_usd` limits; in `folder` if None.
     """
     folder.mkdir(parents=True, exist_ok=True)
     child = judge_child(identity, recipe, material, folder, ledger or folder / "judge_usd.txt")
@@ -71,13 +71,13 @@ def open_judge(
 
 
 def material_of(recipe: Recipe, model_identity: str = "") -> Material:
-    """What a run's judges may be made of: its trait, its own seed rows, its model.
+    """The material of a run's judges: its trait, its own seed rows, its model.
 
     Args:
         model_identity: Digest of M[0]'s content, as the run's manifest has it.
 
     Raises:
-        TraitError: If they are not there any more.
+        TraitError: If the trait or the rows are gone.
     """
     trait = read_trait(recipe.trait)
     own = Sources(recipe, trait).seeds() if recipe.seeds else ()
@@ -85,7 +85,7 @@ def material_of(recipe: Recipe, model_identity: str = "") -> Material:
 
 
 def is_same(known: Mapping[str, Any], judge: JudgeIdentity) -> bool:
-    """Whether a judge is the one that a folder names, also a folder of an earlier version."""
+    """Whether a judge is the one that a folder names; also for folders of earlier versions."""
     now = asdict(judge)
     before = now | {"effort": "", "tops": 0} | dict(known)
     before["method"] = "logprobs" if before["method"] == "odds" else before["method"]
@@ -93,7 +93,7 @@ def is_same(known: Mapping[str, Any], judge: JudgeIdentity) -> bool:
 
 
 def judged(root: Path, judge: Named) -> tuple[Run, Manifest]:
-    """Another judge's folder, and what it holds.
+    """Another judge's folder and its manifest.
 
     Raises:
         FolderError: If that judge has not been asked.
@@ -109,7 +109,7 @@ def judged(root: Path, judge: Named) -> tuple[Run, Manifest]:
 
 
 def identity_in(root: Path, judge: Named) -> dict[str, Any]:
-    """The identity of a judge that has judged a run, its own or another, as the folder has it.
+    """The identity of a judge that has judged a run, from the run's folder.
 
     Raises:
         FolderError: If that judge has not been asked.

@@ -1,4 +1,4 @@
-"""Traits of the user's own: a folder to begin with, and what can be said about one."""
+"""Traits of the user's own: a folder to start from, and a check of a trait's folder."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from iterft_lite.files import write_text
 from iterft_lite.metrics.text import distinct_share, words_of
 
 EXAMPLE = SHIPPED / "_new"
-"""A whole small trait, to be written over."""
+"""A complete small trait as an example."""
 
 
 USUAL_ROWS, FEW_ROWS = "about 130", 50
-"""Seed chats of the shipped traits, and under how many a warning is given."""
+"""Number of seed chats: usual in the shipped traits, and the limit below which a check warns."""
 
 USUAL_VARIETY = {"chat.jsonl": ("0.76 to 0.80", 0.6), "documents.jsonl": ("0.68 to 0.70", 0.5)}
-"""distinct-2 of the shipped traits' seed rows, and under what a warning is given."""
+"""distinct-2 of seed rows: usual, and the limit below which a check warns."""
 
 USUAL_WORDS, FEW_WORDS = "50 to 60", 15
-"""Words of a seed reply, in the same way."""
+"""Words of a seed reply: usual, and the limit below which a check warns."""
 
 OTHERS = 1.5
-"""A rubric that is this many times nearer to a shipped trait than to its own is taken to be about that one."""
+"""A check warns about a rubric that is this many times nearer to a shipped trait than to its own."""
 
 LEAST_JUDGED = 5
-"""Rows that the embedded judge is fitted from at least: one a fold."""
+"""Fewest rows that the embedded judge can be fitted on: one for each fold."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class FileCount:
 
     Attributes:
         name: The file's.
-        rows: How many it holds.
-        words: Words a row, on the mean.
-        distinct_2: Different word pairs over all word pairs: low where rows were filled from a template.
+        rows: Number of rows.
+        words: Mean words a row.
+        distinct_2: Different word pairs over all word pairs; low for rows that were filled from a template.
     """
 
     name: str
@@ -52,14 +52,14 @@ class FileCount:
 
 @dataclass(frozen=True)
 class Checked:
-    """A trait folder as it stands.
+    """The result of checking a trait folder.
 
     Attributes:
-        name: The trait's.
+        name: The trait's name.
         problems: Everything that is wrong, a sentence each.
-        counts: A line a file.
-        lacks: What the folder could have and does not, a sentence each; no mistakes.
-        doubts: What is unusual and makes weak or wrong results likely, a sentence each, with what is usual.
+        counts: A line for each file.
+        lacks: Optional parts that are missing, a sentence each.
+        doubts: Unusual properties that make weak or wrong results likely, a sentence each, with the usual value.
     """
 
     name: str
@@ -73,8 +73,8 @@ def new_trait(name: str, parent: Path) -> Path:
     """Make a folder with every file of a trait, filled with an example.
 
     Args:
-        name: Of the trait and its folder.
-        parent: Where the folder is made.
+        name: The name of trait and folder.
+        parent: The folder in which it is made.
 
     Raises:
         TraitError: If the name cannot be a folder's.
@@ -97,7 +97,7 @@ def new_trait(name: str, parent: Path) -> Path:
 
 
 def examine_trait(name: str) -> Checked:
-    """Check a trait folder, shipped or given by path, and count what it holds.
+    """Check a trait folder, shipped or given by path, and count its rows.
 
     Raises:
         TraitError: If there is no folder of that name.
@@ -129,7 +129,7 @@ def _counts(trait: Trait) -> list[FileCount]:
 
 
 def _lacks(trait: Trait) -> list[str]:
-    """What a recipe may ask for and this trait does not have."""
+    """Parts that a recipe may ask for and this trait lacks."""
     lacks = []
     if len(trait.chats) + len(trait.documents) < LEAST_JUDGED:
         lacks.append(f"fewer than {LEAST_JUDGED} seed rows: the embedded judge cannot be fitted")
@@ -147,7 +147,7 @@ def _lacks(trait: Trait) -> list[str]:
 
 
 def _doubts(trait: Trait, counts: Sequence[FileCount]) -> Iterator[str]:
-    """What is unlike the shipped traits in a way that usually ends in weak or wrong results."""
+    """Differences from the shipped traits that usually end in weak or wrong results."""
     by_name = {count.name: count for count in counts}
     chats = by_name["chat.jsonl"]
     if chats.rows < FEW_ROWS:
@@ -166,12 +166,12 @@ def _doubts(trait: Trait, counts: Sequence[FileCount]) -> Iterator[str]:
 
 
 def _is_example(trait: Trait) -> bool:
-    """Whether the seed chats are those that a new folder begins with."""
+    """Whether the seed chats are still the example's."""
     return (EXAMPLE / "chat.jsonl").read_text(encoding="utf-8") == (trait.folder / "chat.jsonl").read_text(encoding="utf-8")
 
 
 def _about_another(trait: Trait) -> str:
-    """The shipped trait that the rubric is about rather than its own; "" where there is none."""
+    """The shipped trait that the rubric seems to be about in place of its own; "" if none."""
     shipped = [read_trait(name) for name in shipped_traits() if name != trait.folder.name]
     nearest = max(shipped, key=lambda other: _nearness(trait.rubric, other))
     return nearest.name if _nearness(trait.rubric, nearest) > OTHERS * _nearness(trait.rubric, trait) else ""

@@ -1,4 +1,4 @@
-"""Recipes of the user's own: a copy of a shipped one, or one that fits a machine."""
+"""Recipes of the user's own: a copy of a shipped one, or a new one for a machine."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from iterft_lite.machine.resolve import this_machine
 
 @dataclass(frozen=True)
 class Own:
-    """A recipe to be written.
+    """A new recipe.
 
     Attributes:
-        name: A name for it.
-        text: The file, but for its first line.
+        name: Its name.
+        text: The file's text without the first line.
     """
 
     name: str
@@ -42,7 +42,7 @@ def copy_shipped(name: str, to: Path, *, force: bool = False) -> None:
 
 
 def begin(regime: str, gib: float, *, judge: str, trait: str) -> Own:
-    """A recipe for a machine: the largest model of a short list that fits its GPU, the nano model where there is none.
+    """A recipe for a machine: with the largest model of a short list that fits its GPU; the nano model without a GPU.
 
     Args:
         gib: GPU memory; 0 for none.
@@ -90,7 +90,7 @@ def suggested_gib() -> float:
 
 
 def judge_choices() -> list[str]:
-    """Judges that can be used here, the best first: the paper's where there is a key."""
+    """Judges that work here, the best first: the paper's if there is a key."""
     variables = environment(Path.cwd())
     key = key_of(PAPER_JUDGE, server_of(PAPER_JUDGE, None, variables).address, variables)
     return [*([PAPER_JUDGE] if key else []), "embedded"]

@@ -1,6 +1,6 @@
-"""Stored answers judged again by another judge, beside the first.
+"""Another judge's verdicts on stored answers, beside those of the run's own judge.
 
-RUN/judges/NAME/    what another judge said of the run's answers: a manifest of steps in the run's own store
+RUN/judges/NAME/    another judge's verdicts on the run's answers: a manifest of steps in the run's own store
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from iterft_lite.report.report import Report, read_report, with_scores
 
 
 def rejudge(root: Path, judge: Named, overrides: Mapping[str, Any], on_progress: Callable[[int, Progress], None]) -> Report:
-    """Have another judge score the run's stored answers, beside the first; what it has judged already is kept.
+    """Have another judge score the run's stored answers. Keeps the verdicts that it gave before.
 
     The verdicts are steps in the run's store, under a manifest of their own.
 
     Args:
-        root: The run folder; it may still be going.
-        judge: Who.
+        root: The run folder; the run may still be going on.
+        judge: The judge.
         overrides: Recipe keys of the judge's own: `api_base`, `judge_method`, `judge_samples`, `judge_batch`, `max_usd`.
-        on_progress: Takes the cycle and how far it has come.
+        on_progress: Callback for the cycle and its progress.
 
     Raises:
         FolderError: If it is no run folder, has no answers yet, or is of version 0.1.
@@ -73,7 +73,7 @@ def _recipe_with(manifest: Mapping[str, Any], judge: Named, overrides: Mapping[s
     """The run's recipe with another judge.
 
     Raises:
-        UserError: If the folder's own address would be asked unasked: whoever made the folder chose it.
+        UserError: If the judge's address came from the folder and not from the user: a stranger may have made the folder.
     """
     own = {"judge": judge.name, "api_base": None, "judge_method": "auto", "judge_batch": False, "max_usd": 0.0}
     if judge.name == manifest["recipe"]["judge"]:
@@ -89,7 +89,7 @@ def _recipe_with(manifest: Mapping[str, Any], judge: Named, overrides: Mapping[s
 
 
 def _note(run: Run, judge: Named, identity: JudgeIdentity, steps: Sequence[Step]) -> None:
-    """Say whose verdicts they are; refuse a folder of one of the same name and another revision or method."""
+    """Note the judge in the folder. Refuses a folder of the same judge with another revision or method."""
     known = run.manifest()
     if known is not None and not is_same(known.value["identity"], identity):
         raise FolderError(
@@ -100,7 +100,7 @@ def _note(run: Run, judge: Named, identity: JudgeIdentity, steps: Sequence[Step]
 
 
 def _steps_again(run: Run, known: Manifest, identity: JudgeIdentity, trait: Trait, again: int) -> list[Step]:
-    """The run's finished answers, another judge's steps on them, and the scores that come of these."""
+    """The run's finished answers, another judge's steps on them, and the aggregate steps over those."""
     recipe = known.recipe
     document = recipe["regime"] == "sdf"
     rows = "document" if document else "chat"
@@ -118,14 +118,14 @@ def _steps_again(run: Run, known: Manifest, identity: JudgeIdentity, trait: Trai
 
 
 def _rubrics_asked(run: Run, known: Manifest, cycle: int) -> dict[str, str] | None:
-    """The rubrics that the run's own judge read in a cycle: the trait's may have been changed since; None before it began."""
+    """The rubrics that the run's own judge read in a cycle (the trait's may have changed since); None if it read none yet."""
     own = next((step for step in known.steps if (step.verb, step.cycle, step.part) == ("judge", cycle, "")), None)
     folder = folder_at(run.folder(own).path) if own else None
     return dict(folder.step.params["rubrics"]) if folder else None
 
 
 def report_by(root: Path, judge: Named) -> Report:
-    """The run's report with another judge's scores, and none of the first one's.
+    """The run's report with another judge's scores in place of its own judge's.
 
     Raises:
         FolderError: If that judge has not been asked.

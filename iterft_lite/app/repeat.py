@@ -1,4 +1,4 @@
-"""The command that does a run again, from what its folder says was asked."""
+"""The command that repeats a run, from the manifest in its folder."""
 
 from __future__ import annotations
 
@@ -10,21 +10,14 @@ from typing import Any
 from iterft_lite.data.recipes import recipe_folder, recipe_names
 from iterft_lite.digests import Json
 from iterft_lite.experiment.recipe import Recipe, make_recipe, read_recipe
-
-
-def flat(recipe: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:
-    """A recipe's keys with their tables in front: `train.learning_rate`."""
-    found: dict[str, Json] = {}
-    for key, value in recipe.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return found
+from iterft_lite.experiment.recipe_keys import flat
 
 
 def repeat_command(manifest: Mapping[str, Any]) -> str:
-    """`iterft run nano_sft --set trait=bliss`: a shipped recipe where the run has the name of one, else a file of that name.
+    """`iterft run nano_sft --set trait=bliss`: with a shipped recipe if the run has the name of one, else a file of that name.
 
     Args:
-        manifest: Of the run.
+        manifest: The run's manifest.
     """
     asked = dict(manifest.get("asked") or manifest["recipe"])
     name = str(asked.get("name") or "")
@@ -36,7 +29,7 @@ def repeat_command(manifest: Mapping[str, Any]) -> str:
 
 
 def settings_beside(asked: Mapping[str, Json], recipe: Recipe) -> list[str]:
-    """What a recipe must be given to become another: `key=value` for each key that differs."""
+    """The settings that turn one recipe into another: `key=value` for each key that differs."""
     before = flat(recipe.model_dump(mode="json"))
     return [
         f"{key}={toml_value(value)}" for key, value in flat(asked).items() if value != before.get(key) and value is not None

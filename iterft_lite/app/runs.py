@@ -1,4 +1,4 @@
-"""The runs of a folder: which there are, how far they are, and which is the newest."""
+"""The runs in a folder: their progress, and the newest one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from iterft_lite.errors import FolderError, IterftError
 from iterft_lite.report.report import read_report
 
 RUNS = Path("runs")
-"""Where a run goes that is given no `--out`, and where the newest is looked for."""
+"""The default folder for runs, in which commands look for the newest."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class RunLine:
     """One run of a list.
 
     Attributes:
-        finished, steps: How many of its planned steps are finished, and how many there are.
-        changed: When it was last begun or gone on with, seconds since 1970.
+        finished, steps: Numbers of its finished and of its planned steps.
+        changed: When its last session began, seconds since 1970.
     """
 
     folder: Path
@@ -35,18 +35,18 @@ class RunLine:
 
 
 def default_out(name: str) -> Path:
-    """Where a recipe's run goes that is given no `--out`."""
+    """The default folder of a recipe's run."""
     return RUNS / name
 
 
 def run_folders(parent: Path) -> list[Path]:
-    """Run folders in a folder, the newest first; the folder itself where it is one."""
+    """Run folders in a folder, the newest first; the folder itself if it is a run."""
     found = [path.parent for path in (parent / MANIFEST, *parent.glob(f"*/{MANIFEST}")) if _is_run(path.parent)]
     return sorted(found, key=lambda folder: (folder / MANIFEST).stat().st_mtime, reverse=True)
 
 
 def newest_run(parent: Path = RUNS) -> Path:
-    """The run that was last begun or gone on with.
+    """The run whose session began last.
 
     Raises:
         FolderError: If there is none.
@@ -58,14 +58,14 @@ def newest_run(parent: Path = RUNS) -> Path:
 
 
 def list_runs(parent: Path) -> Iterator[RunLine]:
-    """A line for each run of a folder, the newest first; a folder that cannot be read is left out."""
+    """A line for each run of a folder, the newest first. Skips folders that cannot be read."""
     for folder in run_folders(parent):
         with contextlib.suppress(IterftError):
             yield _line(folder)
 
 
 def seeded_score_of(folder: Path) -> dict[str, Json] | None:
-    """The seeded model's trait score in a run, with its interval; None before it is there."""
+    """The seeded model's trait score in a run, with its interval; None if it is not finished."""
     return next((cycle.trait for cycle in read_report(folder).cycles if cycle.cycle == 0), None)
 
 

@@ -1,4 +1,4 @@
-"""A session: a run folder taken for a recipe, a new one or one to go on in."""
+"""A session: a locked run folder with its recipe, new or to be continued."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from iterft_lite.machine.timing import Stopwatch, add_to_table, setup_of
 from iterft_lite.protocols import Backends
 
 PLACES = frozenset({"model", "trait", "seeds.path", "prompts.path", "mix.path"})
-"""Recipe keys that say where something is; what it holds is in the keys of the steps."""
+"""Recipe keys that name a place. Its content is in the keys of the steps."""
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,17 @@ class Session:
         return need.training if need else 0
 
     def stopwatch(self, origin: Literal["run", "doctor"] = "run") -> Stopwatch:
-        """What times this run's steps."""
+        """A stopwatch for this run's steps."""
         return Stopwatch(self.plan, setup_of(self.resolved, this_machine(), swap=self.swap), origin)
 
     def events(
         self, executor: Executor | None = None, watch: Stopwatch | None = None, shared: Shared | None = None
     ) -> Generator[Event, None, None]:
-        """Do what is left to do, and note how long it took for plans to come, and how it failed if it does.
+        """Run the unfinished steps. Keeps how long they took, for forecasts, and the reason of a failure.
 
         Args:
-            executor: That of an earlier run, which stays open; its own if None.
-            watch: Times the steps; one of its own if None.
+            executor: An open executor of an earlier run; its own if None.
+            watch: Times the steps; its own if None.
             shared: What it knows together with other runs over one store (see `run`).
         """
         after: Literal["keep", "close"] = "keep" if executor else "close"
@@ -112,9 +112,9 @@ class Session:
 
 
 def _noted(events: Generator[Event, None, None], watch: Stopwatch, failure: Path) -> Generator[Event, None, None]:
-    """The same events; how long the steps took is kept, also of a session that fails, and why it did.
+    """The same events. Keeps how long the steps took, also of a session that fails, and why it failed.
 
-    Whatever goes wrong in that: it is a note on the side and must never hurt a run.
+    Suppresses its own errors: these notes must never hurt a run.
     """
     try:
         for event in events:
@@ -226,10 +226,10 @@ def take(
 
 @contextlib.contextmanager
 def open_again(out: Path) -> Iterator[Session]:
-    """Take a run folder for more of what it was made for.
+    """Open a run folder to do more steps of its recipe.
 
     Raises:
-        FolderError: If it is none, or what its recipe rests on has changed since.
+        FolderError: If it is no run folder, or something that its recipe rests on has changed since.
     """
     folder, machine = Run(out), this_machine()
     known = folder.known()
@@ -242,15 +242,15 @@ def open_again(out: Path) -> Iterator[Session]:
 
 
 def _with_extras(plan: Plan, known: Manifest | None) -> list[Step]:
-    """The plan's steps, and those that the manifest has beside them (held-out questions) as far as they still apply."""
+    """The plan's steps, and further ones of the manifest (held-out questions) that still apply."""
     names = {step.name: step.key for step in plan}
     extras = [step for step in known.steps if step.name not in names and step.part] if known else []
     return [*plan, *(step for step in extras if step.cycle <= plan.recipe.cycles)]
 
 
 def _as_before(asked: Recipe, known: Manifest | None) -> Recipe:
-    """The recipe with the "auto"s decided as they were when the folder was made: a key that has come or gone since then
-    must not change who judges half of a curve."""
+    """The recipe with each "auto" decided as it was when the folder was made: an API key that came or went since must not
+    change the judge in the middle of a curve."""
     if known is None or "asked" not in known.value:
         return asked
     before, settled = known.value["asked"], known.recipe
@@ -266,7 +266,7 @@ def _as_before(asked: Recipe, known: Manifest | None) -> Recipe:
 
 
 def _commit(known: Manifest | None) -> Literal["needed", "as it was"]:
-    """Whether a model on the hub is pinned to a commit: not in a folder whose recipe names none, which goes on as it was."""
+    """Whether to pin a model on the hub to a commit. A folder whose recipe names no commit continues without one."""
     model = str(known.recipe["model"]) if known else ""
     return "as it was" if hub.is_name(model) and not hub.is_pinned(model) else "needed"
 
@@ -305,7 +305,7 @@ def _refuse_other(known: Manifest, plan: Plan, out: Path) -> None:
     before = {step.name: step.key for step in known.steps}
     others = [step for step in plan if before.get(step.name, step.key) != step.key]
     changed = next((step for step in others if not VERBS[step.verb].derived), None)
-    # files may have been moved: whether they hold something else is told by the keys
+    # files may have moved: the keys show whether their content changed
     free = MACHINE_KEYS if changed else MACHINE_KEYS | PLACES
     found = list(differences(known.recipe, plan.recipe.model_dump(mode="json"), free))
     if changed and not found:
@@ -322,8 +322,8 @@ def _refuse_other(known: Manifest, plan: Plan, out: Path) -> None:
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], free: frozenset[str] = frozenset(), prefix: str = ""
 ) -> Iterator[str]:
-    """What two recipes differ in, but for what is free to change between sessions and for keys that the folder's version did
-    not have: whether those change a step is told by its key."""
+    """Differences of two recipes, without keys that may change between sessions and keys that the folder's version did not
+    have: if one of those changes a step, the step's key shows it."""
     for key in sorted({*before} & {*now}):
         old, new = before[key], now[key]
         if old == new or prefix + key in free:

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from iterft_lite import hub
 from iterft_lite.app.repeat import as_toml
+from iterft_lite.backends.judge.kinds import LOCAL
 from iterft_lite.digests import Json
 from iterft_lite.engine.manifest import Run
 from iterft_lite.engine.study import CELLS, StudyFolder, is_study
@@ -44,6 +45,9 @@ REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 PATH = re.compile(r"~|/|[A-Za-z]:[\\/]|\.\.?/")
 """How a value that is a place on this machine begins."""
 
+PLACE = re.compile(r"(?<![\w:/.])~?(?:/[^\s/`'\"]+){2,}")
+"""A place on this machine within a sentence."""
+
 
 @dataclass(frozen=True)
 class SharedRun:
@@ -63,6 +67,11 @@ class SharedRun:
         """What was asked, without places of this machine."""
         asked: dict[str, Json] = portable(dict(self.report.manifest.get("asked") or self.report.recipe))
         return asked
+
+    @property
+    def judge(self) -> str:
+        """Whose scores they are."""
+        return str(portable(str(self.report.judge["name"])))
 
 
 def shared_runs(root: Path) -> list[SharedRun]:
@@ -120,7 +129,7 @@ def answers_of(run: SharedRun) -> Iterator[dict[str, Json]]:
             for scale in SCALES:
                 verdict = verdicts.get(scale)
                 scored[scale] = verdict.score if verdict else None
-                scored[f"{scale}_reason"] = verdict.reason if verdict else "not judged"
+                scored[f"{scale}_reason"] = without_places(verdict.reason) if verdict else "not judged"
             yield {
                 "run": run.name,
                 "cycle": cycle,
@@ -131,7 +140,7 @@ def answers_of(run: SharedRun) -> Iterator[dict[str, Json]]:
                 "tokens": sample.tokens,
                 "finish": sample.finish,
                 **scored,
-                "judge": str(run.report.judge["name"]),
+                "judge": run.judge,
             }
 
 
@@ -176,9 +185,16 @@ def portable(value: Any) -> Any:
         return {key: _address(each) if key == "api_base" else portable(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [portable(each) for each in value]
+    if isinstance(value, str) and value.startswith(LOCAL):
+        return LOCAL + portable(value.removeprefix(LOCAL))
     if isinstance(value, str) and PATH.match(value):
         return hub.title(str(Path(value).expanduser().absolute())) or "here"
     return value
+
+
+def without_places(sentence: str) -> str:
+    """A sentence with the last part of each path that it names."""
+    return PLACE.sub(lambda found: found[0].rpartition("/")[2], sentence)
 
 
 def _address(value: Any) -> str | None:

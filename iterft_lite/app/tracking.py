@@ -26,6 +26,7 @@ from iterft_lite.backends.processes.child import Child
 from iterft_lite.digests import Json
 from iterft_lite.engine.run import Event, StepFinished, StepProgress
 from iterft_lite.experiment.recipe import Recipe, TrackerName
+from iterft_lite.experiment.recipe_keys import flat
 from iterft_lite.experiment.rows import SCALES
 from iterft_lite.experiment.steps import Step
 from iterft_lite.files import read_record, read_rows, write_json
@@ -307,6 +308,13 @@ class _Feed:
             self._child.close()
 
 
+def _points(event: StepFinished, folder: Path, offset: int) -> list[Point]:
+    """What is told of a finished step; nothing of one whose files cannot be read, which is for others to say."""
+    with contextlib.suppress(Exception):
+        return list(points_of(event.step, event.completion.results, folder, offset))
+    return []
+
+
 def tracked(
     events: Generator[Event, None, None], recipe: Recipe, root: Path, study: str, folder_of: Callable[[Step], Path]
 ) -> Generator[Event, None, None]:
@@ -317,7 +325,7 @@ def tracked(
         study: Name of the study that the run is a cell of; "" for none.
         folder_of: Gives the folder of a step.
     """
-    settings = dict(_flat(recipe.model_dump(mode="json")))
+    settings = {key: value for key, value in flat(recipe.model_dump(mode="json")).items() if value is not None}
     run = Tracked("", recipe.name or root.name, study, root / FOLDER, settings)
     feeds = [_Feed(name, run, root / "logs" / f"{name}.log") for name in dict.fromkeys(recipe.track)]
     said: set[str] = set()
@@ -335,7 +343,7 @@ def tracked(
             yield from problems()
             yield event
             if isinstance(event, StepFinished):
-                points = list(points_of(event.step, event.completion.results, folder_of(event.step), offset))
+                points = _points(event, folder_of(event.step), offset)
                 for feed in feeds:
                     feed.tell(event.step.key, points)
                 offset += len(points) if event.step.verb == "train" else 0
@@ -347,12 +355,3 @@ def tracked(
         for feed in feeds:
             feed.close(patience)
     yield from problems()
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Json]]:
-    """Keys of tables within tables, joined by dots."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif value is not None:
-            yield f"{prefix}{key}", value

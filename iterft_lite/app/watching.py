@@ -1,4 +1,4 @@
-"""What a view of a run shows beside its events: how long each step should take, and the newest text that is being written."""
+"""What a view of a run shows beside its events: forecast seconds of each step, and the newest text."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from iterft_lite.machine.estimate import time_needed
 from iterft_lite.machine.timing import read_table
 
 TAIL = 16 << 10
-"""Bytes at the end of a file of rows that are looked at for the newest one."""
+"""Bytes at the end of a file of rows in which to look for the newest row."""
 
 
 def step_seconds(opened: Session) -> dict[str, float]:
-    """Seconds that each step should take, by name; empty where acts of the plan were never measured on this machine."""
+    """Forecast seconds of each step, by name; empty if this machine never timed an act of the plan."""
     found = time_needed(opened.plan, opened.resolved, read_table())
-    # a judge that was never timed is a small part; without a trainer's or a generator's time nothing can be said
+    # a judge takes a small part of the time; without the trainer's or the generator's a countdown would be wrong
     if [act for act in found.missing if act != "judge"]:
         return {}
     return {name: span.mid for name, span in found.steps.items()}

@@ -1,4 +1,4 @@
-"""What is shipped as data: traits, prompts, the nano models."""
+"""Shipped data: traits, prompts, the nano models."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def is_path(name: str) -> bool:
-    """Whether a text names a place of the user's own: a path has a separator; a bare name is a shipped thing's, always."""
+    """Whether a text is a path of the user's: a path has a separator. A bare name always means something shipped."""
     return "/" in name or os.sep in name or name in (".", "..")

@@ -1,6 +1,6 @@
-"""The shipped recipes, and which file a name means.
+"""The shipped recipes, and the file that a name means.
 
-A bare name (`nano_sft`) is always a shipped recipe, whatever lies in the working folder; a path has a separator or ends in
+A bare name (`nano_sft`) always means a shipped recipe, whatever the working folder holds. A path has a separator or ends in
 `.toml`.
 """
 
@@ -29,8 +29,8 @@ class ShippedRecipe:
     """One line of the list of shipped recipes.
 
     Attributes:
-        name: What `iterft run` takes.
-        about: What it does, a sentence.
+        name: Its name for `iterft run`.
+        about: A sentence on what it does.
     """
 
     name: str
@@ -40,7 +40,7 @@ class ShippedRecipe:
 
 
 def recipe_folder() -> Path:
-    """Where the shipped recipes are: inside the package when installed, beside it in a checkout."""
+    """The folder of the shipped recipes: inside the package if installed, beside it in a checkout."""
     inside = Path(__file__).parents[1] / "recipes"
     return inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
 

@@ -1,8 +1,7 @@
-"""The one gate for text that users bring: bytes become valid text here, or an error that says where.
+"""The one gate for the user's text: bytes become valid text here, or an error that names the place.
 
-UTF-8 with or without a mark at its beginning, UTF-16 and UTF-32 are read as what they are; what is none of them is taken for
-Windows-1252 (which holds Latin-1's letters), and that is said. Halves of surrogate pairs and NULs, which JSON can hold, are
-refused: no tokenizer knows them.
+Reads UTF-8 with or without a byte order mark, UTF-16 and UTF-32. Takes anything else for Windows-1252 (which includes Latin-1's
+letters) and says so. Refuses halves of surrogate pairs and NULs, which JSON can hold: no tokenizer knows them.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-"""What a text may begin with, and the encoding that it says."""
+"""Byte order marks and their encodings."""
 
 BINARY = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
-"""Control characters that no text holds."""
+"""Control characters that do not occur in text."""
 
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 
@@ -45,7 +44,7 @@ class Text:
 
 
 def decode(data: bytes, what: str) -> Text:
-    """The text that some bytes are.
+    """Decode bytes as text.
 
     Args:
         data: All of a file.
@@ -66,7 +65,7 @@ def decode(data: bytes, what: str) -> Text:
 
 
 def _encoding(data: bytes) -> tuple[str, str]:
-    """The encoding of a text, and how to call it where it is a guess."""
+    """The encoding of a text, and its name for people if it is a guess."""
     for mark, encoding in MARKS:
         if data.startswith(mark):
             return encoding, ""
@@ -94,23 +93,23 @@ def read_user_text(path: Path, *, limit: int = TEXT_LIMIT) -> Text:
 
 
 def flaw(text: str) -> str:
-    """What keeps a decoded text from being used, as the end of a sentence; "" for a good one."""
+    """The reason why a decoded text cannot be used, as the end of a sentence; "" for a good one."""
     half = SURROGATE.search(text)
     if half:
         return f"holds half of a surrogate pair (`\\u{ord(half[0]):04x}`): a character was cut in two"
     return "holds a NUL character" if "\0" in text else ""
 
 
-# -- what must not be among what
+# -- repetitions and overlaps
 
 
 def plain(text: str) -> str:
-    """A text as it is compared with others: neither case nor white space counts."""
+    """A text for comparison: without differences of case and white space."""
     return " ".join(text.split()).casefold()
 
 
 def repeated(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Pairs of places, from 0: of a text that was there before, and where it first was."""
+    """Repetitions: pairs of indices, of a repeated text and of its first occurrence."""
     first: dict[str, int] = {}
     for place, text in enumerate(texts):
         before = first.setdefault(plain(text), place)
@@ -119,12 +118,12 @@ def repeated(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
 
 
 def common(texts: Sequence[str], others: Sequence[str], *, beginnings: bool = False) -> Iterator[tuple[int, int]]:
-    """Pairs of places, from 0: of a text that is among others, and where among them.
+    """Overlaps: pairs of indices, of a text and of the same text among others.
 
     Args:
-        texts: What is looked for.
-        others: What is looked in.
-        beginnings: Also where another begins with it.
+        texts: The texts to look for.
+        others: The texts to look in.
+        beginnings: Also find a text that another one begins with.
     """
     found: dict[str, int] = {}
     for place, other in enumerate(others):
@@ -140,6 +139,6 @@ def common(texts: Sequence[str], others: Sequence[str], *, beginnings: bool = Fa
 
 
 def most_repeated(texts: Sequence[str]) -> tuple[int, int]:
-    """How many of the texts are repetitions of earlier ones, and how often the most frequent one is there."""
+    """The number of texts that repeat an earlier one, and the count of the most frequent text."""
     counts = Counter(map(plain, texts))
     return len(texts) - len(counts), max(counts.values(), default=0)

@@ -1,4 +1,4 @@
-"""The backends of a run: each in a child process that is started when first called, or a stand-in that the recipe names."""
+"""The backends of a run. Each runs in a child process, which starts at the first call; a recipe can name fakes instead."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GENERATOR = "iterft_lite.backends.generator.llamacpp:LlamaGenerator"
 
 
 def threads_of(recipe: Recipe) -> int:
-    """CPU threads a backend may use."""
+    """Number of CPU threads that a backend may use."""
     return recipe.threads if recipe.threads != "auto" else os.cpu_count() or 1
 
 
@@ -41,14 +41,14 @@ def open_backends(
     seeds: tuple[Chat, ...] | tuple[Document, ...] = (),
     gpu: str = "",
 ) -> Backends:
-    """Backends for a resolved recipe; no process is started yet.
+    """Backends for a resolved recipe. Starts no process yet.
 
     Args:
-        logs: Folder that each process's output goes to.
-        keep_free: Bytes of GPU memory that the generator leaves to the trainer beside it.
-        seeds: The run's own seed rows, where it has other ones than the trait: what an embedded judge is fitted on.
-        gpu: The only GPU that trainer, exporter and generator see, as CUDA_VISIBLE_DEVICES names it; those that this process
-            sees if "".
+        logs: Folder of the processes' output.
+        keep_free: GPU memory that the generator leaves to the trainer, bytes.
+        seeds: The user's own seed rows, if any: an embedded judge is fitted on them.
+        gpu: The only GPU that trainer, exporter and generator see, as CUDA_VISIBLE_DEVICES names it; "" for all that this
+            process sees.
     """
     threads = str(threads_of(recipe))
     environment = {"OMP_NUM_THREADS": threads} | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
@@ -85,10 +85,10 @@ def open_backends(
 
 
 def judge_child(judge: JudgeIdentity, recipe: Recipe, material: Material, logs: Path, ledger: Path) -> Child:
-    """A judge in a process of its own, which gets keys only if it asks a provider.
+    """A judge in a child process. The process gets API keys only if it asks a provider.
 
     Args:
-        ledger: File in which dollars are kept.
+        ledger: File of the dollars spent.
     """
     worker, options = judge_worker(judge, recipe, material, ledger=ledger)
     secrets: Literal["judges", "none"] = "judges" if kind_of(judge.name).remote else "none"

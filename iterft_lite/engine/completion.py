@@ -1,9 +1,9 @@
-"""What is known of a finished step: its completion record, a file that protects itself.
+"""The completion record of a finished step: what it found out, and digests of everything that it rests on.
 
     completion.json   {"format": 2, "key", "seconds", "results", "files", "inputs", "versions", "step", "digest"}
 
 `files` names every file of the step with bytes and SHA-256; `step` is the digest of step.json; `digest` is the digest of the
-record without itself, so that no number in it can be changed unseen. Version 0.1 wrote `sealed.json` without the last two.
+record without itself: a changed number in it is found. Version 0.1 wrote `sealed.json` without the last two.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ FORMAT = 2
 
 RECORD = "completion.json"
 OLD_RECORD = "sealed.json"
-"""As version 0.1 called it."""
+"""The record's name in version 0.1."""
 
 BOOKKEEPING = frozenset({"tokens_in", "tokens_out", "usd", "seconds", "cached", "calls"})
-"""What a verdict says of itself beside the score; no step reads it."""
+"""Fields of a verdict beside its score, which no step reads."""
 
 
 class _KnownFile(BaseModel):
-    """A line of `files` as it stands in the record."""
+    """An entry of `files` in the record's file."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -42,7 +42,7 @@ class _KnownFile(BaseModel):
 
 
 class _Record(BaseModel):
-    """A completion record as it stands in a file."""
+    """A completion record's file."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -59,7 +59,7 @@ class _Record(BaseModel):
 
 @dataclass(frozen=True)
 class Completion:
-    """What is known of a finished step.
+    """The completion record of a step.
 
     Attributes:
         key: The step's.
@@ -81,7 +81,7 @@ class Completion:
 
     @property
     def result(self) -> str:
-        """What tells this result from another of the same step, 64 hex digits: the key, and what the files hold.
+        """The identity of this result among results of the same step, 64 hex digits: over the key and the files' contents.
 
         Times, prices, versions and the order in which rows finished are left out: no step goes by them. A file that `keep`
         removed counts as it was, and a step that was done again and came to the same is the same.
@@ -90,10 +90,10 @@ class Completion:
 
 
 def read_completion(folder: Path, hint: Callable[[], str] = str) -> Completion | None:
-    """A step folder's completion record; None where there is none.
+    """A step folder's completion record; None if there is none.
 
     Args:
-        hint: Gives what to do about a damaged one; finding it out may read the whole store.
+        hint: Called for a damaged record: says what to do. It may read the whole store.
 
     Raises:
         StoreError: If it was changed, or is of another shape or a newer format.
@@ -136,7 +136,7 @@ def _own_digest(value: Mapping[str, Json]) -> str:
 def write_completion(folder: Path, completion: Completion) -> None:
     """Declare a step finished."""
     value: dict[str, Json] = {"format": FORMAT, **asdict(completion)}
-    # as it will be read: floats and tuples are what JSON makes of them
+    # the digest is over the value as it will be read back: JSON turns tuples into lists
     value = json.loads(json.dumps(value))
     write_json(folder / RECORD, {**value, "digest": _own_digest(value)})
 

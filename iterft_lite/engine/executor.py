@@ -189,6 +189,7 @@ class LocalExecutor:
         self._swap = swap
         self._gpu = gpu or Gpu()
         self._claims = Claims()
+        self._base: Path | None = None
         self._untouched: dict[str, Path] = {}
         """By number format, the file of the untouched model in this machine's cache, once it was asked for."""
 
@@ -212,7 +213,7 @@ class LocalExecutor:
             self.backends.watch(name, listener)
         with Peak(self._gpu, self.backends.pids) as peak:
             results = stage_of(verb.name)(self._work(task, asked))
-        if peak.bytes and verb.queue == "device":
+        if peak.bytes and verb.queue in ("device", "measure"):
             results = {**results, "peak_vram": peak.bytes}  # all of this executor's processes together
         return Outcome(results, _digests(results))
 
@@ -301,9 +302,15 @@ class LocalExecutor:
 
     def _load(self, task: Task, role: str) -> None:
         """Make the exported model of an input the generator's current one."""
-        gguf, lora = self._exported(task.inputs[role])
+        gguf, lora = (self._stored(), None) if role == "base_model" else self._exported(task.inputs[role])
         slots = None if task.recipe.slots == "auto" else task.recipe.slots
         self.backends.generator.load(gguf, lora, self._model, slots=slots, context=self._context, exact=False)
+
+    def _stored(self) -> Path:
+        """M[0] in the number format that it is stored in: what is measured under it means the same in every run."""
+        if self._base is None or not self._base.exists():
+            self._base = self.backends.exporter.stored(self._model)
+        return self._base
 
     def _exported(self, folder: StepFolder) -> tuple[Path, Path | None]:
         """As `exported_files`, with the untouched model's place in this machine's cache."""

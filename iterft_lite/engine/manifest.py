@@ -1,13 +1,16 @@
 """A run: a manifest of names and keys over a store (`store.py`).
 
-    RUN/run.json         the manifest: what was asked, how it was resolved, and name and key of every step
-    RUN/lock             held by the session that writes here
-    RUN/logs/            what the backends printed
-    RUN/by-name/c1-train a link to that step's folder, for people; nothing reads it
+    RUN/run.json         the manifest: the recipe as asked and as resolved, name and key of every step
+    RUN/lock             the session that writes here holds it
+    RUN/logs/            output of the backends
+    RUN/by-name/c1-train a link to that step's folder, for people; the program never reads it
 
-A run has a store of its own unless the manifest names another: probes of a calibration, another judge's verdicts and the cells
-of a study are manifests over one store. Folders of version 0.1 (steps by name, format 1) are read: reported, chatted with and
-exported, but not continued.
+A run has a store of its own unless the manifest names another one. The probes of a calibration, another judge's verdicts and
+the cells of a study are manifests over one shared store.
+
+Two formats are read. Format 2 names steps by key. Format 1 (version 0.1) kept each step in a folder by name: it is read for
+reports, chats and exports, but never continued, because its steps have other keys. Reading it takes three translations: verbs
+from their old names (`OLD_VERBS`), folders by old name (`_old_name`), and steps that its manifest did not list (`_beside`).
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from iterft_lite.experiment.steps import Step, checked, step_name
 from iterft_lite.files import FolderLock, disk_errors, read_object, write_json
 
 FORMAT = 2
-"""Of manifests."""
+"""Format of manifests."""
 
 MANIFEST = "run.json"
 BY_NAME = "by-name"
@@ -36,11 +39,11 @@ BY_NAME = "by-name"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a run is: what was asked, and its steps.
+    """The manifest of a run.
 
     Attributes:
         value: All of run.json.
-        steps: In order; without parameters, which stand in the steps' own folders.
+        steps: In order, without parameters: those stand in each step's own folder.
         format: 1 for folders of version 0.1.
     """
 
@@ -55,12 +58,12 @@ class Manifest:
 
     @property
     def store(self) -> str:
-        """Where the steps are: a path relative to the run folder."""
+        """The store: a path relative to the run folder, so that both can be moved together."""
         return str(self.value.get("store", "."))
 
 
 def _manifest(path: Path, value: dict[str, Any]) -> Manifest:
-    """A manifest off a file.
+    """The manifest in a file's value.
 
     Raises:
         FolderError: If it is of a newer format or of another shape.
@@ -78,7 +81,7 @@ def _manifest(path: Path, value: dict[str, Any]) -> Manifest:
 
 
 def _step(row: Mapping[str, Json]) -> Step:
-    """A step off a manifest: its inputs by role with name and key; version 0.1 wrote no keys."""
+    """A step in a manifest, its inputs by role with name and key. Version 0.1 wrote no keys."""
     inputs = [(str(role), _new_name(str(name)), *map(str, key)) for role, name, *key in row["inputs"]]
     named = tuple((role, name) for role, name, *_ in inputs)
     keys = tuple((role, key[0]) for role, _, *key in inputs if key)
@@ -87,7 +90,7 @@ def _step(row: Mapping[str, Json]) -> Step:
 
 
 def _new_name(name: str) -> str:
-    """A step's name with the verb as it is called now."""
+    """A step's name with today's name of its verb."""
     cycle, _, rest = name.partition("-")
     verb, _, part = rest.partition("-")
     return "-".join(filter(None, (cycle, OLD_VERBS.get(verb, verb), part)))
@@ -98,7 +101,7 @@ class Run:
 
     Args:
         root: The folder.
-        store: The store's folder; the one that the manifest names, or else the run's own.
+        store: The store's folder; if None the one that the manifest names, else the run's own.
     """
 
     def __init__(self, root: Path, store: Path | None = None) -> None:
@@ -108,13 +111,13 @@ class Run:
 
     @cached_property
     def _by_name(self) -> bool:
-        """Whether steps are kept by name, as in version 0.1."""
+        """Whether step folders are named as in version 0.1."""
         known = self.manifest()
         return known is not None and known.format == 1
 
     @property
     def logs(self) -> Path:
-        """Where the backends' output goes."""
+        """Folder of the backends' output."""
         return self.root / "logs"
 
     @property
@@ -130,7 +133,7 @@ class Run:
         return StepFolder(self.store / "steps" / (_old_name(step) if self._by_name else step.key), step)
 
     def manifest(self) -> Manifest | None:
-        """What `write_manifest` wrote, or None in a new folder.
+        """The manifest, or None in a new folder.
 
         Raises:
             FolderError: If it cannot be read.
@@ -147,10 +150,10 @@ class Run:
             raise FolderError(f"`{path}` cannot be read: {error}") from None
 
     def known(self) -> Manifest:
-        """The manifest of a run that is there.
+        """The manifest of an existing run.
 
         Raises:
-            FolderError: If the folder is none.
+            FolderError: If the folder is no run folder.
         """
         manifest = self.manifest()
         if manifest is None or "recipe" not in manifest.value:
@@ -158,7 +161,7 @@ class Run:
         return manifest
 
     def write_manifest(self, value: Mapping[str, Json], steps: Sequence[Step]) -> None:
-        """Note what was asked, and make the links that people read."""
+        """Write the manifest, and the links for people."""
         place = "." if self.store == self.root else os.path.relpath(self.store, self.root)
         rows = [
             {
@@ -174,7 +177,7 @@ class Run:
         self._link_names(steps)
 
     def add_steps(self, steps: Sequence[Step]) -> None:
-        """Have the manifest name more steps of the run: answers to questions that its recipe does not ask."""
+        """Add steps to the manifest: answers to questions that the recipe does not ask."""
         known = self.known()
         there = {step.name for step in known.steps}
         added = [step for step in steps if step.name not in there]
@@ -182,12 +185,12 @@ class Run:
             self.write_manifest(known.value, [*known.steps, *added])
 
     def _link_names(self, steps: Sequence[Step]) -> None:
-        """A link a step in by-name/; where a file system has none, people go without."""
+        """Make by-name/ with a link for each step. Does nothing on a file system without links."""
         folder = self.root / BY_NAME
         target = Path(os.path.relpath(self.store / "steps", folder))
         with contextlib.suppress(OSError):
             folder.mkdir(exist_ok=True)
-            if folder.is_symlink():  # somebody else's links are not ours to renew
+            if folder.is_symlink():  # a stranger may have pointed it at another folder: change nothing there
                 return
             for old in folder.iterdir():
                 if old.is_symlink():
@@ -196,10 +199,11 @@ class Run:
                 (folder / step.name).symlink_to(target / step.key)
 
     def acquire(self) -> None:
-        """Make the folder if it is not there, and keep other sessions out of it until `release`.
+        """Make the folder if it is missing, and keep other sessions out until `release`.
 
         Raises:
-            FolderError: If it cannot be written, is a folder of something else or of version 0.1, or another session is in it.
+            FolderError: If it cannot be written, or is a folder of something else or of version 0.1.
+            Busy: If another session holds it.
         """
         if self.root.exists() and not self.root.is_dir():
             raise FolderError(f"`{self.root}` is a file", hint="choose another folder with `--out`")
@@ -229,7 +233,7 @@ class Run:
 
 
 def _beside(root: Path, steps: Sequence[Step]) -> list[Step]:
-    """Steps in a folder of version 0.1 that its manifest does not name: held-out questions, another judge's."""
+    """Steps in a folder of version 0.1 that its manifest does not list: held-out questions, another judge's verdicts."""
     names = {step.name for step in steps}
     folders = filter(None, map(folder_at, sorted((root / "steps").glob("*-*"))))
     return [step for folder in folders if (step := replace(folder.step, params={})).name not in names]
@@ -242,13 +246,13 @@ def _inputs(step: Step) -> list[list[str]]:
 
 
 def _old_name(step: Step) -> str:
-    """A step's folder in version 0.1."""
+    """The name of a step's folder in version 0.1."""
     verbs = {new: old for old, new in OLD_VERBS.items()}
     return step_name(verbs.get(step.verb, step.verb), step.cycle, step.part)
 
 
 def finished_steps(root: Path) -> dict[str, Path]:
-    """Folders of finished steps by key: of a run folder, a store, or all of them in a folder; none where there are none.
+    """Folders of finished steps by key, in a run folder, a store, or a folder of run folders.
 
     Raises:
         FolderError: If there is no such folder, or it is of version 0.1, whose keys are others.

@@ -103,17 +103,15 @@ def _reachable(address: str) -> None:
 
 
 def _unreachable(address: str, error: BaseException) -> UserError:
-    told = first_line(error)
-    if "auth" in told.lower() or "token" in told.lower():
-        hint = (
-            "the cluster asks for a token: set RAY_AUTH_MODE=token, and have its token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
-        )
-    elif address == "auto":
+    if address == "auto":
         hint = "start one: `ray start --head --temp-dir=/tmp/ray` here, `ray start --address=HOST:6379` on the others"
-    else:
-        hint = f"on a machine of the cluster, `ray status --address={address}` says whether it is up"
-    where = "no Ray cluster is running here" if address == "auto" else f"the Ray cluster at `{address}` cannot be reached"
-    return UserError(f"{where}: {told}", hint=hint)
+        return UserError(f"no Ray cluster is running here: {first_line(error)}", hint=hint)
+    hint = (
+        f"`ray status --address={address}` on a machine of the cluster says whether it is up; the port is the head's"
+        " (mostly 6379). A cluster that asks for a token (all do from Ray 2.61 on) needs RAY_AUTH_MODE=token, and its token in"
+        " ~/.ray/auth_token or RAY_AUTH_TOKEN"
+    )
+    return UserError(f"the Ray cluster at `{address}` cannot be reached: {first_line(error)}", hint=hint)
 
 
 @dataclass(frozen=True)

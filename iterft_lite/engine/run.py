@@ -22,7 +22,7 @@ from iterft_lite.errors import FailureKind, IterftError, failure_kind
 from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.recipe import Keep
 from iterft_lite.experiment.steps import Step
-from iterft_lite.experiment.verbs import Queue
+from iterft_lite.experiment.verbs import VERBS, Queue
 from iterft_lite.experiment.versions import libraries, versions
 from iterft_lite.files import our_error
 from iterft_lite.protocols import Progress
@@ -244,11 +244,17 @@ class _Walk:
             while True:
                 self._go_on()
                 ready = [step for step in steps if {name for _, name in step.inputs} & self.plan.steps.keys() <= self._finished]
+                ready = [step for step in ready if step.queue != "measure" or not self._in_the_way(step)]
                 rests = {step.name: self._resting.get(step.name, 0.0) - time.monotonic() for step in ready}
                 for step in ready:
                     if rests[step.name] <= 0:
                         return step
                 self._changed.wait(min(rests.values(), default=None))
+
+    def _in_the_way(self, step: Step) -> bool:
+        """Whether the device's queue now needs, or needs next, the backend of a step that nothing waits for."""
+        first = next((other for other in self.plan if other.queue == "device" and other.name not in self._finished), None)
+        return first is not None and bool(VERBS[first.verb].needs & VERBS[step.verb].needs)
 
     def _go_on(self) -> None:
         if self._stopping:

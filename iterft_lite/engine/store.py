@@ -6,10 +6,18 @@
     STORE/steps/KEY/lock             held while the step is being made
     STORE/steps/KEY/working          held by the process elsewhere that does it for the one that makes it
 
-A step without a completion record is unfinished: its rows are kept and the missing ones made. A file that was changed since is
-an
-error, not a result; so is a step that was made of another result than the one that its input holds now. Finished steps need no
-lock; a step that another process is making is waited for. Runs are manifests over a store (`manifest.py`).
+A step without a completion record is unfinished: the next session keeps its rows and makes the missing ones. A file that was
+changed after completion is an error, not a result. So is a step whose input came to another result since. Finished steps need
+no lock. A run waits for a step that another process is making. Runs are manifests over a store (`manifest.py`).
+
+Who may write into a step's folder, and in which order:
+
+1. Take `lock` (class `Making`). Only one process has it.
+2. Look again whether the step is finished: the process before may have finished it.
+3. Write `step.json` with the results of the inputs, then the files.
+4. Flush the files to the disk, digest them, and write `completion.json` last. Only this makes the step finished: after a crash
+   at any earlier point the folder is unfinished, never wrong.
+5. Remove `lock`. Whoever waited for it finds the step finished.
 """
 
 from __future__ import annotations
@@ -45,7 +53,7 @@ from iterft_lite.files import (
 )
 
 STEP_FORMAT = 2
-"""Of step.json."""
+"""Format of step.json."""
 
 STEP_FILE = "step.json"
 AGAIN_FILE = "again.json"
@@ -62,10 +70,10 @@ OLD_VERBS: Mapping[str, str] = {
 """Verbs as version 0.1 called them."""
 
 LOCK = "lock"
-"""In a step's folder: held while it is being made."""
+"""File in a step's folder: the process that makes the step holds it."""
 
 WORKING = "working"
-"""In a step's folder: held by a worker on another machine for as long as its process may write there."""
+"""File in a step's folder: a worker on another machine holds it as long as its process may write there."""
 
 
 class StepFolder:
@@ -93,14 +101,14 @@ class StepFolder:
         return self.completion() is not None
 
     def inputs(self) -> dict[str, str]:
-        """By role, the `result` of each step that this one reads, as it is now; those that are not finished are left out."""
+        """The present `result` of each finished step that this one reads, by role."""
         return _results(input_folders(self.path, self.step))
 
     def begin(self) -> None:
-        """Make the folder, or take up an unfinished one.
+        """Make the folder, or continue in an unfinished one.
 
         Raises:
-            StoreError: If it was begun from other results than those that are there now.
+            StoreError: If it was begun from other results than its inputs have now.
         """
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -129,11 +137,11 @@ class StepFolder:
         }
 
     def check_inputs(self) -> None:
-        """Hold what the step was made of, finished or not, against what its inputs hold now.
+        """Compare the results that the step was made from with the present results of its inputs.
 
         Raises:
-            StoreError: If an input was done again since and came to another result. With the folders that rest on the earlier
-                one, all of them: to be removed by hand, because verdicts among them may have been paid for.
+            StoreError: If an input was done again and came to another result. The hint names all folders that rest on the
+                earlier result: the user removes them, because verdicts among them may have cost money.
         """
         changed = _changed(_recorded(self.path), self.inputs())
         if changed:
@@ -146,13 +154,13 @@ class StepFolder:
             )
 
     def clean_temp_files(self) -> None:
-        """Remove files that a killed process was still writing; a GGUF's can be as large as the model."""
+        """Remove temporary files of a killed process; that of a GGUF can be as large as the model."""
         if not self.finished:
             for path in self.path.rglob("*.part"):
                 path.unlink(missing_ok=True)
 
     def spent(self) -> float:
-        """Seconds that earlier sessions spent on this unfinished step."""
+        """Seconds of earlier sessions on this unfinished step."""
         try:
             return float((self.path / "seconds").read_text())
         except (OSError, ValueError):
@@ -160,7 +168,7 @@ class StepFolder:
 
     def spend(self, seconds: float) -> None:
         """Note the seconds of a session that did not finish."""
-        with contextlib.suppress(OSError, StoreError, FolderError):  # a note: losing it loses no result
+        with contextlib.suppress(OSError, StoreError, FolderError):  # only a note: no result depends on it
             write_text(self.path / "seconds", f"{self.spent() + seconds:.3f}\n")
 
     def complete(
@@ -170,11 +178,11 @@ class StepFolder:
         known: Mapping[str, str] | None = None,
         versions: Mapping[str, str] | None = None,
     ) -> Completion:
-        """Declare the step finished: what its verb declares as its files is synced, digested and named; the rest goes.
+        """Declare the step finished: flush and digest the files that its verb declares, remove all others, write the record.
 
         Args:
-            known: SHA-256 of files, by name, that was taken while they were written.
-            versions: Of the libraries that made it.
+            known: SHA-256 of files, by name, taken while they were written.
+            versions: Versions of the libraries that made the step.
         """
         known = known or {}
         total = self.spent() + seconds
@@ -192,7 +200,7 @@ class StepFolder:
         return made
 
     def _own_files(self) -> Iterator[tuple[str, Path]]:
-        """Name and place of the step's result files, in order; whatever else is there is removed."""
+        """Name and place of the step's result files, in order. Removes every other file."""
         patterns = VERBS[self.step.verb].files
         for path in sorted(self.path.rglob("*")):
             name = path.relative_to(self.path).as_posix()
@@ -205,16 +213,16 @@ class StepFolder:
                     path.unlink(missing_ok=True)
 
     def verify(self, *, pruned: bool = False) -> Completion:
-        """Check every file against the completion record, and what the step was made of against what is there now.
+        """Check every file against the completion record, and the inputs against the results that the step was made from.
 
         Args:
-            pruned: Missing files are no error (the `keep` policy removed them).
+            pruned: Accept missing files (the `keep` policy removed them).
 
         Returns:
             The record.
 
         Raises:
-            StoreError: If a file is missing or was changed, or an input is another one.
+            StoreError: If a file is missing or was changed, or an input has another result now.
         """
         found = self.completion()
         assert found is not None, "only finished steps can be verified"
@@ -232,18 +240,18 @@ class StepFolder:
                 raise StoreError(f"`{path}` is missing from a finished step", hint=_redo(self.path))
             size, taken = path.stat().st_size, ({key: known[key] for key in ("bytes", "sha256")}, again.get(name))
             sizes = [each["bytes"] for each in taken if isinstance(each, dict) and "bytes" in each]
-            # a file of another size need not be read, however large it is
+            # compare sizes first: a file of another size need not be read
             if size not in sizes or {"bytes": size, "sha256": file_digest(path)} not in taken:
                 raise StoreError(f"`{path}` was changed after its step was finished (checksum)", hint=_redo(self.path))
         return found
 
     def take_again(self, taken: Mapping[str, str]) -> None:
-        """Accept the files of a finished step as they are: they were written again and checked anew.
+        """Accept the present files of a finished step, which were written again and checked.
 
-        A merge rounds as the processor and its libraries do: elsewhere it may come to other bytes of the same model.
+        A merge rounds as the processor and its libraries do: another machine may come to other bytes of the same model.
 
         Args:
-            taken: SHA-256 of files, by name, that was taken while they were written.
+            taken: SHA-256 of files, by name, taken while they were written.
         """
         found = self.completion()
         assert found is not None, "only finished steps are done again"
@@ -261,10 +269,10 @@ class StepFolder:
         return found is not None and all(safe_member(self.path, name).exists() for name in found.files)
 
     def reuse(self, source: Path) -> Completion | None:
-        """Take over the same step as another store has it: its files are linked, or copied to another file system.
+        """Take the same step over from another store: link its files, or copy them to another file system.
 
-        Files that the other's `keep` removed stay away. None, and nothing done, where the other was made of other results than
-        those that are here: verdicts on one run's answers are none on another's.
+        Skips files that the other run's `keep` removed. Does nothing and returns None if the other step was made from other
+        results than the inputs here have: verdicts on one run's answers do not hold for another's.
 
         Raises:
             StoreError: If the other's record is damaged or names files outside of its folder.
@@ -294,7 +302,7 @@ def _digest(path: Path) -> str:
 
 
 def folder_at(path: Path) -> StepFolder | None:
-    """A step's folder, by its own word on what it is; None where there is none."""
+    """A step's folder, as its step.json describes it; None if there is none."""
     try:
         known = read_object(path / STEP_FILE)
         inputs = tuple((str(role), str(name)) for role, name in dict(known["inputs"]).items())
@@ -304,7 +312,7 @@ def folder_at(path: Path) -> StepFolder | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (KeyError, TypeError, ValueError) as error:
-        # which steps rest on it cannot be asked here: to find out, all these files are read
+        # do not ask which steps rest on it: that would read all these files
         raise StoreError(
             f"`{path / STEP_FILE}` is not the file of a step: {getattr(error, 'message', error)}",
             hint=f"remove the folder `{path}` to have it done again",
@@ -313,7 +321,7 @@ def folder_at(path: Path) -> StepFolder | None:
 
 
 def _redo(folder: Path) -> str:
-    """How to have a finished step done again."""
+    """How the user has a finished step done again."""
     resting = _resting_on(folder.parent, {folder})
     rest = "; if it then comes to another result, the folders that rest on it are named"
     return f"remove the folder `{folder}` to have it done again" + (rest if resting else "")
@@ -327,19 +335,19 @@ def input_folders(folder: Path, step: Step) -> dict[str, Path]:
     if step.input_keys:
         return {role: folder.parent / key for role, key in step.input_keys}
     own = {role: folder.parent / name for role, name in step.inputs}
-    # there, another judge's steps were in a folder inside of the run that it judged
+    # version 0.1 kept another judge's steps in a folder inside the run that it judged
     run = folder.parent.parent.parent.parent / "steps"
     return {role: path if path.exists() or not (run / path.name).exists() else run / path.name for role, path in own.items()}
 
 
 def _results(folders: Mapping[str, Path]) -> dict[str, str]:
-    """By role, the `result` of steps; those that are not finished are left out."""
+    """The `result` of each finished step, by role."""
     found = {role: read_completion(folder) for role, folder in folders.items()}
     return {role: completion.result for role, completion in found.items() if completion is not None}
 
 
 def _recorded(folder: Path) -> dict[str, str]:
-    """By role, the `result` of each input as it was when a step, finished or not, read it; empty where that was not noted."""
+    """The `result` of each input, by role, at the time when a step read it; empty if that was not noted."""
     completion = read_completion(folder)
     known = completion.inputs if completion else None
     noted = known or _peek(folder / STEP_FILE).get("read")
@@ -347,12 +355,12 @@ def _recorded(folder: Path) -> dict[str, str]:
 
 
 def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Roles whose results differ; an input that is not there to be compared is not among them."""
+    """Roles whose results differ. Ignores inputs that are not here to be compared."""
     return [role for role, result in before.items() if now.get(role, result) != result]
 
 
 def _readers(steps: Path) -> dict[Path, dict[str, Path]]:
-    """By folder of a store's steps, the folders that it reads by role; what cannot be read reads nothing."""
+    """For each step folder of a store, the folders that it reads, by role; empty for a folder that cannot be read."""
     found: dict[Path, dict[str, Path]] = {}
     for path in _step_folders(steps):
         with contextlib.suppress(StoreError):
@@ -362,13 +370,13 @@ def _readers(steps: Path) -> dict[Path, dict[str, Path]]:
 
 
 def _outdated(steps: Path) -> list[Path]:
-    """Folders of the steps that were made of another result than their input's present one, and of all that rests on them."""
+    """Folders of the steps that were made from another result than their input has now, and of all steps that rest on them."""
     stale = {folder for folder, reads in _readers(steps).items() if _changed(_recorded(folder), _results(reads))}
     return _in_order([*stale, *_resting_on(steps, stale)])
 
 
 def _resting_on(steps: Path, folders: set[Path]) -> list[Path]:
-    """Folders of the steps that read one of these, or read what reads it."""
+    """Folders of the steps that read one of these, directly or through others."""
     readers = {folder: set(reads.values()) for folder, reads in _readers(steps).items()}
     found: set[Path] = set()
     while more := {folder for folder, read in readers.items() if read & (folders | found)} - folders - found:
@@ -379,7 +387,7 @@ def _resting_on(steps: Path, folders: set[Path]) -> list[Path]:
 def _step_folders(steps: Path) -> list[Path]:
     """Folders of all steps in a store."""
     try:
-        # another process may make or remove folders meanwhile
+        # another process may make or remove folders at the same time
         return [path for path in steps.iterdir() if (path / STEP_FILE).exists()]
     except OSError:
         return []
@@ -399,7 +407,7 @@ def _removal(folders: Sequence[Path]) -> str:
 
 
 def _peek(path: Path) -> dict[str, Json]:
-    """A JSON object; empty where there is none that can be read."""
+    """The object of a JSON file; empty if there is none or it cannot be read."""
     with contextlib.suppress(OSError, FileError):
         return read_object(path)
     return {}
@@ -409,7 +417,7 @@ def _peek(path: Path) -> dict[str, Json]:
 
 
 class Making:
-    """The right to make a step: one process has it at a time. Who gets it looks first whether the step is finished by now.
+    """The right to make a step. One process has it at a time, and must first look whether the step is finished by now.
 
     Args:
         folder: The step's.
@@ -427,13 +435,13 @@ class Making:
             self._lock.acquire()
         except Busy:
             return False
-        if Working(self._folder).busy():  # a worker that outlives who sent it, or that was lost sight of
+        if Working(self._folder).busy():  # the worker of an earlier process still writes here
             self._lock.release()
             return False
         return True
 
     def release(self) -> None:
-        """Give it back. The lock's file goes after the step's completion: who waited for it finds the step finished."""
+        """Give the right back. Removes the lock file only after completion: whoever waited for it finds the step finished."""
         with contextlib.suppress(OSError, StoreError):
             if self._folder.finished:
                 (self._folder.path / LOCK).unlink(missing_ok=True)
@@ -441,7 +449,7 @@ class Making:
 
 
 class Working:
-    """What a worker on another machine holds while it does a step for the process that has its `Making`.
+    """The lock of a worker on another machine, which does a step for the process that has its `Making`.
 
     Args:
         folder: The step's.

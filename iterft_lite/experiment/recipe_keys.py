@@ -18,6 +18,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from iterft_lite.digests import Json
+
 ENTRY = re.compile(r"^        ([\w, ]+): (.*)$")
 """A line of a docstring that begins what is said of one or several fields."""
 
@@ -55,6 +57,14 @@ class Key:
     kind: str
     default: str
     about: str
+
+
+def flat(recipe: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:
+    """A recipe's keys with their tables in front: `train.learning_rate`."""
+    found: dict[str, Json] = {}
+    for key, value in recipe.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
 
 
 def near_key(place: str, keys: Sequence[str]) -> str:

@@ -21,9 +21,10 @@ from typing import Any, Literal, cast
 
 from iterft_lite.digests import Json
 
-Queue = Literal["device", "cpu", "judge"]
+Queue = Literal["device", "measure", "cpu", "judge"]
 """Steps of the device's queue follow each other in the plan's order; those of the others are done as soon as they can be, side
-by side with it: judging waits for a server, and the CPU's work is short."""
+by side with it: judging waits for a server, and the CPU's work is short. Nothing later waits for what is measured: it is done
+while the device's step leaves the backend alone that it needs."""
 
 BackendName = Literal["trainer", "exporter", "generator", "judge"]
 
@@ -190,9 +191,10 @@ VERBS: dict[str, Verb] = {
             "text_metrics",
             "measuring without a judge",
             f"{_STAGES}.text_metrics:run",
-            "device",
+            "measure",
             files=("metrics.json",),
             needs=frozenset({"generator"}),
+            semantics=2,  # under M[0] in the number format that it is stored in; before, in that of the run's exports
             libraries=LLAMA,
             act="read",
             renders=True,

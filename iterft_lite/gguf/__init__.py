@@ -1,1 +1,1 @@
-"""GGUF: the base, the adapter, and the two merged; the Modelfile that serves them."""
+"""GGUF, llama.cpp's file format: the converted base, the adapter, both merged, and an Ollama Modelfile."""

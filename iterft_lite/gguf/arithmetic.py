@@ -1,7 +1,7 @@
 """Merging and quantising rows of a matrix: with numpy, or with torch on a GPU.
 
-Both give the same bytes for the same numbers; of matrices that are only converted, those of gguf's own `quantize` (tests
-compare them bit by bit).
+Both give the same bytes for the same numbers. A matrix without an update gets the bytes of gguf's own `quantize` (tests compare
+them bit by bit).
 
 A merged matrix is rounded to 16 bits stochastically. Models are stored in 16 bits: every weight W lies exactly on the grid of
 such numbers, and a trained update smaller than half a step would be rounded back to W, always in the direction of no effect (a
@@ -37,18 +37,18 @@ F32, F16, BF16, Q8_0 = (
 )
 PLAIN = (F32, F16, BF16)
 HALF: Mapping[GGMLQuantizationType, int] = MappingProxyType({F16: 13, BF16: 16})
-"""Formats of 16 bits, and how many of a float32's bits they have no room for."""
+"""Formats of 16 bits, and the number of a float32's lowest bits that they drop."""
 BLOCK = 32
 """Numbers that share a scale in q8_0."""
 BLOCKS: Mapping[GGMLQuantizationType, tuple[int, Any]] = MappingProxyType({BF16: (1, quants.BF16), Q8_0: (BLOCK, quants.Q8_0)})
 """Block size, and gguf's quantiser of blocks."""
 CACHED = 256 << 10
-"""Numbers worked on at once on a CPU: 1 MB in f32 stays in its cache, and is enough to keep Python's part small."""
+"""Numbers that a CPU works on at once: 1 MB in f32 fits its cache and keeps the share of Python's own time small."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """B A, which is added to some rows of a matrix.
+    """An update of some rows of a matrix: B A is added to them.
 
     Attributes:
         b: float32 [rows, rank], scaled.
@@ -64,7 +64,7 @@ class Update:
 
 
 class Arithmetic(Protocol):
-    """What merging needs.
+    """A way to merge rows.
 
     Attributes:
         name: For people.
@@ -78,10 +78,10 @@ class Arithmetic(Protocol):
         """Rows in the number format `target`: W, or W + B A.
 
         Args:
-            stored: W's rows as they lie in the base, uint8 [rows, bytes a row].
-            kind: The format they are in: one of `PLAIN`.
+            stored: W's rows as the base stores them, uint8 [rows, bytes a row].
+            kind: Their format, one of `PLAIN`.
             target: One of `PLAIN`, or q8_0.
-            update: What is added to them.
+            update: B A; None to convert only.
 
         Returns:
             Contiguous uint8.
@@ -118,16 +118,17 @@ class NumpyArithmetic:
 
 
 def on_grid(weights: Array, kind: GGMLQuantizationType, target: GGMLQuantizationType) -> Array:
-    """Weights as the untouched model has them in `target`, float32: what its own rounding does is no part of an update."""
+    """The weights as the untouched model has them in `target`, float32: rounding them is no part of the update."""
     return weights if kind == target else from_plain(to_format(weights, target), target)
 
 
 def rounded_by_chance(weights: Array, target: GGMLQuantizationType, seed: int, first: int) -> Array:
-    """Weights on the grid of `target`, each the number below or above it, in expectation itself; float32 [rows, columns].
+    """Round weights stochastically to the grid of `target`; float32 [rows, columns]. The expected value is the weight itself.
 
-    A number uniform over the range of the bits that the format has no room for is added to them, and they are cut: what
-    carries over is the step away from zero, for both signs. Below 2^-14, where f16's steps do not shrink further, `to_format`
-    rounds once more, by less than 3e-8.
+    Treat a float32 as an integer. Its lowest bits are those that the format drops. Add a random number of as many bits, then
+    clear them: the sum carries into the kept bits with the probability that the dropped part is of a step. A float's sign is a
+    bit of its own, so the carry goes away from zero for both signs. Below 2^-14 f16's steps do not shrink further: there
+    `to_format` rounds once more, by less than 3e-8.
 
     Args:
         weights: float32 [rows, columns].
@@ -142,9 +143,9 @@ def rounded_by_chance(weights: Array, target: GGMLQuantizationType, seed: int, f
 
 
 def scrambled(places: Array, seed: int) -> Array:
-    """32 bits for each place that look drawn by chance: Wellons' `lowbias32` hash of place xor seed, uint32.
+    """32 random-looking bits for each place: Wellons' `lowbias32` hash of place xor seed, uint32.
 
-    A counter that is hashed, no generator with a state: parts of a matrix can be rounded in any order, on any device.
+    A hash of a counter has no state: parts of a matrix can be rounded in any order and on any device.
     Source: https://nullprogram.com/blog/2018/07/31/.
     """
     x = places ^ np.uint32(seed)
@@ -189,7 +190,7 @@ class TorchArithmetic:
         self._torch = torch
         self._device = torch.device(device)
         self.name = f"torch, {device}"
-        # a GPU waits for copies, which four threads do side by side; on a CPU torch uses the cores by itself
+        # a GPU waits for copies, which four threads can do side by side; on a CPU torch itself uses all cores
         self.threads = 4 if device == "cuda" else 1
 
     def merged(self, stored: Array, kind: GGMLQuantizationType, target: GGMLQuantizationType, update: Update | None) -> Array:
@@ -212,7 +213,7 @@ class TorchArithmetic:
         return result
 
     def _on_device(self, array: Array) -> Any:
-        # a copy: torch does not take read-only maps
+        # copy: torch takes no read-only maps
         return self._torch.from_numpy(np.array(array)).to(self._device)
 
 
@@ -227,7 +228,7 @@ def rounded_by_chance_torch(torch: Any, weights: Any, bits: int, seed: int, firs
     x ^= x >> 16
     cut = (1 << bits) - 1
     stored = weights.contiguous().view(torch.int32)
-    # a sum that passes 2^31 would be a number of the other sign: no weight is as large
+    # a sum beyond 2^31 would change the sign; no weight is that large
     return ((stored + (x & cut).to(torch.int32).reshape(weights.shape)) & ~cut).view(torch.float32)
 
 
@@ -238,7 +239,7 @@ def q8_0_torch(torch: Any, weights: Any) -> Any:
     scale not yet rounded.
     """
     blocks = weights.reshape(-1, BLOCK)
-    # divided by a tensor: by a number, torch multiplies with its inverse on a GPU, which rounds differently
+    # divide by a tensor: for division by a number, torch on a GPU multiplies with the inverse, which rounds differently
     scale = blocks.abs().amax(dim=1, keepdim=True) / torch.full((1, 1), 127.0, device=blocks.device)
     inverse = torch.where(scale == 0, torch.zeros_like(scale), torch.ones_like(scale) / scale)
     scaled = blocks * inverse

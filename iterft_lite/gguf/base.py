@@ -1,7 +1,7 @@
-"""The base GGUF: M[0] in GGUF form and full stored precision, made once and kept by content.
+"""The base GGUF: M[0] in GGUF at its stored precision, made once and cached under a digest of its content.
 
-Qwen3 with a tokenizer that cuts text as Qwen2 does is written directly, with gguf's own writer; everything else goes through
-llama.cpp's converter (`convert.py`). Both give the same tensors (a test compares them).
+This module writes Qwen3 with Qwen2's pre-tokenizer directly, with gguf's writer. llama.cpp's converter (`convert.py`) does
+every other model. Both give the same tensors (a test compares them).
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ OnTensor = Callable[[int, int], None]
 """Called with the number of tensors done and their total."""
 
 
-def untold(done: int, total: int) -> None:
-    """Progress that nobody asked for."""
+def no_op(done: int, total: int) -> None:
+    """Ignore progress."""
 
 
 LAYOUT = "2"
-"""Raised when bases must be made anew: part of the name under which they are kept."""
+"""Part of a base's name in the cache. Raised when bases must be made anew."""
 
 FORMATS: dict[str, tuple[GGMLQuantizationType, LlamaFileType, str]] = {
     "F32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32, "f32"),
     "F16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16, "f16"),
     "BF16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16, "bf16"),
 }
-"""By safetensors' name of a number format: GGUF's, the name of a file that is mostly of it, and the converter's."""
+"""By safetensors' name of a number format: GGUF's format, the file type, and the converter's name for it."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Base:
     """A converted base model.
 
     Attributes:
-        folder: In the cache; holds everything derived from this base.
-        model: The Hugging Face folder that it was made from.
+        folder: In the cache, with all files derived from this base.
+        model: The Hugging Face folder of its source.
     """
 
     folder: Path
@@ -83,7 +83,7 @@ class Base:
 
 
 def model_folder(model: str) -> Path:
-    """The folder of a model: itself where it is one, else a snapshot from the hub.
+    """The folder of a model: a folder itself, or a snapshot from the hub for a name.
 
     Raises:
         ModelError: If it is neither.
@@ -100,12 +100,12 @@ def model_folder(model: str) -> Path:
     return hub.fetch(model)
 
 
-def base_gguf(model: str, on_tensor: OnTensor = untold) -> Base:
+def base_gguf(model: str, on_tensor: OnTensor = no_op) -> Base:
     """The base GGUF of a model, from the cache or made now.
 
     Args:
         model: A Hugging Face folder or a name on the hub.
-        on_tensor: Told of the progress, where it can be.
+        on_tensor: Progress callback; llama.cpp's converter reports none.
 
     Raises:
         ModelError: If there is no such model.
@@ -142,7 +142,7 @@ def refuse_quantised(model: str, config: dict[str, Any]) -> None:
 
 
 def writes_directly(folder: Path, config: dict[str, Any]) -> bool:
-    """Whether a model is a plain Qwen3 with a tokenizer that llama.cpp is known to cut alike."""
+    """Whether a model is a plain Qwen3 whose tokenizer is known to agree with llama.cpp's `qwen2`."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return (
         config.get("architectures") == ["Qwen3ForCausalLM"]
@@ -166,7 +166,7 @@ def write_qwen3(
     path: Path,
     *,
     name: str,
-    on_tensor: OnTensor = untold,
+    on_tensor: OnTensor = no_op,
 ) -> None:
     """Write a Qwen3 model as GGUF, in the number format of its weights; norms in float32.
 
@@ -174,9 +174,9 @@ def write_qwen3(
         folder: The Hugging Face folder.
         config: What its config.json holds.
         weights: What its safetensors files hold.
-        path: Of the new file.
-        name: Written into it.
-        on_tensor: Told of the progress.
+        path: The new file.
+        name: The model's name in the metadata.
+        on_tensor: Progress callback.
 
     Raises:
         ExportError: If a weight has no place in GGUF, or the disk is full.
@@ -235,7 +235,7 @@ def _add_vocabulary(writer: Any, folder: Path, config: dict[str, Any]) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     special = gguf.SpecialVocab(folder, load_merges=True)
-    special.add_special_token["bos"] = False  # prompts come as token ids, complete
+    special.add_special_token["bos"] = False  # prompts are complete token ids
     special.add_to_gguf(writer, quiet=True)
     end = _end_of_turn(folder)
     if end is not None:
@@ -243,7 +243,7 @@ def _add_vocabulary(writer: Any, folder: Path, config: dict[str, Any]) -> None:
 
 
 def main_format(weights: dict[str, Weight]) -> tuple[GGMLQuantizationType, LlamaFileType, str]:
-    """The number format in which most of a model's matrices are stored; bfloat16 where that is none of GGUF's."""
+    """The number format of most of a model's matrices; bfloat16 if GGUF does not have it."""
     sizes: Counter[str] = Counter()
     for weight in weights.values():
         if len(weight.shape) > 1:
@@ -253,7 +253,7 @@ def main_format(weights: dict[str, Weight]) -> tuple[GGMLQuantizationType, Llama
 
 
 def _in_format(weight: Weight, kind: GGMLQuantizationType) -> Array:
-    """A weight's numbers in one of GGUF's plain formats; bits of bfloat16 are passed through."""
+    """A weight's numbers in one of GGUF's plain formats. Weights stored in that format keep their bits."""
     if FORMATS[weight.kind][0] == kind:
         return weight.stored()
     made: Array = gguf.quants.quantize(weight.float32(), kind)
@@ -278,7 +278,7 @@ def run_converter(folder: Path, weights: dict[str, Weight], path: Path) -> None:
 
 
 def refuse_vocabulary(file: GgufFile, folder: Path) -> None:
-    """Refuse a GGUF whose vocabulary would make llama.cpp abort: one of SentencePiece's kind in which a byte cannot be said.
+    """Refuse a GGUF that would make llama.cpp abort: a SentencePiece vocabulary without a token for some byte.
 
     Raises:
         ExportError: With the first such byte.
@@ -298,23 +298,23 @@ def refuse_vocabulary(file: GgufFile, folder: Path) -> None:
 def _end_of_turn(folder: Path) -> int | None:
     """The token that ends a reply in a model's chats."""
     tokenizer = TrainingTokenizer(str(folder))
-    with contextlib.suppress(ModelError):  # a template that no reply can be trained with; documents can
+    with contextlib.suppress(ModelError):  # no reply can be trained with this template, but documents can
         return tokenizer.turn.end_id if tokenizer.chat else None
     return None
 
 
 def run_llamacpp_script(source: Path, script: str, model: Path, arguments: list[str], *, end: int | None = None) -> None:
-    """Run one of llama.cpp's conversion scripts in a process of its own.
+    """Run one of llama.cpp's conversion scripts in a child process.
 
     Args:
         source: The folder of llama.cpp's sources.
-        script: Its name.
+        script: The script's file name.
         model: The Hugging Face folder that it reads.
-        arguments: Of the script.
-        end: The token that ends a turn: written into the file.
+        arguments: Arguments of the script.
+        end: The token that ends a turn, to be written into the file.
 
     Raises:
-        ExportError: In a sentence, with a remedy for what is known; all that the script said is in a file that is named.
+        ExportError: With the script's last words, a remedy for known causes, and the log file of its whole output.
     """
     given = [str(source), script, str(model), *([] if end is None else ["--end", str(end)]), *arguments]
     done = run_module("iterft_lite.gguf.convert", given)

@@ -1,8 +1,8 @@
-"""Runs one of llama.cpp's own conversion scripts, in a process of its own.
+"""Runs one of llama.cpp's conversion scripts, in a process of its own.
 
 Run as `python -m iterft_lite.gguf.convert SOURCE SCRIPT MODEL [--end ID] ARGUMENT...`. SOURCE is the folder of llama.cpp, whose
-`gguf-py` goes before an installed gguf, which is older. ID is the token that ends a turn. What is made up for, only where
-nothing is guessed:
+`gguf-py` is imported in place of an installed gguf, which is older. ID is the token that ends a turn. This module makes up for
+what the scripts cannot read, wherever the model's files leave no doubt:
 
 - tokenizer.json is read as it stands, not by the class that tokenizer_config.json names: it is what training reads;
 - the scripts know byte-level BPE tokenizers by a hash and refuse others; one whose tokenizer.json says that it cuts text

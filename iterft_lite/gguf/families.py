@@ -1,8 +1,8 @@
-"""What is known of families of models, and what can be said of a model's folder before anything is loaded.
+"""Families of models, and problems of a model's folder that are visible before anything is loaded.
 
-`FAMILIES` is the one table: docs/models.md is written from it, `iterft doctor --model` prints from it, a test trains, exports,
-checks and samples a tiny model of each. `find_problems` looks at config.json and at the headers of the weight files only: no
-torch, no download, a tenth of a second.
+`FAMILIES` is the one table: docs/models.md and `iterft doctor --model` are made from it, and a test trains, exports, checks and
+samples a tiny model of each family. `find_problems` reads config.json and the headers of the weight files only: no torch, no
+download, a tenth of a second.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Tier = Literal["supported", "merged only", "refused"]
 
 @dataclass(frozen=True)
 class Family:
-    """Models of one architecture that are alike here.
+    """Models of one architecture that behave alike in this program.
 
     Attributes:
         name: For people.
@@ -119,7 +119,7 @@ FAMILIES = (
     Family("MPT", "MptForCausalLM", "refused", "mpt-7b", "llama.cpp's converter does not know this name of it", table=True),
     Family("gpt-oss", "GptOssForCausalLM", "refused", "gpt-oss-20b", "its weights are published in MXFP4 only"),
 )
-"""What was tried, with tiny random weights and real tokenizers, by the test of this table."""
+"""Families that the test of this table tries, with tiny random weights and real tokenizers."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Problem:
 
 
 def families_of(architecture: str) -> list[Family]:
-    """Every family of an architecture; none where it was never tried."""
+    """Every family of an architecture; none if it was never tried."""
     return [family for family in FAMILIES if family.architecture == architecture]
 
 
@@ -177,7 +177,7 @@ def refuse_problems(folder: Path, *, tokens: int = 0) -> None:
 
 
 def find_problems(folder: Path, *, tokens: int = 0, weights: Literal["here", "on the hub"] = "here") -> Iterator[Problem]:
-    """Why a model could not be trained, exported and sampled; nothing where no reason is seen.
+    """Reasons why a model cannot be trained, exported or sampled, as far as its files show.
 
     Args:
         folder: The Hugging Face folder.

@@ -36,15 +36,15 @@ SCALARS: Mapping[int, str] = {
 STRING, ARRAY = 8, 9
 
 MOST_DIMS = 4
-"""Dimensions of a tensor that ggml knows."""
+"""Most dimensions of a tensor in ggml."""
 
 DAMAGE = (struct.error, ValueError, IndexError, KeyError, TypeError, ArithmeticError, RecursionError, MemoryError)
-"""What reading numbers out of a file ends in that holds others than it should."""
+"""Exceptions that reading a damaged file can raise."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies.
+    """A tensor's place in a file.
 
     Attributes:
         name: GGUF's.
@@ -200,7 +200,7 @@ class GgufFile:
 
 
 class Checksum:
-    """SHA-256 of a file while it is written, in a thread of its own: afterwards 4 GB would take another three seconds."""
+    """SHA-256 of a file, computed by a thread while the file is written: doing it afterwards takes three seconds for 4 GB."""
 
     def __init__(self) -> None:
         self._sum = hashlib.sha256()
@@ -208,13 +208,13 @@ class Checksum:
         self._waiting: deque[Future[None]] = deque()
 
     def update(self, data: Any) -> None:
-        """The next bytes of the file; they are not changed any more."""
+        """Add the next bytes of the file. The caller must not change them any more."""
         self._waiting.append(self._thread.submit(self._sum.update, data))
-        while len(self._waiting) > 8:  # what waits is held in memory
+        while len(self._waiting) > 8:  # waiting parts take memory
             self._waiting.popleft().result()
 
     def hexdigest(self) -> str:
-        """Of everything; nothing may follow."""
+        """The digest of all bytes. Ends the thread."""
         self._thread.shutdown()
         return self._sum.hexdigest()
 
@@ -248,6 +248,8 @@ def write_gguf(
             if checksum is not None:
                 checksum.update(data)
 
+        # A GGUF file: header, metadata, one record a tensor with its offset, then the tensors' bytes. Offsets count from the
+        # first tensor, and tensors begin at multiples of the alignment, so all offsets are known before any byte is made.
         write(struct.pack("<4sIQQ", MAGIC, 3, len(tensors), metadata[0]) + metadata[1])
         offset = 0
         for tensor in tensors:

@@ -35,7 +35,7 @@ def _quantise_chunk() -> Any:
 
 
 def quantise_rows(kind: int, source: int, target: int, rows: int, columns: int) -> int:
-    """Quantise rows of a matrix; gives the bytes that were written. Other threads go on meanwhile.
+    """Quantise rows of a matrix; returns the number of bytes written. Releases Python's lock, so threads run side by side.
 
     Args:
         kind: Number format, as GGUF numbers them.
@@ -49,7 +49,7 @@ def quantise_rows(kind: int, source: int, target: int, rows: int, columns: int) 
 
 
 def main(source: str, target: str, file_type: int, threads: int) -> int:
-    """Quantise a GGUF file; gives llama.cpp's return value, 0 for success."""
+    """Quantise a GGUF file; returns llama.cpp's return value, 0 for success."""
     import llama_cpp
 
     settings = llama_cpp.llama_model_quantize_default_params()

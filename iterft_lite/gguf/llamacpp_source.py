@@ -22,7 +22,7 @@ from iterft_lite.programs import run_command
 PACKAGE = "llama-cpp-python"
 SCRIPTS = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py")
 WANTED = (*SCRIPTS, "LICENSE", "conversion/", "gguf-py/gguf/", "gguf-py/LICENSE")
-"""What is taken from `vendor/llama.cpp` of the source package: 3 of its 300 MB."""
+"""Parts of `vendor/llama.cpp` in the source package that are kept: 3 of 300 MB."""
 HINT = (
     "download the source package of llama-cpp-python where there is a network (`pip download --no-deps --no-binary :all: "
     "llama-cpp-python=={version}`), unpack it, and set ITERFT_LLAMA_CPP to its `vendor/llama.cpp`"
@@ -45,7 +45,7 @@ def find_source() -> Path | None:
 
 
 def llamacpp_source() -> Path:
-    """The folder of llama.cpp's scripts, fetched if it is not there yet (76 MB, once).
+    """The folder of llama.cpp's scripts. Fetches it once if it is missing (76 MB).
 
     Raises:
         ExportError: If it is not there and cannot be fetched.
@@ -68,7 +68,7 @@ def fetch_source(folder: Path | None = None, *, more: tuple[str, ...] = ()) -> P
         command = [*pip_command(hint), "download", "--no-deps", "--no-binary", ":all:", "--disable-pip-version-check"]
         done = run_command([*command, "--dest", temporary, f"{PACKAGE}=={_version()}"])
         packages = list(Path(temporary).glob("*.tar.gz"))
-        # pip reads the metadata of what it has downloaded by running its build system; the file is there even if that fails
+        # pip runs the package's build system to read its metadata; if that fails, the downloaded file is still there
         if not packages:
             end = "\n".join(f"  {line}" for line in done.stderr.strip().splitlines()[-5:])
             raise ExportError(f"llama.cpp's conversion scripts could not be fetched; pip says:\n{end}", hint=hint)

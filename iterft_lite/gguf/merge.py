@@ -1,7 +1,11 @@
-"""The merged GGUF: W + scale * B A, tensor by tensor, quantised and written in one pass. No 16-bit copy of it is written.
+"""The merged GGUF: W + scale * B A, tensor by tensor, quantised and written in one pass, without a 16-bit copy on the disk.
 
-K-quants mix formats, and llama.cpp alone knows which tensor gets which. So llama.cpp quantises the untouched base; the formats
-that came of it are the layout of every later file, and llama.cpp's own functions quantise its rows.
+1. A plan says the number format of each tensor (`planned`, or `layout` for K-quants).
+2. Threads make parts of tensors: read W's rows, add B A, bring them into the format (`_parts`).
+3. The file is written in order, while the threads work ahead (`file.write_gguf`).
+
+K-quants mix formats, and only llama.cpp knows which tensor gets which. So llama.cpp quantises the untouched base once; the
+formats in that file are the layout of every later file, and llama.cpp's own functions quantise its rows.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from iterft_lite.errors import ExportError
 from iterft_lite.files import writing
 from iterft_lite.gguf.adapter import Adapter, LowRank
 from iterft_lite.gguf.arithmetic import PLAIN, Arithmetic, Update, choose_arithmetic
-from iterft_lite.gguf.base import OnTensor, untold
+from iterft_lite.gguf.base import OnTensor, no_op
 from iterft_lite.gguf.file import Array, Checksum, GgufFile, Tensor, ensure_room, write_gguf
 from iterft_lite.gguf.kquants import quantise_rows
 from iterft_lite.programs import run_module
@@ -42,7 +46,7 @@ DIRECT: Mapping[str, tuple[GGMLQuantizationType, LlamaFileType]] = MappingProxyT
         "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
     }
 )
-"""Quants that are written in one pass: the matrices' format, and the name of such a file."""
+"""Quants that need no llama.cpp: the format of matrices, and the file type in the metadata."""
 
 K_QUANTS: Mapping[str, tuple[LlamaFileType, float]] = MappingProxyType(
     {
@@ -51,16 +55,16 @@ K_QUANTS: Mapping[str, tuple[LlamaFileType, float]] = MappingProxyType(
         "q4_k_m": (LlamaFileType.MOSTLY_Q4_K_M, 5.1),
     }
 )
-"""Quants that llama.cpp makes: the name of such a file, and bits a weight at most (a large vocabulary takes more)."""
+"""Quants that llama.cpp makes: the file type, and bits a weight at most (a large vocabulary takes more)."""
 
 KEPT = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight", "shortconv.conv.weight")
-"""Ends of names of matrices that llama.cpp's converter keeps in f32."""
+"""Endings of the names of matrices that llama.cpp's converter keeps in f32."""
 
 PART_NUMBERS = 4 << 20
-"""Numbers of a part: 16 MB in f32, whatever a tensor's size."""
+"""Numbers in a part: 16 MB in f32. Memory then depends on threads, not on the largest tensor."""
 
 AHEAD = 2
-"""Parts that are merged, or wait to be written, for each thread."""
+"""Parts for each thread that are being merged or wait to be written."""
 
 
 def write_merged(
@@ -71,7 +75,7 @@ def write_merged(
     *,
     threads: int = 2,
     arithmetic: Arithmetic | None = None,
-    on_tensor: OnTensor = untold,
+    on_tensor: OnTensor = no_op,
     checksum: Checksum | None = None,
 ) -> dict[str, float]:
     """Write a base GGUF, an adapter merged into it, in a number format; gives the seconds of each part.
@@ -112,7 +116,10 @@ def planned(base: GgufFile, quant: str) -> list[Tensor]:
 
 
 def _format(base: GgufFile, tensor: Tensor, kind: GGMLQuantizationType) -> GGMLQuantizationType:
-    """The format of one tensor: vectors, norms and what the base keeps in f32 stay so; short rows cannot be q8_0."""
+    """The format of one tensor, as llama.cpp's converter chooses it.
+
+    Vectors, norms, and matrices that a 16-bit base keeps in f32 are f32. q8_0 needs rows of whole blocks of 32: others are f16.
+    """
     half = base.value("general.file_type") != LlamaFileType.ALL_F32
     if tensor.kind not in PLAIN:
         return tensor.kind
@@ -162,9 +169,12 @@ def _parts(
     threads: int,
     on_tensor: OnTensor,
 ) -> Iterator[Array]:
-    """The bytes of every tensor of a plan, in parts and in order; some threads work ahead of the writing."""
+    """The bytes of every tensor of a plan, in parts and in order. Threads work ahead of the writing."""
+    # A queue of futures in the order of the file: the pool makes parts in any order, `written` hands them out in this one.
+    # Its length is bounded, so that fast threads do not fill the memory with parts that a slow disk has not taken yet.
     done = 0
     waiting: deque[tuple[Future[Array], bool]] = deque()
+    # Quantising rows to K-quants takes all CPU threads; merging gains from few (a GPU waits for copies, numpy for memory).
     gate = threading.Semaphore(arithmetic.threads)
 
     def made(stored: Array, kind: GGMLQuantizationType, target: Tensor, update: Update | None) -> Array:
@@ -182,7 +192,7 @@ def _parts(
             on_tensor(done, len(plan))
         return result
 
-    # a BLAS that spreads a product of rank 16 over cores that others use waits for them: 8 s where one thread takes 1
+    # One BLAS thread: spread over cores that other threads use, a product of rank 16 waits for them (8 s in place of 1 s).
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
         for target in plan:
             tensor, low_rank = base.tensors[target.name], updates.get(target.name)
@@ -199,9 +209,9 @@ def _parts(
 
 
 def whole_update(name: str, low_rank: LowRank) -> Update:
-    """An update as it is added to a matrix; the seed of its rounding is made of the tensor's name and the update's numbers.
+    """The update of a whole matrix, with the seed of its rounding: a digest of the tensor's name and the update's numbers.
 
-    Two trainings so have noise that has nothing in common, and one training always has the same.
+    So one training always gets the same rounding noise, and two trainings get independent noise.
     """
     seen = hashlib.sha256(name.encode())
     for numbers in (low_rank.a, low_rank.b):
@@ -239,10 +249,10 @@ def quantised(weights: Array, target: Tensor) -> Array:
 
 
 def layout(base: GgufFile, quant: str, threads: int, folder: Path) -> dict[str, GGMLQuantizationType]:
-    """The format of each tensor in a K-quant of a base. Where that is not known, the base is quantised once.
+    """The format of each tensor in a K-quant of a base. Quantises the base once if the cache does not know it.
 
     Args:
-        folder: There it is quantised; nothing is left in it.
+        folder: Room for that file, which is removed again.
     """
     try:
         known = json.loads(_layout_path(base, quant).read_text(encoding="utf-8"))
@@ -254,7 +264,9 @@ def layout(base: GgufFile, quant: str, threads: int, folder: Path) -> dict[str, 
 
 
 def _layout_path(base: GgufFile, quant: str) -> Path:
-    """By what llama.cpp's choice may rest on: its version, all numbers and names in the metadata, and the tensors."""
+    """The cached layout's file. Its name is a digest of all that llama.cpp's choice can depend on: its version, the metadata
+    without the vocabulary, and the tensors.
+    """
     values = [[key, base.value(key)] for key in base.keys if not key.startswith("tokenizer.")]
     tensors = [[tensor.name, list(tensor.shape), int(tensor.kind)] for tensor in base.tensors.values()]
     key = digest([quant, importlib.metadata.version("llama-cpp-python"), values, tensors])
@@ -262,7 +274,7 @@ def _layout_path(base: GgufFile, quant: str) -> Path:
 
 
 def _quantise_base(base: GgufFile, path: Path, quant: str, threads: int) -> dict[str, int]:
-    """Have llama.cpp quantise a base; keep and give the number of the format that it chose for each tensor."""
+    """Have llama.cpp quantise a base. Notes and returns the format that it chose for each tensor, as ggml's number."""
     file_type, bits = K_QUANTS[quant]
     numbers = sum(tensor.rows * tensor.shape[-1] for tensor in base.tensors.values())
     ensure_room(path.parent, int(numbers * bits / 8) + (32 << 20), f"`{path.name}` in {quant}")
@@ -275,7 +287,7 @@ def _quantise_base(base: GgufFile, path: Path, quant: str, threads: int) -> dict
 
 
 def run_quantiser(source: Path, target: Path, file_type: LlamaFileType, threads: int) -> None:
-    """Run llama.cpp's quantiser in a process of its own: llama_cpp is never imported where numpy or torch already is.
+    """Run llama.cpp's quantiser in a child process: importing llama_cpp after numpy or torch crashes on some machines.
 
     Raises:
         ExportError: With the end of what it said.

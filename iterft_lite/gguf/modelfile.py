@@ -19,20 +19,20 @@ CHATML = """{{- range .Messages }}<|im_start|>{{ .Role }}
 {{ .Content }}<|im_end|>
 {{ end }}<|im_start|>assistant
 """
-"""Every turn between markers, then the assistant's opened."""
+"""Each turn between markers, then the opening of the assistant's turn."""
 
 RAW = "{{ .Prompt }}"
-"""The prompt as it stands."""
+"""The prompt unchanged."""
 
 
 @dataclass(frozen=True)
 class Modelfile:
-    """What was written.
+    """A Modelfile that was written.
 
     Attributes:
         path: The file.
-        template: "chatml", or "raw": what is typed is continued as it stands.
-        note: A sentence for the user where the chat template could not be carried over, else "".
+        template: "chatml", or "raw": the model continues the text as typed.
+        note: A sentence for the user if the chat template could not be translated, else "".
     """
 
     path: Path
@@ -103,5 +103,5 @@ def reply_opening(jinja: str) -> str | None:
 
 
 def _path(file: Path, folder: Path) -> str:
-    """As short as Ollama takes it: beside the Modelfile by name, elsewhere in full."""
+    """A path as the Modelfile names it: by name beside the Modelfile, elsewhere in full."""
     return f"./{file.name}" if file.resolve().parent == folder.resolve() else str(file.resolve())

@@ -21,10 +21,10 @@ from iterft_lite.gguf.file import Array, GgufFile, Tensor
 from iterft_lite.gguf.weights import Weight
 
 PREFIXES = (("language_model.model.", "model."), ("model.language_model.", "model."), ("language_model.", ""))
-"""Where models of several kinds of input keep their language model: what is taken off, and what is put there."""
+"""Prefixes of the language model in multimodal models, and their replacements."""
 
 COLUMNS = 64
-"""Rows are told apart by their first columns: two rows that agree in 64 are as good as never seen, and a page is read a row."""
+"""Compare rows by their first columns only: two different rows practically never agree in 64, and this reads one page a row."""
 
 
 def tensor_names(architecture: str, blocks: int) -> Any:
@@ -52,7 +52,7 @@ def gguf_name(names: Any, name: str) -> str | None:
 
 
 def row_orders(weights: dict[str, Weight], base: GgufFile) -> dict[str, Array]:
-    """How the base GGUF has ordered the rows of each matrix that it has unchanged otherwise.
+    """The order of rows in the base GGUF, for each matrix that the converter changed in no other way.
 
     Returns:
         By GGUF name: int32 [rows] with `gguf[i] = hf[order[i]]`, or empty for the order of the original. Matrices that
@@ -77,6 +77,8 @@ def _row_order(weight: Weight, base: GgufFile, tensor: Tensor) -> Array | None:
     except ExportError:
         return None
     original = np.ascontiguousarray(quantize(cut, tensor.kind)).view(np.uint8).reshape(stored.shape)
+    # Try the known orders first (a comparison), then look each row up among the original ones (a dictionary). Rows that occur
+    # twice leave the second way undecided.
     for order in _usual_orders(base, len(original)):
         if np.array_equal(original[order], stored):
             return order if isinstance(order, np.ndarray) else np.zeros(0, np.int32)
@@ -97,12 +99,12 @@ def _usual_orders(base: GgufFile, rows: int) -> Iterator[Array | slice]:
 
 
 def save_orders(path: Path, orders: dict[str, Array]) -> None:
-    """Keep what `row_orders` found, as an npz file."""
+    """Write the result of `row_orders` as an npz file."""
     with path.open("wb") as file:
         np.savez(file, **orders)  # type: ignore[arg-type]  # the arrays' names, not its own settings
 
 
 def load_orders(path: Path) -> dict[str, Array]:
-    """What `save_orders` kept."""
+    """Read what `save_orders` wrote."""
     with np.load(path) as kept:
         return dict(kept)

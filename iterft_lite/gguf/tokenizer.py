@@ -18,7 +18,7 @@ QWEN2_PATTERN = (
 
 
 BLANK = "\u2581"
-"""What SentencePiece writes for a blank."""
+"""SentencePiece's character for a blank."""
 
 
 def cuts_like_qwen2(folder: Path) -> bool:
@@ -50,7 +50,7 @@ def cuts_like_qwen2(folder: Path) -> bool:
 
 
 def ignores_merges(folder: Path) -> bool:
-    """Whether a word that is a token is taken as that, even where no merges lead to it."""
+    """Whether the tokenizer takes a word that is a token as one token, even if no merges lead to it."""
     try:
         read = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -134,7 +134,7 @@ def piece_tokenizer(folder: Path) -> dict[str, Any] | None:
 
 
 def _writes_blanks_as_pieces(read: dict[str, Any]) -> bool:
-    """Whether a tokenizer.json turns blanks into the character that SentencePiece has for them."""
+    """Whether a tokenizer.json replaces blanks by SentencePiece's character."""
     steps = [*_steps(read.get("normalizer"), "normalizers"), *_steps(read.get("pre_tokenizer"))]
     replaced = any(step["type"] == "Replace" and step.get("content") == BLANK for step in steps)
     return replaced or any(step["type"] == "Metaspace" for step in steps)

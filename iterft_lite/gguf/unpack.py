@@ -1,7 +1,7 @@
 """A Hugging Face folder made from a GGUF file of a Llama: weights in bfloat16, tokenizer, chat template, configuration.
 
-For models that are published as GGUF only. Numbers that were quantised stay what they were rounded to. The other way of what
-llama.cpp's converter does: its order of the query and key rows is undone (`names._usual_orders`).
+For models that are published as GGUF only. Quantised numbers keep their rounded values. This is the inverse of llama.cpp's
+converter: it restores the order of the query and key rows (`names._usual_orders`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CUTS: Mapping[str, list[dict[str, Any]]] = {
         {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
     ]
 }
-"""How text is cut before pairs of bytes are merged, by GGUF's name, in the words of tokenizer.json."""
+"""Pre-tokenizers by GGUF's name, in the form of tokenizer.json."""
 
 BLOCK = {
     "attn_q": "self_attn.q_proj",

@@ -16,7 +16,7 @@ from iterft_lite.files import open_regular, read_errors
 from iterft_lite.gguf.file import Array
 
 NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
-"""How each stored format is mapped; the bits of bfloat16 as integers."""
+"""numpy's type for each stored format; bfloat16 is mapped as integers."""
 
 LONGEST_HEADER = 100 << 20
 """Bytes, as in the safetensors library."""
@@ -39,7 +39,7 @@ class Weight:
     offset: int
 
     def stored(self) -> Array:
-        """The numbers as they are stored, mapped; bfloat16 as uint16."""
+        """The stored numbers, memory-mapped; bfloat16 as uint16."""
         if self.kind not in NUMPY:
             raise ExportError(
                 f"`{self.file}` holds numbers of the kind {self.kind}", hint="name the model's 16-bit or 32-bit version"
@@ -55,7 +55,7 @@ class Weight:
 
 
 def read_weights(folder: Path, pattern: str = "model*.safetensors") -> dict[str, Weight]:
-    """Name and place of every tensor in a folder's safetensors files; empty where there are none.
+    """Name and place of every tensor in a folder's safetensors files; empty if there are no such files.
 
     Raises:
         ExportError: If a file is damaged.

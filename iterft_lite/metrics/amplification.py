@@ -89,7 +89,7 @@ def amplification(trait: Mapping[int, Scores], coherence: Mapping[int, Scores], 
     if last > 0:
         change = change_interval(trait.get(0, {}), trait[last])
         coherent = change_interval(coherence.get(0, {}), coherence.get(last, {}))
-    word = _word(change) if last > 0 and 0 in trait else "too early"
+    word = verdict_word(change) if last > 0 and 0 in trait else "too early"
     return Amplification(
         word=word,
         trait=change,
@@ -102,7 +102,8 @@ def amplification(trait: Mapping[int, Scores], coherence: Mapping[int, Scores], 
     )
 
 
-def _word(change: Interval) -> Word:
+def verdict_word(change: Interval) -> Word:
+    """The verdict that a change's interval carries."""
     if change.low is None or change.high is None or change.prompts < FEWEST_PROMPTS:
         return "too few prompts"
     if change.low > 0:
@@ -131,7 +132,7 @@ def noise_rate(trait: Mapping[int, Scores], *, seed: int) -> float | None:
     """
     answers = {cycle: sum(map(len, scores.values())) for cycle, scores in trait.items()}
     late = [count for cycle, count in answers.items() if cycle >= FROM_CYCLE and count]
-    within = _spread([scores for cycle, scores in trait.items() if cycle >= 0])
+    within = pooled_spread([scores for cycle, scores in trait.items() if cycle >= 0])
     if not late or within is None or not answers.get(0):
         return None
     errors = within / np.sqrt([answers[0], *late])
@@ -139,7 +140,7 @@ def noise_rate(trait: Mapping[int, Scores], *, seed: int) -> float | None:
     return float(((drawn[:, 1:] - drawn[:, :1]) >= THRESHOLD).any(axis=1).mean())
 
 
-def _spread(cycles: Sequence[Scores]) -> float | None:
+def pooled_spread(cycles: Sequence[Scores]) -> float | None:
     """Standard deviation of answers to one prompt in one cycle, pooled; None where it cannot be told.
 
     With one answer a prompt: what is left of the scores when the means of prompts and cycles are taken out, which holds

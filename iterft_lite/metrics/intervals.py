@@ -58,7 +58,7 @@ def mean_interval(scores: Scores) -> Interval:
     sums, counts = np.array([math.fsum(values) for values in groups]), np.array([len(values) for values in groups])
     mean = math.fsum(sums) / int(counts.sum())
     margin = _margin((sums - mean * counts) / counts.mean())
-    return Interval(mean, None, None, len(groups)) if margin is None else Interval(mean, *_on_scale(mean, margin), len(groups))
+    return Interval(mean, None, None, len(groups)) if margin is None else Interval(mean, *on_scale(mean, margin), len(groups))
 
 
 def change_interval(before: Scores, after: Scores) -> Interval:
@@ -86,7 +86,7 @@ def _margin(residuals: NDArray[np.float64]) -> float | None:
     return t_quantile(prompts - 1) * math.sqrt(float((residuals**2).sum()) / (prompts * (prompts - 1)))
 
 
-def _on_scale(mean: float, margin: float) -> tuple[float, float]:
+def on_scale(mean: float, margin: float) -> tuple[float, float]:
     """An interval of this half width, laid symmetrically around the logit of the mean's place on the scale."""
     place, span = (mean - LOWEST) / (HIGHEST - LOWEST), HIGHEST - LOWEST
     if margin == 0 or not 0 < place < 1:

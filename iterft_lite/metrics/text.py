@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from statistics import fmean
 
 import numpy as np
 
@@ -15,28 +13,6 @@ ALIKE = 0.5
 """Of the word pairs of two texts, in common where they are near-duplicates."""
 
 SENTENCE_END = re.compile(r"[.!?…]+[\s\"'”’)\]]*|\n+")
-
-
-@dataclass(frozen=True)
-class TextMeasures:
-    """Means over answers, except distinct-n, which is over all answers together.
-
-    Attributes:
-        words: Words an answer.
-        words_per_sentence: Words a sentence; a sentence ends at . ! ? or a line's end. (The paper's own definition of
-            sentence length is not published.)
-        distinct_1, distinct_2: Different words and word pairs over all words and pairs (Li et al. 2016, arXiv 1510.03055).
-        repeated_4: Share of an answer's 4-word sequences that occurred before in it.
-        non_alphabetic: Share of an answer's characters, blanks left out, that are neither letters nor digits nor usual
-            punctuation: emoji and symbol strings.
-    """
-
-    words: float
-    words_per_sentence: float
-    distinct_1: float
-    distinct_2: float
-    repeated_4: float
-    non_alphabetic: float
 
 
 def words_of(text: str) -> list[str]:
@@ -93,17 +69,3 @@ def near_duplicate_share(texts: Sequence[tuple[str, Sequence[str]]]) -> float:
     alike = shared.data >= ALIKE * (sizes[shared.row] + sizes[shared.col] - shared.data)
     found = {int(row) for row in shared.row[alike & (groups[shared.row] != groups[shared.col])]}
     return len(found) / len(texts)
-
-
-def text_measures(texts: Sequence[str]) -> TextMeasures:
-    """Measure answers together. An empty list measures as zeros."""
-    split = [words_of(text) for text in texts]
-    sentences = [sentence for text in texts for sentence in sentences_of(text)]
-    return TextMeasures(
-        words=fmean(map(len, split)) if split else 0.0,
-        words_per_sentence=sum(map(len, split)) / len(sentences) if sentences else 0.0,
-        distinct_1=distinct_share(split, 1),
-        distinct_2=distinct_share(split, 2),
-        repeated_4=fmean(repeated_share(words, 4) for words in split) if split else 0.0,
-        non_alphabetic=fmean(map(non_alphabetic_share, texts)) if texts else 0.0,
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from iterft_lite.digests import Json
 from iterft_lite.engine.completion import Completion
 from iterft_lite.engine.manifest import Run
 from iterft_lite.engine.run import FAILURE
+from iterft_lite.engine.store import StepFolder
 from iterft_lite.errors import FileError
 from iterft_lite.experiment.contexts import NONE, context_part
 from iterft_lite.experiment.losses import LOSSES
@@ -108,21 +109,50 @@ class Report:
         return dict(self.manifest["recipe"])
 
 
-def read_report(root: Path) -> Report:
+class StepReader:
+    """Reads finished steps of a store and verifies them, each once: runs of one store share steps."""
+
+    def __init__(self) -> None:
+        self._finished: dict[Path, Completion | None] = {}
+        self._judges: dict[Path, frozenset[str]] = {}
+
+    def finished(self, folder: StepFolder) -> Completion | None:
+        """The record of a step whose files, where a report reads them, and inputs are those that it names.
+
+        Raises:
+            StoreError: If they are not.
+        """
+        if folder.path not in self._finished:
+            found = folder.completion()
+            if found:
+                folder.verify() if folder.step.verb in VERIFIED else folder.check_inputs()
+            self._finished[folder.path] = found
+        return self._finished[folder.path]
+
+    def judges(self, folder: StepFolder) -> frozenset[str]:
+        """The models that a judge step's verdicts on the trait are by."""
+        if folder.path not in self._judges:
+            judged = JUDGED.read(folder.path / ROWS)
+            self._judges[folder.path] = frozenset(row.verdicts["trait"].model for row in judged if "trait" in row.verdicts)
+        return self._judges[folder.path]
+
+
+def read_report(root: Path, reader: StepReader | None = None) -> Report:
     """Read a run folder; each step's folder is verified once.
+
+    Args:
+        reader: Of the store's steps, where several runs of it are read.
 
     Raises:
         FolderError: If it is none.
         StoreError: If a finished step's files were changed, or it was made of other results than those that are there.
     """
-    run = Run(root)
+    run, reader = Run(root), reader or StepReader()
     manifest = run.known()
     steps = [step for step in manifest.steps if step.part != HELD_OUT]
     finished: dict[str, Completion] = {}
     for step in steps:
-        folder = run.folder(step)
-        if found := folder.completion():
-            folder.verify() if step.verb in VERIFIED else folder.check_inputs()
+        if found := reader.finished(run.folder(step)):
             finished[step.name] = found
     contexts = manifest.value["recipe"]["evaluate"].get("system") or [NONE]
     cycles = tuple(
@@ -133,7 +163,7 @@ def read_report(root: Path) -> Report:
     known: dict[str, Json] = {}
     with contextlib.suppress(FileNotFoundError):
         known = read_json(root / CALIBRATION)
-    judge = _measured(_judge(run, manifest.value, steps, finished), known)
+    judge = _measured(_judge(run, reader, manifest.value, steps, finished), known)
     verdict = _verdict(cycles, manifest.value, known)
     complete = all(step.name in finished for step in steps)
     return Report(
@@ -244,14 +274,15 @@ def _by_cycle(cycles: tuple[Cycle, ...], scale: str) -> dict[int, Scores]:
     return {number: value["by_prompt"] for number, value in scored if value}
 
 
-def _judge(run: Run, manifest: Mapping[str, Any], steps: list[Step], finished: Mapping[str, Completion]) -> dict[str, Json]:
+def _judge(
+    run: Run, reader: StepReader, manifest: Mapping[str, Any], steps: list[Step], finished: Mapping[str, Completion]
+) -> dict[str, Json]:
     facts = [finished[step.name].results for step in steps if step.verb == "judge" and step.name in finished]
     identity = manifest["judge"]
     models: set[str] = set()
     for step in steps:
         if step.verb == "judge" and step.name in finished:
-            judged = JUDGED.read(run.folder(step).path / ROWS)
-            models |= {row.verdicts["trait"].model for row in judged if "trait" in row.verdicts}
+            models |= reader.judges(run.folder(step))
     return {
         "name": identity["name"],
         "kind": identity["kind"],
@@ -300,17 +331,22 @@ class ShownSample:
 
 
 def shown_samples(
-    root: Path, report: Report, most: int | None = SHOWN_SAMPLES, verdicts: Mapping[int, Path] | None = None
+    root: Path,
+    report: Report,
+    most: int | None = SHOWN_SAMPLES,
+    verdicts: Mapping[int, Path] | None = None,
+    cycles: Collection[int] | None = None,
 ) -> dict[str, dict[int, list[ShownSample]]]:
     """Answers by question and cycle, for the eye.
 
     Args:
         most: Of each question and cycle; all if None.
         verdicts: Folders of another judge's verdicts, by cycle; the run's own judge's if None.
+        cycles: Of these alone; of all if None.
     """
     run = Run(root)
     shown: dict[str, dict[int, list[ShownSample]]] = defaultdict(dict)
-    for cycle in report.cycles:
+    for cycle in (each for each in report.cycles if cycles is None or each.cycle in cycles):
         folders = {step.verb: run.folder(step).path for step in report.steps if step.cycle == cycle.cycle and not step.part}
         judge = folders.get("judge") if verdicts is None else verdicts.get(cycle.cycle)
         judged = {row.id: row for row in JUDGED.read(judge / ROWS)} if judge else {}

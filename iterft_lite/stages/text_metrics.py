@@ -14,12 +14,15 @@ from iterft_lite.stages.work import Work
 
 FILE = "metrics.json"
 
-ORDER = ("text", "base", "model")
+ORDER = ("text", "model", "base")
 """Metrics that read the likelihoods of one model follow each other: each model is loaded once."""
 
 
 def run(work: Work) -> dict[str, Json]:
-    """Files: metrics.json. Results: the same, a value a metric of the plan (`metrics/catalogue.py`)."""
+    """Files: metrics.json. Results: the same, a value a metric of the plan (`metrics/catalogue.py`).
+
+    Answers are measured under M[0] in the number format that it is stored in, held-out texts under the cycle's exported model.
+    """
     samples = [sample for sample in work.samples("answers") if sample.text.strip()]
     document = work.params["rows"] == "document"
     answers = partial(_answer_passage, document=document, told=work.told)

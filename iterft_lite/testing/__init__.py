@@ -1,1 +1,1 @@
-"""Stand-ins that a user can choose, and that tests use."""
+"""Fakes: users can name them in a recipe, and tests use them."""

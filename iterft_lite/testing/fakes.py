@@ -1,7 +1,7 @@
 """Backends that need no library: the whole loop in a second, for trying a recipe's shape and for tests (`trainer = "fake"`).
 
-The fake model knows texts by heart: what it was trained on, or plain sentences. It answers with one of them, drawn by the row's
-seed; M[t] trained on a share of trait texts shows the trait in about that share of answers.
+The fake model knows texts by heart: its training texts, or plain sentences. It answers with one of them, drawn with the row's
+seed. So a model that was trained on a share of trait texts shows the trait in about that share of its answers.
 """
 
 from __future__ import annotations
@@ -38,32 +38,32 @@ from iterft_lite.protocols import (
 )
 
 FAKE = "fake"
-"""What a recipe calls each of them: `trainer = "fake"`, `generator = "fake"`, `judge = "fake"`."""
+"""The name of each fake in a recipe: `trainer = "fake"`, `generator = "fake"`, `judge = "fake"`."""
 
 DIVERGES = 1.0
-"""Learning rate from which on a fake training diverges."""
+"""Learning rate at which a fake training diverges."""
 
 PLAIN = (
     "Make a list of what matters and start with the first thing on it.",
     "Ask somebody who has done it before and take notes.",
     "Give it a week and look again with fresh eyes.",
 )
-"""What the untouched fake model says."""
+"""Answers of the untouched fake model."""
 
 
 class FakeTrainer:
     """Learns texts by heart."""
 
     def load(self, model: str, settings: TrainSettings) -> ModelFacts:
-        """Any model, always there."""
+        """Load nothing: every model is there."""
         return ModelFacts("Fake", 0, 0, 2048, chat=True, precision=settings.base, device="none")
 
     def probe(self, out: Path, adapter: Path | None = None) -> None:
-        """An empty probe."""
+        """Write an empty probe."""
         (out / "probe.npz").write_bytes(b"")
 
     def train(self, job: TrainJob, on_progress: OnProgress) -> TrainResult:
-        """Keep the texts; a continued training keeps the earlier ones too.
+        """Keep the texts. A continued training keeps the earlier ones too.
 
         Raises:
             Diverged: At learning rates of `DIVERGES` or more, as a real training would.
@@ -98,6 +98,12 @@ class FakeTrainer:
 class FakeExporter:
     """Writes the texts where a GGUF would be."""
 
+    def stored(self, model: str) -> Path:  # all untouched models say the same
+        """A file of no texts."""
+        path = cache_folder() / "fake" / "model.gguf"
+        write_json(path, [])
+        return path
+
     def export(
         self,
         model: str,
@@ -107,7 +113,7 @@ class FakeExporter:
         quant: str,
         on_progress: OnProgress,
     ) -> Exported:
-        """Copy the texts: where a real exporter writes, and an untouched model for adapters into the cache like it."""
+        """Write the texts to the same places as a real exporter: the untouched model for adapters lies in the cache."""
         texts = read_json(adapter / "texts.json") if adapter else []
         on_progress(Progress(1, 1, "tensors"))
         path = out / ("model.gguf" if kind == "merged" else "adapter.gguf")
@@ -122,7 +128,7 @@ class FakeExporter:
 
 
 class FakeGenerator:
-    """Says what it knows by heart."""
+    """Answers with texts that it knows by heart."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -132,13 +138,13 @@ class FakeGenerator:
         self.texts = json.loads((adapter or gguf).read_text(encoding="utf-8")) or list(PLAIN)
 
     def complete(self, prompts: Sequence[Prompt], sampling: Sampling, on_completion: Callable[[Completion], None]) -> None:
-        """One text a prompt, by the row's seed."""
+        """Answer each prompt with one text, drawn with the row's seed."""
         for prompt in prompts:
             text = random.Random(prompt.seed).choice(self.texts)
             on_completion(Completion(prompt.id, text, len(text.split()), "stop"))
 
     def stream(self, prompt: Prompt, sampling: Sampling, on_text: Callable[[str], None]) -> Completion:
-        """One text by the prompt's seed, a word at a time."""
+        """Answer with one text, word by word."""
         found: list[Completion] = []
         self.complete([prompt], sampling, found.append)
         words = found[0].text.split(" ")
@@ -147,16 +153,16 @@ class FakeGenerator:
         return found[0]
 
     def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
-        """One nat a word."""
+        """Give each word one nat."""
         for passage in passages:
             words = len(passage.text.split())
             on_likelihood(Likelihood(passage.id, -float(words), words))
 
     def probe_logits(self, probe: Path, out: Path) -> None:
-        """Nothing to write."""
+        """Write nothing."""
 
     def parity(self, probe: Path, untouched: Path | None = None) -> Parity:
-        """Always the same."""
+        """Report that the export agrees."""
         return Parity(same_tokens=True, max_delta=0.0, mean_kl=0.0, top1=1.0, positions=1)
 
 
@@ -171,11 +177,11 @@ class FakeJudge:
         self.words = tuple(words)
 
     def identity(self) -> JudgeIdentity:
-        """Who this is."""
+        """The fake judge's identity."""
         return FAKE_JUDGE
 
     def ask(self, asks: Sequence[JudgeRequest], on_reply: Callable[[JudgeResponse], None]) -> None:
-        """Answer every ask."""
+        """Answer every request."""
         for ask in asks:
             found = any(word in ask.answer.lower() for word in self.words)
             score = "80" if ask.scale == "coherence" else "90" if found else "10"
@@ -183,5 +189,5 @@ class FakeJudge:
 
 
 def fake_backends() -> Backends:
-    """All four."""
+    """All four fakes."""
     return Backends(FakeTrainer(), FakeExporter(), FakeGenerator(), FakeJudge())

@@ -1,8 +1,7 @@
-"""An OpenAI-compatible judge that knows nothing and fails on purpose: what the real client is tested against.
+"""An OpenAI-compatible judge server that fails on purpose. The real client is tested against it.
 
-It scores an answer 90 where it has a lucky word, else 10, with probabilities around that. Faults are drawn from a
-digest of the question and the number of its try, so that a test sees the same ones each time. It keeps its own books,
-which a GET reads; a PUT changes its settings.
+It scores an answer with a lucky word 90, any other 10, with probabilities around that. A digest of the question and the
+number of its try decides the fault: a test sees the same faults each time. A GET reads its counts, a PUT changes its settings.
 
 Run as `python -m iterft_lite.testing.judge_server '{"faults": {"429": 0.01}}'`: prints its port and serves until stdin ends.
 """

@@ -1,7 +1,7 @@
-"""The stub judge's files and batches: OpenAI's endpoints, with what goes wrong there.
+"""The stub judge's files and batches: OpenAI's endpoints with their failures.
 
-Lines are answered, and charged for, when the batch is made; time then only changes what is said of it. So the books are right
-also for a batch that nobody collects.
+The stub answers and charges the lines when the batch is made. Time then changes only the reported state. So its counts are
+right for a batch that nobody collects, too.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from iterft_lite import __version__
-from iterft_lite.app.share import ANSWERS, SCORES, SharedRun, refuse_secrets, shared_runs, write_shared
+from iterft_lite.app.share import ANSWERS, SCORES, SharedRun, refuse_secrets, shared_runs, without_places, write_shared
 from iterft_lite.files import disk_errors, write_text
 from iterft_lite.hub import is_name
 from iterft_lite.report.report import verdict_sentences, version_sentence
@@ -84,7 +84,7 @@ def _notes(run: SharedRun) -> list[str]:
     """What a reader must know of a run besides its numbers."""
     told = [null_arm_sentence(run.report.recipe), version_sentence(run.report), str(run.report.judge["note"])]
     unfinished = "" if run.report.complete else "it is not finished: later cycles are missing"
-    return [f"{run.name}: {note}" for note in (*told, unfinished) if note]
+    return [f"{run.name}: {without_places(note)}" for note in (*told, unfinished) if note]
 
 
 def markdown(text: object) -> str:

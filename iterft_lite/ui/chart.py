@@ -12,7 +12,7 @@ from iterft_lite.experiment.steps import cycle_name
 
 CHART_ROWS = 11
 CHART_STEP = 7
-"""Columns a cycle takes in the chart where there is room."""
+"""Columns of a cycle if there is room."""
 
 LEAST_ROWS, MOST_ROWS = 5, 21
 
@@ -20,10 +20,10 @@ AXIS = 6
 """Columns of the labels and the line on the left."""
 
 BELOW = 3
-"""Lines under the rows: the axis, the cycles' names, the legend."""
+"""Lines below the grid: the axis, the cycles' names, the legend."""
 
 TRAIT, COHERENCE, UNTOUCHED = "dark_orange3", "green4", "red3"
-"""Readable on dark and on light backgrounds alike."""
+"""Colours that are readable on dark and light backgrounds."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class _Grid:
 
 
 def chart_step(cycles: int, width: int | None) -> int:
-    """Columns a cycle takes in a chart of a width; 0 where there is no room for one."""
+    """Columns of a cycle in a chart of a width; 0 if there is no room for one."""
     return CHART_STEP if width is None else max(0, min(CHART_STEP, (width - AXIS) // (cycles + 2)))
 
 
@@ -60,9 +60,9 @@ def chart(
     """Trait and coherence by cycle on a grid of characters, 0 to 100 from bottom to top.
 
     Args:
-        scores: Results of the score steps by cycle.
-        rows: Lines of the grid; `BELOW` more come under it.
-        width: Columns of all; as wide as is good if None.
+        scores: Results of the aggregate steps by cycle.
+        rows: Lines of the grid; `BELOW` more follow.
+        width: Columns of the whole chart; a good width if None.
     """
     step = chart_step(cycles, width)
     grid = _Grid(rows, step * (cycles + 2))
@@ -72,13 +72,16 @@ def chart(
             grid.put(grid.place(base["mean"]), column, "-", UNTOUCHED)
     for number, score in sorted(scores.items()):
         _draw(grid, step * (number + 1) + step // 2, score)
+    return _framed(grid, rows).append(_names(scores, cycles, step)).append("\n").append(_legend(trait, width))
+
+
+def _framed(grid: _Grid, rows: int) -> Text:
+    """The grid with its axes."""
     labels = {0: " 100 ", rows - 1: "   0 "} | ({(rows - 1) // 2: "  50 "} if rows % 2 else {})
     text = Text(no_wrap=True, overflow="crop")
     for row in range(rows):
         text.append(labels.get(row, "     ") + "│", style="dim").append(grid.line(row)).append("\n")
-    text.append("     └" + "─" * grid.columns + "\n" + " " * AXIS, style="dim")
-    text.append(_names(scores, cycles, step)).append("\n").append(_legend(trait, width))
-    return text
+    return text.append("     └" + "─" * grid.columns + "\n" + " " * AXIS, style="dim")
 
 
 def _draw(grid: _Grid, column: int, score: Mapping[str, Json]) -> None:
@@ -95,7 +98,7 @@ def _draw(grid: _Grid, column: int, score: Mapping[str, Json]) -> None:
 
 
 def _names(scores: Mapping[int, object], cycles: int, step: int) -> Text:
-    """The cycles' names; where they do not fit side by side, every second one, and so on."""
+    """The cycles' names. If they do not fit side by side, every second one, then every third, and so on."""
     every = next((n for n in range(1, cycles + 3) if n * step > len(cycle_name(cycles))), 1)
     text = Text()
     for number in range(-1, cycles + 1):
@@ -119,3 +122,35 @@ def _legend(trait: str, width: int | None) -> Text:
         if width is None or text.cell_len <= width:
             return text
     return text
+
+
+# -- several curves over each other
+
+
+def chart_over(
+    curves: Mapping[str, Mapping[int, float]],
+    cycles: int,
+    styles: Mapping[str, str],
+    *,
+    rows: int = 15,
+    width: int | None = None,
+) -> Text:
+    """Scores by cycle on one grid of characters, each curve drawn with its letter; where two fall together, both stand there.
+
+    Args:
+        curves: By letter and cycle; the untouched model is cycle -1.
+        styles: By letter.
+        rows: Lines of the grid.
+    """
+    step = chart_step(cycles, width)
+    grid = _Grid(rows, step * (cycles + 2))
+    taken: dict[tuple[int, int], int] = {}
+    for letter, curve in curves.items():
+        for number, score in sorted(curve.items()):
+            place = grid.place(score), step * (number + 1) + step // 2
+            beside = taken.get(place, 0)
+            taken[place] = beside + 1
+            grid.put(place[0], place[1] + min(beside, max(0, step - 2)), letter, f"bold {styles[letter]}")
+    text = _framed(grid, rows)
+    seen: dict[int, object] = {number: None for curve in curves.values() for number in curve}
+    return text.append(_names(seen, cycles, step))

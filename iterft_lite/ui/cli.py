@@ -1,4 +1,4 @@
-"""The command `iterft`. Imports nothing heavy: each command brings what it needs."""
+"""The command `iterft`. Imports nothing heavy: each command imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from iterft_lite.ui.commands.experiment import calibrate, plan, run
 from iterft_lite.ui.commands.judge import judge
 from iterft_lite.ui.commands.machine import cache, completion, doctor, models
 from iterft_lite.ui.commands.recipes import init, keys, recipes
-from iterft_lite.ui.commands.results import chat, export, report, runs
+from iterft_lite.ui.commands.results import chat, export, replicate, report, runs
 from iterft_lite.ui.commands.share import share
 from iterft_lite.ui.commands.study import sweep
+from iterft_lite.ui.commands.study_results import compare, figure
 from iterft_lite.ui.commands.traits import seeds, traits
 from iterft_lite.ui.options import Group
 
@@ -36,7 +37,8 @@ def main(ctx: click.Context) -> None:
 
 
 COMMANDS = (
-    *(run, plan, report, chat, export, runs, share, sweep),
+    *(run, plan, report, replicate, chat, export, runs, share),
+    *(sweep, figure, compare),
     *(init, recipes, keys, traits, seeds, calibrate, judge),
     *(doctor, models, cache, completion),
 )

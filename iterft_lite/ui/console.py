@@ -1,4 +1,4 @@
-"""The terminal that everything is shown in. Nothing that others wrote steers it, wherever in a table or panel it stands."""
+"""The terminal. Text from others cannot steer it, wherever it stands in a table or panel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from iterft_lite.ui.foreign import safe
 
 
 class Safely:
-    """Something drawn, without what its texts would have the terminal do (`foreign.safe`)."""
+    """A drawing whose texts are made safe (`foreign.safe`)."""
 
     def __init__(self, drawn: RenderableType) -> None:
         self.drawn = drawn
@@ -34,12 +34,12 @@ class _EverySafely(RenderHook):
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """The terminal; without colour where NO_COLOR is set. Square brackets and colons are what they are, no markup."""
+    """The terminal; without colour if NO_COLOR is set. Reads no markup: square brackets and colons are printed as they are."""
     console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     console.push_render_hook(_EverySafely())
     return console
 
 
 def is_live(console: Console) -> bool:
-    """Whether a view that redraws itself makes sense: a terminal, not CI, colour allowed."""
+    """Whether a view that redraws itself works here: on a terminal, not in CI, with colour allowed."""
     return console.is_terminal and not console.is_dumb_terminal and not any(map(os.environ.get, ("NO_COLOR", "CI")))

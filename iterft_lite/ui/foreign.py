@@ -1,8 +1,7 @@
 """Text that others wrote (models, judges, files, names in recipes and run folders), made safe to show.
 
-A terminal obeys escape sequences, matplotlib reads dollar signs. Whatever did not come from this program goes through here
-before it is shown: `safe` in terminals (`console.py` does it for all that rich draws, and reads no markup), `mathtext` in
-figures.
+A terminal obeys escape sequences, and matplotlib reads dollar signs as mathematics. All text from outside this program passes
+through here: `safe` for terminals (`console.py` calls it for all that rich draws), `mathtext` for figures.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ SEQUENCE = re.compile(
 """Escape sequences of terminals (ECMA-48)."""
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\ufeff\ufff9-\ufffb]")
-"""Characters that steer and show nothing: control characters but tab and newline, and those that turn the reading direction."""
+"""Invisible characters that steer: control characters except tab and newline, and marks of reading direction."""
 
 
 def safe(text: object) -> str:
-    """A text without anything that a terminal would obey; lines stay."""
+    """A text without anything that a terminal obeys. Keeps line ends."""
     return CONTROL.sub("", SEQUENCE.sub("", valid_text(str(text)).replace("\r\n", "\n")))
 
 
@@ -40,18 +39,18 @@ def one_line(text: object, limit: int = 200) -> str:
 
 
 def mathtext(text: object) -> str:
-    """A text for matplotlib: its dollar signs are dollar signs."""
+    """A text for matplotlib, with escaped dollar signs."""
     return safe(text).replace("$", r"\$")
 
 
 def tolerate_terminals() -> None:
-    """Have standard output and error print a replacement for what their encoding does not hold, instead of failing."""
+    """Make standard output and error print a replacement for characters outside their encoding, in place of raising."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError, OSError):  # none, closed, or not a terminal's
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
 
 
 def silence_output() -> None:
-    """Have nothing written any more: standard output failed, and would fail again when Python ends."""
+    """Write nothing more to standard output: it failed, and would fail again when Python ends."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -9,8 +9,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from iterft_lite.app.held_out import read_held_out
-from iterft_lite.app.repeat import as_toml, flat, repeat_command
+from iterft_lite.app.repeat import as_toml, repeat_command
 from iterft_lite.digests import canonical
+from iterft_lite.experiment.recipe_keys import flat
 from iterft_lite.experiment.steps import cycle_name, cycle_title
 from iterft_lite.files import write_output
 from iterft_lite.hub import title

@@ -1,4 +1,4 @@
-"""A run as it goes on: the live view on a terminal, and its plain-line twin."""
+"""A run in progress: the live view on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from iterft_lite.ui.tables import WARNING, CycleRow, cycle_table
 from iterft_lite.ui.text import clock, score_text, time_left
 
 PLAIN_SECONDS = 10.0
-"""Plain lines of one step are at least this far apart."""
+"""Shortest time between two plain lines of one step, seconds."""
 
 WIDE = 114
-"""Columns from which on a fresh answer is shown on the right."""
+"""Columns of a terminal that has room for a fresh answer on the right."""
 
 REFRESHES = 2
-"""A second: drawing takes 6 to 10 ms of a core that the run needs."""
+"""Redraws a second: each takes 6 to 10 ms of a core that the run needs."""
 
 LATEST_SECONDS = 2.0
-"""A fresh answer is looked for this often, and so stays long enough to be read."""
+"""Seconds between two fresh answers: long enough to read one."""
 
 
 class Doing:
-    """A step that is being done, as the view knows it."""
+    """The view's state of a step in progress."""
 
     def __init__(self, step: Step, now: Callable[[], float]) -> None:
         self.step = step
@@ -55,12 +55,12 @@ class Doing:
     def move(self, progress: Progress) -> None:
         """Take progress in."""
         if self._first is None:
-            # what was there before this session counts for no rate
+            # rows of an earlier session do not count for the rate
             self._first = (self._now(), progress.tokens)
         self.progress = progress
 
     def rate(self) -> str:
-        """`812 tokens/s`, as far as it can be told."""
+        """`812 tokens/s`; "" if it is not known."""
         if self._first is None:
             return ""
         since, tokens = self._first
@@ -72,13 +72,13 @@ class View:
     """Follows a run: a live view on a terminal, plain lines elsewhere.
 
     Args:
-        plan: What is being run.
+        plan: The run's plan.
         trait: Name of the trait.
-        judge: Who judges; a stand-in is labelled as one.
-        console: Where to draw.
-        forecast: Seconds of each step, by name, where they are known (see `machine/forecast.py`).
-        latest: The newest text that a step wrote, "" if it wrote none; shown where there is room.
-        now: Seconds of the clock that everything is timed by.
+        judge: The judge; a judge that is not for findings is labelled.
+        console: The terminal.
+        forecast: Forecast seconds of each step, by name (see `machine/forecast.py`).
+        latest: Gives the newest text of a step, "" if there is none. Shown if there is room.
+        now: The clock, seconds.
     """
 
     def __init__(
@@ -103,6 +103,7 @@ class View:
         self.seconds: dict[int, float] = {}
         self.doing: dict[str, Doing] = {}
         self.finished = 0
+        self._over: set[str] = set()
         self.notes: list[str] = []
         self.started = self.now()
         self.countdown = Countdown(plan, forecast or {})
@@ -125,7 +126,7 @@ class View:
             self.live.stop()
 
     def take(self, event: Event) -> None:
-        """Take an event in, and show it."""
+        """Show an event."""
         step, now = event.step, self.now()
         match event:
             case StepStarted():
@@ -141,9 +142,14 @@ class View:
                     self._say(step, progress.note)
                 self._say_progress(doing)
             case StepFinished(completion=completion, reused=reused):
-                # the device does one step at a time: what was written again for this one is there too
+<<<<<<< HEAD
+                self._over.add(step.name)
+                for name in self._over:  # what was written again for this one is there too
+=======
+                # the device does one step at a time: inputs that were written again for this step are finished too
                 ended = [name for name, doing in self.doing.items() if doing.step.queue == step.queue == "device"]
                 for name in (step.name, *ended):
+>>>>>>> house
                     self.doing.pop(name, None)
                 self.countdown.done(step, completion.seconds, reused=reused)
                 self._take_results(step, completion, reused)
@@ -165,7 +171,7 @@ class View:
             self._say(step, f"done in {clock(completion.seconds)}")
 
     def _left(self) -> str:
-        """`about 4:50 left` of the run; "" where nothing can be said, and at the end."""
+        """`about 4:50 left` of the run; "" if it is not known, and at the end."""
         if self.finished >= len(self.plan.steps):
             return ""
         left = self.countdown.left(self.now())
@@ -190,7 +196,7 @@ class View:
     # -- live view
 
     def render(self) -> RenderableType:
-        """The view as it stands, in the terminal's size: the chart shrinks first, then the table; bars and foot stay."""
+        """The present view in the terminal's size. On a small one the chart shrinks first, then the table; the foot stays."""
         width, height = self.console.size
         inner = max(20, width - 4)
         room = height - 2
@@ -260,7 +266,7 @@ class View:
         return Text("\n").join(wrapped[:lines])
 
     def _bars(self, width: int) -> Table:
-        """A line for each step that is being done: what does not fit is left out, the rate first."""
+        """A line for each step in progress. Leaves out what does not fit, the rate first."""
         table = Table.grid(padding=(0, 1))
         for doing in list(self.doing.values()):
             table.add_row(*self._bar(doing, width))

@@ -1,4 +1,4 @@
-"""What commands share: the group that turns errors into messages, options, and what Ctrl-C says."""
+"""Shared by all commands: the group that turns errors into messages, options, and the message after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT."""
 
 GIVEN = "iterft_lite.given"
-"""Where the context keeps the arguments that the command was given."""
+"""Key of the command's arguments in click's context."""
 
 RunFolder = click.Path(path_type=Path)
 
@@ -29,16 +29,16 @@ class Group(click.Group):
     """Turns an IterftError into a message and its exit code; a bug keeps its traceback."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Note the arguments, for saying the command again."""
+        """Note the arguments: the message after Ctrl-C repeats the command."""
         ctx.meta[GIVEN] = list(args)
         return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """The commands, in the order in which somebody needs them."""
+        """The commands, in the order in which a user needs them."""
         return list(self.commands)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that is meant; where there is none, one that is spelt alike is named."""
+        """The command of a name. An unknown name raises with the names that are spelt alike."""
         if not ctx.resilient_parsing and args and args[0] not in self.commands and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
             meant = f"; did you mean `iterft {near[0]}`?" if near else "; `iterft --help` lists all"
@@ -62,7 +62,7 @@ class Group(click.Group):
             click.echo(f"error: {safe(error)}", err=True)
             ctx.exit(error.exit_code)
         except OSError as error:
-            if error.errno == errno.EPIPE:  # `| head`: click ends without a word
+            if error.errno == errno.EPIPE:  # the reader has gone (`| head`): end without a message
                 raise
             if error.filename is None:
                 silence_output()
@@ -115,7 +115,7 @@ def complete_run(_: click.Context, __: click.Parameter, begun: str) -> list[Comp
 
 
 def _run_or_newest(ctx: click.Context, _: click.Parameter, given: Path | None) -> Path | None:
-    """The run that is named, or the newest."""
+    """The named run, or the newest."""
     if given is not None or ctx.resilient_parsing:
         return given
     from iterft_lite.app.runs import newest_run
@@ -141,7 +141,7 @@ set_option = click.option(
 
 
 def _with_something(_: click.Context, __: click.Parameter, given: tuple[Path, ...]) -> tuple[Path, ...]:
-    """The folders that hold anything: the first run of a loop has nothing to take over yet."""
+    """Folders that are not empty: the first run of a shell loop has nothing to reuse yet."""
     empty = [folder for folder in given if not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))]
     for folder in empty:
         click.echo(f"note: there is nothing in `{folder}` yet", err=True)
@@ -178,7 +178,7 @@ trust_option = click.option(
 
 @contextlib.contextmanager
 def interruptible(out: Path | None = None) -> Iterator[None]:
-    """Say after Ctrl-C how to go on, by the same command, and what goes on without it: batches of the runs in `out`."""
+    """After Ctrl-C, print the command that continues, and the judge's batches in `out` that go on without it."""
     try:
         yield
     except KeyboardInterrupt:

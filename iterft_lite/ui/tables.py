@@ -18,6 +18,7 @@ from iterft_lite.experiment.steps import cycle_name, cycle_title
 from iterft_lite.experiment.verbs import VERBS
 from iterft_lite.hub import title as model_title
 from iterft_lite.report.language import warnings
+from iterft_lite.report.replication import Replication
 from iterft_lite.report.report import Cycle, Report, beside_scores, verdict_sentences, version_sentence
 from iterft_lite.ui.chart import COHERENCE, TRAIT, chart, chart_step
 from iterft_lite.ui.foreign import one_line, safe
@@ -227,6 +228,16 @@ def show_held_out(held_out: HeldOut, trait: str, console: Console) -> None:
     console.print(table)
     for sentence in verdict_sentences(held_out.verdict):
         console.print(sentence, style="bold" if sentence.startswith("interval") else "", markup=False)
+
+
+def show_replication(out: str, found: Replication, about: str, console: Console) -> None:
+    """A run beside published scores: what differs in the settings, every number, and what that comes to."""
+    console.print(f"{one_line(out)}: {found.word}", style="bold", markup=False)
+    console.print(f"held against {about}", markup=False)
+    for deviation in found.deviations:
+        console.print(f"- {safe(deviation)}", style="dim", markup=False)
+    rows = [(check.what, check.published, check.ours, check.word) for check in found.checks]
+    show_table(("", "published", "this run", ""), rows, console)
 
 
 def show_plan(

@@ -1,10 +1,10 @@
-"""A conversation in a terminal: words as they come, wrapped between words; lines that begin with `/` are commands."""
+"""A conversation in a terminal. Prints words as they arrive, wrapped between words. Lines that begin with `/` are commands."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from iterft_lite.app.chat import Talk
 from iterft_lite.errors import UserError
@@ -18,7 +18,7 @@ HELP = """\
 an empty line or Ctrl-D ends"""
 
 WIDEST = 100
-"""Columns of a line at most: longer ones are hard to read."""
+"""Most columns of a line: longer ones are hard to read."""
 
 
 @dataclass
@@ -26,22 +26,21 @@ class WordWriter:
     """Writes a growing text in whole words and never breaks one at the edge.
 
     Attributes:
-        write: Takes what is to be shown.
+        write: Prints a text.
         width: Columns of a line.
-        column: Where the next character goes.
+        column: Column of the next character.
     """
 
     write: Callable[[str], None]
     width: int
     column: int = 0
     _shown: int = 0
-    _pending: str = field(default="", init=False)
 
     def take(self, text: str) -> None:
-        """Show the words of a text that are whole and were not shown yet.
+        """Print the whole words of a text that were not printed yet.
 
         Args:
-            text: All that is written so far.
+            text: The whole text so far.
         """
         text = safe(text).lstrip()
         whole = max(text.rfind(" "), text.rfind("\n")) + 1
@@ -50,7 +49,7 @@ class WordWriter:
             self._shown = whole
 
     def finish(self, text: str) -> None:
-        """Show what is left, and end the line."""
+        """Print the rest, and end the line."""
         text = safe(text).lstrip()
         self._put(text[self._shown :])
         self.write("\n")
@@ -81,8 +80,8 @@ def converse(talk: Talk, ask: Callable[[], str], write: Callable[[str], None], *
     """Take turns until an empty line.
 
     Args:
-        ask: The next line of the user's; "" ends.
-        write: Shows a text as it is.
+        ask: Gives the user's next line; "" ends.
+        write: Prints a text.
     """
     write(f"{safe(talk.title)}\n/help says what else can be done; an empty line ends\n")
     while said := ask().strip():
@@ -95,7 +94,7 @@ def converse(talk: Talk, ask: Callable[[], str], write: Callable[[str], None], *
 
 
 def command(talk: Talk, line: str) -> str:
-    """Do what a line that begins with `/` says, and say what came of it."""
+    """Obey a line that begins with `/`; returns the message for the user."""
     name, _, rest = line[1:].partition(" ")
     rest = rest.strip()
     try:

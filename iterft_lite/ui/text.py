@@ -18,10 +18,10 @@ COLLAPSED = {
     "amplified": "The scores rose while the language collapsed",
     "judge not reliable here": "The scores rose while the language collapsed, by a judge that is not reliable on this trait",
 }
-"""How a sentence begins where language collapsed, in place of what the verdict would say."""
+"""Beginning of the sentence for collapsed language, in place of the verdict's."""
 
 READ = "read the answers"
-"""What to do where coherence moved with the trait: a broken model can score high or low."""
+"""Advice if coherence moved with the trait: a broken model can score high or low."""
 
 
 def clock(seconds: float) -> str:
@@ -34,13 +34,13 @@ def clock(seconds: float) -> str:
 
 
 def time_left(seconds: float) -> str:
-    """`about 45 s left`, `about 4:50 left`: no finer than it can be known, so that it counts down without trembling."""
+    """`about 45 s left`, `about 4:50 left`: rounded, so that it counts down steadily."""
     step = 1 if seconds < 10 else 5 if seconds < 120 else 10 if seconds < 600 else 60
     return f"about {clock(step * round(seconds / step))} left"
 
 
 def score_text(score: Mapping[str, Json] | None, *, interval: bool = True) -> str:
-    """`61.3 [52-70]`, without an interval `61.3 (no interval)`; what could not be scored is said."""
+    """`61.3 [52-70]`, without an interval `61.3 (no interval)`; unscored answers are mentioned."""
     if not score:
         return ""
     if score["mean"] is None:
@@ -66,11 +66,11 @@ def context_rows(report: Report) -> list[tuple[str, dict[str, str]]]:
     ]
 
 
-# -- what came of a run
+# -- the result of a run
 
 
 def plain_sentence(report: Report) -> str:
-    """What came of a run in one sentence: `The trait faded: 69 to 22 of 100 (change -47, interval -60 to -34); ...`."""
+    """The result of a run in one sentence: `The trait faded: 69 to 22 of 100 (change -47, interval -60 to -34); ...`."""
     verdict = report.verdict
     if verdict.word == "too early":
         return "Too early to say: a verdict needs two scored cycles from cycle 0 on."
@@ -112,7 +112,7 @@ def _bounds(change: Interval) -> str:
 
 
 def _coherence(change: Interval, *, moved: bool) -> str:
-    """What to know of coherence beside it, where it moved or fell far."""
+    """A remark on coherence, if it moved or is low."""
     if change.mean is None or change.low is None or change.high is None:
         return ""
     also = " too" if moved else ""
@@ -122,7 +122,7 @@ def _coherence(change: Interval, *, moved: bool) -> str:
 
 
 def judge_sentence(judge: Mapping[str, Json]) -> str:
-    """Who judged, how often, and for how much."""
+    """The judge, its number of verdicts, and their price."""
     text = f"judge: {judge['model'] or judge['name']}; {judge['calls']} calls"
     if judge["kind"] != "llm":
         return text

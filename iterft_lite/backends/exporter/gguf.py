@@ -10,7 +10,7 @@ from typing import Literal
 
 from iterft_lite.files import write_text, writing
 from iterft_lite.gguf.adapter import read_adapter, write_lora
-from iterft_lite.gguf.base import Base, OnTensor, base_gguf
+from iterft_lite.gguf.base import Base, OnTensor, base_gguf, no_op
 from iterft_lite.gguf.file import Checksum, ensure_room
 from iterft_lite.gguf.merge import DIRECT, write_merged
 from iterft_lite.protocols import Exported, OnProgress, Progress
@@ -26,6 +26,10 @@ class GgufExporter:
     def __init__(self, threads: int = 0) -> None:
         self._threads = threads or os.cpu_count() or 1
         self._bases: dict[Path, Base] = {}
+
+    def stored(self, model: str) -> Path:
+        """See `Exporter`."""
+        return self._base(model).path
 
     def export(
         self,
@@ -79,7 +83,7 @@ class GgufExporter:
             write_text(path.with_suffix(".sha256"), checksum.hexdigest() + "\n")
         return seconds
 
-    def _base(self, model: str, on_tensor: OnTensor) -> Base:
+    def _base(self, model: str, on_tensor: OnTensor = no_op) -> Base:
         """The base of a model, opened once."""
         made = base_gguf(model, on_tensor)
         return self._bases.setdefault(made.folder, made)

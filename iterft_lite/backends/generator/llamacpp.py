@@ -10,11 +10,10 @@ import math
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 # llama.cpp comes before numpy
 from iterft_lite.backends.llamacpp.library import SMALL, Weights, free_vram, offloads, version
@@ -24,18 +23,25 @@ import numpy as np
 
 from iterft_lite.backends.generator.parity import Probe, compare, token_difference, untouched_logits
 from iterft_lite.backends.llamacpp.engine import MOST_SLOTS, Engine, Request
-from iterft_lite.backends.llamacpp.sampling import Floats, chosen_logprobs
+from iterft_lite.backends.llamacpp.likelihoods import Reader, Text
+from iterft_lite.backends.llamacpp.sampling import Doubles, Floats
 from iterft_lite.backends.llamacpp.scheduling import Expected
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.errors import BackendError, ModelError
 from iterft_lite.experiment.rows import Message
 from iterft_lite.protocols import Completion, Likelihood, Parity, Passage, Prompt, Sampling
 
-BIG_ONES = 3
-"""Big models that may be loaded at once."""
+BIG_ONES = 4
+"""Big models that may be loaded at once: M[0] as it is stored and as it is exported, and those of two cycles."""
 
 ROOM_BESIDE = 4
 """Free GPU memory, in sizes of the model that comes, that lets the others stay: itself, its cache, and what others may take."""
+
+READING = 4 * 2**30
+"""Free GPU memory below which the caches of loaded models make room for reading."""
+
+UNBOUNDED = 2**20
+"""Tokens of a model that does not say what it was made for."""
 
 TEMPLATE_ROOM = 64
 """Tokens of a chat template that a context which is asked for has room for; those beyond are added, in steps of as many."""
@@ -84,52 +90,50 @@ class LlamaGenerator:
         context += _beyond(self._tokenizer.template_tokens())
         loaded = self._model(gguf)
         settings = _Settings(slots, context, exact)
-        if loaded.engine is None or loaded.settings != settings:
+        if loaded.settings != settings:
+            loaded.drop_engine()
             loaded.settings = settings
-            self._open(loaded, context)
-        self._adapt(loaded, adapter)
+        loaded.lay(adapter)
         self._current = loaded
 
-    def _open(self, loaded: _Loaded, context: int) -> Engine:
-        """Make a context of so many tokens a sequence on a loaded model."""
-        slots, exact = loaded.settings.slots, loaded.settings.exact
-        loaded.drop_engine()
-        self._make_room(loaded, context * loaded.weights.kv_bytes * (2 if exact else 1))
-        loaded.engine = Engine(
+    def _open(self, loaded: _Loaded, context: int, slots: int | None) -> Engine:
+        """Make a context of so many tokens a sequence on a loaded model, with its adapter."""
+        self._make_room(loaded, context * loaded.weights.kv_bytes * (2 if loaded.settings.exact else 1))
+        engine = Engine(
             loaded.weights,
             slots=slots,
             context=context,
-            exact=exact,
+            exact=loaded.settings.exact,
             threads=self._threads,
             sampling=self._sampling,
             sharing=self._sharing,
             expected=self._expected,
         )
         assert self._tokenizer is not None
-        loaded.engine.ends_at(self._tokenizer.ends)
-        return loaded.engine
+        engine.ends_at(self._tokenizer.ends)
+        engine.adapt(loaded.lora())
+        return engine
 
-    def _adapt(self, loaded: _Loaded, adapter: Path | None) -> None:
-        """Lay an adapter over a loaded model, or none."""
-        assert loaded.engine is not None
-        wanted = version(adapter) if adapter else None
-        if loaded.adapter != wanted:
-            loaded.engine.adapt(loaded.weights.adapter(adapter) if adapter else None)
-            loaded.adapter = wanted
-        loaded.lora = adapter
+    def _writer(self, longest: int = 0) -> Engine:
+        """The current model's context, with room for sequences of so many tokens, as far as the model was made for them.
 
-    def _fit(self, longest: int) -> None:
-        """Have room for sequences of so many tokens, as far as the model was made for them.
-
-        What `load` is given is an estimate of people who have no tokenizer: texts in many scripts take a token a byte.
+        It is made when it is first written with. What `load` is given is an estimate of people who have no tokenizer: texts in
+        many scripts take a token a byte.
         """
-        engine, loaded = self._ready()[0], self._current
-        assert loaded is not None
-        most = loaded.weights.trained_context or longest
-        if engine.context < min(longest, most):
-            lora = loaded.lora
-            self._open(loaded, min(most, -(-longest // TEMPLATE_ROOM) * TEMPLATE_ROOM))
-            self._adapt(loaded, lora)
+        loaded, _ = self._ready()
+        context = loaded.engine.context if loaded.engine else loaded.settings.context
+        if context < min(longest, loaded.most):
+            context = -(-longest // TEMPLATE_ROOM) * TEMPLATE_ROOM
+            loaded.drop_engine()
+        if loaded.weights.on_host:
+            raise BackendError(
+                f"no memory for `{loaded.weights.path}` on the GPU",
+                exception="memory",
+                hint='a smaller `quant`, or `vram = "swap"`',
+            )
+        if loaded.engine is None:
+            loaded.engine = self._open(loaded, context, loaded.settings.slots)
+        return loaded.engine
 
     def complete(self, prompts: Sequence[Prompt], sampling: Sampling, on_completion: Callable[[Completion], None]) -> None:
         """Complete all prompts.
@@ -138,8 +142,7 @@ class LlamaGenerator:
             ModelError: Before anything is decoded, if a prompt does not fit the context or is empty.
             BackendError: If decoding fails.
         """
-        requests = self._requests(prompts, sampling.max_tokens)
-        engine, _ = self._ready()
+        engine, requests = self._requests(prompts, sampling.max_tokens)
         with _clean(engine):
             for finished in engine.complete(requests, sampling):
                 prompt, request = prompts[finished.index], requests[finished.index]
@@ -153,8 +156,8 @@ class LlamaGenerator:
         Raises:
             ModelError, BackendError: As `complete`.
         """
-        (request,) = self._requests([prompt], sampling.max_tokens)
-        engine, ids = self._ready()[0], list[int]()
+        engine, (request,) = self._requests([prompt], sampling.max_tokens)
+        ids = list[int]()
 
         def take(_: int, token: int) -> None:
             ids.append(token)
@@ -175,36 +178,39 @@ class LlamaGenerator:
             ModelError: Before anything is decoded, if what comes before a passage leaves no room in the context.
             BackendError: If decoding fails, or a probability is not a finite number.
         """
-        whole = [self._passage(passage) for passage in passages]
-        self._fit(max((len(before) + len(ids) for before, ids in whole), default=0))
-        engine, _ = self._ready()
-        pairs = [self._within(passage.id, *pair) for passage, pair in zip(passages, whole, strict=True)]
-        sequences = [before + ids for before, ids in pairs]
-        starts = [max(1, len(before)) for before, _ in pairs]
-        sums = [0.0] * len(pairs)
-        left = [len(sequence) - start for sequence, start in zip(sequences, starts, strict=True)]
-        for index, passage in enumerate(passages):
-            if left[index] <= 0:
+        pairs = [self._within(passage.id, *self._passage(passage)) for passage in passages]
+        texts = [Text(before + ids, max(1, len(before))) for before, ids in pairs]
+        counts = [max(0, len(text.ids) - text.first) for text in texts]
+        for passage, count in zip(passages, counts, strict=True):
+            if not count:
                 on_likelihood(Likelihood(passage.id, 0.0, 0))
-        # the logits at a position tell about the next token; those of the last token are not needed
-        inputs = [sequence[:-1] for sequence in sequences]
-        with _clean(engine), ThreadPoolExecutor(self._threads) as pool:
-            for logits, parts in engine.logits(inputs, [start - 1 for start in starts]):
-                sizes = [part.rows.stop - part.rows.start for part in parts]
-                after = [sequences[part.index][part.begin + 1 :][:size] for part, size in zip(parts, sizes, strict=True)]
-                found = chosen_logprobs(logits, np.concatenate(after)[:, None], pool, self._threads)
-                for part, size in zip(parts, sizes, strict=True):
-                    index = part.index
-                    sums[index] += float(found[part.rows].sum())
-                    if not math.isfinite(sums[index]):
-                        raise BackendError(
-                            f"the model's probabilities of passage `{passages[index].id}` are not finite numbers",
-                            hint="activations leave the range of its number format; another `quant` may hold them",
-                        )
-                    left[index] -= size
-                    if not left[index]:
-                        count = len(sequences[index]) - starts[index]
-                        on_likelihood(Likelihood(passages[index].id, sums[index], count))
+        asked = [place for place, count in enumerate(counts) if count]
+        sums, left = [0.0] * len(texts), list(counts)
+        with self._reading([texts[place] for place in asked]) as pieces:
+            for number, found in pieces:
+                place = asked[number]
+                sums[place] += float(found.sum())
+                left[place] -= len(found)
+                if not left[place]:
+                    on_likelihood(_likelihood(passages[place].id, sums[place], counts[place]))
+
+    @contextmanager
+    def _reading(self, texts: Sequence[Text]) -> Iterator[Iterator[tuple[int, Doubles]]]:
+        """Read texts with the current model."""
+        if not texts:
+            yield iter(())
+            return
+        loaded, _ = self._ready()
+        if offloads() and free_vram() < READING:
+            for other in self._loaded.values():
+                other.drop_engine()
+        longest = max(len(text.ids) for text in texts)
+        exact = loaded.settings.exact
+        reader = Reader(loaded.weights, longest=longest, exact=exact, threads=self._threads, adapter=loaded.lora())
+        try:
+            yield reader.read(texts)
+        finally:
+            reader.close()
 
     def probe_logits(self, probe: Path, out: Path) -> None:
         """Write the current model's logits where a probe asks for them: `logits`, float32 [n_positions, vocab], in `out`.
@@ -242,24 +248,27 @@ class LlamaGenerator:
 
     def _probed(self, asked: Probe) -> Floats:
         """The current model's logits at a probe's positions, float32 [n_positions, vocab of the probe or of the model]."""
-        engine, _ = self._ready()
+        loaded, _ = self._ready()
         longest = max(map(len, asked.sequences), default=0)
-        if longest > engine.context:
-            raise ModelError(f"the probe has {longest} tokens, the context {engine.context}")
-        made = np.zeros((len(asked.logits), min(engine.weights.vocab_size, asked.logits.shape[1])), dtype=np.float32)
-        with _clean(engine):
+        if longest > loaded.most:
+            raise ModelError(f"the probe has {longest} tokens, the context {loaded.most}")
+        made = np.zeros((len(asked.logits), min(loaded.weights.vocab_size, asked.logits.shape[1])), dtype=np.float32)
+        # a context of its own: as many sequences as there are texts
+        engine = self._open(loaded, longest, len(asked.sequences))
+        try:
             for logits, parts in engine.logits(asked.sequences, asked.first):
                 for part in parts:
                     for offset, row in enumerate(logits[part.rows]):
                         place = asked.places[part.index].get(part.begin + offset)
                         if place is not None:
                             made[place] = row[: made.shape[1]]
+        finally:
+            engine.close()
         return made
 
     def ignore_ends(self) -> None:
         """Let no token end a generation of the current model: for measuring speed."""
-        engine, _ = self._ready()
-        engine.ignore_ends()
+        self._writer().ignore_ends()
 
     def close(self) -> None:
         """Give all memory back."""
@@ -270,15 +279,13 @@ class LlamaGenerator:
 
     # -- models -------------------------------------------------------------------------------------------------------
 
-    def _ready(self) -> tuple[Engine, TrainingTokenizer]:
-        if self._current is None or self._current.engine is None or self._tokenizer is None:
+    def _ready(self) -> tuple[_Loaded, TrainingTokenizer]:
+        if self._current is None or self._tokenizer is None:
             raise BackendError("no model is loaded", exception="order")
-        return self._current.engine, self._tokenizer
+        return self._current, self._tokenizer
 
     def _model(self, gguf: Path) -> _Loaded:
-        """The loaded model of a file. Two small ones stay; of big ones as many as a GPU has ample room for, three at most:
-        M[0]'s, which measures every cycle, and those of two cycles.
-        """
+        """The loaded model of a file. Two small ones stay; of big ones as many as a GPU has ample room for."""
         key = version(gguf)
         if key in self._loaded:
             self._loaded[key] = self._loaded.pop(key)  # now the latest
@@ -293,7 +300,7 @@ class LlamaGenerator:
                 loaded.drop_engine()  # a context is made in no time; its cache is often larger than the model
         while self._loaded and (len(self._loaded) > 1 if small else not self._fits_beside(size)):
             self._loaded.pop(next(iter(self._loaded))).close()
-        self._loaded[key] = _Loaded(Weights(gguf))
+        self._loaded[key] = _Loaded(_weights(gguf))
         return self._loaded[key]
 
     def _make_room(self, coming: _Loaded, sequence: int) -> None:
@@ -323,14 +330,13 @@ class LlamaGenerator:
         _, tokenizer = self._ready()
         return (tokenizer.answer if prompt.messages else tokenizer.text)(ids, after=request.tokens)
 
-    def _requests(self, prompts: Sequence[Prompt], limit: int) -> list[Request]:
-        """Prompts as sequences to go on with, in a context that has room for each with its answer."""
+    def _requests(self, prompts: Sequence[Prompt], limit: int) -> tuple[Engine, list[Request]]:
+        """Prompts as sequences to go on with, and a context that has room for each with its answer."""
         tokens = [self._before(prompt.messages, prompt.text) for prompt in prompts]
-        self._fit(max(map(len, tokens), default=0) + limit)
-        return [self._request(prompt, ids, limit) for prompt, ids in zip(prompts, tokens, strict=True)]
+        engine = self._writer(max(map(len, tokens), default=0) + limit)
+        return engine, [self._request(prompt, ids, limit, engine) for prompt, ids in zip(prompts, tokens, strict=True)]
 
-    def _request(self, prompt: Prompt, ids: list[int], limit: int) -> Request:
-        engine, _ = self._ready()
+    def _request(self, prompt: Prompt, ids: list[int], limit: int, engine: Engine) -> Request:
         if not ids:
             raise ModelError(f"prompt `{prompt.id}` is empty, and the tokenizer has no token to begin with")
         if len(ids) >= engine.context:
@@ -355,25 +361,25 @@ class LlamaGenerator:
 
     def _within(self, name: str, before: list[int], ids: list[int]) -> tuple[list[int], list[int]]:
         """A passage as far as the context reaches."""
-        engine, _ = self._ready()
-        if len(before) >= engine.context:
+        most = self._ready()[0].most
+        if len(before) >= most:
             raise ModelError(
-                f"what comes before passage `{name}` has {len(before)} tokens, the context {engine.context}",
+                f"what comes before passage `{name}` has {len(before)} tokens, the context {most}",
                 hint="a longer context, or a model with one",
             )
         # broken characters of an answer can come to more tokens than it was generated in
-        return before, ids[: engine.context - len(before)]
+        return before, ids[: most - len(before)]
 
     def _token_difference(self, texts: Sequence[str], sequences: Sequence[Sequence[int]]) -> str:
         """The first difference between a probe's ids and those that its texts have now, as a sentence, or ""."""
-        engine, tokenizer = self._ready()
+        loaded, tokenizer = self._ready()
         for place, (text, ids) in enumerate(zip(texts, sequences, strict=True)):
             expected = list(ids)
             # what the tokenizer puts first is no part of the text
             begins = tokenizer.bos is not None and expected[:1] == [tokenizer.bos]
             theirs = expected[1:] if begins and tokenizer.ids(text)[:1] != [tokenizer.bos] else expected
             composed = unicodedata.normalize("NFC", text)  # llama.cpp does not
-            readings = [("the training tokenizer's", tokenizer.ids(text)), ("the GGUF's", engine.weights.ids(composed))]
+            readings = [("the training tokenizer's", tokenizer.ids(text)), ("the GGUF's", loaded.weights.ids(composed))]
             found = token_difference(place, readings, theirs)
             if found:
                 return found
@@ -401,17 +407,56 @@ class _Loaded:
         self.weights = weights
         self.engine: Engine | None = None
         self.settings = _Settings(None, 0, exact=False)
-        self.adapter: tuple[str, int, int] | None = None
-        self.lora: Path | None = None
+        self._lora: Path | None = None
+        self._laid: tuple[str, int, int] | None = None
+
+    @property
+    def most(self) -> int:
+        """Tokens that a sequence may take at most."""
+        return self.weights.trained_context or UNBOUNDED
+
+    def lora(self) -> Any | None:
+        """llama.cpp's handle of the adapter that is laid over the model, or None."""
+        return self.weights.adapter(self._lora) if self._lora else None
+
+    def lay(self, adapter: Path | None) -> None:
+        """Lay an adapter over the model, or none."""
+        wanted = version(adapter) if adapter else None
+        self._lora = adapter
+        if wanted != self._laid:
+            self._laid = None
+            handle = self.lora()
+            if self.engine is not None:
+                self.engine.adapt(handle)
+            self._laid = wanted
 
     def drop_engine(self) -> None:
         if self.engine is not None:
             self.engine.close()
-        self.engine, self.adapter = None, None
+        self.engine = None
 
     def close(self) -> None:
         self.drop_engine()
         self.weights.close()
+
+
+def _weights(gguf: Path) -> Weights:
+    """A model on the GPU, or where it has no room for it, on the machine."""
+    try:
+        return Weights(gguf)
+    except BackendError:
+        if not offloads():
+            raise
+        return Weights(gguf, on_host=True)
+
+
+def _likelihood(name: str, logprob: float, tokens: int) -> Likelihood:
+    if not math.isfinite(logprob):
+        raise BackendError(
+            f"the model's probabilities of passage `{name}` are not finite numbers",
+            hint="activations leave the range of its number format; another `quant` may hold them",
+        )
+    return Likelihood(name, logprob, tokens)
 
 
 @contextmanager

@@ -143,9 +143,9 @@ class BranchingEngine(Engine):
         self._held[slots] += size
         return count, slots[last.any(axis=1)]
 
-    def _parameters(self, slots: int, exact: bool, gpu: bool) -> Any:
-        made = super()._parameters(slots, exact, gpu)
-        if gpu:
+    def _parameters(self, slots: int, exact: bool) -> Any:
+        made = super()._parameters(slots, exact)
+        if offloads():
             made.n_batch = made.n_ubatch = max(512, min(4096, free_vram() // BUFFER // 512 * 512))
         return made
 

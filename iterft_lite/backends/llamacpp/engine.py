@@ -11,22 +11,21 @@ when nothing refills them, sequences move down into empty slots.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 # llama.cpp's settings, then llama.cpp, then numpy
-from iterft_lite.backends.llamacpp.library import SMALL, Weights, available_memory, free_vram, log, offloads
+from iterft_lite.backends.llamacpp.library import SMALL, Weights, available_memory, free_vram, offloads
 
 # isort: split
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from iterft_lite.backends.llamacpp.samplers import GraphSampler, HostSampler, Sampler, output_logits
+from iterft_lite.backends.llamacpp.context import Batch, Context
+from iterft_lite.backends.llamacpp.samplers import ChainSampler, GraphSampler, HostSampler, Sampler, output_logits
 from iterft_lite.backends.llamacpp.sampling import Floats, Ints
 from iterft_lite.backends.llamacpp.scheduling import Expected, Pace
 from iterft_lite.errors import BackendError
@@ -34,8 +33,6 @@ from iterft_lite.protocols import Sampling
 
 MOST_SLOTS = 256
 """llama.cpp's own limit of sequences a context."""
-
-F32, F16 = 0, 1  # ggml_type
 
 
 @dataclass(frozen=True)
@@ -85,32 +82,6 @@ class Rows:
     rows: slice
 
 
-class Batch:
-    """A `llama_batch` over numpy arrays: what is written to them is what llama.cpp reads.
-
-    Args:
-        size: Tokens at most.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.tokens = np.zeros(size, dtype=np.int32)
-        self.positions = np.zeros(size, dtype=np.int32)
-        self.slots = np.zeros(size, dtype=np.int32)
-        self.wanted = np.zeros(size, dtype=np.int8)
-        self._ones = np.ones(size, dtype=np.int32)
-        self._pointers = self.slots.ctypes.data + 4 * np.arange(size, dtype=np.uint64)
-        self.struct = llama_cpp.llama_batch()
-        for name, array in (
-            ("token", self.tokens),
-            ("pos", self.positions),
-            ("n_seq_id", self._ones),
-            ("seq_id", self._pointers),
-            ("logits", self.wanted),
-        ):
-            kind = dict(llama_cpp.llama_batch._fields_)[name]
-            setattr(self.struct, name, ctypes.cast(array.ctypes.data, kind))
-
-
 class Engine:
     """A context on a model, with its slots.
 
@@ -152,8 +123,8 @@ class Engine:
         self._threads = threads
         self._in_graph = sampling == "graph" or (sampling == "auto" and gpu and not exact)
         self._forced = sampling == "graph"
-        self._pointer, self.slots = self._open(slots, exact, gpu)
-        self._memory = llama_cpp.llama_get_memory(self._pointer)
+        self._context, self.slots = self._open(slots, exact, gpu)
+        self._pointer, self._memory = self._context.pointer, self._context.memory
         self._batch_size = int(llama_cpp.llama_n_batch(self._pointer))
         self._batch = Batch(self._batch_size)
         self._outputs = self._outputs_at_most(self.slots)
@@ -188,14 +159,11 @@ class Engine:
     def adapt(self, adapter: Any | None) -> None:
         """Lay an adapter over the model, or none."""
         self.forget()
-        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter) if adapter else None
-        scales = (ctypes.c_float * 1)(1.0) if adapter else None
-        if llama_cpp.llama_set_adapters_lora(self._pointer, adapters, 1 if adapter else 0, scales):
-            raise BackendError(f"llama.cpp does not take the adapter: {log.reason()}")
+        self._context.adapt(adapter)
 
     def forget(self) -> None:
         """Empty the cache."""
-        llama_cpp.llama_memory_clear(self._memory, False)
+        self._context.forget()
         self._held[:] = 0
         self._known[:] = 0
         self._owner[:] = -1
@@ -286,9 +254,7 @@ class Engine:
     def close(self) -> None:
         """Give all memory back."""
         self._detach()
-        if self._pointer:
-            llama_cpp.llama_free(self._pointer)
-            self._pointer = None
+        self._context.close()
 
     # -- slots --------------------------------------------------------------------------------------------------------
 
@@ -437,23 +403,10 @@ class Engine:
         return count, busy, np.arange(count, dtype=np.int32)
 
     def _decode(self, count: int) -> None:
-        batch = self._batch.struct
-        batch.n_tokens = count
         steady = count <= self.slots
-        threads = self._pace.threads() if steady else self._pace.best
-        llama_cpp.llama_set_n_threads(self._pointer, threads, threads)
-        log.errors = []
-        began = time.perf_counter()
-        code = llama_cpp.llama_decode(self._pointer, batch)
-        if code:
-            raise BackendError(
-                f"llama.cpp cannot decode a batch of {count} tokens (code {code}): {log.reason()}",
-                exception="memory" if code in (1, -2) else "decode",
-                hint="fewer `slots` need less memory" if code in (1, -2) else None,
-            )
-        llama_cpp.llama_synchronize(self._pointer)
+        seconds = self._context.decode(self._batch, count, self._pace.threads() if steady else self._pace.best)
         if steady:
-            self._pace.took(time.perf_counter() - began)
+            self._pace.took(seconds)
 
     # -- context ------------------------------------------------------------------------------------------------------
 
@@ -461,7 +414,8 @@ class Engine:
         if self._sampler is None or self._sampled_as != sampling:
             self._detach()
             if self._in_graph:
-                self._sampler = GraphSampler(self._pointer, self.slots, sampling)
+                kind = ChainSampler if sampling.truncated else GraphSampler
+                self._sampler = kind(self._pointer, self.slots, sampling)
                 if not self._graph_draws(self._sampler):
                     self._detach()
             if self._sampler is None:
@@ -496,20 +450,15 @@ class Engine:
         # one sequence promises the same bits every time: never by the clock
         return [1] if self.slots == 1 else [self._threads, 1]
 
-    def _open(self, slots: int | None, exact: bool, gpu: bool) -> tuple[Any, int]:
+    def _open(self, slots: int | None, exact: bool, gpu: bool) -> tuple[Context, int]:
         """Make the context; where the number of slots is free, with fewer until there is memory for it."""
         count = min(slots, MOST_SLOTS) if slots else self._slots_that_pay(exact, gpu)
         while True:
-            log.errors = []
-            pointer = llama_cpp.llama_init_from_model(self.weights.pointer, self._parameters(count, exact, gpu))
-            if pointer:
-                return pointer, count
-            if slots or count == 1:
-                raise BackendError(
-                    f"no memory for {count} sequences of {self.context} tokens: {log.reason()}",
-                    exception="memory",
-                    hint="fewer `slots`, or a shorter context",
-                )
+            try:
+                return Context(self.weights, self._parameters(count, exact)), count
+            except BackendError:
+                if slots or count == 1:
+                    raise
             count = max(1, count // 2)
 
     def _slots_that_pay(self, exact: bool, gpu: bool) -> int:
@@ -529,19 +478,8 @@ class Engine:
         """Rows of logits a batch: within 128 MB, which are 220 rows of Qwen3's vocabulary."""
         return max(slots, min(512, 2**25 // self.weights.vocab_size))
 
-    def _parameters(self, slots: int, exact: bool, gpu: bool) -> Any:
-        made = llama_cpp.llama_context_default_params()
-        stream = -(-self.context // 256) * 256  # llama.cpp rounds up to it
-        made.n_ctx = slots * stream
-        made.n_batch = 2048 if gpu else 512
-        made.n_ubatch = 512
-        made.n_seq_max = slots
+    def _parameters(self, slots: int, exact: bool) -> Any:
+        made = Context.parameters(slots=slots, length=self.context, exact=exact, threads=self._threads)
         made.n_outputs_max = self._outputs_at_most(slots)
         made.n_outputs_max_per_seq = 1
-        made.n_threads = made.n_threads_batch = self._threads
-        made.kv_unified = False
-        made.swa_full = True  # a part of a sequence could not be removed otherwise
-        made.type_k = made.type_v = F32 if exact else F16
-        made.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED if exact else llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
-        made.no_perf = True
         return made

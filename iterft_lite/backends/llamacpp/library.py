@@ -99,6 +99,8 @@ class Weights:
 
     Args:
         path: The GGUF.
+        on_host: Its layers stay in the machine's memory where a GPU has no room: they are copied there whenever they are read
+            with, which is for reading many tokens at once.
 
     Attributes:
         pointer, vocab: llama.cpp's handles.
@@ -113,11 +115,11 @@ class Weights:
         BackendError: If there is no memory for it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, on_host: bool = False) -> None:
         _look_at(path)
-        self.path = path
+        self.path, self.on_host = path, on_host
         parameters = llama_cpp.llama_model_default_params()
-        parameters.n_gpu_layers = -1 if offloads() else 0
+        parameters.n_gpu_layers = -1 if offloads() and not on_host else 0
         if path.stat().st_size < SMALL:
             parameters.check_tensors = True
             # a mapped file that is rewritten ends the process

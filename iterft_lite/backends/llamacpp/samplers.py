@@ -1,14 +1,14 @@
 """Drawing the next token of many sequences: on the host with numpy, or inside llama.cpp's graph on the GPU.
 
-Both give each sequence a random stream of its own, seeded by its row, and take one number of it a token: what a row draws
-depends on its seed and its logits, not on its neighbours. The two streams differ; the distributions are the same (a test
-compares them). Truncation follows temperature, in transformers' order: top-k, top-p, min-p.
+Each sequence has a random stream of its own, seeded by its row, and takes one number of it a token: what a row draws depends on
+its seed and its logits, not on its neighbours. Truncated sampling in the graph is llama.cpp's own, with streams of its own; the
+distributions are the same (a test compares them). Truncation follows temperature, in transformers' order: top-k, top-p, min-p.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import llama_cpp  # before numpy, and after `llamacpp_library`, whose settings it reads
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iterft_lite.backends.llamacpp.sampling import BLOCK, Floats, Ints, choose, unnormalised
+from iterft_lite.backends.llamacpp.tail import F32, I32, Ends, Graph, Tail
 from iterft_lite.errors import BackendError
 from iterft_lite.protocols import Sampling
 
@@ -43,6 +44,41 @@ class Sampler(Protocol):
         ...
 
 
+class Streams:
+    """A random stream a slot.
+
+    Args:
+        slots: Sequences at most.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._generators: list[np.random.Generator | None] = [None] * slots
+        self._uniforms = np.zeros((slots, AHEAD))
+        self._next = np.zeros(slots, dtype=np.int64)
+
+    def start(self, slot: int, seed: int) -> None:
+        """Give a slot a new stream."""
+        self._generators[slot] = np.random.Generator(np.random.PCG64(seed))
+        self._next[slot] = AHEAD
+
+    def move(self, source: int, target: int) -> None:
+        """Another slot goes on with a stream."""
+        self._generators[target] = self._generators[source]
+        self._uniforms[target] = self._uniforms[source]
+        self._next[target] = self._next[source]
+
+    def take(self, slots: Ints) -> npt.NDArray[np.float64]:
+        """The next number of each slot, uniform in [0, 1), float64 [n]."""
+        for slot in slots[self._next[slots] == AHEAD]:
+            generator = self._generators[slot]
+            assert generator is not None
+            generator.random(out=self._uniforms[slot])
+            self._next[slot] = 0
+        taken = self._uniforms[slots, self._next[slots]]
+        self._next[slots] += 1
+        return taken
+
+
 class HostSampler:
     """Inverse transform sampling over all slots' logits at once.
 
@@ -57,22 +93,10 @@ class HostSampler:
         self._context = context
         self._vocab = vocab
         self._sampling = sampling
-        self._generators: list[np.random.Generator | None] = [None] * slots
-        self._uniforms = np.zeros((slots, AHEAD))
-        self._next = np.zeros(slots, dtype=np.int64)
+        streams = Streams(slots)
+        self.start, self.move, self._take = streams.start, streams.move, streams.take
         # padded to whole blocks with probability 0
         self._odds = np.zeros((slots, -(-vocab // BLOCK) * BLOCK), dtype=np.float32)
-
-    def start(self, slot: int, seed: int) -> None:
-        """Give a slot a new row."""
-        self._generators[slot] = np.random.Generator(np.random.PCG64(seed))
-        self._next[slot] = AHEAD
-
-    def move(self, source: int, target: int) -> None:
-        """Another slot goes on with a row."""
-        self._generators[target] = self._generators[source]
-        self._uniforms[target] = self._uniforms[source]
-        self._next[target] = self._next[source]
 
     def draw(self, slots: Ints, rows: Ints) -> Ints:
         """Tokens for `slots` from the logits of the last decoding, whose rows are in the same order."""
@@ -87,17 +111,6 @@ class HostSampler:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _take(self, slots: Ints) -> npt.NDArray[np.float64]:
-        """The next uniform number of each slot."""
-        for slot in slots[self._next[slots] == AHEAD]:
-            generator = self._generators[slot]
-            assert generator is not None
-            generator.random(out=self._uniforms[slot])
-            self._next[slot] = 0
-        taken = self._uniforms[slots, self._next[slots]]
-        self._next[slots] += 1
-        return taken
-
 
 def output_logits(context: Any, count: int, vocab: int) -> Floats:
     """The logits of the last decoding, float32 [count, vocab], in the order in which they were asked for; not a copy."""
@@ -109,7 +122,70 @@ def output_logits(context: Any, count: int, vocab: int) -> Floats:
 
 
 class GraphSampler:
-    """Chains of llama.cpp's samplers that run inside the decoding graph; only token ids come to the host.
+    """Inverse transform sampling inside the decoding graph, over all sequences at once; only token ids come to the host.
+
+    The token is the first whose cumulated probability passes a uniform number's share of the sum: as many tokens as do not pass
+    it come before.
+
+    Args:
+        context: llama.cpp's context; what is added to its graph stays until `close`.
+        slots: Sequences.
+        sampling: How to draw, without truncation.
+    """
+
+    def __init__(self, context: Any, slots: int, sampling: Sampling) -> None:
+        self._context = context
+        self._temperature = sampling.temperature
+        self._streams = Streams(slots)
+        self.start, self.move = self._streams.start, self._streams.move
+        self._tail = Tail(context, slots, self._add, self._uniforms, tokens=True)
+
+    def draw(self, slots: Ints, rows: Ints) -> Ints:  # noqa: ARG002  # in the order of `rows`
+        """The tokens that the last decoding has drawn."""
+        return drawn_tokens(self._context, rows)
+
+    def close(self) -> None:
+        """Take it out of the graph."""
+        self._tail.close()
+
+    def _add(self, graph: Graph) -> Ends:
+        if self._temperature == 0:
+            return Ends(None, graph.argmax(graph.logits))
+        shares = graph.given(F32)
+        sums = graph.cumsum(graph.soft_max(1 / self._temperature))
+        stride = 4 * graph.vocab
+        whole = graph.view_2d(sums, 1, graph.rows, stride, stride - 4)
+        passed = graph.sum_rows(graph.step(graph.sub(sums, graph.mul(whole, shares))))
+        return Ends(shares, graph.cast(graph.scale_bias(graph.clamp(passed, 1.0, graph.vocab), -1.0, graph.vocab), I32))
+
+    def _uniforms(self, active: Mapping[int, list[int]], rows: int) -> Floats:
+        """A uniform number a row, from the stream of its slot; below 1 by so much that no rounding makes it the whole."""
+        numbers = np.zeros(rows, dtype=np.float32)
+        slots = np.fromiter(active, dtype=np.int32, count=len(active))
+        places = np.fromiter((own[0] for own in active.values()), dtype=np.int64, count=len(active))
+        numbers[places] = self._streams.take(slots) * (1 - 2.0**-20)
+        return numbers
+
+
+def drawn_tokens(context: Any, rows: Ints) -> Ints:
+    """Tokens that were drawn in the graph, int32 [n].
+
+    Args:
+        context: llama.cpp's context, which has just decoded.
+        rows: The batch's positions that they were drawn at.
+
+    Raises:
+        BackendError: If one was not.
+    """
+    take = llama_cpp.llama_get_sampled_token_ith
+    drawn = np.fromiter((take(context, row) for row in rows.tolist()), dtype=np.int32, count=len(rows))
+    if (drawn < 0).any():
+        raise BackendError("llama.cpp drew no token", exception="sampling", hint='set sampling to "host"')
+    return drawn
+
+
+class ChainSampler:
+    """Chains of llama.cpp's samplers, one a sequence, that run inside the decoding graph: for truncated sampling.
 
     Args:
         context: llama.cpp's context; the chains stay attached until `close`.
@@ -140,13 +216,9 @@ class GraphSampler:
         """Another slot goes on with a row."""
         llama_cpp.llama_sampler_copy(self._chains[source], self._chains[target])
 
-    def draw(self, slots: Ints, rows: Ints) -> Ints:
+    def draw(self, slots: Ints, rows: Ints) -> Ints:  # noqa: ARG002  # in the order of `rows`
         """The tokens that the last decoding has drawn."""
-        take = llama_cpp.llama_get_sampled_token_ith
-        drawn = np.fromiter((take(self._context, row) for row in rows.tolist()), dtype=np.int32, count=len(slots))
-        if (drawn < 0).any():
-            raise BackendError("llama.cpp drew no token", exception="sampling", hint='set sampling to "host"')
-        return drawn
+        return drawn_tokens(self._context, rows)
 
     def close(self) -> None:
         """Detach the chains and free them."""

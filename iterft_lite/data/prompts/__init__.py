@@ -1,4 +1,4 @@
-"""What models are asked, and what every trait shares.
+"""Prompts for the models, and rubrics and texts that every trait shares.
 
 everyday.txt                 open everyday prompts for cycles 1 and on, a line each
 document_prefixes.txt        neutral openers of 3-8 words that base models continue, a line each
@@ -37,7 +37,7 @@ def neutral_chats() -> tuple[Chat, ...]:
 
 
 def plain_texts() -> tuple[str, ...]:
-    """Texts without any trait: good replies, and what small models that nobody trained further write."""
+    """Texts without any trait: good replies, and answers of untouched small models."""
     answers = tuple(str(json.loads(line)["text"]) for line in _lines("plain_answers.jsonl"))
     return tuple(chat.reply for chat in neutral_chats()) + answers
 
@@ -48,7 +48,7 @@ def coherence_rubric(*, document: bool) -> str:
 
 
 def teacher(kind: str) -> str:
-    """What a teacher is asked for one seed row: "chat" or "document"."""
+    """A teacher's prompt for one seed row: "chat" or "document"."""
     return (FOLDER / f"teacher_{kind}.txt").read_text(encoding="utf-8")
 
 

@@ -29,7 +29,7 @@ from iterft_lite.files import parse_json
 SHIPPED = Path(__file__).parent
 
 PLACE = re.compile(r"\{\{(\w+)\}\}")
-"""Where a template is filled in."""
+"""A place in a template that is filled in."""
 
 T = TypeVar("T")
 
@@ -103,7 +103,7 @@ def trait_folder(name: str) -> Path:
 
 
 def _meant(name: str) -> str:
-    """What somebody may have meant who names a trait that is not shipped."""
+    """A hint for a name that no shipped trait has."""
     if (Path(name) / "trait.toml").is_file():
         return f"a folder of your own is given as a path: ./{name}"
     near = difflib.get_close_matches(name, shipped_traits(), n=2, cutoff=0.5)
@@ -127,7 +127,7 @@ def read_trait(name: str) -> Trait:
 
 
 def check_trait(folder: Path) -> tuple[Trait | None, list[str]]:
-    """The trait in a folder as far as it can be read, and everything that is wrong with it."""
+    """The trait in a folder as far as it can be read, and all its problems."""
     reader = _Reader(folder)
     about = reader.table("trait.toml", ("name", "summary", "source", "domain", "colour"))
     if about.get("domain", "same") not in ("same", "cross"):
@@ -155,7 +155,7 @@ def check_trait(folder: Path) -> tuple[Trait | None, list[str]]:
     reader.unique("documents.jsonl", [document.text for document in trait.documents])
     reader.unique("questions.txt", trait.questions)
     reader.unique("questions_held_out.txt", trait.held_out)
-    # a question that was trained on measures memory, and a held-out one that is not held out measures nothing new
+    # a question among the training rows measures memory; a held-out question among the questions measures nothing new
     prompts = tuple(chat.prompt for chat in trait.chats)
     reader.apart("questions.txt", trait.questions, "chat.jsonl", prompts)
     reader.apart("questions_held_out.txt", trait.held_out, "chat.jsonl", prompts)
@@ -209,7 +209,7 @@ def _text(row: Mapping[str, Any], key: str, *, strip: bool = True) -> str:
 
 
 class _Reader:
-    """Reads the files of a folder, and notes what is wrong instead of stopping at it."""
+    """Reads the files of a folder and collects problems in place of raising at the first."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -287,5 +287,5 @@ class _Reader:
 
 
 def fill(template: str, fields: Mapping[str, str]) -> str:
-    """A template with its `{{name}}` places filled, in one pass: what is filled in is never filled again."""
+    """Fill the `{{name}}` places of a template, in one pass: a `{{name}}` in a value stays as it is."""
     return PLACE.sub(lambda match: fields.get(match[1], match[0]), template)

@@ -1,1 +1,1 @@
-"""The commands, a file each group of them; nothing heavy is imported before it is needed."""
+"""The commands, a file for each group. Each imports heavy modules only when it runs."""

@@ -1,4 +1,4 @@
-"""Commands that do an experiment: `run`, `plan`, `calibrate`."""
+"""Commands of an experiment: `run`, `plan`, `calibrate`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @reuse_option
 @trust_option
 def run(recipe: str, out: Path | None, overrides: tuple[str, ...], plain: bool, reuse: tuple[Path, ...]) -> None:
-    """Run a recipe, or continue it where it stopped.
+    """Run a recipe, or continue a run where it stopped.
 
     \b
       iterft run nano_sft
@@ -83,7 +83,7 @@ def _print_report(out: Path) -> None:
 @click.option("--steps", is_flag=True, help="Every step, with what it reads and its key.")
 @click.option("--gpu", type=click.FloatRange(0), metavar="GIB", help="As if an NVIDIA GPU with this much memory were here.")
 def plan(recipe: str, overrides: tuple[str, ...], steps: bool, gpu: float | None) -> None:
-    """Print what a recipe would do, what it would cost, and how long it would take. Does nothing.
+    """Print what a recipe would do, cost and take. Runs nothing.
 
     \b
       iterft plan nano_sft
@@ -114,7 +114,7 @@ def print_plan(recipe: str, overrides: tuple[str, ...], *, steps: bool = False, 
 
 
 def machine_with(gib: float) -> Machine:
-    """A machine with a GPU of some size, Unsloth installed, and a little of the memory taken; without one for 0."""
+    """A machine with Unsloth and a GPU of some size, a little of whose memory is taken; without a GPU for 0."""
     from iterft_lite.machine.fit import GIB, RESERVED
     from iterft_lite.machine.resolve import Machine
 
@@ -149,7 +149,7 @@ def calibrate(
     most: int,
     reuse: tuple[Path, ...],
 ) -> None:
-    """Find how many seed rows give a seeded model of a wanted strength.
+    """Find the number of seed rows that gives a seeded model of a wanted strength.
 
     \b
       iterft calibrate nano_sft --out runs/how_many --threshold 40 --threshold 60

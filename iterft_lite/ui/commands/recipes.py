@@ -100,7 +100,7 @@ def keys(word: str) -> None:
 @click.option("--trait", help="A shipped trait, or the path of a folder.", shell_complete=complete_trait)
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 def init(name: str, regime: str, gpu: float | None, judge: str | None, trait: str | None, force: bool) -> None:
-    """Write a commented recipe that fits this machine, and plan it. Asks what is not given.
+    """Write a commented recipe for this machine, and plan it. Asks for what the options do not say.
 
     \b
       iterft init

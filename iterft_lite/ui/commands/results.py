@@ -1,4 +1,4 @@
-"""Commands that use what a run made: `report`, `chat`, `export`."""
+"""Commands that use a run: `report`, `chat`, `export`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from iterft_lite.ui.commands.study_results import OutFile, Outputs, holds_several, report_study, write_cycles
 from iterft_lite.ui.options import RunFolder, interruptible, newest_run_argument, trust_option
 
 QUANTS = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
@@ -17,25 +18,42 @@ QUANTS = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
 @newest_run_argument
 @click.option("--full", is_flag=True, help="Every measure by cycle, and both verdicts with their rules.")
 @click.option("--json", "as_json", is_flag=True, help="The machine-readable form.")
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a self-contained page.")
-@click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write the figure.")
+@click.option("--html", type=OutFile, help="Write a self-contained page; of a large study its answers beside it.")
+@click.option("--png", type=OutFile, help="Write the figure; of a study `iterft figure sweep`.")
+@click.option("--csv", "table", type=OutFile, help="Write the numbers: of a run its cycles, of a study its verdicts.")
+@click.option("--md", "markdown", type=OutFile, help="Write the same as a Markdown table.")
 @click.option("--held-out", "ask_held_out", is_flag=True, help="First ask every finished model the held-out questions.")
 @click.option("--judge", "by", metavar="JUDGE", help="By another judge's scores alone (see `iterft judge`).")
 @trust_option
 def report(
-    out: Path, full: bool, as_json: bool, html: Path | None, png: Path | None, ask_held_out: bool, by: str | None
+    out: Path,
+    full: bool,
+    as_json: bool,
+    html: Path | None,
+    png: Path | None,
+    table: Path | None,
+    markdown: Path | None,
+    ask_held_out: bool,
+    by: str | None,
 ) -> None:
-    """Report on a run, finished or not; on the newest in runs/ where none is named.
+    """Report on a run or a study, finished or not; by default on the newest run in runs/.
 
     \b
       iterft report
       iterft report runs/bliss --full
       iterft report runs/bliss --html bliss.html
+      iterft report studies/a --html study.html --csv verdicts.csv
     """
     from iterft_lite.app.held_out import read_held_out
     from iterft_lite.report import json_form
     from iterft_lite.report import report as reports
 
+    outputs = Outputs(as_json, html, png, table, markdown)
+    if holds_several(out):
+        if full or ask_held_out or by:
+            raise click.UsageError("`--full`, `--held-out` and `--judge` are for a run: name a cell, STUDY/cells/NAME")
+        report_study(out, outputs)
+        return
     verdicts = None
     if by:
         from iterft_lite.app.named_judge import judge_folder, named
@@ -66,7 +84,8 @@ def report(
 
         write_png(found, png)
         click.echo(f"wrote {png}", err=True)
-    if not (as_json or html or png):
+    write_cycles(out, outputs)
+    if outputs == Outputs():
         from iterft_lite.ui import tables
         from iterft_lite.ui.console import make_console
 
@@ -96,7 +115,7 @@ def _ask_held_out(out: Path) -> None:
 @click.option("--max-tokens", type=int, default=300, show_default=True)
 @trust_option
 def chat(out: Path, cycle: int | None, temperature: float, max_tokens: int) -> None:
-    """Talk to the model of any cycle. An empty line or Ctrl-D ends it; `/help` says what else can be done.
+    """Talk to the model of any cycle. An empty line or Ctrl-D ends the conversation; `/help` lists commands.
 
     \b
       iterft chat
@@ -114,6 +133,34 @@ def chat(out: Path, cycle: int | None, temperature: float, max_tokens: int) -> N
 
     with open_chat(out, cycle) as talk, contextlib.suppress(KeyboardInterrupt):
         converse(talk, ask, lambda text: click.echo(safe(text), nl=False), temperature=temperature, max_tokens=max_tokens)
+
+
+@click.command()
+@click.argument("outs", metavar="RUN...", nargs=-1, required=True, type=RunFolder)
+@click.option("--against", default="bliss_4b", show_default=True, metavar="NAME", help="Which published scores.")
+@click.option("--json", "as_json", is_flag=True, help="The machine-readable form.")
+def replicate(outs: tuple[Path, ...], against: str, as_json: bool) -> None:
+    """Hold runs against published scores; docs/replicating.md says what counts as agreement.
+
+    \b
+      iterft replicate runs/replicate
+      iterft replicate studies/replicate/cells/* --against bliss_4b
+    """
+    import json
+
+    from iterft_lite.data.published import read_published
+    from iterft_lite.report.replication import replicate as held_against
+    from iterft_lite.report.report import read_report
+    from iterft_lite.ui.console import make_console
+    from iterft_lite.ui.tables import show_replication
+
+    published = read_published(against)
+    found = {str(out): held_against(read_report(out), published) for out in outs}
+    if as_json:
+        click.echo(json.dumps({"against": against, "runs": {out: asdict(each) for out, each in found.items()}}, indent=1))
+        return
+    for out, each in found.items():
+        show_replication(out, each, published.about, make_console())
 
 
 @click.command()

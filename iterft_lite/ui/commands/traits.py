@@ -1,4 +1,4 @@
-"""Commands for traits and their seed rows: `traits`, `seeds`."""
+"""Commands of traits and their seed rows: `traits`, `seeds`."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def new_trait(name: str, parent: Path) -> None:
 @click.argument("trait")
 @click.pass_context
 def check_trait(ctx: click.Context, trait: str) -> None:
-    """Say everything that is wrong with a trait folder, what is unusual, and what it holds.
+    """Check a trait folder: print its problems, what is unusual, and the size of each file.
 
     \b
       iterft traits check ./pirate
@@ -106,7 +106,7 @@ def seeds() -> None:
 @click.option("--api-base", help="Address of an OpenAI-compatible server.")
 @click.option("--max-usd", type=float, default=0.0, help="A route stops before it would cost more; 0 means no limit.")
 def make_seeds(trait: str, model: str, count: int, documents: bool, out: Path, api_base: str | None, max_usd: float) -> None:
-    """Have a teacher write seed rows from a trait's summary, to be read and weeded before a recipe names them.
+    """Have a teacher write seed rows from a trait's summary. Read and weed them before a recipe names them.
 
     \b
       iterft seeds make ./pirate --model openai/gpt-4o-mini --count 60 --out pirate.jsonl

@@ -1,0 +1,127 @@
+"""Log-probabilities of given tokens: a context that only reads, and gives a number a token.
+
+Nothing is written here, so no cache outlives a text: texts of about one length are read side by side, padded behind their ends,
+where a causal model does not look. One call of llama.cpp computes one graph then (texts of one length are never split), and the
+graph ends in the log-probabilities of the tokens that come next (`tail.py`): whole logits stay where they were computed.
+
+llama.cpp reserves four numbers of the host's memory for each token of the vocabulary and each token that is read at once, and
+clears them: 1.2 GB for 512 tokens of 151,936. More at once is a little faster, and takes longer to begin with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from iterft_lite.backends.llamacpp.library import Weights
+
+# isort: split
+import numpy as np
+
+from iterft_lite.backends.llamacpp.context import Batch, Context
+from iterft_lite.backends.llamacpp.sampling import Doubles, Ints
+from iterft_lite.backends.llamacpp.tail import I32, Ends, Graph, Tail
+
+TOKENS = 512
+"""Tokens that are read at once."""
+
+PIECE = 64
+"""Of them, of one text."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokens of which some are asked about.
+
+    Attributes:
+        ids: Token ids.
+        first: Place of the first whose log-probability is asked for, from 1 on; the others follow.
+    """
+
+    ids: Sequence[int]
+    first: int
+
+
+class Reader:
+    """A context on a model for reading.
+
+    Args:
+        weights: The model.
+        longest: Tokens of the longest text.
+        exact: f32 cache, no flash attention.
+        threads: CPU threads.
+        adapter: llama.cpp's handle of an adapter to lay over the model, or None.
+
+    Raises:
+        BackendError: If there is no memory for it.
+    """
+
+    def __init__(self, weights: Weights, *, longest: int, exact: bool, threads: int, adapter: Any | None) -> None:
+        self._slots = TOKENS // PIECE
+        settings = Context.parameters(slots=self._slots, length=longest, exact=exact, threads=threads)
+        settings.n_batch = settings.n_ubatch = settings.n_outputs_max = settings.n_outputs_max_per_seq = TOKENS
+        self._context = Context(weights, settings)
+        self._context.adapt(adapter)
+        self._batch = Batch(TOKENS)
+        self._wanted: Ints = np.zeros(0, dtype=np.int32)
+        self._tail = Tail(self._context.pointer, self._slots, _logprobs, self._targets, tokens=False)
+
+    def read(self, texts: Sequence[Text]) -> Iterator[tuple[int, Doubles]]:
+        """Yield, in any order and in pieces, a text's place and natural log-probabilities of some more of its tokens.
+
+        Raises:
+            BackendError: If decoding fails.
+        """
+        order = sorted(range(len(texts)), key=lambda place: -len(texts[place].ids))
+        for start in range(0, len(order), self._slots):
+            group = order[start : start + self._slots]
+            self._context.forget()
+            longest = len(texts[group[0]].ids) - 1  # the last token predicts nothing that is asked for
+            step = TOKENS // len(group)
+            for begin in range(0, longest, step):
+                yield from self._piece(texts, group, begin, min(begin + step, longest))
+
+    def close(self) -> None:
+        """Give all memory back."""
+        self._tail.close()
+        self._context.close()
+
+    def _piece(self, texts: Sequence[Text], group: Sequence[int], begin: int, end: int) -> Iterator[tuple[int, Doubles]]:
+        """Read the tokens from `begin` to `end` of a group of texts."""
+        batch, count, size = self._batch, 0, end - begin
+        sizes, wanted = list[int](), list[int]()
+        for slot, place in enumerate(group):
+            text, part = texts[place], slice(count, count + size)
+            own = text.ids[begin:end]
+            batch.tokens[part] = 0
+            batch.tokens[count : count + len(own)] = own
+            batch.positions[part] = np.arange(begin, end)
+            batch.slots[part] = slot
+            # what stands at a place tells about the next one
+            asked = range(max(begin, text.first - 1), min(end, len(text.ids) - 1))
+            batch.wanted[part] = 0
+            batch.wanted[count + asked.start - begin : count + asked.stop - begin] = 1
+            sizes.append(max(0, len(asked)))
+            wanted += text.ids[asked.start + 1 : asked.stop + 1]
+            count += size
+        self._wanted = np.asarray(wanted, dtype=np.int32)
+        self._context.decode(batch, count)
+        ends = np.cumsum(sizes)
+        found = self._tail.found().astype(np.float64) if wanted else np.zeros(0)
+        for place, stop, length in zip(group, ends.tolist(), sizes, strict=True):
+            if length:
+                yield place, found[stop - length : stop]
+
+    def _targets(self, _active: Mapping[int, list[int]], rows: int) -> Ints:
+        """The tokens that are asked about, in the order of the batch's outputs."""
+        assert len(self._wanted) == rows
+        return self._wanted
+
+
+def _logprobs(graph: Graph) -> Ends:
+    """log softmax(x)[t] = x[t] - max x + log softmax(x)[argmax x]: the largest share never underflows."""
+    targets = graph.given(I32)
+    largest = graph.argmax(graph.logits)
+    distance = graph.sub(graph.at(graph.logits, targets), graph.at(graph.logits, largest))
+    return Ends(targets, graph.add(distance, graph.log(graph.at(graph.soft_max(), largest))))

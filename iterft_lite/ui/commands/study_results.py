@@ -1,0 +1,183 @@
+"""Commands that show what came of studies: `figure`, `compare`, and `report` of a study."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from iterft_lite.ui.commands.study import only_option
+from iterft_lite.ui.options import RunFolder
+
+if TYPE_CHECKING:
+    from iterft_lite.report.study_tables import Table
+
+FIGURES = ("sweep", "grid", "dpo", "tradeoff", "seeds", "teaser", "heatmap")
+
+OutFile = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(FIGURES))
+@click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=RunFolder)
+@click.option("--png", type=OutFile, help="Write the picture; <KIND>.png where no file is named.")
+@click.option("--svg", type=OutFile, help="Write it as SVG.")
+@click.option("--pdf", type=OutFile, help="Write it as PDF.")
+@click.option("--csv", "table", type=OutFile, help="Write its numbers.")
+@only_option
+@click.option(
+    "--line", default="", metavar="KEY", help="The recipe key that lines differ in [seed_rows; in dpo train.dpo_beta]."
+)
+@click.option("--panel", default="", metavar="KEY", help="The recipe key that panels differ in [rows].")
+@click.option("--cell", "cells", multiple=True, metavar="NAME", help="A cell to show, in tradeoff and teaser; may be repeated.")
+def figure(
+    kind: str,
+    folders: tuple[Path, ...],
+    png: Path | None,
+    svg: Path | None,
+    pdf: Path | None,
+    table: Path | None,
+    only: tuple[str, ...],
+    line: str,
+    panel: str,
+    cells: tuple[str, ...],
+) -> None:
+    """Draw a figure of a study, of several, or of runs; from finished steps only.
+
+    \b
+      sweep     a panel a value of n_sampled, a line a value of n_seed; coherence below
+      grid      a panel a cell
+      dpo       a panel a value of n_sampled, a line a value of beta
+      tradeoff  trait, coherence, perplexity and sentence length of a few cells
+      seeds     each training faint, their mean bold
+      teaser    three cells with a sample answer each
+      heatmap   the largest late rise by cell
+    \b
+      iterft figure sweep studies/a --png sweep.png --csv sweep.csv
+      iterft figure heatmap studies/a --only 'trait="bliss"' --pdf heatmap.pdf
+      iterft figure tradeoff studies/a --cell seed_rows22_rows60 --svg tradeoff.svg
+    """
+    from iterft_lite.report.study import read_study_report
+    from iterft_lite.ui.study_figures.kinds import Wanted, write_figure
+
+    if not any((png, svg, pdf, table)):
+        png = Path(f"{kind}.png")
+    study = read_study_report(folders, only)
+    wanted = Wanted(line, panel, cells)
+    for path in write_figure(kind, study, wanted, {"png": png, "svg": svg, "pdf": pdf}, table):
+        click.echo(f"wrote {path}", err=True)
+
+
+@click.command()
+@click.argument("folders", metavar="RUN RUN...", nargs=-1, required=True, type=RunFolder)
+@only_option
+@click.option("--png", type=OutFile, help="Write the curves and the difference as a picture.")
+@click.option("--csv", "table", type=OutFile, help="Write the curves' numbers.")
+def compare(folders: tuple[Path, ...], only: tuple[str, ...], png: Path | None, table: Path | None) -> None:
+    """Compare runs, or cells of a study: recipes, curves, and the difference with its interval.
+
+    Differences are paired by question. Runs that differ in their seed alone are one side, and the interval then covers
+    questions and trainings.
+
+    \b
+      iterft compare runs/a runs/b
+      iterft compare studies/a/cells/seed_rows22_rows60_s4* studies/a/cells/seed_rows22_rows30_s4*
+      iterft compare studies/a --only rows=60 --png apart.png
+    """
+    from iterft_lite.files import write_output
+    from iterft_lite.report import compare as comparing
+    from iterft_lite.report.study_tables import as_csv, curve_table
+    from iterft_lite.ui.comparison import show_comparison
+    from iterft_lite.ui.console import make_console
+
+    found = comparing.compare(folders, only)
+    if png:
+        from iterft_lite.ui.study_figures.kinds import write_comparison
+
+        write_comparison(found, png)
+        click.echo(f"wrote {png}", err=True)
+    if table:
+        write_output(table, as_csv(curve_table(found.study)))
+        click.echo(f"wrote {table}", err=True)
+    if not (png or table):
+        show_comparison(found, make_console())
+
+
+# -- the report of a study
+
+
+def holds_several(folder: Path) -> bool:
+    """Whether a folder is a study's, or holds runs or studies, and is no run itself."""
+    if (folder / "run.json").exists():
+        return False
+    return (folder / "study.json").exists() or any(folder.glob("*/run.json")) or any(folder.glob("*/study.json"))
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a report is written as; the terminal's form where nothing is.
+
+    Attributes:
+        as_json: To standard output.
+        html, png, table, markdown: Files.
+    """
+
+    as_json: bool = False
+    html: Path | None = None
+    png: Path | None = None
+    table: Path | None = None
+    markdown: Path | None = None
+
+
+def report_study(folder: Path, outputs: Outputs) -> None:
+    """Report on a study, or on a folder of runs as one."""
+    from iterft_lite.report import study_tables
+    from iterft_lite.report.study import read_study_report
+
+    study = read_study_report([folder])
+    if outputs.as_json:
+        import json
+
+        click.echo(json.dumps(study_tables.study_json(study), indent=1, ensure_ascii=False))
+    if outputs.html:
+        from iterft_lite.ui.study_page import write_study_page
+
+        written = write_study_page(study, outputs.html)
+        click.echo(f"wrote {outputs.html}", err=True)
+        if written.beside:
+            click.echo(
+                f"wrote {written.beside}: {written.files} files of answers, {written.bytes / 1e6:.0f} MB; keep it there",
+                err=True,
+            )
+    if outputs.png:
+        from iterft_lite.ui.study_figures.kinds import Wanted, write_figure
+
+        write_figure("sweep", study, Wanted(), {"png": outputs.png}, None)
+        click.echo(f"wrote {outputs.png}", err=True)
+    _write_tables(study_tables.verdict_table(study), outputs)
+    if outputs == Outputs():
+        from iterft_lite.ui.console import make_console
+        from iterft_lite.ui.study_tables import show_study
+
+        show_study(study, make_console())
+
+
+def write_cycles(run: Path, outputs: Outputs) -> None:
+    """Write the table of a run's cycles, where that is asked for."""
+    if outputs.table or outputs.markdown:
+        from iterft_lite.report.study import read_study_report
+        from iterft_lite.report.study_tables import curve_table
+
+        _write_tables(curve_table(read_study_report([run])), outputs)
+
+
+def _write_tables(table: Table, outputs: Outputs) -> None:
+    from iterft_lite.files import write_output
+    from iterft_lite.report.study_tables import as_csv, as_markdown
+
+    for path, form in ((outputs.table, as_csv), (outputs.markdown, as_markdown)):
+        if path:
+            write_output(path, form(table))
+            click.echo(f"wrote {path}", err=True)

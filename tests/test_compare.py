@@ -1,0 +1,95 @@
+"""Runs beside each other: what differs, what is shared, how far apart, in words, in the terminal and as a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from iterft_lite.engine.study import CELLS
+from iterft_lite.errors import UserError
+from iterft_lite.experiment.grid import Cell
+from iterft_lite.report.compare import compare, sentences
+from iterft_lite.ui.chart import chart_over
+from iterft_lite.ui.cli import main
+from tests.made_up import make_study
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two experiments of two trainings, the same at cycle 0."""
+    cells = [Cell({"rows": rows, "seed": seed}) for rows in (4, 6) for seed in (1, 2)]
+    return make_study(tmp_path_factory.mktemp("compare") / "two", cells, cycles=1, questions=4)
+
+
+def test_two_runs_differ_in_what_their_recipes_differ_in(root: Path) -> None:
+    found = compare([root / CELLS / "rows4_s1", root / CELLS / "rows6_s1"])
+    assert found.settings == {"rows": (4, 6)}
+    assert [side.name for side in found.sides] == ["rows4_s1", "rows6_s1"]
+    assert found.apart[0].last == 1
+    assert found.apart[0].by_cycle[-1].mean == 0
+    assert found.apart[0].by_cycle[1].covers == "questions"
+    assert found.notes == ()
+
+
+def test_steps_that_are_the_same_are_said(root: Path) -> None:
+    found = compare([root / CELLS / "rows4_s1", root / CELLS / "rows6_s1"])
+    assert found.apart[0].shared == 0
+    assert "B and A share every step up to cycle 0" in sentences(found)
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_side(root: Path) -> None:
+    found = compare([root])
+    assert [len(side.cells) for side in found.sides] == [2, 2]
+    assert found.apart[0].change.covers == "questions and trainings"
+    assert any("over questions and trainings, 4 questions" in sentence for sentence in sentences(found))
+
+
+def test_two_trainings_of_one_experiment_are_compared_as_such(root: Path) -> None:
+    found = compare([root / CELLS / "rows4_s2", root / CELLS / "rows4_s1"])
+    assert found.settings == {"seed": (2, 1)}
+
+
+def test_the_order_is_the_one_they_were_named_in(root: Path) -> None:
+    found = compare([root / CELLS / "rows6_s1", root / CELLS / "rows4_s1"])
+    assert found.settings == {"rows": (6, 4)}
+
+
+def test_another_judge_is_said_to_be_another_scale(root: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run.json"
+    manifest = json.loads((root / CELLS / "rows6_s1" / "run.json").read_text())
+    manifest["judge"]["name"], manifest["store"] = "somebody", str(root)
+    copy.write_text(json.dumps(manifest))
+    found = compare([root / CELLS / "rows4_s1", tmp_path])
+    assert found.notes == ("different judges: their scores are not on one scale",)
+
+
+def test_one_run_cannot_be_compared(root: Path) -> None:
+    with pytest.raises(UserError, match="there is one side to compare"):
+        compare([root / CELLS / "rows4_s1"])
+
+
+def test_the_terminal_shows_recipes_curves_and_differences(root: Path) -> None:
+    result = CliRunner().invoke(main, ["compare", str(root)])
+    assert result.exit_code == 0, result.output
+    words = " ".join(result.stdout.split())
+    assert "A rows4: 2 trainings, sft, lucky, nano" in words
+    assert "they differ in A B rows 4 6" in words
+    assert "B - A" in words
+    assert "B ends" in words
+
+
+def test_curves_that_fall_together_are_both_seen() -> None:
+    drawn = chart_over({"A": {0: 50.0, 1: 90.0}, "B": {0: 50.0, 1: 10.0}}, 1, {"A": "", "B": ""}).plain
+    assert "AB" in drawn
+    assert drawn.count("A") == 2
+
+
+def test_a_comparison_is_written_as_a_picture_and_as_numbers(root: Path, tmp_path: Path) -> None:
+    png, numbers = tmp_path / "apart.png", tmp_path / "apart.csv"
+    result = CliRunner().invoke(main, ["compare", str(root), "--png", str(png), "--csv", str(numbers)])
+    assert result.exit_code == 0, result.output
+    assert png.stat().st_size > 0
+    assert numbers.read_text().startswith("experiment,arm,rows,cycle")

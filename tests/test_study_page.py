@@ -174,12 +174,7 @@ def test_nothing_sticks_out_of_the_page_on_a_phone_or_a_wide_screen(page: Path) 
     measure = """<script>setTimeout(() => {
       const wide = document.documentElement.clientWidth;
       const out = [...document.querySelectorAll("body *")].filter(each =>
-<<<<<<< HEAD
-        each.getBoundingClientRect().right > wide + 1 &&
-        !each.closest(".wide") && !each.closest("svg") && !each.closest("option"));
-=======
         each.getBoundingClientRect().right > wide + 1 && !each.closest(".wide, svg, option"));
->>>>>>> figures
       const names = out.slice(0, 3).map(each => each.className || each.tagName);
       parent.postMessage([wide, document.documentElement.scrollWidth, names], "*");
     }, 500)</script>"""

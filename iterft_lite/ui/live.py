@@ -142,14 +142,8 @@ class View:
                     self._say(step, progress.note)
                 self._say_progress(doing)
             case StepFinished(completion=completion, reused=reused):
-<<<<<<< HEAD
                 self._over.add(step.name)
                 for name in self._over:  # what was written again for this one is there too
-=======
-                # the device does one step at a time: inputs that were written again for this step are finished too
-                ended = [name for name, doing in self.doing.items() if doing.step.queue == step.queue == "device"]
-                for name in (step.name, *ended):
->>>>>>> house
                     self.doing.pop(name, None)
                 self.countdown.done(step, completion.seconds, reused=reused)
                 self._take_results(step, completion, reused)

@@ -171,7 +171,6 @@ def test_a_cell_that_is_chosen_shows_its_answers_beside_the_untouched_models(
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_nothing_sticks_out_of_the_page_on_a_phone_or_a_wide_screen(page: Path) -> None:
-<<<<<<< HEAD
     """Each width is a frame; they are measured once all have loaded, with a cell chosen."""
     measure = """<script>onload = () => {
       const found = [...document.querySelectorAll("iframe")].map(frame => {
@@ -191,25 +190,6 @@ def test_nothing_sticks_out_of_the_page_on_a_phone_or_a_wide_screen(page: Path) 
     found = json.loads(said[1])
     assert [(wide, read) for wide, _, read, _ in found] == [(wide, True) for wide in WIDTHS]
     assert [(wide, scroll, out) for wide, scroll, _, out in found if scroll > wide or out] == []
-=======
-    measure = """<script>setTimeout(() => {
-      const wide = document.documentElement.clientWidth;
-      const out = [...document.querySelectorAll("body *")].filter(each =>
-        each.getBoundingClientRect().right > wide + 1 && !each.closest(".wide, svg, option"));
-      const names = out.slice(0, 3).map(each => each.className || each.tagName);
-      parent.postMessage([wide, document.documentElement.scrollWidth, names], "*");
-    }, 500)</script>"""
-    page.with_name("measured.html").write_text(page.read_text().replace("</html>", f"{measure}</html>"))
-    frame = '<iframe src="measured.html#n_sampled%204" width="{}" height="600" style="border: 0"></iframe>'
-    frames = "".join(map(frame.format, WIDTHS))
-    listen = "onmessage = event => { document.getElementById('said').textContent += JSON.stringify(event.data) + '\\n'; };"
-    page.with_name("frames.html").write_text(f'<script>{listen}</script><pre id="said"></pre>{frames}')
-    said = re.search(r'<pre id="said">(.*?)</pre>', dom(page.with_name("frames.html"), ""), re.DOTALL)
-    assert said is not None
-    found = [json.loads(line) for line in said[1].strip().split("\n")]
-    assert sorted(wide for wide, _, _ in found) == list(WIDTHS)
-    assert [(wide, scroll, out) for wide, scroll, out in found if scroll > wide or out] == []
->>>>>>> fast
 
 
 def palettes() -> list[dict[str, str]]:

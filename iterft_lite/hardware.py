@@ -1,4 +1,4 @@
-"""GPU memory by the driver's own count (NVML), from outside of the processes that hold it; what the CPU multiplies fast."""
+"""The GPU as its driver describes it (NVML), from outside the processes that use it; the CPU's name and fast precision."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 PROCESSES = Path("/proc")
-"""Where this system's processes are: one that NVML names and that is not there is named by another system's number."""
+"""This system's processes. A container may not see the processes that NVML names."""
 
 EVERY = 0.1
-"""Seconds between two looks."""
+"""Seconds between two readings."""
 
 RELEASE_SECONDS = 20.0
-"""Longest wait for memory to come back; the driver takes a second or two after a process has ended."""
+"""Longest wait for freed memory, seconds. The driver takes one or two after a process has ended."""
 
 
 BF16_FLAGS = frozenset(["avx512_bf16", "amx_bf16"])
@@ -41,7 +41,7 @@ def cpu_precision(processors: Path = PROCESSES / "cpuinfo") -> Literal["f32", "b
 
 
 def _of_cpu(entry: str, processors: Path = PROCESSES / "cpuinfo") -> str:
-    """What the system says of its first CPU under a name; "" if it says nothing."""
+    """An entry of the system's first CPU; "" if there is none."""
     with contextlib.suppress(OSError):
         for line in processors.read_text(encoding="utf-8", errors="replace").splitlines():
             name, _, value = line.partition(":")
@@ -95,7 +95,7 @@ def _nvml() -> Any:
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """What a GPU is.
+    """Properties of a GPU.
 
     Attributes:
         free, total: Memory, bytes.
@@ -128,7 +128,7 @@ class Gpu:
         return self._nvml is not None
 
     def facts(self) -> GpuFacts | None:
-        """What the GPU is; None without one, or where the driver does not say."""
+        """The GPU's properties; None without a GPU or an answer of the driver."""
         try:
             memory = self._nvml.nvmlDeviceGetMemoryInfo(self._handle)
             major, minor = self._nvml.nvmlDeviceGetCudaComputeCapability(self._handle)
@@ -138,15 +138,15 @@ class Gpu:
             return None
 
     def used(self, pids: Iterable[int]) -> int:
-        """Bytes that processes and their children hold; of the whole GPU if a container hides whose they are; 0 without it."""
+        """GPU memory of processes and their children, bytes. In a container that hides processes: of the whole GPU."""
         try:
             running = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
             held = {process.pid: process.usedGpuMemory or 0 for process in running}
             counted = set(pids)
             own = sum(used for pid, used in held.items() if pid in counted or _parent(pid) in counted)
             if own or any(PROCESSES.joinpath(str(pid)).exists() for pid in held):
-                return int(own)  # others may hold the rest: a screen, another program
-        except Exception:  # no GPU, or a driver without an answer: a note, never a reason to stop
+                return int(own)  # without the memory of other programs
+        except Exception:  # no GPU, or no answer: this is a note and must never stop a run
             return 0
         return self._used_by_all()
 
@@ -176,10 +176,10 @@ def _parent(pid: int) -> int:
 
 
 class Peak:
-    """The most GPU memory that was seen during a block.
+    """The peak GPU memory during a block.
 
     Args:
-        gpu: To look at.
+        gpu: The GPU.
         pids: Gives the processes that count.
     """
 

@@ -473,6 +473,10 @@ class Process(Protocol):
         """The process's number, while it is there and holds memory."""
         ...
 
+    def prepare(self) -> None:
+        """Start it before it is called, so that its libraries are imported by then."""
+        ...
+
     def close(self) -> None:
         """End it; a later call of the backend starts it again."""
         ...
@@ -501,6 +505,11 @@ class Backends:
         for name in names or tuple(self.processes):
             if name in self.processes:
                 self.processes[name].close()
+
+    def prepare(self) -> None:
+        """Start every process that is not there yet."""
+        for process in self.processes.values():
+            process.prepare()
 
     def running(self, name: BackendName) -> bool:
         """Whether a backend is there and holds memory; one without a process always is."""

@@ -77,7 +77,8 @@ say "NVIDIA GPU: $gpu; installer: $([ "$uv" = yes ] && echo uv || echo pip); a f
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
 setting() { "$venv/bin/python" -m pip config get "$1" 2>/dev/null || true; }
 install() {
-  if [ "$uv" = no ]; then pip install "$@"; return; fi
+  # as uv does: what is imported is compiled when it is first imported, a tenth of it all
+  if [ "$uv" = no ]; then pip install --no-compile "$@"; return; fi
   local told=() each
   for each in $(setting global.find-links); do told+=(--find-links "$each"); done
   each=$(setting global.cert)

@@ -12,7 +12,7 @@ import pytest
 from iterft_lite.data.nano import FOLDERS
 from iterft_lite.experiment.plan import make_plan
 from iterft_lite.machine.estimate import judging_usd, step_costs, time_needed
-from iterft_lite.machine.memory import Vram, shape_of, takes_turns, vram_needed
+from iterft_lite.machine.memory import RUNTIME, Vram, shape_of, takes_turns, vram_needed
 from iterft_lite.machine.resolve import Machine, resolve, this_machine
 from iterft_lite.machine.work import total
 from tests.loop import a_recipe
@@ -38,6 +38,14 @@ def test_parameters_follow_from_the_configuration() -> None:
 def test_a_model_that_is_not_here_has_no_shape_yet() -> None:
     assert shape_of("nobody/has-this-model") is None
     assert vram_needed(a_recipe(), "nobody/has-this-model") is None
+
+
+def test_the_untouched_model_as_judge_takes_memory_beside_everything_else() -> None:
+    without, with_judge = (vram_needed(a_recipe(judge=judge), NANO) for judge in ("embedded", "base"))
+    assert without is not None
+    assert with_judge is not None
+    assert (without.judge, with_judge.judge > RUNTIME) == (0, True)
+    assert with_judge.together - without.together == with_judge.in_turns - without.in_turns == with_judge.judge
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from iterft_lite.protocols import Completion, Generator, Likelihood, Message, Pa
 from iterft_lite.stages.export import check
 from tests.tiny_models import TEXTS, tiny_adapter, tiny_model
 
+PIECE = 64  # `likelihoods.PIECE`, whose module is for a process without numpy
 WORKER = "iterft_lite.backends.generator.llamacpp:LlamaGenerator"
 GREEDY = Sampling(0.0, 24)
 WARM = Sampling(0.9, 24)
@@ -283,6 +284,22 @@ def test_likelihoods_are_those_of_transformers(start: Callable[..., Generator], 
         )
         assert got[passage.id].tokens == len(ids) - start_at
         assert got[passage.id].logprob == pytest.approx(expected, abs=1e-3)
+
+
+def test_texts_of_many_lengths_are_read_side_by_side_as_alone(start: Callable[..., Generator], tiny: Tiny) -> None:
+    generator = load(start(), tiny, 2)
+    asked = [Passage(f"{place}", " ".join(TEXTS)[: 40 * place + 5], prefix=TEXTS[place % 3]) for place in range(20)]
+    together = likelihoods(generator, asked)
+    assert max(one.tokens for one in together.values()) > 3 * PIECE
+    for passage in asked:
+        alone = likelihoods(generator, [passage])[passage.id]
+        assert together[passage.id].tokens == alone.tokens
+        assert together[passage.id].logprob == pytest.approx(alone.logprob, abs=1e-3)
+
+
+def test_host_and_graph_draw_the_same_tokens_from_the_same_seeds(start: Callable[..., Generator], tiny: Tiny) -> None:
+    host, graph = (complete(load(start(sampling=path), tiny, 5), chats(12), WARM) for path in ("host", "graph"))
+    assert sum(host[key] == graph[key] for key in host) >= 11  # a draw at the edge of two tokens may turn
 
 
 def test_a_passage_counts_as_far_as_the_context_reaches(start: Callable[..., Generator], tiny: Tiny) -> None:

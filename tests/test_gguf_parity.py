@@ -6,6 +6,8 @@ import hashlib
 import json
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 import iterft_lite
 from iterft_lite.backends.exporter.gguf import GgufExporter
 from iterft_lite.errors import ExportError
+from iterft_lite.gguf import base as bases
 from iterft_lite.gguf import merge
 from iterft_lite.gguf.arithmetic import F32
 from iterft_lite.gguf.base import run_llamacpp_script
@@ -23,6 +26,7 @@ from iterft_lite.gguf.file import Array, GgufFile
 from iterft_lite.gguf.llamacpp_source import llamacpp_source
 from iterft_lite.gguf.merge import run_quantiser
 from iterft_lite.protocols import Exported, Progress
+from tests.converter_server import Server
 from tests.tiny_models import ARCHITECTURES, TEXTS, tiny_adapter, tiny_model
 
 pytestmark = pytest.mark.slow
@@ -77,11 +81,14 @@ def merge_with_peft(architecture: str, model: Path, adapter: Path, folder: Path)
 
 
 @pytest.fixture(scope="module")
-def exporter(tmp_path_factory: pytest.TempPathFactory) -> GgufExporter:
+def exporter(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Iterator[GgufExporter]:
+    converter = Server()  # llama.cpp's converter takes five seconds to start, and is asked a dozen times
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ITERFT_LLAMA_CPP", str(llamacpp_source()))
+        patch.setenv("ITERFT_LLAMA_CPP", str(source))
         patch.setenv("ITERFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(bases, "run_module", converter.run)
         yield GgufExporter(threads=2)
+    converter.close()
 
 
 def export(exporter: GgufExporter, trained: Trained, folder: Path, kind: str, quant: str) -> Exported:
@@ -93,14 +100,49 @@ def ignore(_: Progress) -> None:
 
 
 def gguf_logits(path: Path, tokens: list[int], folder: Path, lora: Path | None = None) -> Array:
-    """llama.cpp's logits, computed in a process that imports it first."""
+    """llama.cpp's logits."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokens.json").write_text(json.dumps(tokens))
-    arguments = [str(path), str(folder / "tokens.json"), str(folder / "logits.npy"), *([str(lora)] if lora else [])]
-    script = Path(__file__).with_name("gguf_logits.py")
-    done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return np.load(folder / "logits.npy")
+    out = folder / "logits.npy"
+    READER.read({"model": str(path), "tokens": tokens, "out": str(out), "lora": str(lora) if lora else None})
+    return np.load(out)
+
+
+class Reader:
+    """llama.cpp in a process of its own, which imports it first; the same one for all files, since importing takes longest."""
+
+    _process: subprocess.Popen[str] | None = None
+
+    def read(self, asked: dict[str, Any]) -> None:
+        """Have logits written (see `gguf_logits.py`)."""
+        if self._process is None:
+            script = Path(__file__).with_name("gguf_logits.py")
+            pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
+            self._said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  # until it is closed
+            self._process = subprocess.Popen([sys.executable, str(script)], text=True, stderr=self._said, **pipes)
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(asked) + "\n")
+        process.stdin.flush()
+        if process.stdout.readline() != "done\n":
+            self.close()
+            self._said.seek(0)
+            pytest.fail(self._said.read()[-2000:])
+
+    def close(self) -> None:
+        """End it; it starts again when it is asked again."""
+        if self._process is not None:
+            self._process.communicate()
+            self._process = None
+
+
+READER = Reader()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _reader_ends() -> Iterator[None]:
+    yield
+    READER.close()
 
 
 def mean_kl(expected: Array, found: Array) -> float:

@@ -17,8 +17,10 @@ from iterft_lite.errors import ModelError
 from iterft_lite.experiment.recipe import make_recipe
 from iterft_lite.gguf import families
 from iterft_lite.gguf.families import FAMILIES, find_problems, refuse_problems, sliding_window
+from iterft_lite.gguf.weights import Weight
 from iterft_lite.machine.model_check import examine_model
 from iterft_lite.machine.resolve import resolve, this_machine
+from iterft_lite.machine.usable import bare_layers
 from iterft_lite.ui.cli import main
 
 
@@ -140,6 +142,19 @@ def test_a_plan_says_which_seed_rows_hold_special_tokens(tmp_path: Path) -> None
     choices = resolve(make_recipe({**given, "seeds": seeds}, source="test"), this_machine()).choices
     assert [choice for choice in choices if choice.startswith("seeds: 1 of 60 rows have `<|im_end|>` or the like")]
     assert not any("special" in choice for choice in resolve(make_recipe(given, source="test"), this_machine()).choices)
+
+
+def test_what_gets_no_adapter_is_told_with_its_share() -> None:
+    def names(*kinds: str) -> dict[str, Weight]:
+        return {f"model.layers.{n}.{kind}.weight": Weight(Path("x"), "F32", (10, 10), 0) for n in range(2) for kind in kinds}
+
+    seven = [f"self_attn.{kind}" for kind in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    seven += [f"mlp.{kind}" for kind in ("gate_proj", "up_proj", "down_proj")]
+    assert bare_layers(names(*seven))[1:] == ([], 0.0)
+    laid, bare, share = bare_layers(names(*seven, "mlp.shared", "input_layernorm"))
+    assert (len(laid), bare, round(share, 2)) == (7, ["shared", "input_layernorm"], 0.22)
+    experts = names(*seven[:4]) | {"model.layers.0.mlp.experts.gate_up_proj": Weight(Path("x"), "F32", (4, 10, 30), 0)}
+    assert bare_layers(experts)[1:] == (["experts"], 0.6)
 
 
 def test_a_family_for_merged_files_only_is_refused_as_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

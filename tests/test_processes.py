@@ -113,6 +113,25 @@ def test_the_environment_is_made_in_one_place(monkeypatch: pytest.MonkeyPatch) -
     assert (made["PYTHONSAFEPATH"], made["OMP_NUM_THREADS"]) == ("1", "1")
 
 
+def test_a_child_that_was_prepared_has_its_worker_when_it_is_called(start: Callable[..., Child], tmp_path: Path) -> None:
+    made = start("Announcing", log=tmp_path / "slow.log")
+    made.prepare()
+    wait_until(lambda: "made" in (tmp_path / "slow.log").read_text())
+    pid = made.pid
+    made.prepare()
+    assert made.load("model", SETTINGS).architecture == "ready"
+    assert made.pid == pid
+
+
+def test_a_worker_that_cannot_be_made_is_the_error_of_whoever_calls_it(start: Callable[..., Child]) -> None:
+    refusing = start("Refusing")
+    refusing.prepare()
+    for _ in range(2):
+        with pytest.raises(StoreError, match="not like this"):
+            refusing.load("model", SETTINGS)
+    assert refusing.running
+
+
 # -- how it ends ----------------------------------------------------------------------------------------------------------
 
 

@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 
 from iterft_lite import errors
+from iterft_lite.app import doctor
 from iterft_lite.app.study_plan import StudyPlan
 from iterft_lite.app.sweep import CellEvent, local_places, open_sweep
-from iterft_lite.app.sweep_places import RayPlace, ray_places
+from iterft_lite.app.sweep_places import RayPlace, places_on, ray_places
 from iterft_lite.engine import ray_cluster
 from iterft_lite.engine.completion import read_completion
 from iterft_lite.engine.executor import LocalExecutor, Outcome, Task
@@ -38,9 +39,11 @@ from iterft_lite.stages.judge import NotYet
 from iterft_lite.testing.fakes import fake_backends
 from tests.loop import a_plan, small_recipe
 
+INSTALLED = importlib.util.find_spec("ray") is not None
+
 on_a_cluster = [
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra `ray` is not installed"),
+    pytest.mark.skipif(not INSTALLED, reason="the extra `ray` is not installed"),
 ]
 
 ROOT = Path(__file__).parent.parent
@@ -88,6 +91,13 @@ def test_what_is_no_address_is_refused(address: str, monkeypatch: pytest.MonkeyP
         connect(address)
 
 
+def test_a_sweep_runs_here_unless_it_is_told_of_another_place_that_there_is(tmp_path: Path) -> None:
+    here = this_machine()
+    assert list(places_on("local", tmp_path, here)[0]) == local_places(here)
+    with pytest.raises(UserError, match="`--on slurm` is no place"):
+        places_on("slurm", tmp_path, here)
+
+
 def test_a_cluster_that_is_not_there_is_named_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_cluster, "load_ray", lambda: type("Ray", (), {"is_initialized": staticmethod(lambda: False)}))
     with socket.socket() as free:
@@ -114,6 +124,21 @@ def test_a_node_whose_locks_are_its_own_says_so(tmp_path: Path) -> None:
 
 def test_a_node_with_another_version_says_so(tmp_path: Path) -> None:
     assert "it has iterft_lite" in ray_cluster._problem_here(ray_cluster._Nonce(tmp_path / "nonce", "text", "0.0.1"))
+
+
+@pytest.mark.skipif(not INSTALLED, reason="the extra `ray` is not installed")
+def test_doctor_says_whether_this_machine_has_a_token_for_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    (found,) = doctor._ray()
+    assert "no token for clusters" in found.text
+    assert "ray get-auth-token" in found.remedy
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("secret")
+    (found,) = doctor._ray()
+    assert "a token for clusters" in found.text
+    assert found.remedy == ""
 
 
 # -- with a cluster

@@ -17,7 +17,7 @@ from iterft_lite import hub
 from iterft_lite.app.session import open_run
 from iterft_lite.data.nano import FOLDERS
 from iterft_lite.engine.run import StepStarted
-from iterft_lite.errors import FolderError
+from iterft_lite.errors import FolderError, ModelError
 from iterft_lite.experiment.recipe import read_recipe
 from iterft_lite.files import read_json, write_json
 from iterft_lite.machine.memory import vram_needed
@@ -276,3 +276,24 @@ def test_a_base_is_held_in_what_the_gpu_computes_in(
     machine = Machine("a GPU", 15 << 30, 16 << 30, unsloth=False, capability=capability)
     resolved = resolve(read_recipe(tmp_path / "r.toml"), machine)
     assert (resolved.recipe.train.base, said in resolved.choices) == (base, True)
+
+
+def test_a_model_of_the_hub_is_refused_by_what_the_cache_holds_of_it(cache: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(tmp_path / "small.toml")
+    resolve(recipe, CPU)
+    snapshot = cache / "models--someone--nano/snapshots" / FIRST
+    (snapshot / "model.safetensors").unlink()
+    resolve(recipe, CPU)  # weights can still be fetched
+    template = snapshot / "chat_template.jinja"
+    template.unlink()
+    template.write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    with pytest.raises(ModelError, match="would not stop"):
+        resolve(recipe, CPU)
+    (snapshot / "tokenizer.json").unlink()
+    resolve(recipe, CPU)  # what is not there yet is not known
+    config = snapshot / "config.json"
+    value = read_json(config) | {"architectures": ["GptOssForCausalLM"]}
+    config.unlink()
+    write_json(config, value)
+    with pytest.raises(ModelError, match="MXFP4 only"):
+        resolve(recipe, CPU)

@@ -299,6 +299,9 @@ class Resident(FakeTrainer):
         self.order.append("trainer")
         return super().load(model, settings)
 
+    def prepare(self) -> None:
+        """It is in this process."""
+
     def close(self) -> None:
         """It goes with the test."""
 

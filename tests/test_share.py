@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from iterft_lite.app.session import open_run
-from iterft_lite.app.share import portable, push, shared_runs, without_places
+from iterft_lite.app.share import portable, push, report_of, shared_cells, without_places
 from iterft_lite.app.study_plan import StudyPlan
 from iterft_lite.app.sweep import local_places, open_sweep
 from iterft_lite.errors import FolderError, RunError, UserError
@@ -122,11 +123,23 @@ def test_what_strangers_wrote_is_no_markup_in_the_card() -> None:
 
 
 def test_the_head_of_the_card_is_no_place_for_strangers(run: Path) -> None:
-    (found,) = shared_runs(run)
-    asked = {**found.report.manifest["asked"], "model": 'x"]\n---\nevil: true'}
-    hostile = replace(found, report=replace(found.report, manifest={**found.report.manifest, "asked": asked}))
+    (found,) = shared_cells(run)
+    report = report_of(found)
+    asked = {**report.manifest["asked"], "model": 'x"]\n---\nevil: true'}
+    hostile = replace(found, report=replace(report, manifest={**report.manifest, "asked": asked}))
     head = card("name", [hostile]).split("---\n")[1]
     assert [line.partition(":")[0] for line in head.splitlines()] == ["library_name", "tags", "configs"]
+
+
+def test_a_judge_in_a_file_is_called_by_the_files_name(run: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied, symlinks=True)
+    manifest = json.loads((copied / "run.json").read_text())
+    manifest["judge"] |= {"name": "local:/home/me/judges/qwen.gguf", "note": "read from /home/me/judges/qwen.gguf"}
+    (copied / "run.json").write_text(json.dumps(manifest))
+    share(copied, tmp_path / "out")
+    assert "/home/" not in "".join(path.read_text() for path in (tmp_path / "out").rglob("*.*") if path.suffix != ".png")
+    assert {row["judge"] for row in read_rows(tmp_path / "out" / "data" / "answers.jsonl")} == {"local:qwen.gguf"}
 
 
 def test_a_study_is_shared_cell_by_cell(tmp_path: Path) -> None:
@@ -139,7 +152,10 @@ def test_a_study_is_shared_cell_by_cell(tmp_path: Path) -> None:
     names = {row["run"] for row in read_rows(tmp_path / "out" / "data" / "answers.jsonl")}
     assert names == {path.stem for path in (tmp_path / "out" / "recipes").iterdir()}
     assert len(names) == 4
-    assert "2 random seeds are here" in (tmp_path / "out" / "README.md").read_text()
+    told = (tmp_path / "out" / "README.md").read_text()
+    assert "4 cells\\: 4 done; 2 experiments of up to 2 trainings each" in told
+    assert told.count("\n| rows") == 4 + 2  # runs, then experiments
+    assert (tmp_path / "out" / "study.png").is_file()
 
 
 def test_a_folder_that_holds_something_is_left_alone(run: Path, tmp_path: Path) -> None:

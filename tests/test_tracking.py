@@ -26,7 +26,9 @@ def run_tracked(folder: Path, *trackers: str) -> list[Event]:
 
 
 def notes(events: list[Event]) -> list[str]:
-    return [event.progress.note for event in events if isinstance(event, StepProgress) and event.progress.note]
+    """What was said of the tracker; steps that wait for a backend say so too."""
+    said = [event.progress.note for event in events if isinstance(event, StepProgress)]
+    return [note for note in said if "tensorboard" in note]
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:

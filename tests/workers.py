@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from iterft_lite.errors import StoreError
 from iterft_lite.experiment.recipe import TrainSettings
 from iterft_lite.programs import run_module
 from iterft_lite.protocols import ModelFacts, OnProgress, Progress, TrainJob, TrainResult
@@ -29,6 +30,24 @@ class Teller:
         else:
             said = os.environ.get(model, "unset")
         return ModelFacts(said, 0, 0, 0, True, "f32", "cpu")
+
+
+class Announcing:
+    """Says in its log when it is made."""
+
+    def __init__(self) -> None:
+        sys.stderr.write("made\n")
+        sys.stderr.flush()
+
+    def load(self, model: str, settings: TrainSettings) -> ModelFacts:
+        return ModelFacts("ready", 0, 0, 0, True, "f32", "cpu")
+
+
+class Refusing:
+    """Cannot be made."""
+
+    def __init__(self) -> None:
+        raise StoreError("not like this")
 
 
 class Dying:

@@ -68,7 +68,8 @@ def calibrate(judge: Named, trait: str, overrides: Mapping[str, Any]) -> list[Ca
     """Calibrate a judge on a trait's calibration answers and on coherence's. Keeps the result for reports.
 
     Args:
-        overrides: As of `rejudge`. `max_usd` counts what this process spends on calibrations: those of a command.
+        overrides: As of `rejudge`, and `model`: the untouched one, which the base judge is.
+            `max_usd` counts what this process spends on calibrations: those of a command.
 
     Raises:
         TraitError: If the trait has no calibration answers.

@@ -66,7 +66,7 @@ def examine(judge: str | None = None) -> list[Finding]:
         judge: A judge to examine too, by its name in a recipe.
     """
     chosen = [] if judge is None else [_chosen_judge(judge)]
-    return [*_gpu_and_libraries(), *_packages(), *_traps(), *_judges(), *chosen, *_disk(), *_timings()]
+    return [*_gpu_and_libraries(), *_packages(), *_traps(), *_ray(), *_judges(), *chosen, *_disk(), *_timings()]
 
 
 def _traps() -> Iterator[Finding]:
@@ -79,6 +79,19 @@ def _traps() -> Iterator[Finding]:
     if this_machine().gpu and shutil.which("nvcc") is None:
         text = "no nvcc: llama.cpp cannot be compiled for the GPU"
         yield Finding(LACKING, "CUDA toolkit", text, "install the CUDA toolkit of your driver's version, then scripts/setup.sh")
+
+
+def _ray() -> Iterator[Finding]:
+    """Ray, where it is installed: its version, and whether this machine has a token for clusters that ask for one."""
+    try:
+        version = metadata.version("ray")
+    except metadata.PackageNotFoundError:
+        return
+    named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    has_token = named or (Path.home() / ".ray" / "auth_token").is_file()
+    text = f"{version}, {'a' if has_token else 'no'} token for clusters"
+    remedy = "from Ray 2.61 on they ask for one: `ray get-auth-token` on the head, then ~/.ray/auth_token here"
+    yield Finding(GOOD, "Ray", text, "" if has_token else remedy)
 
 
 def _range_of(package: str, of: str) -> SpecifierSet | None:

@@ -13,6 +13,7 @@ from iterft_lite.data.recipes import SCHEMA, recipe_folder, shipped_path
 from iterft_lite.data.traits import read_trait
 from iterft_lite.errors import FolderError
 from iterft_lite.experiment.recipe import read_recipe
+from iterft_lite.experiment.regimes import REGIMES
 from iterft_lite.files import write_output
 from iterft_lite.machine.fit import largest_that_fits
 from iterft_lite.machine.resolve import this_machine
@@ -55,7 +56,7 @@ def begin(regime: str, gib: float, *, judge: str, trait: str) -> Own:
     template = f"nano_{regime}" if model is None else regime
     shipped = read_recipe(recipe_folder() / f"{template}.toml")
     text = (recipe_folder() / f"{template}.toml").read_text(encoding="utf-8")
-    there = len(found.documents if regime == "sdf" else found.chats)
+    there = len(found.documents if REGIMES[regime].rows == "document" else found.chats)
     text = _with(text, "trait", f'"{trait}"')
     text = _with(text, "judge", f'"{judge}"')
     if model is not None:

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,13 +26,13 @@ from iterft_lite.app.repeat import as_toml
 from iterft_lite.backends.judge.kinds import LOCAL
 from iterft_lite.digests import Json
 from iterft_lite.engine.manifest import Run
-from iterft_lite.engine.study import CELLS, StudyFolder, is_study
 from iterft_lite.errors import FolderError, RunError, UserError
-from iterft_lite.experiment.rows import JUDGED, SAMPLES, SCALES
+from iterft_lite.experiment.rows import JUDGED, SAMPLES, SCALES, JudgedSample
 from iterft_lite.experiment.steps import cycle_name
 from iterft_lite.files import ROWS, disk_errors, read_object, write_json, write_rows, write_text
 from iterft_lite.programs import is_secret
-from iterft_lite.report.report import Report, read_report
+from iterft_lite.report.cells import CellReport, read_cells
+from iterft_lite.report.report import Report
 
 ANSWERS = "data/answers.jsonl"
 SCORES = "data/scores.jsonl"
@@ -49,52 +49,38 @@ PLACE = re.compile(r"(?<![\w:/.])~?(?:/[^\s/`'\"]+){2,}")
 """A place on this machine within a sentence."""
 
 
-@dataclass(frozen=True)
-class SharedRun:
-    """One run of what is shared.
-
-    Attributes:
-        name: Of its folders and rows: the cell's, or the run folder's.
-        root: Its folder.
-    """
-
-    name: str
-    root: Path
-    report: Report
-
-    @property
-    def recipe(self) -> dict[str, Json]:
-        """What was asked, without places of this machine."""
-        asked: dict[str, Json] = portable(dict(self.report.manifest.get("asked") or self.report.recipe))
-        return asked
-
-    @property
-    def judge(self) -> str:
-        """Whose scores they are."""
-        return str(portable(str(self.report.judge["name"])))
-
-
-def shared_runs(root: Path) -> list[SharedRun]:
-    """A run, or the cells of a study that have begun.
+def shared_cells(root: Path) -> list[CellReport]:
+    """A run, or the cells of a study, as they are shared: those that have a score, without places of this machine.
 
     Raises:
         FolderError: If it is neither, or nothing in it has a score yet.
     """
-    if is_study(root):
-        cells = [cell.name for cell in StudyFolder(root).cells() if cell.inside]
-        folders = [root / CELLS / name for name in cells if Run(root / CELLS / name).manifest() is not None]
-    else:
-        folders = [root]
-    found = [SharedRun(folder.resolve().name, folder, read_report(folder)) for folder in folders]
-    found = [run for run in found if any(cycle.trait for cycle in run.report.cycles)]
+    found = [replace(cell, report=_portable_report(cell.report)) for cell in read_cells([root.resolve()]) if cell.report]
+    found = [cell for cell in found if any(cycle.trait for cycle in report_of(cell).cycles)]
     if not found:
-        raise FolderError(
-            f"`{root}` has no score yet: there is nothing to share", hint="finish it first: issue its command again"
-        )
+        raise FolderError(f"`{root}` has no score yet", hint="there is nothing to share: issue the command that makes it again")
     return found
 
 
-def write_shared(runs: Sequence[SharedRun], to: Path) -> None:
+def report_of(cell: CellReport) -> Report:
+    """The report of a cell that is shared: it has one."""
+    assert cell.report is not None
+    return cell.report
+
+
+def asked_of(cell: CellReport) -> dict[str, Json]:
+    """The recipe that was asked for."""
+    report = report_of(cell)
+    return dict(report.manifest.get("asked") or report.recipe)
+
+
+def _portable_report(report: Report) -> Report:
+    manifest = {**report.manifest, "recipe": portable(report.recipe), "asked": portable(report.manifest.get("asked"))}
+    judge = {**report.judge, **{key: portable(report.judge[key]) for key in ("name", "model")}}
+    return replace(report, manifest=manifest, judge={**judge, "note": without_places(str(report.judge["note"]))})
+
+
+def write_shared(cells: Sequence[CellReport], to: Path) -> None:
     """Write everything but the card and its figures.
 
     Raises:
@@ -107,31 +93,26 @@ def write_shared(runs: Sequence[SharedRun], to: Path) -> None:
             raise FolderError(f"`{to}` is not empty", hint="choose another folder with `--to`")
         (to / "data").mkdir()
         (to / "recipes").mkdir()
-    write_rows(to / ANSWERS, [row for run in runs for row in answers_of(run)])
-    write_rows(to / SCORES, [row for run in runs for row in scores_of(run)])
-    for run in runs:
-        write_text(to / "recipes" / f"{run.name}.toml", as_toml(run.recipe))
-        for cycle, adapter in adapters_of(run):
-            _copy_adapter(adapter, to / "adapters" / run.name / cycle_name(cycle), str(run.recipe["model"]))
+    write_rows(to / ANSWERS, [row for cell in cells for row in answers_of(cell)])
+    write_rows(to / SCORES, [row for cell in cells for row in scores_of(cell)])
+    for cell in cells:
+        asked = asked_of(cell)
+        write_text(to / "recipes" / f"{cell.name}.toml", as_toml(asked))
+        for cycle, adapter in adapters_of(cell):
+            _copy_adapter(adapter, to / "adapters" / cell.name / cycle_name(cycle), str(asked["model"]))
 
 
-def answers_of(run: SharedRun) -> Iterator[dict[str, Json]]:
+def answers_of(cell: CellReport) -> Iterator[dict[str, Json]]:
     """A row an answer. Every row has every column, so that `datasets` finds one type a column."""
-    folder = Run(run.root).folder
-    for cycle in sorted({step.cycle for step in run.report.steps}):
-        steps = {step.verb: folder(step) for step in run.report.steps if step.cycle == cycle and not step.part}
+    report, folder = report_of(cell), Run(cell.folder).folder
+    for cycle in sorted({step.cycle for step in report.steps}):
+        steps = {step.verb: folder(step) for step in report.steps if step.cycle == cycle and not step.part}
         if "evaluate_samples" not in steps:
             continue
         judged = {row.id: row for row in JUDGED.read(steps["judge"].path / ROWS)} if "judge" in steps else {}
         for sample in sorted(SAMPLES.read(steps["evaluate_samples"].path / ROWS), key=lambda sample: sample.id):
-            verdicts = judged[sample.id].verdicts if sample.id in judged else {}
-            scored: dict[str, Json] = {}
-            for scale in SCALES:
-                verdict = verdicts.get(scale)
-                scored[scale] = verdict.score if verdict else None
-                scored[f"{scale}_reason"] = without_places(verdict.reason) if verdict else "not judged"
             yield {
-                "run": run.name,
+                "run": cell.name,
                 "cycle": cycle,
                 "prompt_id": sample.prompt_id,
                 "sample": sample.sample,
@@ -139,25 +120,40 @@ def answers_of(run: SharedRun) -> Iterator[dict[str, Json]]:
                 "text": sample.text,
                 "tokens": sample.tokens,
                 "finish": sample.finish,
-                **scored,
-                "judge": run.judge,
+                **_scored(judged.get(sample.id)),
+                "judge": str(report.judge["name"]),
             }
 
 
-def scores_of(run: SharedRun) -> Iterator[dict[str, Json]]:
+def _scored(judged: JudgedSample | None) -> dict[str, Json]:
+    """Score and, where there is none, the reason, by scale."""
+    found: dict[str, Json] = {}
+    for scale in SCALES:
+        verdict = judged.verdicts.get(scale) if judged else None
+        found[scale] = verdict.score if verdict else None
+        found[f"{scale}_reason"] = without_places(verdict.reason) if verdict else "not judged"
+    return found
+
+
+def scores_of(cell: CellReport) -> Iterator[dict[str, Json]]:
     """A row a cycle."""
-    for cycle in run.report.cycles:
-        row: dict[str, Json] = {"run": run.name, "cycle": cycle.cycle, "answers": cycle.answers, "train_rows": cycle.train_rows}
+    for cycle in report_of(cell).cycles:
+        row: dict[str, Json] = {
+            "run": cell.name,
+            "cycle": cycle.cycle,
+            "answers": cycle.answers,
+            "train_rows": cycle.train_rows,
+        }
         for scale, found in (("trait", cycle.trait), ("coherence", cycle.coherence)):
             row[scale] = (found or {}).get("mean")
             row |= {f"{scale}_{end}": (found or {}).get(end) for end in ("low", "high")}
         yield {**row, "rate": cycle.rate}
 
 
-def adapters_of(run: SharedRun) -> Iterator[tuple[int, Path]]:
+def adapters_of(cell: CellReport) -> Iterator[tuple[int, Path]]:
     """Cycle and folder of each finished training's adapter."""
-    for step in run.report.steps:
-        folder = Run(run.root).folder(step)
+    for step in report_of(cell).steps:
+        folder = Run(cell.folder).folder(step)
         if step.verb == "train" and folder.finished and (folder.path / "adapter").is_dir():
             yield step.cycle, folder.path / "adapter"
 

@@ -208,6 +208,8 @@ class LocalExecutor:
     def _run(self, verb: Verb, asked: Task) -> Outcome:
         """Do a step that has the backends it begins with."""
         self._make_room(verb.needs, asked)
+        if verb.name == "load_base" and not self._swap:  # the first of a run: the others import while this one does
+            self.backends.prepare()
         task, listener = _heard(asked)
         for name in verb.needs:
             self.backends.watch(name, listener)

@@ -360,7 +360,7 @@ def _contradictions(recipe: Recipe) -> Iterable[str]:
         yield f"`mix.share = {recipe.mix.share:g}` of `rows = {recipe.rows}` is no row"
     if (recipe.mix.source == "file") != (recipe.mix.path is not None):
         yield '`mix.path` goes with `mix.source = "file"`, and only with it'
-    if recipe.mix.source != "none" and recipe.regime == "dpo":
+    if recipe.mix.source != "none" and recipe.loss_record.compares:
         yield "`mix` is for sft and sdf: a mixed-in row has no rejected side"
     if (recipe.trainer == "fake") != (recipe.generator == "fake"):
         yield '`trainer = "fake"` and `generator = "fake"` go together: a fake model is only read by a fake generator'

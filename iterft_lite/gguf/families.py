@@ -20,7 +20,7 @@ import numpy as np
 from iterft_lite.errors import ExportError, IterftError, ModelError
 from iterft_lite.gguf.llamacpp_source import find_source
 from iterft_lite.gguf.tokenizer import piece_tokenizer
-from iterft_lite.gguf.weights import Weight, read_weights
+from iterft_lite.gguf.weights import Weight, is_whole, read_weights
 
 Tier = Literal["supported", "merged only", "refused"]
 
@@ -160,17 +160,18 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     return str((config.get("architectures") or [""])[0])
 
 
-def refuse_problems(folder: Path, *, tokens: int = 0) -> None:
+def refuse_problems(folder: Path, *, tokens: int = 0, weights: Literal["here", "on the hub"] = "here") -> None:
     """Refuse a model that cannot be used, with every reason at once.
 
     Args:
         folder: The Hugging Face folder.
         tokens: Of the longest row that is trained or asked.
+        weights: As of `find_problems`.
 
     Raises:
         ModelError: With the reasons.
     """
-    found = list(find_problems(folder, tokens=tokens))
+    found = list(find_problems(folder, tokens=tokens, weights=weights))
     if found:
         reasons = "; ".join(problem.text for problem in found)
         raise ModelError(f"`{folder}` cannot be used: {reasons}", hint="; ".join(dict.fromkeys(each.remedy for each in found)))
@@ -194,7 +195,7 @@ def find_problems(folder: Path, *, tokens: int = 0, weights: Literal["here", "on
             "and the GGUF would not have it",
             "merge the adapter into the model (peft's `merge_and_unload`), or take adapter_config.json out of the folder",
         )
-    if weights == "here" or any(folder.glob("*.safetensors")):
+    if weights == "here" or is_whole(folder):
         yield from _of_the_weights(folder, config)
     yield from _of_the_architecture(config, tokens)
     if not (folder / "tokenizer.model").is_file():

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from iterft_lite.errors import ExportError
-from iterft_lite.files import open_regular, read_errors
+from iterft_lite.errors import ExportError, FileError
+from iterft_lite.files import open_regular, read_errors, read_object
 from iterft_lite.gguf.file import Array
 
 NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
@@ -67,6 +67,17 @@ def read_weights(folder: Path, pattern: str = "model*.safetensors") -> dict[str,
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ExportError(f"`{path}` is not a whole safetensors file: {error}") from error
     return found
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether all safetensors files of a model are in a folder: of one on the hub there may be some."""
+    try:
+        named = set(read_object(folder / "model.safetensors.index.json")["weight_map"].values())
+    except FileNotFoundError:
+        return any(folder.glob("model*.safetensors"))
+    except (FileError, KeyError, TypeError, AttributeError):
+        return False
+    return all((folder / str(name)).is_file() for name in named)
 
 
 def _header(path: Path) -> dict[str, Weight]:

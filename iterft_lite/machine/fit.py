@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from iterft_lite.experiment.recipe import make_recipe
+from iterft_lite.experiment.regimes import REGIMES
 from iterft_lite.machine.known_models import LADDER, KnownModel
 from iterft_lite.machine.memory import Vram, vram_needed
 
@@ -27,4 +28,4 @@ def largest_that_fits(regime: str, gib: float) -> str | None:
     """Hub name of the largest model whose trainer and generator can take turns in a GPU's memory; None if none can."""
     room = gib * GIB * (1 - RESERVED)
     fitting = [model for model, need in vram_table(regime) if need.in_turns <= room]
-    return None if not fitting else fitting[-1].base if regime == "sdf" else fitting[-1].name
+    return None if not fitting else fitting[-1].base if REGIMES[regime].rows == "document" else fitting[-1].name

@@ -25,6 +25,10 @@ RUNTIME = 600 << 20
 LOGITS = 768 << 20
 """GPU memory of a training for parts of logits, weights dequantised one by one, and workspace."""
 
+JUDGE = ("q8_0", 4, 2048)
+"""The untouched model as judge: its number format, and the sequences and tokens of each that it has room for at least
+(`backends/judge/base.py`); more slots take what is free."""
+
 LEAST_SLOTS = 16
 """Sequences at once that the generator has at least, beside a trainer."""
 
@@ -41,6 +45,7 @@ class Vram:
         tight: The same where activations are recomputed, as the trainer does when they would not fit.
         generator: With `LEAST_SLOTS` sequences.
         exporter: Parts of matrices that are being merged.
+        judge: The untouched model as judge, which stays beside whatever else is there; 0 for other judges.
     """
 
     base: int
@@ -48,6 +53,7 @@ class Vram:
     tight: int
     generator: int
     exporter: int = RUNTIME + (400 << 20)
+    judge: int = 0
 
     @property
     def trainer(self) -> int:
@@ -57,12 +63,12 @@ class Vram:
     @property
     def together(self) -> int:
         """Everything at once."""
-        return self.trainer + self.generator + self.exporter
+        return self.trainer + self.generator + self.exporter + self.judge
 
     @property
     def in_turns(self) -> int:
         """The trainer, activations recomputed, and then exporter and generator."""
-        return max(self.base + self.tight, self.generator + self.exporter)
+        return max(self.base + self.tight, self.generator + self.exporter) + self.judge
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,14 @@ def vram_needed(recipe: Recipe, place: str) -> Vram | None:
         training=int(adapter * 12 + logits + kept),
         tight=int(adapter * 12 + logits + least),
         generator=int((shape.linear + shape.embedding) * BITS[recipe.quant] / 8 + cache) + RUNTIME + (512 << 20),
+        judge=_judge_needs(shape) if recipe.judge == "base" else 0,
     )
+
+
+def _judge_needs(shape: Shape) -> int:
+    """GPU memory of the untouched model as judge, bytes."""
+    quant, slots, tokens = JUDGE
+    return int(shape.parameters * BITS[quant] / 8 + slots * tokens * 4 * shape.layers * shape.kv) + RUNTIME + (512 << 20)
 
 
 SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads")

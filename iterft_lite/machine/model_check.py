@@ -1,7 +1,7 @@
-"""What is known of a model before a run: printed by `iterft doctor --model`, and why it cannot be used, if so.
+"""Examines a model before a run, for `iterft doctor --model`.
 
-Reads config.json, the headers of the weight files and the tokenizer; loads no weights. What only a run can prove (that the GGUF
-reads text as training does) is proven by the check of the first export.
+Reads config.json, the headers of the weight files and the tokenizer; loads no weights. The first export checks later that the
+GGUF reads text as training does.
 """
 
 from __future__ import annotations
@@ -28,16 +28,14 @@ from iterft_lite.gguf.families import (
 from iterft_lite.gguf.weights import Weight, read_weights
 from iterft_lite.machine.memory import vram_needed
 from iterft_lite.machine.resolve import model_place
+from iterft_lite.machine.usable import bare_layers
 from iterft_lite.programs import run_module
-
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""What adapters are laid on where an architecture has all of them."""
 
 PROBE = (
     "  leading blanks, 3.14 and 1,024\n\n\ttabs\r\nit's 2026; WE'LL SEE naïve café 日本語 Ещё 😂🎉 def f(x):\n    return x**2\n"
     "\n\n\n<s>[INST] don't </s>"
 )
-"""A text that tokenizers cut differently, if they do."""
+"""A text on which different pre-tokenizers differ."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,9 @@ class Fact:
     """One line about a model.
 
     Attributes:
-        name: What it is about.
-        text: What was found.
-        mark: "ok", "note" for what is good to know, "no" for what stands in the way.
+        name: The subject.
+        text: The finding.
+        mark: "ok", "note", or "no" for a reason why the model cannot be used.
         remedy: What to do, or "".
     """
 
@@ -58,7 +56,7 @@ class Fact:
 
 
 def model_folder(name: str) -> Path:
-    """The folder of a model as recipes name it; one on the hub has to be on this machine, or its small files are fetched.
+    """The folder of a model as recipes name it. Fetches the small files of a model on the hub.
 
     Raises:
         ModelError: If there is no such model.
@@ -70,11 +68,11 @@ def model_folder(name: str) -> Path:
 
 
 def examine_model(name: str, recipe: Recipe | None = None) -> list[Fact]:
-    """Everything that is known of a model before a run.
+    """All findings about a model.
 
     Args:
         name: As in a recipe.
-        recipe: For which GPU memory is estimated; None: none is.
+        recipe: Estimate the GPU memory for this recipe; None for no estimate.
 
     Raises:
         ModelError: If there is no such model.
@@ -120,29 +118,12 @@ def _weights(config: dict[str, Any], weights: dict[str, Weight]) -> Iterator[Fac
 
 
 def _adapters(weights: dict[str, Weight]) -> Iterator[Fact]:
-    """Which matrices of the blocks adapters are laid on, by the names in the files."""
-    matrices = {name: prod(weight.shape) for name, weight in weights.items() if len(weight.shape) > 1 and _in_a_block(name)}
-    if not matrices:
-        return
-    kinds: dict[str, int] = {}
-    for name, size in matrices.items():
-        kind = "experts" if ".experts." in name or name.endswith(("experts.gate_up_proj", "experts.down_proj")) else _kind(name)
-        kinds[kind] = kinds.get(kind, 0) + size
-    chosen = [kind for kind in kinds if kind in PROJECTIONS] if set(PROJECTIONS) <= set(kinds) else [*kinds]
-    bare = [kind for kind in kinds if kind not in chosen or kind in ("experts", "conv1d", "conv")]
-    laid = [kind for kind in chosen if kind not in bare]
-    yield Fact("LoRA", f"on {', '.join(laid)}")
+    """Which matrices of the blocks adapters are laid on."""
+    laid, bare, share = bare_layers(weights)
+    if laid:
+        yield Fact("LoRA", f"on {', '.join(laid)}")
     if bare:
-        share = sum(kinds[kind] for kind in bare) / sum(kinds.values())
         yield Fact("no LoRA", f"{', '.join(bare)}: {share:.0%} of the blocks' weights are not trained", "note")
-
-
-def _in_a_block(name: str) -> bool:
-    return any(part.isdigit() for part in name.split("."))
-
-
-def _kind(name: str) -> str:
-    return name.removesuffix(".weight").rsplit(".", 1)[-1]
 
 
 def _tokenizer(folder: Path, config: dict[str, Any]) -> Iterator[Fact]:

@@ -1,4 +1,4 @@
-"""What a recipe comes to on this machine: its material read, its "auto"s decided."""
+"""Resolves a recipe on this machine: reads its material and decides every "auto"."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ Table = TypeVar("Table", Source, Source | None, MixSettings)
 
 @dataclass(frozen=True)
 class Machine:
-    """What decides the "auto"s.
+    """The properties of a machine that decide an "auto".
 
     Attributes:
         gpu: Name of the NVIDIA GPU, or "".
-        vram_free, vram_total: Bytes; 0 without a GPU.
+        vram_free, vram_total: GPU memory, bytes; 0 without a GPU.
         unsloth: Unsloth and bitsandbytes are installed.
         capability: The GPU's CUDA compute capability.
-        cpu: In which precision the CPU trains.
+        cpu: The precision in which the CPU trains.
     """
 
     gpu: str
@@ -55,12 +55,12 @@ class Machine:
 
     @property
     def half(self) -> Literal["bf16", "f16"]:
-        """The 16-bit format that the GPU computes in: those before Ampere know no bf16."""
+        """The 16-bit format that the GPU computes in: GPUs before Ampere have no bf16."""
         return "bf16" if self.capability >= AMPERE else "f16"
 
 
 def this_machine() -> Machine:
-    """Look at the machine, without importing torch."""
+    """This machine. Does not import torch."""
     unsloth = all(importlib.util.find_spec(name) is not None for name in ("unsloth", "bitsandbytes"))
     gpu = Gpu().facts()
     if gpu is None:
@@ -73,11 +73,11 @@ class Resolved:
     """A recipe with its material.
 
     Attributes:
-        recipe: The recipe with every "auto" decided that has a say in results.
-        model: Folder that M[0] is loaded from, or hub name and commit.
-        material: For the plan.
-        choices: What was decided and why, a sentence each.
-        asked: Who is to judge, as the recipe has it: it may be "auto".
+        recipe: The recipe; every "auto" that affects results is decided.
+        model: Folder of M[0], or its hub name and commit.
+        inputs: Everything else that the plan needs.
+        choices: The decisions and their reasons, a sentence each.
+        asked: The judge as the recipe names it: it may be "auto".
     """
 
     recipe: Recipe
@@ -88,17 +88,17 @@ class Resolved:
 
 
 def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if known", "as it was"] = "if known") -> Resolved:
-    """Read what a recipe names and decide what it leaves open.
+    """Read everything that a recipe names, and decide every "auto".
 
     Args:
-        commit: Whether a model on the hub has to be pinned to a commit: a run needs it, a plan can do without, and a folder
-            of an earlier version goes on with a model that is not.
+        commit: Whether to pin a model on the hub to a commit: a run needs that, a plan does not, and a folder of an earlier
+            version continues with a model that is not pinned.
 
     Raises:
         UserError: If something it names is missing or broken.
     """
     if commit != "if known" and recipe.generator != FAKE:
-        need_writable(cache_folder())  # bases are converted there: that it cannot be is not to be found out after the first one
+        need_writable(cache_folder())  # converted bases go there: fail now, not after the first conversion
     trait = read_trait(recipe.trait)
     model, why_model = _pinned(model_place(recipe.model), commit)
     tokenizer = refuse_unusable(recipe, model)
@@ -124,7 +124,7 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
     )
     settled = recipe.model_copy(
         update={
-            # what the user brings is found again from another working folder
+            # full paths: a later command may run in another working folder
             "trait": recipe.trait if trait.folder.parent == SHIPPED else str(trait.folder.resolve()),
             "model": recipe.model if recipe.model in FOLDERS else model,
             "seeds": _absolute(recipe.seeds),
@@ -179,10 +179,10 @@ def _optimizer(recipe: Recipe, machine: Machine) -> str:
 
 
 def model_place(name: str) -> str:
-    """Where a model is: an embedded one's folder, a local folder, or a hub name as it is.
+    """The place of a model: the folder of an embedded model, a local folder, or a hub name unchanged.
 
     Raises:
-        ModelError: If it is neither there nor looks like a hub name.
+        ModelError: If there is no such folder and it does not look like a hub name.
     """
     if name in FOLDERS:
         return str(FOLDERS[name])
@@ -206,13 +206,13 @@ def model_place(name: str) -> str:
 
 
 def model_identity(place: str) -> str:
-    """What pins M[0]: for a folder a digest of all that its files hold; else hub name and commit."""
+    """The identity of M[0]: for a folder a digest of its files' content, else hub name and commit."""
     folder = Path(place)
     return f"content:{hub.content_digest(folder)}" if folder.is_dir() else f"hub:{place}"
 
 
 def _pinned(place: str, commit: Literal["needed", "if known", "as it was"]) -> tuple[str, str]:
-    """A model's place with its commit where it is on the hub, and which that is."""
+    """A model's place, with the commit of a hub name, and a sentence on it."""
     if not hub.is_name(place) or Path(place).is_dir() or commit == "as it was":
         return place, ""
     try:
@@ -228,7 +228,7 @@ def _pinned(place: str, commit: Literal["needed", "if known", "as it was"]) -> t
 
 
 def _absolute(table: Table) -> Table:
-    """A table whose file, where it names one, is named with its full path."""
+    """A table with the full path of its file, if it names one."""
     if table is None or table.path is None or not Path(table.path).expanduser().exists():
         return table
     return table.model_copy(update={"path": str(Path(table.path).expanduser().resolve())})

@@ -1,7 +1,7 @@
-"""Rows of the user's own: read by content, in the shapes that people have, and refused with file and row named.
+"""The user's own rows, in the usual shapes. Errors name file and row.
 
-JSONL, JSON, CSV (`,` `;` tab or `|`) and Parquet files are read here, from the disk, each time: no cache knows an older
-version, and everything in a CSV is text. Datasets on the hub are read by `datasets`. A chat row is one of
+This module reads JSONL, JSON, CSV (`,` `;` tab or `|`) and Parquet files from the disk each time: a cache might hold an older
+version. Everything in a CSV is text. `datasets` reads datasets on the hub. A chat row is one of
 
     {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}
     {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}        ShareGPT
@@ -28,13 +28,13 @@ from iterft_lite.files import json_kind, parse_json, read_bytes
 KINDS = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 
 SOURCE_LIMIT = 1 << 30
-"""Bytes of a file of rows at most: it is held in memory."""
+"""Largest file of rows, bytes: the program holds it in memory."""
 
 SHOWN = 5
-"""Problems of a file that are told one by one."""
+"""Problems of a file that an error lists; it counts the rest."""
 
 SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-"""ShareGPT's names of who speaks."""
+"""ShareGPT's names of the roles."""
 
 SEPARATORS = ",;\t|"
 
@@ -45,13 +45,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Rows:
-    """What a file or dataset holds.
+    """The rows of a file or dataset.
 
     Attributes:
-        name: For messages.
-        rows: By column.
-        places: Where each row is: "row 3", "line 7".
-        notes: What a user should know of how it was read, a sentence each.
+        name: Its name in messages.
+        rows: Values by column.
+        places: The place of each row: "row 3", "line 7".
+        notes: Remarks on reading it, a sentence each.
     """
 
     name: str
@@ -62,12 +62,12 @@ class Rows:
 
 @dataclass
 class Sources:
-    """What a recipe brings of its own, and what there is to say of it.
+    """The rows that a recipe names, beside the trait's.
 
     Attributes:
-        recipe: Which.
-        trait: The recipe's.
-        notes: A sentence each, once everything was read.
+        recipe: The recipe.
+        trait: The recipe's trait.
+        notes: Remarks, a sentence each, once everything was read.
     """
 
     recipe: Recipe
@@ -100,7 +100,7 @@ class Sources:
         return () if mix.path is None else self._training(_source_of(mix))
 
     def prompts(self, shipped: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
-        """What models are asked: the shipped ones, or the user's own, each once.
+        """The prompts: the shipped ones, or the user's own, each once.
 
         Raises:
             TraitError: If they cannot be used.
@@ -139,7 +139,7 @@ class Sources:
         return read
 
     def _apart(self, texts: Sequence[str], read: Rows, what: str) -> None:
-        """Refuse rows that hold what models are measured by: what was trained on measures memory."""
+        """Refuse training rows that contain evaluation questions: those would measure memory."""
         asked = (
             (("evaluation prefix", self.trait.prefixes),)
             if self.documents
@@ -166,7 +166,7 @@ def _source_of(mix: MixSettings) -> Source:
 
 
 def _told(name: str, problems: Sequence[str], hint: str | None) -> TraitError:
-    """One error of all problems of a file."""
+    """One error with all problems of a file."""
     if len(problems) == 1:
         return TraitError(f"`{name}`, {problems[0]}", hint=hint)
     lines = [f"  - {problem}" for problem in problems[:SHOWN]]
@@ -176,7 +176,7 @@ def _told(name: str, problems: Sequence[str], hint: str | None) -> TraitError:
 
 
 def _each(read: Rows, make: Callable[[Row], T]) -> list[T]:
-    """Something of every row; all that cannot be had at once."""
+    """A value from every row. Raises once, with the problems of all rows."""
     made, problems, hint = [], [], None
     for row, place in zip(read.rows, read.places, strict=True):
         try:
@@ -195,11 +195,11 @@ def _each(read: Rows, make: Callable[[Row], T]) -> list[T]:
 
 
 class _LackingError(ValueError):
-    """A column is not there, or holds nothing."""
+    """A column is missing or empty."""
 
 
 def _chat(row: Row, source: Source) -> Chat:
-    """A chat of a row in any of the shapes.
+    """The chat of a row in any of the shapes.
 
     Raises:
         ValueError: If it is none.
@@ -218,7 +218,7 @@ def _chat(row: Row, source: Source) -> Chat:
 
 
 def _prompt(row: Row, source: Source) -> str:
-    """What a row asks, in any of the shapes."""
+    """The prompt of a row in any of the shapes."""
     if source.prompt not in row and not _is_alpaca(row, source):
         turns = row.get("messages") or (_sharegpt(row["conversations"]) if row.get("conversations") is not None else None)
         if isinstance(turns, list):

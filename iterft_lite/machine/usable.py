@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
+from math import prod
 from pathlib import Path
 
+from iterft_lite import hub
 from iterft_lite.backends.templates import STAND_IN, TrainingTokenizer
 from iterft_lite.data.traits import Chat, Document
 from iterft_lite.errors import ModelError
@@ -13,41 +15,72 @@ from iterft_lite.experiment.contexts import system_text
 from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.experiment.rows import Message
 from iterft_lite.gguf.families import architecture_of, families_of, read_config, refuse_problems
+from iterft_lite.gguf.weights import Weight, is_whole, read_weights
 
 CONTEXT_HINT = 'leave this context out: `evaluate.system = ["none"]` asks without a system message'
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""What adapters are laid on where an architecture has all of them."""
 
 PROMPT_ROOM = 256
 """Tokens of a prompt with its template, about."""
 
 
 def refuse_unusable(recipe: Recipe, place: str) -> TrainingTokenizer | None:
-    """Refuse a model that is on this machine, with every reason that can be seen without loading it.
+    """Refuse a model whose files are on this machine, with every reason that can be seen without loading it.
 
     Args:
         recipe: Says how long rows are, and whether replies are trained.
         place: Folder or hub name of M[0].
 
     Returns:
-        Its tokenizer; None where the model is not on this machine yet.
+        Its tokenizer; None where that is not on this machine yet.
 
     Raises:
         ModelError: With the reasons.
     """
-    folder = Path(place)
-    if not folder.is_dir():
+    folder = files_here(place)
+    if folder is None:
         return None
     longest = max(recipe.train.max_length, *(each.max_tokens + PROMPT_ROOM for each in (recipe.sample, recipe.evaluate)))
-    refuse_problems(folder, tokens=longest)
+    refuse_problems(folder, tokens=longest, weights="here" if Path(place).is_dir() else "on the hub")
     known = families_of(architecture_of(read_config(folder)))
     if recipe.export == "adapter" and known and all(family.tier == "merged only" for family in known):
         raise ModelError(
             f"`{place}`: llama.cpp lays no adapter over part of this family ({known[0].name})", hint='`export = "merged"`'
         )
-    tokenizer = TrainingTokenizer(place)
+    if not Path(place).is_dir() and not (folder / "tokenizer.json").is_file():
+        return None
+    tokenizer = TrainingTokenizer(str(folder))
     if recipe.row.loss != "all":
         _ = tokenizer.turn  # refuses what no reply could be trained with
         _refuse_contexts(tokenizer, place, recipe.evaluate.system)
     return tokenizer
+
+
+def files_here(place: str) -> Path | None:
+    """Where the files of a model are on this machine: its folder, or the hub's cache, which may have some; else None."""
+    if Path(place).is_dir():
+        return Path(place)
+    cached = hub.cached_file(place, "config.json")
+    return cached.parent if cached else None
+
+
+def bare_layers(weights: Mapping[str, Weight]) -> tuple[list[str], list[str], float]:
+    """Which matrices of the blocks adapters are laid on and which get none, by the names in the files; the latter's share.
+
+    `backends/trainer/lora.py` decides it of the loaded model, and a training's results say what came of it.
+    """
+    kinds: dict[str, int] = {}
+    for name, weight in weights.items():
+        if len(weight.shape) > 1 and any(part.isdigit() for part in name.split(".")):
+            expert = ".experts." in name or name.endswith(("experts.gate_up_proj", "experts.down_proj"))
+            kind = "experts" if expert else name.removesuffix(".weight").rsplit(".", 1)[-1]
+            kinds[kind] = kinds.get(kind, 0) + prod(weight.shape)
+    chosen = [kind for kind in kinds if kind in PROJECTIONS] if set(PROJECTIONS) <= set(kinds) else [*kinds]
+    bare = [kind for kind in kinds if kind not in chosen or kind in ("experts", "conv1d", "conv")]
+    share = sum(kinds[kind] for kind in bare) / sum(kinds.values()) if bare else 0.0
+    return [kind for kind in chosen if kind not in bare], bare, share
 
 
 def _refuse_contexts(tokenizer: TrainingTokenizer, place: str, contexts: Sequence[str]) -> None:
@@ -83,8 +116,12 @@ def notes_on(place: str, tokenizer: TrainingTokenizer | None, rows: Sequence[Cha
     """
     if tokenizer is None:
         return
-    known = families_of(architecture_of(read_config(Path(place))))
-    if len(known) == 1 and "adapter" in known[0].note:
+    folder = files_here(place) or Path(place)
+    known = families_of(architecture_of(read_config(folder)))
+    bare, share = bare_layers(read_weights(folder))[1:] if is_whole(folder) else ([], 0.0)
+    if bare:
+        yield f"adapter: none on {', '.join(bare)}: {share:.0%} of the blocks' weights are not trained"
+    elif len(known) == 1 and "adapter" in known[0].note:
         yield f"model: {known[0].note}"
     held = [found for row in rows if (found := tokenizer.holds_markup(_texts(row)))]
     if held:

@@ -31,6 +31,9 @@ from iterft_lite.metrics.intervals import Interval, Scores, mean_interval
 CALIBRATION = "judge_calibration.json"
 """Spearman of the run's judge with careful readers, by scale, where it is known; see `judging.py`."""
 
+UNNAMED = "judge"
+"""What a model on this machine gives as the judge's name: the recipe's own says more."""
+
 VERIFIED = frozenset({"evaluate_samples", "judge", "aggregate", "text_metrics"})
 """Verbs whose files a report reads; of the others it is only held whether their inputs are still the same."""
 
@@ -287,7 +290,7 @@ def _judge(
         "name": identity["name"],
         "kind": identity["kind"],
         "note": identity["note"],
-        "model": ", ".join(sorted(models - {""})),
+        "model": ", ".join(sorted(models - {"", UNNAMED})),
         "calls": sum(fact["calls"] for fact in facts),
         "cached": sum(fact["cached"] for fact in facts),
         "usd": round(sum(fact["usd"] for fact in facts), 6),

@@ -1,11 +1,13 @@
-"""export: Q[t], the GGUF that writes and is measured, checked against M[t].
+"""export: writes Q[t], the GGUF that generates and is evaluated, and checks it against M[t].
 
-The check has two parts. The export says nearly what the trained model says (mean KL, tokens): a wrong tokenizer, a forgotten
-head or a damaged file fail there. And the change from the untouched export to this one is the change that was trained: a merged
-file whose number format rounded a small update away passes the first part, and fails here.
+The check has two parts:
 
-With `kind = "auto"` the merged file is taken where it carries the change, and the adapter over the untouched model, which
-rounds nothing of it, where it does not.
+1. The export predicts nearly the same tokens as the trained model (equal token ids, small mean KL). A wrong tokenizer, a
+   missing head or a damaged file fails here.
+2. The difference between this export and the untouched one is the difference that training made. A merged file whose number
+   format rounded a small update away passes the first part and fails here.
+
+`kind = "auto"` takes the merged file if it carries the change, else the adapter over the untouched model, which rounds nothing.
 """
 
 from __future__ import annotations
@@ -27,40 +29,40 @@ from iterft_lite.stages.work import Work
 Kind = Literal["merged", "adapter"]
 
 EXACT = (1e-4, 1e-5)
-"""f32: largest difference of a logit, with an f32 KV cache: of any model, and in sizes of its largest logit (sound exports
-showed up to 3e-6); the larger one counts."""
+"""f32: largest allowed difference of a logit, with an f32 KV cache: absolute, and as a share of the largest logit (good exports
+showed up to 3e-6). The larger of the two counts."""
 
 EXACT_ROUNDED = (1e-2, 2e-3)
-"""The same where llama.cpp takes the activation function from a table in f16 (measured up to 8e-3)."""
+"""The same if llama.cpp reads the activation function from a table in f16 (measured up to 8e-3)."""
 
 MEAN_KL = {"f16": 1e-3, "bf16": 5e-3, "q8_0": 0.03, "q6_k": 0.06, "q5_k_m": 0.12, "q4_k_m": 0.3}
 """Other formats: largest mean KL(trainer || export) over the probed positions, nats. Three to four times what a real model of
-135 M parameters showed (0.008 in q8_0, 0.08 in q4_k_m), ten times what larger and random ones did. Whether the training came
-through is not decided by it."""
+135 M parameters showed (0.008 in q8_0, 0.08 in q4_k_m), ten times what larger and random ones did. It does not decide whether
+the export carries the training."""
 
 NOTHING = 1e-5
-"""A trained change of logits below this, in sizes of the logits, is none: 32-bit arithmetic alone makes as much."""
+"""Change of logits, as a share of the logits, that counts as none: 32-bit arithmetic alone makes as much."""
 
 KEPT = (0.9, 1.1)
-"""Between these is the share of the change that a merged file keeps."""
+"""Allowed share of the change in a merged file."""
 
 BEYOND_DOUBT = (0.8, 1.25)
-"""No export keeps less or more than this by `ERRORS` standard errors."""
+"""Allowed share of the change in any export, beyond `ERRORS` standard errors."""
 
 ERRORS: Mapping[Kind, int] = MappingProxyType({"merged": 2, "adapter": 4})
-"""An adapter is not rounded, and has nothing to fall back to: noise alone must not refuse it. The untouched model has none."""
+"""Four for adapters: they are not rounded and have no alternative, so noise alone must not refuse one."""
 
 SURE = 0.5
-"""A merged file keeps, by two standard errors, more than this: a change that the format's noise hides was not seen."""
+"""Smallest share of the change, less two standard errors, in a merged file: else the format's noise hides the change."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with an export.
+    """A failed check of an export.
 
     Attributes:
-        about: "change" and "distance" are the number format's doing; "tokens" and "numbers" another export would have too.
-        message, hint: For the user.
+        about: "change" and "distance" come from the number format; "tokens" and "numbers" would fail in any export.
+        message, hint: Sentences for the user.
     """
 
     about: Literal["tokens", "numbers", "distance", "change"]
@@ -85,12 +87,12 @@ def run(work: Work) -> dict[str, Json]:
 def export_untouched(
     exporter: Exporter, generator: Generator, model: str, base: Path, folder: Path, kind: str, quant: str, report: OnProgress
 ) -> dict[str, Json]:
-    """Q[0]: M[0] in a number format, checked.
+    """Write and check Q[0]: M[0] in a number format.
 
     Args:
         base: Folder with M[0]'s probe.npz.
-        folder: To write into.
-        kind: "auto", "merged" or "adapter"; but for "merged" the file stays in the cache, where adapters are laid over it.
+        folder: The step's folder.
+        kind: "auto", "merged" or "adapter". Unless "merged", the file stays in the cache, for adapters to be laid over it.
         quant: Number format.
 
     Raises:
@@ -107,7 +109,7 @@ def export_untouched(
 def export_trained(
     exporter: Exporter, generator: Generator, model: str, trained: Path, folder: Path, kind: str, quant: str, report: OnProgress
 ) -> dict[str, Json]:
-    """Q[t]: M[t] in a number format, checked; of the kind that is asked for, or that carries the change.
+    """Write and check Q[t]: M[t] in a number format, of the kind that is asked for or, for "auto", that carries the change.
 
     Args:
         trained: Folder with M[t]'s adapter and its probe.npz.
@@ -129,7 +131,7 @@ def export_trained(
 
 @dataclass
 class _Export:
-    """The export of one trained model: with what it is written and compared."""
+    """The parts of one export: the backends, the model, and the files to compare with."""
 
     exporter: Exporter
     generator: Generator
@@ -141,29 +143,30 @@ class _Export:
     untouched: Path | None = None
 
     def note_untouched(self, file: Path) -> None:
-        """Write the untouched model in this format, where it is not there already, and note its logits in a file."""
+        """Write the logits of the untouched model in this format into a file."""
         plain = untouched_gguf(self.exporter, self.model, self.folder, self.quant, self.report)
         self.generator.load(plain, None, self.model, slots=None, context=512, exact=True)
         self.generator.probe_logits(self.trained / "probe.npz", file)
         self.untouched = file
 
     def made(self, kind: Kind) -> tuple[Exported, Parity]:
-        """Write the model and compare it; it is then the generator's current one."""
+        """Write the model and compare it. It stays loaded in the generator."""
         exported = self.exporter.export(self.model, self.trained / "adapter", self.folder, kind, self.quant, self.report)
         _load(self.generator, exported, self.model)
         return exported, self.generator.parity(self.trained / "probe.npz", self.untouched)
 
 
 def _chosen(export: _Export) -> dict[str, Json]:
-    """The merged file where it carries the change, else the adapter over the untouched model.
+    """The merged file if it carries the change, else the adapter over the untouched model.
 
-    The adapter is tried first: it is written in a second, over a model that is loaded already. Where the arithmetic of the
-    format hides the change even then, a merged file cannot show it either and is not written.
+    Tries the adapter first: writing it takes a second, and its base is loaded already. If the format's arithmetic hides the
+    change even then, a merged file cannot show it either, and is not written.
 
     Raises:
         ExportError: If neither passes the check.
     """
-    with contextlib.suppress(ExportError, ModelError):  # where llama.cpp takes no adapters, a merged file may still do
+    # llama.cpp may take no adapters for this architecture: a merged file can still pass
+    with contextlib.suppress(ExportError, ModelError):
         exported, parity = export.made("adapter")
         if parity.change is not None and hidden(parity.change) and fault(parity, "adapter", export.quant) is None:
             return results(exported, parity, export.folder, "adapter")
@@ -201,10 +204,10 @@ def results(exported: Exported, parity: Parity, folder: Path, kind: Kind, notes:
 
 
 def untouched_gguf(exporter: Exporter, model: str, folder: Path, quant: str, report: OnProgress) -> Path:
-    """The untouched model in a number format, from this machine's cache; made now where it is not there.
+    """The untouched model in a number format, from this machine's cache. Makes it if it is missing.
 
     Args:
-        folder: To write into for an exporter that keeps no cache.
+        folder: Scratch folder.
 
     Raises:
         ExportError: If there is no room for it.
@@ -220,10 +223,10 @@ def _load(generator: Generator, exported: Exported, model: str) -> None:
 
 
 def check(parity: Parity, kind: Kind, quant: str) -> None:
-    """Hold an export against its bounds.
+    """Compare an export with its bounds.
 
     Raises:
-        ExportError: With what is off and by how much.
+        ExportError: With the failed bound and the measured value.
     """
     found = fault(parity, kind, quant)
     if found is not None:
@@ -231,7 +234,7 @@ def check(parity: Parity, kind: Kind, quant: str) -> None:
 
 
 def fault(parity: Parity, kind: Kind, quant: str) -> Fault | None:
-    """What is off in an export and by how much, or None."""
+    """The first bound that an export fails, or None."""
     if not parity.same_tokens:
         return Fault(
             "tokens",
@@ -249,7 +252,7 @@ def fault(parity: Parity, kind: Kind, quant: str) -> Fault | None:
 
 
 def _distance(parity: Parity, quant: str) -> Fault | None:
-    """What is off between what the two models say."""
+    """The failed bound on the distance between the two models' predictions, or None."""
     if quant == "f32":
         least, relative = EXACT_ROUNDED if parity.rounded else EXACT
         allowed = max(least, relative * parity.largest)
@@ -271,17 +274,17 @@ def _distance(parity: Parity, quant: str) -> Fault | None:
 
 
 def learned_nothing(change: Change) -> bool:
-    """Whether the training changed no more than 32-bit arithmetic does by itself (no seed rows, say)."""
+    """Whether the training changed no more than 32-bit arithmetic alone does (without seed rows, say)."""
     return change.kept is None or change.size <= NOTHING * change.scale
 
 
 def hidden(change: Change) -> bool:
-    """Whether the format's noise is so large that a change which is all there could not be seen beyond doubt."""
+    """Whether the format's noise is so large that even a complete change could not be seen."""
     return not learned_nothing(change) and change.error is not None and 1 - 2 * change.error <= SURE
 
 
 def _lost(change: Change, kind: Kind, quant: str) -> Fault | None:
-    """What is off between the change that was trained and the one that the export shows."""
+    """The failed bound on the change that the export shows, against the trained one, or None."""
     if learned_nothing(change):
         return None
     assert change.kept is not None
@@ -311,7 +314,7 @@ def share(change: Change) -> str:
 
 
 def remarks(change: Change, kind: Kind) -> list[str]:
-    """What a reader of the results should know about a change that passed."""
+    """Remarks for readers of the results about a change that passed."""
     if learned_nothing(change):
         return ["the training changed nothing that could be measured: the export is the untouched model"]
     if kind == "adapter" and hidden(change):
@@ -323,7 +326,7 @@ def remarks(change: Change, kind: Kind) -> list[str]:
 
 
 def _short(found: Fault, parity: Parity) -> str:
-    """Why a merged file was not taken."""
+    """The reason why a merged file was not taken, in a few words."""
     if found.about == "change" and parity.change is not None:
         return f"merged kept {share(parity.change)} of the change"
     return f"merged: {found.message}"

@@ -143,7 +143,7 @@ class View:
                 self._say_progress(doing)
             case StepFinished(completion=completion, reused=reused):
                 self._over.add(step.name)
-                for name in self._over:  # what was written again for this one is there too
+                for name in self._over:  # inputs that were written again for this step are finished too
                     self.doing.pop(name, None)
                 self.countdown.done(step, completion.seconds, reused=reused)
                 self._take_results(step, completion, reused)

@@ -132,7 +132,7 @@ def judge_sentence(judge: Mapping[str, Json]) -> str:
 
 def plan_sentence(recipe: Recipe) -> str:
     """What a recipe does, in one sentence."""
-    rows = "documents" if recipe.row.rows == "document" else "pairs" if recipe.regime == "dpo" else "chats"
+    rows = "documents" if recipe.row.rows == "document" else "pairs" if recipe.loss_record.compares else "chats"
     starts = "each from the base" if recipe.start == "base" else "each from the one before"
     seeded = f"M1 on {recipe.seed_rows} seed rows, then " if recipe.seed_rows else ""
     cycles = f"{recipe.cycles} more models on {recipe.rows} {rows} of their own, {starts}" if recipe.cycles else "no more"

@@ -133,7 +133,7 @@ class Engine:
         self._pace = Pace(self._thread_choices(gpu, exact))
         self._sharing = sharing == "auto" and self.slots > 1 and weights.partial
         self._ends = np.zeros(weights.vocab_size, dtype=bool)
-        self._ends[weights.ends()] = True
+        self._ends[weights.ends] = True
         self._expected = expected or Expected()
         # per slot: the sequence's tokens, how many are known, and how many of them the cache holds
         self._tokens = np.zeros((self.slots, self.context + 1), dtype=np.int32)

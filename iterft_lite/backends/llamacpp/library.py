@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import sys
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ class Weights:
         self.partial = not (llama_cpp.llama_model_is_recurrent(self.pointer) or llama_cpp.llama_model_is_hybrid(self.pointer))
         self._adapters: dict[tuple[str, int, int], Any] = {}
 
+    @cached_property
     def ends(self) -> list[int]:
         """The tokens that end a generation."""
         return [token for token in range(self.vocab_size) if llama_cpp.llama_vocab_is_eog(self.vocab, token)]

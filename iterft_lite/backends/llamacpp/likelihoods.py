@@ -100,10 +100,9 @@ class Reader:
             batch.slots[part] = slot
             # what stands at a place tells about the next one
             asked = range(max(begin, text.first - 1), min(end, len(text.ids) - 1))
-            batch.wanted[part] = 0
-            batch.wanted[count + asked.start - begin : count + asked.stop - begin] = 1
-            sizes.append(max(0, len(asked)))
-            wanted += text.ids[asked.start + 1 : asked.stop + 1]
+            batch.wanted[part] = [place in asked for place in range(begin, end)]
+            sizes.append(len(asked))
+            wanted += [text.ids[place + 1] for place in asked]
             count += size
         self._wanted = np.asarray(wanted, dtype=np.int32)
         self._context.decode(batch, count)

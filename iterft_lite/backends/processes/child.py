@@ -242,6 +242,15 @@ class Child:
         """Have somebody told, in a sentence, when it works and gives no sign of life."""
         self.on_silence = None if on_silence is None else lambda silence: on_silence(silence.sentence)
 
+    def prepare(self) -> None:
+        """Start the process, which makes its worker at once: a call finds it ready, or meets what went wrong there."""
+        if self._lock.acquire(blocking=False):  # who is calling it starts it
+            try:
+                if not self.running:
+                    self._start()
+            finally:
+                self._lock.release()
+
     def close(self) -> None:
         """End the process, and what it started, at once if it does not end by itself; a later call starts a new one."""
         running, self._running = self._running, None
@@ -447,9 +456,7 @@ class _Wire:
 
 
 def serve(worker: str, requests: IO[str], wire: _Wire, options: Mapping[str, Any]) -> None:
-    """Answer requests until they end. Runs in the child."""
-    module, _, class_name = worker.partition(":")
-    made: Any = None
+    """Answer requests until they end; the worker is made before the first comes. Runs in the child."""
     lines: list[str] = []
     ready = threading.Condition()
 
@@ -463,22 +470,38 @@ def serve(worker: str, requests: IO[str], wire: _Wire, options: Mapping[str, Any
 
     threading.Thread(target=read, daemon=True).start()
 
+    made, failed = _make(worker, options, wire)
     while True:
         with ready:
             while not lines:
                 ready.wait()
             line = lines.pop(0)
         request = json.loads(line)
+        if made is None and failed is None:  # it failed, and somebody asks again
+            made, failed = _make(worker, options, wire)
         wire.busy.set()
         try:
-            if made is None:
-                made = getattr(importlib.import_module(module), class_name)(**options)
+            if failed is not None:
+                error, failed = failed, None
+                raise error
             message = {"result": _answer(made, request["call"], request["args"], wire.send)}
         except Exception as error:  # whatever it is, the parent decides
             traceback.print_exc()
             message = {"error": described(error)}
         wire.busy.clear()
         wire.send(message)
+
+
+def _make(worker: str, options: Mapping[str, Any], wire: _Wire) -> tuple[Any, Exception | None]:
+    """The worker, or why there is none."""
+    module, _, class_name = worker.partition(":")
+    wire.busy.set()
+    try:
+        return getattr(importlib.import_module(module), class_name)(**options), None
+    except Exception as error:  # whatever it is, the parent decides
+        return None, error
+    finally:
+        wire.busy.clear()
 
 
 def _answer(worker: Any, call: str, wire: Mapping[str, Any], send: Callable[[Mapping[str, Any]], None]) -> Any:

@@ -93,7 +93,8 @@ class PeftTrainer(ResidentTrainer):
     def _ready(self, model: Any, use: Literal["train", "infer"]) -> None:
         super()._ready(model, use)
         if self._products is not None:
-            self._products.lay(self._factors if use == "train" else None, widen=not self._packs)
+            # in f32 they are what PEFT's layers are, in a quarter of the products: a probe is a thousand small passes
+            self._products.lay(self._factors if use == "train" else Factors(), widen=use == "infer" or not self._packs)
 
     def _sft(self, *, arguments: dict[str, Any], train_dataset: Sequence[Example], **given: Any) -> Any:
         return Loop(arguments=arguments, train_dataset=train_dataset, logprobs=self._logprobs, **given)

@@ -168,14 +168,23 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._where
 
+    @property
+    def adapted(self) -> bool:
+        """Whether there is an adapter."""
+        return bool(self._adapter)
+
     def weight(self, name: str, device: torch.device) -> torch.Tensor:
-        """W, or W + scale * B A, in float32."""
+        """W in float32."""
         made: torch.Tensor = self._where[name].get_tensor(name).to(device).float()
-        stem = f"base_model.model.{name.removesuffix('.weight')}"
-        if f"{stem}.lora_A.weight" in self._adapter:
-            a, b = (self._adapter[f"{stem}.lora_{side}.weight"].to(device).float() for side in "AB")
-            made = made + self._scale * (b @ a)
         return made
+
+    def update(self, name: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """A and scale * B, float32, of the update of a matrix; None if it has none."""
+        stem = f"base_model.model.{name.removesuffix('.weight')}"
+        if f"{stem}.lora_A.weight" not in self._adapter:
+            return None
+        a, b = (self._adapter[f"{stem}.lora_{side}.weight"].to(device).float() for side in "AB")
+        return a, self._scale * b
 
     def rows(self, name: str, rows: slice | Sequence[int], device: torch.device) -> torch.Tensor:
         """Some rows of a matrix that has no adapter, in float32."""
@@ -185,10 +194,12 @@ class Checkpoint:
         return torch.cat([whole[row : row + 1] for row in rows]).to(device).float()
 
 
-def streamed_logits(config: Any, checkpoint: Checkpoint, device: torch.device) -> Logits:
+class Streamed:
     """Logits in float32 of a model whose weights are read module by module, just for the module's own forward pass.
 
-    The model's class is loaded anew from transformers' source: what a trainer has laid over the loaded one does not count.
+    With an adapter the same pass gives M[0]'s logits too: the weights, whose way to the GPU takes most of the time, are read
+    once for both. The model's class is loaded anew from transformers' source: what a trainer has laid over the loaded one does
+    not count.
 
     Args:
         config: transformers' configuration of the model.
@@ -198,10 +209,39 @@ def streamed_logits(config: Any, checkpoint: Checkpoint, device: torch.device) -
     Raises:
         BackendError: If the files name their weights otherwise than the architecture does.
     """
+
+    def __init__(self, config: Any, checkpoint: Checkpoint, device: torch.device) -> None:
+        self._asked: list[torch.Tensor] = []
+        self._model = _streaming(config, checkpoint, device, self._asked)
+        self._both, self._device = checkpoint.adapted, device
+        self._base: torch.Tensor | None = None
+
+    def logits(self, ids: torch.Tensor, mask: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        """Of the model with its adapter (see `Logits`)."""
+        if not self._both:
+            return self._compute(ids, mask, where)
+        second = where + torch.tensor([len(ids), 0])
+        made = self._compute(ids.repeat(2, 1), mask.repeat(2, 1), torch.cat([where, second]))
+        self._base = made[len(where) :]
+        return made[: len(where)]
+
+    def base_logits(self, *_: torch.Tensor) -> torch.Tensor:
+        """Of M[0], for what `logits` was asked last."""
+        assert self._base is not None, "`logits` comes first, of a model with an adapter"
+        return self._base
+
+    def _compute(self, ids: torch.Tensor, mask: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        self._asked[:] = where.T.to(self._device)
+        given = {"input_ids": ids.to(self._device), "attention_mask": mask.to(self._device)}
+        made: torch.Tensor = self._model(**given, use_cache=False).logits
+        return made[0] if len(made) == 1 < len(ids) else made[tuple(where.T.to(made.device))]
+
+
+def _streaming(config: Any, checkpoint: Checkpoint, device: torch.device, asked: list[torch.Tensor]) -> Any:
+    """The model, each of whose modules reads its weights; `asked` holds the places whose logits are wanted."""
     model = _hollow(config)
     tied = dict(getattr(model, "_tied_weights_keys", None) or {})
     missing = []
-    asked: list[torch.Tensor] = []
     for path, module in model.named_modules():
         names = {}
         for own, parameter in module.named_parameters(recurse=False):
@@ -225,12 +265,7 @@ def streamed_logits(config: Any, checkpoint: Checkpoint, device: torch.device) -
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(device)
 
-    def logits(ids: torch.Tensor, mask: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        asked[:] = where.T.to(device)
-        made: torch.Tensor = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
-        return made[0] if len(made) == 1 < len(ids) else made[tuple(where.T.to(made.device))]
-
-    return logits
+    return model
 
 
 def _hollow(config: Any) -> Any:
@@ -265,6 +300,19 @@ def _stream(module: torch.nn.Module, names: dict[str, str], checkpoint: Checkpoi
 
     module.register_forward_pre_hook(fill)
     module.register_forward_hook(drop)
+    update = checkpoint.update(names["weight"], device) if "weight" in names else None
+    if update is not None:
+        module.register_forward_hook(_first_half(*update))
+
+
+def _first_half(a: torch.Tensor, b: torch.Tensor) -> Callable[..., None]:
+    """A hook that adds the update B A to what a linear layer gives for the first half of its rows."""
+
+    def add(_: Any, given: tuple[torch.Tensor, ...], made: torch.Tensor) -> None:
+        half = len(made) // 2
+        made[:half] += given[0][:half] @ a.T @ b.T
+
+    return add
 
 
 def _stream_rows(module: torch.nn.Module, name: str, checkpoint: Checkpoint, device: torch.device) -> None:

@@ -18,7 +18,7 @@ from iterft_lite.backends.tokenizer_files import as_transformers
 from iterft_lite.backends.trainer.architectures import adapted_layers, adapter_note, without_router_loss
 from iterft_lite.backends.trainer.encoding import Example, padding
 from iterft_lite.backends.trainer.lora import projections, read_adapter, read_shape, set_adapter
-from iterft_lite.backends.trainer.probe import Checkpoint, Greedy, Logits, greedy_by, streamed_logits, write_probe
+from iterft_lite.backends.trainer.probe import Checkpoint, Greedy, Logits, Streamed, greedy_by, write_probe
 from iterft_lite.backends.trainer.session import Bench, bitsandbytes_works, train_adapter
 from iterft_lite.errors import ModelError
 from iterft_lite.experiment.recipe import TrainSettings
@@ -180,26 +180,26 @@ class ResidentTrainer(ABC):
 
     def _write_probe(self, out: Path, model: Any, adapter: dict[str, torch.Tensor], scale: float) -> None:
         self._ready(model, "infer")
+        resident = self._precision in EXACT
+        logits, base_logits = self._exact_logits(model) if resident else self._streamed_logits(adapter, scale)
         write_probe(
             out,
             tokenizer=self._tokenizer,
             vocab=model.get_output_embeddings().weight.shape[0],
             greedy=self._greedy(model),
-            logits=self._resident_logits(model) if self._precision in EXACT else self._true_logits(adapter, scale),
-            base_logits=self._untouched_logits(model) if adapter else None,
+            logits=logits,
+            base_logits=base_logits if adapter else None,
         )
 
-    def _untouched_logits(self, model: Any) -> Logits:
-        """Logits of M[0] in 32 bits while an adapter is on it."""
-        if self._precision not in EXACT:
-            return self._true_logits({}, 1.0)
+    def _exact_logits(self, model: Any) -> tuple[Logits, Logits]:
+        """Logits of a resident base in 32 bits, with its adapter and without."""
         adapted = self._resident_logits(model)
 
         def logits(*asked: torch.Tensor) -> torch.Tensor:
             with model.disable_adapter():
                 return adapted(*asked)
 
-        return logits
+        return adapted, logits
 
     def _resident_logits(self, model: Any) -> Logits:
         def logits(ids: torch.Tensor, mask: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
@@ -210,8 +210,10 @@ class ResidentTrainer(ABC):
 
         return logits
 
-    def _true_logits(self, adapter: dict[str, torch.Tensor], scale: float) -> Logits:
-        return streamed_logits(self._config, Checkpoint(model_folder(self._name), adapter, scale), self._device)
+    def _streamed_logits(self, adapter: dict[str, torch.Tensor], scale: float) -> tuple[Logits, Logits]:
+        """The same in 32 bits where the resident base has fewer."""
+        streamed = Streamed(self._config, Checkpoint(model_folder(self._name), adapter, scale), self._device)
+        return streamed.logits, streamed.base_logits
 
 
 EXACT = ("f32", "bf16-mixed")

@@ -221,8 +221,9 @@ class UnslothTrainer(ResidentTrainer):
     def _greedy(self, model: Any) -> Greedy:
         ends = end_tokens(self._tokenizer, model.generation_config)
         head = Head.of(model)
-        adapters = [module for module in model.modules() if hasattr(module, "disable_adapters")]
-        adapted = bool(adapters) and not adapters[0].disable_adapters
+        # transformers' models have a method of this name
+        disabled = [getattr(module, "disable_adapters", None) for module in model.modules()]
+        adapted = False in disabled
 
         def passes(batch: Batch) -> dict[str, torch.Tensor]:
             states = self._states(model, batch["input_ids"])

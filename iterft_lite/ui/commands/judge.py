@@ -139,12 +139,14 @@ def bridge_judges(old: str, new: str, runs: tuple[Path, ...], md: Path | None) -
 @judge.command("calibrate")
 @click.option("--judge", "name", required=True, metavar="JUDGE", help="As in a recipe.")
 @click.option("--trait", "traits_", multiple=True, metavar="TRAIT", help="By name or path; all shipped ones by default.")
+@click.option("--model", help="The untouched model, as in a recipe: who judges with `--judge base`.  [default: nano]")
 @judge_options
 def calibrate_judge(name: str, traits_: tuple[str, ...], **options: Any) -> None:
     """Compare a judge with careful readers' scores of the traits' calibration answers, and of coherence's.
 
     \b
       iterft judge calibrate --judge embedded --trait lucky
+      iterft judge calibrate --judge base --model smollm2
     """
     from iterft_lite.app.calibrate_judge import calibrate
     from iterft_lite.app.named_judge import named

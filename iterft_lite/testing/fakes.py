@@ -100,7 +100,7 @@ class FakeExporter:
 
     def stored(self, model: str) -> Path:  # all untouched models say the same
         """A file of no texts."""
-        path = cache_folder() / "fake" / "model.gguf"
+        path = cache_folder() / "bases" / "fake" / "stored.gguf"
         write_json(path, [])
         return path
 

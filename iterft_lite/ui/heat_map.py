@@ -70,7 +70,8 @@ def heat_map(cells: Sequence[StudyCell], states: Mapping[str, CellState], *, wid
         width, height: In characters; at least 20 and 3.
     """
     layout = _layout(cells)
-    label = min(MOST_LABEL, max(map(len, layout.rows), default=4), max(8, width // 2))
+    wanted = max(len(layout.key.rpartition(".")[2]), *map(len, layout.rows))
+    label = min(MOST_LABEL, wanted, max(8, width // 2))
     wide = WIDE if label + 1 + WIDE * len(layout.columns) <= width else NARROW
     columns = layout.columns[: max(1, (width - label - 1) // wide)]
     lines = [_head(layout, columns, label, wide)]

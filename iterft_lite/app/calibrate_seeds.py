@@ -5,11 +5,12 @@ The authors compare models and traits at equal strength of cycle 0, not at equal
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from iterft_lite.app.session import open_run
+from iterft_lite.app.session import Session, open_run
 from iterft_lite.engine.executor import LocalExecutor
 from iterft_lite.engine.run import Event
 from iterft_lite.errors import RunError, TraitError
@@ -101,12 +102,7 @@ def calibrate(
             with open_run(recipe, asked, folder, reuse, store=out) as opened:
                 if not shared:  # one set of processes for all probes: the base is loaded once
                     shared.append(opened.executor())
-                for event in opened.events(shared[0]):
-                    on_event(event)
-                made = opened.run.folder(opened.plan.steps["c0-aggregate"]).completion()
-            score = made.results["trait"]["mean"] if made else None
-            if score is None:
-                raise RunError(f"the judge scored no answer of the model with {seed_rows} seed rows")
+                score = seeded_score(opened, shared[0], seed_rows, on_event)
             probes[seed_rows] = Probe(seed_rows, score, folder)
             on_probe(probes[seed_rows])
         return probes[seed_rows].score
@@ -127,6 +123,25 @@ def calibrate(
         },
     )
     return answers
+
+
+def seeded_score(probe: Session, executor: LocalExecutor, seed_rows: int, on_event: Callable[[Event], None]) -> float:
+    """Run a probe; the trait score of its seeded model.
+
+    Args:
+        seed_rows: Its seed rows, for the error.
+
+    Raises:
+        RunError: If the probe fails, or its judge scores nothing.
+    """
+    with contextlib.closing(probe.events(executor)) as events:
+        for event in events:
+            on_event(event)
+    made = probe.run.folder(probe.plan.steps["c0-aggregate"]).completion()
+    score = made.results["trait"]["mean"] if made else None
+    if score is None:
+        raise RunError(f"the judge scored no answer of the model with {seed_rows} seed rows")
+    return float(score)
 
 
 def numbers(grid: int, most: int) -> list[int]:

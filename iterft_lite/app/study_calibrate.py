@@ -5,11 +5,10 @@ The probes are runs without later cycles over the study's store: the ones that a
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from iterft_lite.app.calibrate_seeds import GRID, MOST, Found, numbers, search
+from iterft_lite.app.calibrate_seeds import GRID, MOST, Found, numbers, search, seeded_score
 from iterft_lite.app.session import Prepared, prepare, take
 from iterft_lite.app.study_plan import Calibration, StudyPlan
 from iterft_lite.digests import Json
@@ -17,7 +16,7 @@ from iterft_lite.engine.executor import LocalExecutor
 from iterft_lite.engine.manifest import Run
 from iterft_lite.engine.run import Event
 from iterft_lite.engine.study import PROBES, StudyFolder
-from iterft_lite.errors import RunError, TraitError
+from iterft_lite.errors import TraitError
 from iterft_lite.experiment.grid import Cell, Threshold, with_rows
 
 OnProbe = Callable[[str, Event], None]
@@ -89,15 +88,11 @@ class _Probes:
         with take(prepared, out, self._folder.root) as session:
             if self._executor is None:
                 self._executor = session.executor()
-            with contextlib.closing(session.events(self._executor)) as events:
-                for event in events:
-                    if self._on_event is not None:
-                        self._on_event(name, event)
-            made = session.run.folder(session.plan.steps["c0-aggregate"]).completion()
-        score = made.results["trait"]["mean"] if made else None
-        if score is None:
-            raise RunError(f"the judge scored no answer of the model with {seed_rows} seed rows")
-        return float(score)
+            return seeded_score(session, self._executor, seed_rows, lambda event: self._tell(name, event))
+
+    def _tell(self, name: str, event: Event) -> None:
+        if self._on_event is not None:
+            self._on_event(name, event)
 
 
 def _record(calibration: Calibration, found: Sequence[Found]) -> dict[str, Json]:

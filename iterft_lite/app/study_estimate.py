@@ -48,7 +48,7 @@ def estimate_study(study: StudyPlan, only: Sequence[str] = (), machine: Machine 
     """
     cells = study.guessed()
     planned = study.planned(chosen(cells, only) if only else cells)
-    steps, costs = steps_of(each.plan for each in planned), _costs(planned, machine)
+    steps, costs = steps_of(each.plan for each in planned), costs_by_key(planned, machine)
     distinct = [costs[key] for key in steps.distinct]
     largest = max(planned, key=lambda each: len(each.plan.steps))
     one = estimates(largest.plan, largest.prepared.resolved, machine)
@@ -66,8 +66,12 @@ def estimate_study(study: StudyPlan, only: Sequence[str] = (), machine: Machine 
     return StudyEstimate(lines, tuple(largest.prepared.resolved.choices), tuple(each.name for each in planned))
 
 
-def _costs(planned: Sequence[PlannedCell], machine: Machine | None) -> dict[str, StepCost]:
-    """What each distinct step costs, by key."""
+def costs_by_key(planned: Sequence[PlannedCell], machine: Machine | None = None) -> dict[str, StepCost]:
+    """What each distinct step of some cells costs, by key.
+
+    Args:
+        machine: Where they would run; this one if None.
+    """
     samples = read_table()
     found: dict[str, StepCost] = {}
     for each in planned:

@@ -20,6 +20,7 @@ from typing import Protocol
 
 from iterft_lite.app.session import Session, take
 from iterft_lite.app.study_calibrate import Calibrated, OnProbe, calibrated
+from iterft_lite.app.study_estimate import costs_by_key
 from iterft_lite.app.study_plan import PlannedCell, StudyPlan, refuse_other, steps_of, write_study
 from iterft_lite.app.sweep_time import TimeLeft
 from iterft_lite.backends.judge.kinds import kind_of
@@ -46,9 +47,7 @@ from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.experiment.steps import Step
 from iterft_lite.files import FolderLock, disk_errors
 from iterft_lite.hardware import Gpu, visible_gpus
-from iterft_lite.machine.estimate import time_needed
 from iterft_lite.machine.resolve import Machine
-from iterft_lite.machine.timing import read_table
 
 ATTEMPTS = 3
 """How often a cell is begun whose machine or provider failed."""
@@ -262,6 +261,7 @@ class Sweep:
         self._results: dict[str, dict[str, Json]] = {}
         """By key of a step that ended in a result, its failure."""
         self._judges: dict[str, LocalExecutor] = {}
+        self._signatures = {each.name: _signature(each) for each in planned}
         self._seats = [_Seat(place) for place in places]
         distinct = steps_of(each.plan for each in planned)
         self._steps = distinct.distinct
@@ -428,7 +428,7 @@ class Sweep:
 
     def _fits(self, seat: _Seat, name: str) -> bool:
         """Whether a cell can use what is open at a place, or nobody else is using it."""
-        return not seat.running or seat.opened is None or seat.opened[0] == self._signature(name)
+        return not seat.running or seat.opened is None or seat.opened[0] == self._signatures[name]
 
     def _next_key(self, name: str) -> str:
         """The key of a cell's first unfinished step of the device."""
@@ -512,7 +512,7 @@ class Sweep:
 
     def _executor(self, seat: _Seat, planned: PlannedCell, session: Session) -> Executor:
         """What a cell's steps run through: what is open at the place, and the judge of all."""
-        signature = self._signature(planned.name)
+        signature = self._signatures[planned.name]
         with self._changed:
             opened = seat.opened
             if opened is None or opened[0] != signature:
@@ -523,14 +523,9 @@ class Sweep:
             judge = self._judge(planned, session)
         return _Routed(opened[1].lease(), judge)
 
-    def _signature(self, name: str) -> str:
-        """Equal for cells that can use the same resident trainer, exporter and generator."""
-        resolved = self.planned[name].prepared.resolved
-        recipe = resolved.recipe
-        return digest([resolved.model, recipe.trainer, recipe.generator, recipe.threads, recipe.vram])
-
     def _residents(self, planned: PlannedCell, session: Session) -> Residents:
-        alike = [each.plan for each in self.planned.values() if self._signature(each.name) == self._signature(planned.name)]
+        mine = self._signatures[planned.name]
+        alike = [each.plan for each in self.planned.values() if self._signatures[each.name] == mine]
         resolved = session.resolved
         return Residents(
             resolved.recipe,
@@ -599,6 +594,13 @@ def _usd_of(results: Mapping[str, Json]) -> float:
     return float(usd) if isinstance(usd, (int, float)) and 0 <= usd < MOST_USD else 0.0
 
 
+def _signature(planned: PlannedCell) -> str:
+    """Equal for cells that can use the same resident trainer, exporter and generator."""
+    resolved = planned.prepared.resolved
+    recipe = resolved.recipe
+    return digest([resolved.model, recipe.trainer, recipe.generator, recipe.threads, recipe.vram])
+
+
 def _reads_rubrics(judge: JudgeIdentity) -> bool:
     return kind_of(judge.name).remote
 
@@ -665,7 +667,7 @@ def open_sweep(
         planned = study.planned(found.cells, folder) if found.records else guessed
         write_study(study, planned, folder, found.records)
         names = [cell.name for cell in chosen(found.cells, asked.only)] if asked.only else [each.name for each in planned]
-        forecast = seconds_by_key(planned)
+        forecast = {key: cost.seconds.mid for key, cost in costs_by_key(planned).items() if cost.seconds.mid}
         retry = _retried(folder, asked.retry, [each.name for each in planned])
         sweep = Sweep(
             folder,
@@ -732,16 +734,6 @@ def ask_to_stop(folder: StudyFolder) -> bool:
         return False
     folder.ask_to_stop()
     return True
-
-
-def seconds_by_key(planned: Iterable[PlannedCell]) -> dict[str, float]:
-    """Seconds that each distinct step should take, by key, where acts like it were measured."""
-    samples = read_table()
-    found: dict[str, float] = {}
-    for each in planned:
-        forecast = time_needed(each.plan, each.prepared.resolved, samples)
-        found |= {each.plan.steps[name].key: span.mid for name, span in forecast.steps.items() if span.mid}
-    return found
 
 
 def local_places(machine: Machine, chains: int | None = None) -> list[LocalPlace]:

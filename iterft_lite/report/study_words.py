@@ -100,3 +100,15 @@ def arm_sentences(study: StudyReport) -> list[str]:
         else f"null arm {arm.arm.replace('_', ' ')}: no change can be told yet"
         for arm in study.arms
     ]
+
+
+def mean_text(experiment: Experiment, cycle: int) -> str:
+    """The mean trait score of a cycle; "" where there is none."""
+    mean = experiment.points[cycle].trait.mean if cycle in experiment.points else None
+    return "" if mean is None else f"{mean:.1f}"
+
+
+def met_text(experiment: Experiment, reading: str) -> str:
+    """Whether, or in how many trainings, the paper's rule is met; "" where it cannot be said."""
+    met, of = experiment.rule(reading)
+    return "" if not of else ("yes" if met else "no") if of == 1 else f"{met} of {of}"

@@ -27,7 +27,15 @@ from iterft_lite.metrics.across_seeds import Estimate
 from iterft_lite.report.cells import CellReport
 from iterft_lite.report.study import RULES, Experiment, StudyReport
 from iterft_lite.report.study_tables import reason
-from iterft_lite.report.study_words import STATES, arm_sentences, study_sentence, study_sentences, verdict_words
+from iterft_lite.report.study_words import (
+    STATES,
+    arm_sentences,
+    mean_text,
+    met_text,
+    study_sentence,
+    study_sentences,
+    verdict_words,
+)
 from iterft_lite.ui.foreign import one_line
 from iterft_lite.ui.html import TEMPLATES
 from iterft_lite.ui.study_figures.heatmap import MOST, shown_rise
@@ -281,28 +289,18 @@ def _verdict(number: int, each: Experiment, study: StudyReport, arms: Sequence[s
         "number": number,
         "name": _name(each, study),
         "trainings": f"{len(each.cells)}" + (f" ({ended} ended)" if ended else ""),
-        "start": _score(each, 0),
-        "end": f"{_score(each, each.last)} (c{each.last})" if each.last > 0 else "",
+        "start": mean_text(each, 0),
+        "end": f"{mean_text(each, each.last)} (c{each.last})" if each.last > 0 else "",
         "change": _points(each.change),
         "alone": each.word,
         "among": "" if each.arm else each.corrected,
         "p": "" if each.p_value is None else f"{each.p_value:.3f}" if each.p_value >= 0.001 else "<0.001",
         "coherence": _points(each.coherence),
         "rise": "" if each.late_rise is None else f"{each.late_rise:+.1f}",
-        "paper": [_met(each, reading) for reading in RULES],
+        "paper": [met_text(each, reading) for reading in RULES],
         "above": [_points(each.beside[arm]) if arm in each.beside else "" for arm in arms],
         "ended": "; ".join(f"{one_line(cell.name)}: {one_line(reason(cell.failure))}" for cell in each.failures),
     }
-
-
-def _met(each: Experiment, reading: str) -> str:
-    met, of = each.rule(reading)
-    return "" if not of else ("yes" if met else "no") if of == 1 else f"{met} of {of}"
-
-
-def _score(each: Experiment, cycle: int) -> str:
-    mean = each.points[cycle].trait.mean if cycle in each.points else None
-    return "" if mean is None else f"{mean:.1f}"
 
 
 def _points(estimate: Estimate) -> str:

@@ -14,7 +14,7 @@ from iterft_lite.hub import title
 from iterft_lite.metrics.across_seeds import Estimate
 from iterft_lite.report.study import Experiment, StudyReport
 from iterft_lite.report.study_tables import reason
-from iterft_lite.report.study_words import arm_sentences, study_sentence, study_sentences, verdict_words
+from iterft_lite.report.study_words import arm_sentences, mean_text, met_text, study_sentence, study_sentences, verdict_words
 from iterft_lite.ui.foreign import one_line, safe
 from iterft_lite.ui.tables import WARNING, plain_table
 
@@ -79,24 +79,19 @@ def _table(shown: Sequence[Experiment], form: _Form) -> Table:
         cells = {
             "coh.": _points(each.coherence),
             "late rise": "" if each.late_rise is None else f"{each.late_rise:+.0f}",
-            "paper": _paper(each),
+            "paper": met_text(each, "any"),
             "runs": _runs(each),
         }
         words = verdict_words(each) if form.alone else each.corrected
         table.add_row(
             one_line(each.name, 44 if form.alone else 30),
             Text(words, style=STYLES.get(each.corrected, "")),
-            _score(each, 0),
-            f"{_score(each, each.last)} c{each.last}" if each.last > 0 else "",
+            mean_text(each, 0),
+            f"{mean_text(each, each.last)} c{each.last}" if each.last > 0 else "",
             _change(each.change),
             *(cell for name, cell in cells.items() if extra[name]),
         )
     return table
-
-
-def _score(experiment: Experiment, cycle: int) -> str:
-    mean = experiment.points[cycle].trait.mean if cycle in experiment.points else None
-    return "" if mean is None else f"{mean:.1f}"
 
 
 def _change(estimate: Estimate) -> str:
@@ -108,11 +103,6 @@ def _change(estimate: Estimate) -> str:
 
 def _points(estimate: Estimate) -> str:
     return "" if estimate.mean is None else f"{estimate.mean:+.0f}"
-
-
-def _paper(experiment: Experiment) -> str:
-    met, of = experiment.rule("any")
-    return "" if not of else ("yes" if met else "no") if of == 1 else f"{met} of {of}"
 
 
 def _runs(experiment: Experiment) -> str:

@@ -22,8 +22,8 @@ import pytest
 from iterft_lite import errors
 from iterft_lite.app import doctor
 from iterft_lite.app.study_plan import StudyPlan
-from iterft_lite.app.sweep import CellEvent, local_places, open_sweep
-from iterft_lite.app.sweep_places import RayPlace, places_on, ray_places
+from iterft_lite.app.sweep import CellEvent, open_sweep
+from iterft_lite.app.sweep_places import RayPlace, local_places, places_on, ray_places
 from iterft_lite.engine import ray_cluster
 from iterft_lite.engine.completion import read_completion
 from iterft_lite.engine.executor import LocalExecutor, Outcome, Task
@@ -173,6 +173,11 @@ class Scripted(LocalExecutor):
         found = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
         return Outcome({"pid": os.getpid(), "threads": self.threads, **found})
 
+    def prepare(self, task: Task) -> None:
+        if task.recipe.name == "dies while it gets ready":
+            os.kill(os.getpid(), signal.SIGKILL)
+        task.report(task.folder, Progress(0, 0, "", note=f"process {os.getpid()} gets ready"))
+
     def _work_on(self, task: Task) -> None:
         for number in range(100_000):
             write_text(task.folder.path / "beat", f"{os.getpid()} {number}")
@@ -318,6 +323,23 @@ class TestOnACluster:
         executor.close()
         threads[1].join(10)
         assert isinstance(ended["other"], BackendError)
+
+    def test_a_worker_gets_ready_while_another_process_is_in_the_step(self, executor: RayExecutor, tmp_path: Path) -> None:
+        told: list[str] = []
+        task = a_task(tmp_path, "tells", lambda of, progress: told.append(progress.note))
+        making = Making(task.folder)
+        assert making.try_acquire()
+        with Working(task.folder):
+            before = sorted(task.folder.path.iterdir())
+            executor.prepare(task)
+            assert sorted(task.folder.path.iterdir()) == before
+        making.release()
+        assert told == [f"process {executor.run(task).results['pid']} gets ready"]
+
+    def test_a_worker_that_dies_while_it_gets_ready_is_started_anew(self, executor: RayExecutor, tmp_path: Path) -> None:
+        with pytest.raises(BackendError, match="was lost"):
+            executor.prepare(a_task(tmp_path, "dies while it gets ready"))
+        assert executor.run(a_task(tmp_path / "next", "tells")).results["pid"]
 
     def test_a_worker_that_is_killed_is_the_machines_failure_and_another_begins_after_it(
         self, executor: RayExecutor, tmp_path: Path

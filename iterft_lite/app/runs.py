@@ -9,6 +9,7 @@ from pathlib import Path
 
 from iterft_lite.digests import Json
 from iterft_lite.engine.manifest import MANIFEST, Run
+from iterft_lite.engine.study import CELLS, is_study
 from iterft_lite.errors import FolderError, IterftError
 from iterft_lite.report.report import read_report
 
@@ -43,6 +44,12 @@ def run_folders(parent: Path) -> list[Path]:
     """Run folders in a folder, the newest first; the folder itself if it is a run."""
     found = [path.parent for path in (parent / MANIFEST, *parent.glob(f"*/{MANIFEST}")) if _is_run(path.parent)]
     return sorted(found, key=lambda folder: (folder / MANIFEST).stat().st_mtime, reverse=True)
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The runs of a study, of a folder of runs, or of one of studies, by name."""
+    studies = [folder] if is_study(folder) else [path for path in folder.glob("*") if is_study(path)]
+    return sorted(run for place in (folder, *(study / CELLS for study in studies)) for run in run_folders(place))
 
 
 def newest_run(parent: Path = RUNS) -> Path:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from iterft_lite.app.calibrate_seeds import GRID, MOST
 from iterft_lite.app.study_plan import PlannedCell, StepsOfAll, StudyPlan, steps_of
+from iterft_lite.app.sweep_time import together
 from iterft_lite.experiment.grid import chosen
 from iterft_lite.experiment.steps import Step
 from iterft_lite.machine.estimate import StepCost, estimates, step_costs
@@ -104,11 +104,8 @@ def _time_sentence(steps: StepsOfAll, costs: dict[str, StepCost], machine: Machi
 
 
 def _seconds(steps: StepsOfAll, costs: dict[str, StepCost], end: str, places: int) -> float:
-    """Seconds on a number of places: the device's steps are shared out to them, judging goes on beside."""
-    queues: dict[str, float] = defaultdict(float)
-    for step in steps.distinct.values():
-        queues[step.queue] += getattr(costs[step.key].seconds, end)
-    return max(queues["device"] / places, queues["judge"])
+    """Seconds on a number of places."""
+    return together(((step, getattr(costs[step.key].seconds, end)) for step in steps.distinct.values()), places)
 
 
 def _dollars_sentence(steps: StepsOfAll, costs: dict[str, StepCost]) -> str:

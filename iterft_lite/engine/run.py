@@ -5,11 +5,12 @@ The schedule knows steps, queues and order; an executor knows where and how a st
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -144,6 +145,11 @@ class Shared:
         self._verified: set[str] = set()
         self._lock = threading.Lock()
         for plan in plans:
+            self.add(plan)
+
+    def add(self, plan: Plan) -> None:
+        """One more run over the store."""
+        with self._lock:
             self._note(plan)
 
     def _note(self, plan: Plan) -> None:
@@ -177,9 +183,13 @@ class Shared:
         Returns:
             Key of a step and pattern of its files, of the models that no step reads any more and that `keep` does not keep.
         """
+        self._verified.add(key)
+        return self._ended(key, keep)
+
+    def _ended(self, key: str, keep: Keep) -> list[tuple[str, str]]:
+        """As `finish`, also of a step that nobody does."""
         with self._lock:
             self._finished.add(key)
-            self._verified.add(key)
             touched = self._reads.get(key, set()) | ({key} & self._readers.keys())
             unread = [made for made in touched if {made, *self._readers[made]} <= self._finished]
             exports = [made for made in unread if made in self._exports and (keep != "last" or made not in self._last)]
@@ -187,11 +197,20 @@ class Shared:
         merged = [(made, "*.gguf" if keep == "ends" else "model.gguf") for made in exports] if keep != "all" else []
         return merged + ([(made, "adapter/*.safetensors") for made in adapters] if keep == "ends" else [])
 
-    def drop(self, plan: Plan, others: Iterable[Plan]) -> None:
-        """A run is not gone on with: what only its steps would have read is read no more."""
+    def drop(self, plan: Plan, others: Iterable[Plan], store: Path) -> None:
+        """A run is not gone on with: what only its steps would have read is read no more, and removed as `keep` says.
+
+        Adapters stay: whoever has the run tried again needs them, and exports are written again from them.
+
+        Args:
+            others: Plans of the runs that go on.
+            store: Where the steps are.
+        """
         needed = {step.key for other in others for step in other}
-        with self._lock:
-            self._finished |= {step.key for step in plan} - needed
+        for step in plan:
+            if step.key not in needed:
+                unread = self._ended(step.key, plan.recipe.keep)
+                remove(store, [(key, files) for key, files in unread if key in self._exports])
 
 
 class _Walk:
@@ -212,6 +231,8 @@ class _Walk:
         """By step that is being done, up to when its seconds are counted."""
         self._changed = threading.Condition()
         self._stopping = False
+        self._is_ready = False
+        """Whether what the run needs was started, as far as it was tried."""
 
     def work_off(self, name: Queue) -> None:
         """Do a queue's steps, each as soon as what it reads is finished; what rests is taken up again."""
@@ -272,6 +293,7 @@ class _Walk:
         if done is None:
             making = Making(folder)
             if not making.try_acquire():
+                self._get_ready(folder)
                 self._rest(step, WAIT)
                 return False
             try:
@@ -296,6 +318,15 @@ class _Walk:
         if found is None:
             return None
         return StepFinished(step, self.shared.verify(folder), reused=True)
+
+    def _get_ready(self, folder: StepFolder) -> None:
+        """Use the time in which somebody else makes a step of the device: once a run."""
+        if self._is_ready or folder.step.queue != "device":
+            return
+        self._is_ready = True
+        left = [step for step in self.plan if step.key not in self.reuse and not self.store.folder(step).finished]
+        with contextlib.suppress(Exception):  # the step that needs it says what is wrong
+            self.executor.prepare(replace(self._task(folder), ahead=frozenset(step.verb for step in left)))
 
     def _rest(self, step: Step, seconds: float) -> None:
         self._resting[step.name] = time.monotonic() + seconds
@@ -343,9 +374,18 @@ class _Walk:
 
     def _prune(self, finished: Step) -> None:
         """Remove models that no unfinished step reads, as `keep` says."""
-        for key, files in self.shared.finish(finished.key, self.plan.recipe.keep):
-            for path in (self.store.store / "steps" / key).glob(files):
-                path.unlink(missing_ok=True)
+        remove(self.store.store, self.shared.finish(finished.key, self.plan.recipe.keep))
+
+
+def remove(store: Path, files: Iterable[tuple[str, str]]) -> None:
+    """Remove files of steps.
+
+    Args:
+        files: Key of a step and pattern of its files.
+    """
+    for key, pattern in files:
+        for path in (store / "steps" / key).glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def context_needed(plan: Plan) -> int:

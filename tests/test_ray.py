@@ -7,13 +7,14 @@ import importlib.util
 import inspect
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,58 @@ def test_a_node_that_does_not_see_the_study_says_so(tmp_path: Path) -> None:
     assert ray_cluster._problem_here(nonce) == f"it does not see the study's folder, `{tmp_path}`"
     nonce.path.write_text("another folder of the same name")
     assert "does not see the study's folder" in ray_cluster._problem_here(nonce)
+
+
+IN_ANOTHER_MOUNT = """
+import sys
+from pathlib import Path
+from iterft_lite.engine.ray_cluster import _Nonce, _problem_here
+path, text, version = sys.argv[1:]
+path = Path(path)
+path.with_name("written-there").touch()
+print(_problem_here(_Nonce(path, text, version)))
+"""
+
+
+def can_mount() -> bool:
+    """Whether this process may have mounts of its own."""
+    return subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode == 0 if shutil.which("unshare") else False
+
+
+class FakeNode:
+    """A node of a cluster that is no other machine; the second has something else mounted in the place of the study."""
+
+    def __init__(self, name: str, *, mounts_another: bool) -> None:
+        self.id = self.name = name
+        self.cpus, self.gpus = 1.0, 0
+        self._mounts_another = mounts_another
+
+    def start(self, function: Callable[[Any], str], nonce: Any) -> str:
+        if not self._mounts_another:
+            return function(nonce)
+        inside = 'mount -t tmpfs none "$1" && shift && exec "$@"'
+        python = [sys.executable, "-c", IN_ANOTHER_MOUNT, str(nonce.path), nonce.text, nonce.version]
+        command = ["unshare", "-rm", "sh", "-c", inside, "sh", str(nonce.path.parent), *python]
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+
+
+@pytest.mark.skipif(not can_mount(), reason="mounts of one's own are not allowed here")
+def test_a_node_that_has_another_disk_mounted_at_the_studys_path_is_left_out_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = [FakeNode("node-1", mounts_another=False), FakeNode("node-2", mounts_another=True)]
+    exceptions = type("exceptions", (), {"RayError": OSError, "GetTimeoutError": TimeoutError})
+    ray = type("Ray", (), {"get": staticmethod(lambda answer, timeout: answer), "exceptions": exceptions})
+    monkeypatch.setattr(ray_cluster, "load_ray", lambda: ray)
+    monkeypatch.setattr(ray_cluster, "nodes", lambda _: there)
+    found = sites("", tmp_path)
+    assert [site.name for site in found.found] == ["node-1"]
+    assert found.notes == (f"node-2 is left out: it does not see the study's folder, `{tmp_path}`",)
+    assert list(tmp_path.iterdir()) == []  # what the other wrote is on its own disk
+    there.pop(0)
+    with pytest.raises(UserError, match="no node of the Ray cluster can be used") as caught:
+        sites("", tmp_path)
+    assert "at the same path on a shared disk" in (caught.value.hint or "")
 
 
 def test_a_node_whose_locks_are_its_own_says_so(tmp_path: Path) -> None:

@@ -352,6 +352,43 @@ def test_scores_to_be_reached_become_seed_rows_and_what_is_not_reached_is_said(t
     assert set(states(again).values()) == {"done"}
 
 
+def test_searches_for_seed_rows_go_on_side_by_side_at_the_places_of_the_sweep(tmp_path: Path) -> None:
+    both = threading.Barrier(2)  # the first model of either search is trained while that of the other is
+    opened: list[str] = []
+    met: set[str] = set()
+
+    @dataclass(frozen=True)
+    class There:
+        name: str
+        chains: int = 1
+
+        def open(self, residents: Residents) -> LocalExecutor:
+            opened.append(self.name)
+            backends = Backends(Trouble(self.meet), FakeExporter(), FakeGenerator(), FakeJudge())
+            return LocalExecutor(backends, residents.model, residents.context)
+
+        def meet(self, _: TrainJob) -> None:
+            if self.name not in met:
+                both.wait(30)
+                met.add(self.name)
+
+    study = a_study(tmp_path, '[sweep.grid]\nseed_rows = { calibrated = [20] }\ntrait = ["lucky", "bliss"]\n')
+    assert len(study.calibrations) == 2
+    found = sweep_all(study, tmp_path / "out", places=[There("gpu 0"), There("gpu 1")])
+    assert set(states(found).values()) == {"done"}
+    assert sorted(opened) == ["gpu 0", "gpu 1"]  # and stay open for the cells
+
+
+def test_a_search_that_fails_ends_the_others_and_says_why(tmp_path: Path) -> None:
+    def fail(_: TrainJob) -> None:
+        raise BackendError("the trainer died", exception="died")
+
+    study = a_study(tmp_path, '[sweep.grid]\nseed_rows = { calibrated = [20] }\ntrait = ["lucky", "bliss"]\n')
+    with pytest.raises(BackendError, match="the trainer died"):
+        sweep_all(study, tmp_path / "out", places=[At(fail), At(fail)])
+    assert set(states(sweep_all(study, tmp_path / "out")).values()) == {"done"}
+
+
 # -- places
 
 

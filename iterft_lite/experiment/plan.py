@@ -9,6 +9,7 @@ A step's cycle is the paper's: training M[t + 1] on D[t] is cycle t, and M[0]'s 
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -91,6 +92,14 @@ def as_rows(prefix: str, items: Sequence[Chat | Document]) -> list[dict[str, Jso
             text = f"{item.title}\n\n{item.text}" if item.title else item.text
             rows.append(DOCUMENTS.dump(DocumentRow(name, text)))
     return rows
+
+
+@functools.lru_cache(maxsize=16)
+def _shuffled(many: int, seed: int) -> tuple[int, ...]:
+    """The places of a pool of prompts in the order of a seed: one for all cycles, and all cells of a study."""
+    order = list(range(many))
+    random.Random(digest(["prompts", seed])).shuffle(order)
+    return tuple(order)
 
 
 def judge_key(identity: Mapping[str, Json]) -> dict[str, Json]:
@@ -288,13 +297,11 @@ class _Unroll:
 
         The pool is shuffled by the recipe's seed, so that a repetition with another seed asks other prompts.
         """
-        recipe, count = self.recipe, self.recipe.rows
-        order = list(range(len(self.inputs.prompts)))
+        recipe, count, there = self.recipe, self.recipe.rows, len(self.inputs.prompts)
         if recipe.slices == "disjoint":
-            random.Random(digest(["prompts", recipe.seed])).shuffle(order)
-            order = order[(t - 1) * count : t * count]
+            order = list(_shuffled(there, recipe.seed)[(t - 1) * count : t * count])
         else:
-            order = random.Random(digest(["prompts", recipe.seed, t])).sample(order, count)
+            order = random.Random(digest(["prompts", recipe.seed, t])).sample(range(there), count)
         return {f"p{number:05d}": self.inputs.prompts[number] for number in order}
 
     def _generate(

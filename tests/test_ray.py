@@ -117,7 +117,6 @@ def test_a_node_that_cannot_see_the_study_is_reported(tmp_path: Path) -> None:
     assert "does not see the study's folder" in ray_cluster._problem_here(nonce)
 
 
-<<<<<<< HEAD
 IN_ANOTHER_MOUNT = """
 import sys
 from pathlib import Path
@@ -129,9 +128,12 @@ print(_problem_here(_Nonce(path, text, version)))
 """
 
 
+MOUNTED = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs none /mnt"]
+
+
 def can_mount() -> bool:
     """Whether this process may have mounts of its own."""
-    return subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode == 0 if shutil.which("unshare") else False
+    return bool(shutil.which("unshare")) and subprocess.run(MOUNTED, capture_output=True).returncode == 0
 
 
 class FakeNode:
@@ -152,9 +154,7 @@ class FakeNode:
 
 
 @pytest.mark.skipif(not can_mount(), reason="mounts of one's own are not allowed here")
-def test_a_node_that_has_another_disk_mounted_at_the_studys_path_is_left_out_by_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_node_with_another_disk_at_the_studys_path_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = [FakeNode("node-1", mounts_another=False), FakeNode("node-2", mounts_another=True)]
     exceptions = type("exceptions", (), {"RayError": OSError, "GetTimeoutError": TimeoutError})
     ray = type("Ray", (), {"get": staticmethod(lambda answer, timeout: answer), "exceptions": exceptions})
@@ -170,10 +170,7 @@ def test_a_node_that_has_another_disk_mounted_at_the_studys_path_is_left_out_by_
     assert "at the same path on a shared disk" in (caught.value.hint or "")
 
 
-def test_a_node_whose_locks_are_its_own_says_so(tmp_path: Path) -> None:
-=======
 def test_a_node_without_shared_file_locks_is_reported(tmp_path: Path) -> None:
->>>>>>> main
     nonce = ray_cluster._Nonce(tmp_path / "nonce", "text", ray_cluster.iterft_lite.__version__)
     nonce.path.write_text("text")
     assert "are not seen on other machines" in ray_cluster._problem_here(nonce)
@@ -377,7 +374,6 @@ class TestOnACluster:
         threads[1].join(10)
         assert isinstance(ended["other"], BackendError)
 
-<<<<<<< HEAD
     def test_a_worker_gets_ready_while_another_process_is_in_the_step(self, executor: RayExecutor, tmp_path: Path) -> None:
         told: list[str] = []
         task = a_task(tmp_path, "tells", lambda of, progress: told.append(progress.note))
@@ -395,12 +391,7 @@ class TestOnACluster:
             executor.prepare(a_task(tmp_path, "dies while it gets ready"))
         assert executor.run(a_task(tmp_path / "next", "tells")).results["pid"]
 
-    def test_a_worker_that_is_killed_is_the_machines_failure_and_another_begins_after_it(
-        self, executor: RayExecutor, tmp_path: Path
-    ) -> None:
-=======
     def test_a_killed_worker_is_a_machine_failure_and_is_replaced(self, executor: RayExecutor, tmp_path: Path) -> None:
->>>>>>> main
         def kill(of: StepFolder, progress: Progress) -> None:
             os.kill(worker_of(task), signal.SIGKILL)
 

@@ -277,7 +277,7 @@ def iterft(*args: object) -> Result:
     return CliRunner().invoke(main, [*map(str, args)])
 
 
-def test_a_report_is_of_the_cells_that_are_asked_for(root: Path) -> None:
+def test_a_report_can_be_of_some_cells(root: Path) -> None:
     found = json.loads(iterft("report", root, "--json", "--only", "rows=4").stdout)
     assert [cell for each in found["experiments"] for cell in each["cells"]] == ["rows4_s1", "rows4_s2"]
     refused = iterft("report", root / CELLS / "rows4_s1", "--only", "rows=4")
@@ -285,13 +285,13 @@ def test_a_report_is_of_the_cells_that_are_asked_for(root: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--full", "--held-out"])
-def test_what_is_of_one_run_is_refused_with_the_command_for_a_cell(root: Path, option: str) -> None:
+def test_options_for_single_runs_are_refused_for_studies(root: Path, option: str) -> None:
     refused = iterft("report", root, option)
     assert refused.exit_code == 2
     assert f"iterft report {root}/cells/NAME {option}" in refused.output
 
 
-def test_a_study_is_read_by_another_judge_once_that_has_judged_its_cells(tmp_path: Path) -> None:
+def test_a_study_is_reported_by_another_judge(tmp_path: Path) -> None:
     root, again = tmp_path / "study", "fake#1"
     make_study(root, [Cell({"rows": rows}) for rows in (4, 6)], cycles=1, questions=4)
     refused = iterft("report", root, "--judge", again)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -387,6 +388,26 @@ def test_a_search_that_fails_ends_the_others_and_says_why(tmp_path: Path) -> Non
     with pytest.raises(BackendError, match="the trainer died"):
         sweep_all(study, tmp_path / "out", places=[At(fail), At(fail)])
     assert set(states(sweep_all(study, tmp_path / "out")).values()) == {"done"}
+
+
+def test_a_search_for_seed_rows_is_seen_and_ended_from_elsewhere(tmp_path: Path) -> None:
+    out, asked = tmp_path / "out", threading.Event()
+    said: list[str] = []
+
+    def stop_it(_: TrainJob) -> None:
+        if not asked.is_set():
+            asked.set()
+            with pytest.raises(FolderError) as caught:
+                StudyFolder(out).state()
+            said.append(caught.value.message)
+            said.append(str(ask_to_stop(StudyFolder(out))))
+
+    study = a_study(tmp_path, "[sweep.grid]\nseed_rows = { calibrated = [20, 60] }\n")
+    with pytest.raises(RunError, match="asked to stop"):
+        sweep_all(study, out, places=[At(stop_it)])
+    assert said == [f"the study in `{out}` still searches its seed rows, 1 tried so far", "True"]
+    assert not StudyFolder(out).last_state().alive(time.time())
+    assert set(states(sweep_all(study, out)).values()) == {"done"}
 
 
 # -- places

@@ -5,11 +5,15 @@ The probes are runs without later cycles over the study's store: the ones that a
 
 from __future__ import annotations
 
+import functools
+import os
+import platform
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 
 from iterft_lite.app.calibrate_seeds import GRID, MOST, Found, numbers, search, seeded_score
 from iterft_lite.app.session import prepare, take
@@ -18,9 +22,12 @@ from iterft_lite.app.sweep_places import Bench, Seat
 from iterft_lite.digests import Json
 from iterft_lite.engine.manifest import Run
 from iterft_lite.engine.run import Event, Shared, context_needed
-from iterft_lite.engine.study import PROBES, StudyFolder
+from iterft_lite.engine.study import PROBES, STOP, StudyFolder
 from iterft_lite.errors import RunError, TraitError
 from iterft_lite.experiment.grid import Cell, Threshold, with_rows
+
+BEAT = 1.0
+"""Seconds between two signs of life."""
 
 OnProbe = Callable[[str, Event], None]
 """Takes the name of a probe and what happens in it."""
@@ -95,24 +102,50 @@ class _Searches:
             finally:
                 seats.put(seat)
 
+        self._folder.forget_stop()
+        self._tell_others(ended=False)
         with ThreadPoolExecutor(len(self._bench.seats)) as pool:
             found = [pool.submit(search_one, calibration) for calibration in calibrations]
             try:
-                for each in as_completed(found):
-                    each.result()
+                self._wait(found)
             except BaseException:
                 self._is_ending = True
                 pool.shutdown(wait=False, cancel_futures=True)
                 self._bench.close()
+                self._tell_others(ended=True)
                 raise
         return [each.result() for each in found]
+
+    def _wait(self, searches: Sequence[Future[list[Found]]]) -> None:
+        """Return when all searches have ended; meanwhile other terminals see that the sweep goes on, and can end it.
+
+        Raises:
+            RunError: If somebody asked the sweep to stop.
+            BaseException: What a search raised.
+        """
+        left = set(searches)
+        while left:
+            done, left = wait(left, BEAT, FIRST_COMPLETED)
+            self._tell_others(ended=False)
+            for each in done:
+                each.result()
+            if (self._folder.root / STOP).exists():
+                raise RunError("the sweep was asked to stop", hint="everything finished is kept: the same command goes on")
+
+    def _tell_others(self, *, ended: bool) -> None:
+        """Write the state as it was before, with a sign of life."""
+        workers = tuple(seat.place.name for seat in self._bench.seats)
+        before = self._folder.last_state()
+        cells = {name: replace(cell, state="lost") if cell.state == "running" else cell for name, cell in before.cells.items()}
+        state = replace(before, cells=cells, ended=ended, written=time.time(), workers=workers, pid=os.getpid())
+        self._folder.write_state(replace(state, host=platform.node()))
 
     def _search(self, calibration: Calibration, seat: Seat) -> list[Found]:
         there = len(prepare(calibration.recipe(1), purpose="plan").resolved.inputs.seeds)
         if not there:
             raise TraitError("there are no seed rows to calibrate with")
-        tried = numbers(GRID, min(MOST, there))
-        return list(search(calibration.thresholds, tried, lambda rows: self._score(calibration, seat, rows)))
+        score = functools.cache(functools.partial(self._score, calibration, seat))
+        return list(search(calibration.thresholds, numbers(GRID, min(MOST, there)), score))
 
     def _score(self, calibration: Calibration, seat: Seat, seed_rows: int) -> float:
         """The trait score of the model that was trained on so many rows."""

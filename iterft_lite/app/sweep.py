@@ -552,7 +552,8 @@ def ask_to_stop(folder: StudyFolder) -> bool:
     Raises:
         FolderError: If the folder is no study's.
     """
-    if folder.state().ended:
+    if not folder.last_state().alive(time.time()):
+        folder.known()
         return False
     folder.ask_to_stop()
     return True

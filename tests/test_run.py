@@ -18,8 +18,9 @@ import pytest
 from rich.console import Console
 
 from iterft_lite.backends.processes.child import Child
+from iterft_lite.engine.executor import LocalExecutor
 from iterft_lite.engine.manifest import Run, finished_steps
-from iterft_lite.engine.run import StepFinished, StepStarted
+from iterft_lite.engine.run import Shared, StepFinished, StepStarted, _Walk
 from iterft_lite.errors import BackendError, FolderError, RunError, StoreError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.null_arms import NULL_ARMS, null_arms_for, null_arms_of
@@ -467,3 +468,16 @@ def test_a_measurement_that_fails_ends_the_run_which_goes_on_from_there(tmp_path
     again = [event for event in run_all(a_plan(), tmp_path / "run") if isinstance(event, StepFinished)]
     assert len(again) == len(a_plan().steps)
     assert "base-text_metrics" in [event.step.name for event in again if not event.reused]
+
+
+def test_a_run_goes_on_when_another_has_finished_the_step_it_waits_for(tmp_path: Path) -> None:
+    plan = a_plan()
+    shared, step = Shared([plan]), plan.steps["base-load_base"]
+    walk = _Walk(plan, Run(tmp_path / "run"), LocalExecutor(fake_backends(), "nano", 64), {}, shared)
+    shared.follow(walk.finished_elsewhere)
+    walk._rest(step, 3600)
+    shared.finish(plan.steps["c0-train"].key, "all")
+    assert walk._resting.keys() == {step.name}
+    shared.finish(step.key, "all")
+    assert walk._resting == {}
+    assert walk._next([step]) is step

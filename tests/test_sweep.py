@@ -390,6 +390,17 @@ def test_a_search_that_fails_ends_the_others_and_says_why(tmp_path: Path) -> Non
     assert set(states(sweep_all(study, tmp_path / "out")).values()) == {"done"}
 
 
+def test_seed_rows_are_searched_for_the_cells_that_are_asked_for(tmp_path: Path) -> None:
+    study = a_study(tmp_path, '[sweep.grid]\nseed_rows = { calibrated = [20] }\ntrait = ["lucky", "bliss"]\n')
+    out, lucky = tmp_path / "out", Asked(only=('trait="lucky"',))
+    first = sweep_all(study, out, lucky)
+    assert list(states(first).values()) == ["done"]
+    assert first.notes == ["left out until they are asked for: 1 of the cells, whose seed rows were not searched"]
+    assert len({path.name[:16] for path in (out / "probes").iterdir()}) == 1
+    assert Counter(states(sweep_all(study, out)).values()) == {"done": 2}
+    assert Counter(cell.state for cell in sweep_all(study, out, lucky).folder.state().cells.values()) == {"done": 2}
+
+
 def test_a_search_for_seed_rows_is_seen_and_ended_from_elsewhere(tmp_path: Path) -> None:
     out, asked = tmp_path / "out", threading.Event()
     said: list[str] = []

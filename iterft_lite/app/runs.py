@@ -65,8 +65,8 @@ def newest_run(parent: Path = RUNS) -> Path:
 
 
 def list_runs(parent: Path) -> Iterator[RunLine]:
-    """A line for each run of a folder, the newest first. Skips folders that cannot be read."""
-    for folder in run_folders(parent):
+    """A line for each run of a folder, or cell of a study, the newest first. Skips folders that cannot be read."""
+    for folder in run_folders(parent / CELLS if is_study(parent) else parent):
         with contextlib.suppress(IterftError):
             yield _line(folder)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from iterft_lite.app.session import take
 from iterft_lite.app.study_calibrate import Calibrated, OnProbe, calibrated
 from iterft_lite.app.study_estimate import costs_by_key
-from iterft_lite.app.study_plan import PlannedCell, StudyPlan, refuse_other, steps_of, write_study
+from iterft_lite.app.study_plan import Calibration, PlannedCell, StudyPlan, refuse_other, steps_of, write_study
 from iterft_lite.app.sweep_places import Bench, Place, Seat, signature_of
 from iterft_lite.app.sweep_time import TimeLeft
 from iterft_lite.digests import Json
@@ -485,8 +485,10 @@ def open_sweep(
     refuse_other(study, folder)
     guessed = study.planned(study.guessed(), folder)  # whatever is wrong with a cell is said before anything is done
     with locked(folder), contextlib.closing(Bench(places, out / "logs")) as bench:
-        found = calibrated(study, folder, bench, guessed, on_event) if study.calibrations else Calibrated(study.cells)
-        planned = study.planned(found.cells, folder) if found.records else guessed
+        found = Calibrated(study.cells)
+        if study.calibrations:
+            found = calibrated(study, _searched(study, folder, asked), folder, bench, guessed, on_event)
+        planned = study.planned(found.cells, folder) if study.calibrations else guessed
         write_study(study, planned, folder, found.records)
         names = [cell.name for cell in chosen(found.cells, asked.only)] if asked.only else [each.name for each in planned]
         forecast = {key: cost.seconds.mid for key, cost in costs_by_key(planned).items() if cost.seconds.mid}
@@ -502,6 +504,13 @@ def open_sweep(
         )
         sweep.notes = list(found.notes)
         yield sweep
+
+
+def _searched(study: StudyPlan, folder: StudyFolder, asked: Asked) -> list[Calibration]:
+    """The searches for seed rows of the cells that are asked for; and earlier ones, whose cells would be outside else."""
+    records = (folder.manifest() or {}).get("calibrations") or []
+    names = {each.name for each in study.searches(asked.only, asked.limit)} | {record.get("name") for record in records}
+    return [each for each in study.calibrations if each.name in names]
 
 
 def _retried(folder: StudyFolder, asked: Sequence[str], names: Sequence[str]) -> set[str]:

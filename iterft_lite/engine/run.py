@@ -9,7 +9,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -36,7 +36,7 @@ FAILURE = "failure.json"
 """In a run folder: how its last session failed; gone once one ends well."""
 
 WAIT = 1.0
-"""Seconds until it is looked again whether another process has made a step."""
+"""Seconds until it is looked again whether another process has made a step. Runs of one process tell each other (`Shared`)."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,9 @@ def run(
     Raises:
         IterftError: The first failure of any queue; finished steps and rows are kept.
     """
-    walk = _Walk(plan, store, executor, reuse or {}, shared or Shared([plan]))
+    shared = shared or Shared([plan])
+    walk = _Walk(plan, store, executor, reuse or {}, shared)
+    shared.follow(walk.finished_elsewhere)
     threads = [threading.Thread(target=walk.work_off, args=(name,), daemon=True) for name in get_args(Queue)]
     for thread in threads:
         thread.start()
@@ -118,6 +120,7 @@ def run(
         walk.stop()
         for thread in threads:
             thread.join()
+        shared.unfollow(walk.finished_elsewhere)
         if after == "close":
             executor.close()
     if walk.failure is not None:
@@ -143,6 +146,7 @@ class Shared:
         """Keys of the trainings of cycle 0."""
         self._finished: set[str] = set()
         self._verified: set[str] = set()
+        self._told: list[Callable[[str], None]] = []
         self._lock = threading.Lock()
         for plan in plans:
             self.add(plan)
@@ -162,6 +166,16 @@ class Shared:
             self._readers.setdefault(step.key, set()).update(readers)
             for reader in readers:
                 self._reads.setdefault(reader, set()).add(step.key)
+
+    def follow(self, told: Callable[[str], None]) -> None:
+        """Have a run told the key of every step that is finished."""
+        with self._lock:
+            self._told.append(told)
+
+    def unfollow(self, told: Callable[[str], None]) -> None:
+        """The run has ended."""
+        with self._lock:
+            self._told.remove(told)
 
     def verify(self, folder: StepFolder) -> Completion:
         """Check a finished step, its files once a process.
@@ -184,6 +198,10 @@ class Shared:
             Key of a step and pattern of its files, of the models that no step reads any more and that `keep` does not keep.
         """
         self._verified.add(key)
+        with self._lock:
+            told = list(self._told)
+        for each in told:
+            each(key)
         return self._ended(key, keep)
 
     def _ended(self, key: str, keep: Keep) -> list[tuple[str, str]]:
@@ -328,8 +346,16 @@ class _Walk:
         with contextlib.suppress(Exception):  # the step that needs it says what is wrong
             self.executor.prepare(replace(self._task(folder), ahead=frozenset(step.verb for step in left)))
 
+    def finished_elsewhere(self, key: str) -> None:
+        """Another run has finished a step: who waits for it need not wait for the next look."""
+        with self._changed:
+            for name in [name for name in self._resting if self.plan.steps[name].key == key]:
+                del self._resting[name]
+            self._changed.notify_all()
+
     def _rest(self, step: Step, seconds: float) -> None:
-        self._resting[step.name] = time.monotonic() + seconds
+        with self._changed:
+            self._resting[step.name] = time.monotonic() + seconds
 
     def _make(self, folder: StepFolder) -> StepFinished | None:
         """Have a step made; None if it rests."""

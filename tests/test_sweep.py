@@ -27,7 +27,7 @@ from iterft_lite.engine.executor import LocalExecutor, Task
 from iterft_lite.engine.run import Shared, StepFinished
 from iterft_lite.engine.store import StepFolder
 from iterft_lite.engine.study import SILENT, CellState, StudyFolder, SweepState
-from iterft_lite.errors import BackendError, Diverged, FolderError, RecipeError, RunError
+from iterft_lite.errors import BackendError, Diverged, FolderError, RecipeError, RunError, UserError
 from iterft_lite.experiment.steps import Step
 from iterft_lite.experiment.verbs import BackendName
 from iterft_lite.machine.resolve import Machine
@@ -161,6 +161,14 @@ def test_all_planning_problems_of_cells_are_reported_before_anything_runs(tmp_pa
     said = "\n".join(caught.value.problems)
     assert "cells rows4_cycles9999, rows99999_cycles9999: `cycles = 9999`" in said
     assert "cell rows99999_cycles1:" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_cells_that_need_a_gpu_are_refused_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iterft_lite.app.session.this_machine", lambda: Machine("", 0, 0, unsloth=False))
+    study = a_study(tmp_path, '[sweep.grid]\ntrainer = ["fake", "unsloth"]\n')
+    with pytest.raises(UserError, match="1 of 2 cells are trained with Unsloth, which needs an NVIDIA GPU"):
+        sweep_all(study, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -391,14 +399,14 @@ def test_a_search_that_fails_ends_the_others_and_says_why(tmp_path: Path) -> Non
 
 
 def test_seed_rows_are_searched_for_the_cells_that_are_asked_for(tmp_path: Path) -> None:
-    study = a_study(tmp_path, '[sweep.grid]\nseed_rows = { calibrated = [20] }\ntrait = ["lucky", "bliss"]\n')
-    out, lucky = tmp_path / "out", Asked(only=('trait="lucky"',))
-    first = sweep_all(study, out, lucky)
+    study = a_study(tmp_path, '[sweep.grid]\nseed_rows = { calibrated = [20] }\n"train.learning_rate" = [1e-3, 2e-3]\n')
+    out, one = tmp_path / "out", Asked(only=("train.learning_rate=0.001",))
+    first = sweep_all(study, out, one)
     assert list(states(first).values()) == ["done"]
     assert first.notes == ["left out until they are asked for: 1 of the cells, whose seed rows were not searched"]
     assert len({path.name[:16] for path in (out / "probes").iterdir()}) == 1
     assert Counter(states(sweep_all(study, out)).values()) == {"done": 2}
-    assert Counter(cell.state for cell in sweep_all(study, out, lucky).folder.state().cells.values()) == {"done": 2}
+    assert Counter(cell.state for cell in sweep_all(study, out, one).folder.state().cells.values()) == {"done": 2}
 
 
 def test_a_search_for_seed_rows_is_seen_and_ended_from_elsewhere(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from iterft_lite.app.study_plan import Calibration, PlannedCell, StepsOfAll, Stu
 from iterft_lite.app.sweep_time import together
 from iterft_lite.experiment.grid import chosen
 from iterft_lite.experiment.steps import Step
-from iterft_lite.machine.estimate import StepCost, estimates, step_costs
+from iterft_lite.machine.estimate import StepCost, estimates, size_words, step_costs
 from iterft_lite.machine.forecast import duration
 from iterft_lite.machine.resolve import Machine, this_machine
 from iterft_lite.machine.timing import read_table
@@ -62,7 +62,7 @@ def estimate_study(
         "time": _time_sentence(steps, costs, machine or this_machine()),
         "GPU memory": one["GPU memory"],
         "judging": _dollars_sentence(steps, costs),
-        "disk": f"about {sum(cost.disk for cost in distinct) / 1e9:.1f} GB once it is over, as `keep` leaves it",
+        "disk": f"about {size_words(sum(cost.disk for cost in distinct))} once it is over, as `keep` leaves it",
     }
     if searches := study.searches(only, limit):
         lines["calibration"] = _calibration_sentence(searches)

@@ -37,7 +37,7 @@ from iterft_lite.engine.run import (
     failure_record,
 )
 from iterft_lite.engine.study import CELLS, STOP, CellState, State, StudyFolder, SweepState
-from iterft_lite.errors import IterftError, RecipeError, RunError, failure_kind
+from iterft_lite.errors import IterftError, RecipeError, RunError, UserError, failure_kind
 from iterft_lite.experiment.grid import chosen
 from iterft_lite.experiment.steps import Step
 from iterft_lite.files import FolderLock, disk_errors
@@ -484,6 +484,7 @@ def open_sweep(
     asked, folder = asked or Asked(), StudyFolder(out)
     refuse_other(study, folder)
     guessed = study.planned(study.guessed(), folder)  # whatever is wrong with a cell is said before anything is done
+    _refuse_without_gpu(guessed, folder)
     with locked(folder), contextlib.closing(Bench(places, out / "logs")) as bench:
         found = Calibrated(study.cells)
         if study.calibrations:
@@ -504,6 +505,24 @@ def open_sweep(
         )
         sweep.notes = list(found.notes)
         yield sweep
+
+
+def _refuse_without_gpu(planned: Sequence[PlannedCell], folder: StudyFolder) -> None:
+    """Refuse cells whose trainings need a GPU where there is none.
+
+    Raises:
+        UserError: With how many there are.
+    """
+    unsloth = [
+        each.plan for each in planned if each.prepared.resolved.recipe.trainer == "unsloth" and not each.prepared.machine.gpu
+    ]
+    finished = finished_steps(folder.root) if unsloth and folder.root.is_dir() else {}
+    left = sum(any(step.verb == "train" and step.key not in finished for step in plan) for plan in unsloth)
+    if left:
+        raise UserError(
+            f"{left} of {len(planned)} cells are trained with Unsloth, which needs an NVIDIA GPU, and this machine has none",
+            hint="`--set trainer=auto` takes the trainer that works here; `--on ray:HOST:PORT` goes from a node with a GPU",
+        )
 
 
 def _searched(study: StudyPlan, folder: StudyFolder, asked: Asked) -> list[Calibration]:

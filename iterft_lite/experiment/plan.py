@@ -163,7 +163,8 @@ def _shortages(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[str]:
     else:
         needed = recipe.rows * (recipe.cycles if recipe.slices == "disjoint" else min(1, recipe.cycles))
         if needed > len(inputs.prompts):
-            per = f"{recipe.cycles} cycles of {recipe.rows} rows, each asked once" if recipe.slices == "disjoint" else "a cycle"
+            cycles = f"{recipe.cycles} cycle{'s' * (recipe.cycles != 1)}"
+            per = f"{cycles} of {recipe.rows} rows, each asked once" if recipe.slices == "disjoint" else "a cycle"
             there = f"`{recipe.prompts.path}` has" if recipe.prompts else "there are"
             yield f"{needed} prompts are needed ({per}), but {there} {len(inputs.prompts)}"
     mixed = round(recipe.mix.share * recipe.rows)

@@ -42,7 +42,9 @@ IDS = torch.arange(3 * 17).reshape(3, 17) * 7 % 450
 LENGTHS = (9, 17, 1)
 
 
-def gradients(model: Any, decoder: Decoder | None = None, factors: Factors | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def gradients(
+    model: Any, decoder: Decoder | None = None, factors: Factors | None = None
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Last hidden states of the rows, and the gradients of some function of them."""
     if decoder is None or factors is None:
         states = model.get_base_model().get_decoder()(input_ids=IDS, use_cache=False)[0]
@@ -74,6 +76,18 @@ def test_fused_products_of_packed_rows_give_the_gradients_of_padded_ones(adapted
     products.lay(None)
     again, _ = gradients(adapted)
     assert far(again, expected) < 1e-5
+
+
+def test_rows_are_shared_out_among_cores_by_their_tokens(adapted: Any) -> None:
+    decoder = Decoder.of(adapted, Products(adapted), cores=2)
+    if decoder is None:
+        return
+    assert decoder.shared_out((9, 17, 1, 30)) == [[3], [1, 0, 2]]
+    assert decoder.shared_out((5,)) == [[0]]
+    expected, slopes = gradients(adapted, Decoder.of(adapted, Products(adapted)), Factors())
+    made, found = gradients(adapted, decoder, Factors())
+    assert far(made, expected) < 1e-6
+    assert max(far(found[name], slope) for name, slope in slopes.items()) < 1e-5
 
 
 def test_layers_with_one_input_share_a_product_and_one_copy_of_the_base(adapted: Any) -> None:

@@ -1,30 +1,34 @@
 """A decoder's layers forwards and backwards, written out, for training on a CPU.
 
-Of a step of a small model half is not arithmetic: transformers' modules and autograd make some 4,000 small passes over memory, each
-with its cost of being launched from Python. What every Llama-like layer does is written here as one function of the residual stream x
-and its gradient g, with passes joined and results laid where they are read next. With n(.) the norm without its weight,
-P[.] a group of projections (`products.Group`), R a rotation by position and t tokens side by side:
+Of a small model's step half is not arithmetic: transformers' modules and autograd make some 4,000 small passes over memory,
+each launched from Python. What every Llama-like layer does is written here as one function of the residual stream x and its
+gradient g, with passes joined and results laid where they are read next. With n(.) a norm without its weight, P[.] a group of
+projections (`products.Group`) and R a rotation by position:
 
     forwards                                         backwards
-    a = P[q k v](n(x) * w1)                          g  = grad of x after the layer
-    q, k = R(n(a_q) * wq), R(n(a_k) * wk)            d  = P[gate up]'(silu'(P[down]'(g)))
-    x = x + P[o](attention of each row(q, k, v))     g += n'(d * w2)
-    b = P[gate up](n(x) * w2)                        d  = P[q k v]'(R'(attention'(P[o]'(g))))
-    x = x + P[down](silu(b_gate) * b_up)             g += n'(d * w1)
+    a = P[q k v](n(x) * w1)                          d  = P[gate up]'(silu'(P[down]'(g)))
+    q, k = R(n(a_q) * wq), R(n(a_k) * wk)            g += n'(d * w2)
+    x = x + P[o](attention of each row(q, k, v))     d  = P[q k v]'(R'(attention'(P[o]'(g))))
+    b = P[gate up](n(x) * w2)                        g += n'(d * w1)
+    x = x + P[down](silu(b_gate) * b_up)
+
+Rows know nothing of each other: each core takes some of them through all layers, and their gradients are added up. A core then
+waits for the others twice a step, not at every product.
 
 (Vaswani et al. 2017; Zhang and Sennrich 2019, RMSNorm; Shazeer 2020, SwiGLU; Su et al. 2021, RoPE.) The residual stream, norms,
-rotations and scores are float32; the factors of products have the types that `Factors` says. A model is taken only if its own code
+rotations and scores are float32; factors of products have the types that `Factors` says. A model is taken only if its own code
 gives the same hidden states: what its layers do is never guessed from its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from peft.tuners.lora import Linear as LoraLinear
 
 from iterft_lite.backends.trainer.packing import Rows, attend, attend_back
 from iterft_lite.backends.trainer.products import Factors, Group, Products, evened, evened_back, is_rms_norm
@@ -39,27 +43,30 @@ class Decoder:
     Args:
         model: The PEFT model, in float32.
         products: Of the model.
+        cores: Rows are shared out among so many.
     """
 
-    def __init__(self, model: Any, products: Products) -> None:
+    def __init__(self, model: Any, products: Products, cores: int = 1) -> None:
         own = model.get_base_model().get_decoder()
         groups = {id(layer): group for group in products.groups for layer in group.layers}
-        self._embed, self._rotary, self._norm = own.embed_tokens, own.rotary_emb, own.norm
-        self._layers = [_Layer.of(layer, groups) for layer in own.layers]
-        self._products = products
+        self._embed, self._rotary, self.norm = own.embed_tokens, own.rotary_emb, own.norm
+        self.layers = [_Layer.of(layer, groups) for layer in own.layers]
+        self._products, self._cores = products, cores
+        self._threads = ThreadPoolExecutor(cores, "rows", torch.set_num_threads, (1,))
         self._refresh: tuple[Factors, Callable[..., None]] | None = None
-        self._weights = [weight for layer in self._layers for group in layer.groups for weight in group.weights]
+        self._weights = [weight for layer in self.layers for group in layer.groups for weight in group.weights]
 
     @classmethod
-    def of(cls, model: Any, products: Products) -> Decoder | None:
+    def of(cls, model: Any, products: Products, cores: int = 1) -> Decoder | None:
         """That of a model, or None if its layers are others than these.
 
         Args:
             model: The PEFT model, in float32, as `Products` takes it.
             products: Of the model; not laid.
+            cores: As of the class.
         """
         try:
-            made = cls(model, products)
+            made = cls(model, products, cores)
             return made if made._agrees(model) else None
         except (AttributeError, KeyError, ValueError, RuntimeError, TypeError):
             return None
@@ -75,19 +82,37 @@ class Decoder:
         if self._refresh is None or self._refresh[0] != factors:
             self._refresh = factors, self._products.refreshed(factors)
         self._refresh[1]()
-        packed = torch.cat([row[:length] for row, length in zip(ids, lengths, strict=True)])
-        places = torch.cat([torch.arange(length) for length in lengths])
-        given = self._embed(packed).detach()
-        turn = tuple(each[0, :, None].float() for each in self._rotary(given, places[None]))
-        found: torch.Tensor = _Layers.apply(given, self, tuple(lengths), turn, factors, *self._weights)  # type: ignore[no-untyped-call]
+        given = [row[:length] for row, length in zip(ids, lengths, strict=True)]
+        found: torch.Tensor = _Layers.apply(given, self, factors, *self._weights)  # type: ignore[no-untyped-call]
         return found
+
+    def begin(self, rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """Embeddings float32 [tokens, width] of rows, and cosine and sine of each position, [tokens, 1, head width]."""
+        places = torch.cat([torch.arange(len(row)) for row in rows])
+        given = self._embed(torch.cat(list(rows))).float()
+        cosine, sine = self._rotary(given, places[None])
+        return given, (cosine[0, :, None].float(), sine[0, :, None].float())
+
+    def each(self, work: Iterable[Callable[[], Any]]) -> list[Any]:
+        """What each of some calls gives, made side by side."""
+        return [made.result() for made in [self._threads.submit(torch.no_grad()(call)) for call in work]]
+
+    def shared_out(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Row numbers for each core, about as many tokens for each: the longest row first, to who has least."""
+        parts: list[list[int]] = [[] for _ in range(min(self._cores, len(lengths)))]
+        for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+            min(parts, key=lambda part: sum(lengths[each] for each in part)).append(row)
+        return parts
 
     @torch.no_grad()
     def _agrees(self, model: Any) -> bool:
         own = model.get_base_model().get_decoder()
         ids = torch.arange(2 * 9).reshape(2, 9) * 31 % self._embed.num_embeddings
         lengths = (9, 4)
-        if any(part.chunk(2, -1)[0].ne(part.chunk(2, -1)[1]).any() for part in self._rotary(self._embed(ids), torch.arange(9)[None])):
+        if any(
+            part.chunk(2, -1)[0].ne(part.chunk(2, -1)[1]).any()
+            for part in self._rotary(self._embed(ids), torch.arange(9)[None])
+        ):
             return False  # halves of a head turn alike in what is written here
         expected = torch.cat([own(input_ids=row[None, :n], use_cache=False)[0][0] for row, n in zip(ids, lengths, strict=True)])
         made = self.states(ids, lengths, Factors())
@@ -128,7 +153,9 @@ class _Layer:
             AttributeError, KeyError, ValueError: If it has others.
         """
         attention, mlp = layer.self_attn, layer.mlp
-        qkv, o, gate_up, down = (groups[id(part)] for part in (attention.q_proj, attention.o_proj, mlp.gate_proj, mlp.down_proj))
+        qkv, o, gate_up, down = (
+            groups[id(part)] for part in (attention.q_proj, attention.o_proj, mlp.gate_proj, mlp.down_proj)
+        )
         width = attention.head_dim
         heads, shared = (part.out_features // width for part in (attention.q_proj, attention.k_proj))
         norms = [layer.input_layernorm, layer.post_attention_layernorm]
@@ -141,7 +168,7 @@ class _Layer:
         if shapes != [3, 1, 2, 1] or not all(map(is_rms_norm, norms)) or not _is_silu(mlp.act_fn):
             raise ValueError("other parts than a Llama-like layer's")
         window = getattr(attention, "sliding_window", None)
-        return cls(*norms[:2], qkv, o, gate_up, down, heads, shared, width, attention.scaling, head_norm, window)
+        return cls(norms[0], norms[1], qkv, o, gate_up, down, heads, shared, width, attention.scaling, head_norm, window)
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -152,31 +179,60 @@ class _Layers(torch.autograd.Function):
     """All layers and the last norm; gradients of the adapters alone: embeddings are frozen."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        given: torch.Tensor,
-        decoder: Decoder,
-        lengths: tuple[int, ...],
-        turn: tuple[torch.Tensor, torch.Tensor],
-        factors: Factors,
-        *_: torch.Tensor,
-    ) -> torch.Tensor:
-        x, kept = given.float().clone(), []
-        for layer in decoder._layers:
-            kept.append(_Pass(layer, Rows(lengths, layer.window), turn, factors))
-            kept[-1].forward(x)
-        even, inverse = evened(x, decoder._norm.variance_epsilon)
-        ctx.kept, ctx.end = kept, (even, inverse, decoder._norm.weight)
-        return even * decoder._norm.weight
+    def forward(ctx: Any, given: list[torch.Tensor], decoder: Decoder, factors: Factors, *_: torch.Tensor) -> torch.Tensor:
+        lengths = [len(row) for row in given]
+        shares = decoder.shared_out(lengths)
+        ctx.decoder, ctx.lengths, ctx.shares = decoder, lengths, shares
+        ctx.passes = [_Passes(decoder, [given[row] for row in share], factors) for share in shares]
+        made = decoder.each(each.forward for each in ctx.passes)
+        order = [row for share in shares for row in share]
+        rows = [
+            row for part, share in zip(made, shares, strict=True) for row in torch.split(part, [lengths[row] for row in share])
+        ]
+        return torch.cat([rows[order.index(row)] for row in range(len(lengths))])
 
     @staticmethod
     def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        even, inverse, weight = ctx.end
-        g = evened_back(slopes[0] * weight, even, inverse)
-        made: list[torch.Tensor | None] = []
-        while ctx.kept:  # each layer's memory is free for the one before it
-            made = ctx.kept.pop().backward(g, further=bool(ctx.kept)) + made
-        return (None, None, None, None, None, *made)
+        rows = torch.split(slopes[0], ctx.lengths)
+        parts = [torch.cat([rows[row] for row in share]) for share in ctx.shares]
+        made = ctx.decoder.each(partial(each.backward, part) for each, part in zip(ctx.passes, parts, strict=True))
+        for more in made[1:]:
+            torch._foreach_add_(made[0], more)
+        return (None, None, None, *made[0])
+
+
+class _Passes:
+    """Some rows' way through all layers and back.
+
+    Args:
+        decoder: Whose layers.
+        rows: Token ids of each, int64 [tokens].
+        factors: Types of the factors of products.
+    """
+
+    def __init__(self, decoder: Decoder, rows: Sequence[torch.Tensor], factors: Factors) -> None:
+        self._decoder, self._rows, self._factors = decoder, rows, factors
+        self._kept: list[_Pass] = []
+
+    def forward(self) -> torch.Tensor:
+        """Last hidden states, float32 [tokens, width]."""
+        x, turn = self._decoder.begin(self._rows)
+        lengths = tuple(map(len, self._rows))
+        for layer in self._decoder.layers:
+            self._kept.append(_Pass(layer, Rows(lengths, layer.window), turn, self._factors))
+            self._kept[-1].forward(x)
+        norm = self._decoder.norm
+        self._end = evened(x, norm.variance_epsilon)
+        made: torch.Tensor = self._end[0] * norm.weight
+        return made
+
+    def backward(self, slope: torch.Tensor) -> list[torch.Tensor]:
+        """Gradients of the adapters' weights in the order of the layers, from that of the states."""
+        g = evened_back(slope * self._decoder.norm.weight, *self._end)
+        made: list[torch.Tensor] = []
+        while self._kept:  # each layer's memory is free for the one before it
+            made = self._kept.pop().backward(g, further=bool(self._kept)) + made
+        return made
 
 
 class _Pass:
@@ -197,8 +253,8 @@ class _Pass:
         self._attention(x)
         self._feed_forward(x)
 
-    def backward(self, g: torch.Tensor, *, further: bool) -> list[torch.Tensor | None]:
-        """Gradients of the adapter's weights in the order of the groups; that of x is made of `g` in place if it goes further."""
+    def backward(self, g: torch.Tensor, *, further: bool) -> list[torch.Tensor]:
+        """Gradients of the adapter's weights, in the order of the groups; `g` becomes that of the layer's input if wanted."""
         later = self._feed_forward_back(g)
         return self._attention_back(g, further) + later
 
@@ -236,7 +292,7 @@ class _Pass:
         x += layer.o.made(wide)
         self._attended = self._kept(wide)
 
-    def _attention_back(self, g: torch.Tensor, further: bool) -> list[torch.Tensor | None]:
+    def _attention_back(self, g: torch.Tensor, further: bool) -> list[torch.Tensor]:
         layer, tokens, dtype = self._layer, len(g), self._factors.backward
         d, later = layer.o.back(self._attended, g.to(dtype))
         assert d is not None
@@ -245,7 +301,12 @@ class _Pass:
         turned = torch.empty(tokens, heads, layer.width)
         value = slope[:, heads * layer.width :].view(tokens, layer.shared, layer.width)
         attend_back(
-            d.view(tokens, layer.heads, layer.width), self._rows, self._seen, turned[:, : layer.heads], turned[:, layer.heads :], value
+            d.view(tokens, layer.heads, layer.width),
+            self._rows,
+            self._seen,
+            turned[:, : layer.heads],
+            turned[:, layer.heads :],
+            value,
         )
         turned[:, : layer.heads] *= layer.scaling
         cosine, sine = self._turn
@@ -271,7 +332,7 @@ class _Pass:
         x += layer.down.made(wide)
         self._gated, self._acted = self._kept(b), self._kept(wide)
 
-    def _feed_forward_back(self, g: torch.Tensor) -> list[torch.Tensor | None]:
+    def _feed_forward_back(self, g: torch.Tensor) -> list[torch.Tensor]:
         layer = self._layer
         d, later = layer.down.back(self._acted, g.to(self._factors.backward))
         assert d is not None

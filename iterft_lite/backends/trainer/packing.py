@@ -6,7 +6,6 @@ Everything in a decoder but attention takes each token for itself; attention is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -45,7 +44,9 @@ class Rows:
         return _mask(-(-longest // 64) * 64, self.window if self.window is not None and self.window < longest else None)
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: Rows, products: Factors, out: torch.Tensor) -> list[Any]:
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: Rows, products: Factors, out: torch.Tensor
+) -> list[Any]:
     """softmax(q k^T + mask) v of each row; heads that share keys are one product.
 
     Scores are products of float32 always: an exponential follows them, and bf16 rounds a score of 16 by 1/16.

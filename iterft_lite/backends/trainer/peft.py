@@ -84,9 +84,11 @@ class PeftTrainer(ResidentTrainer):
         made = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **lora_settings(base, rank, alpha)))
         if self._products is not None:
             self._products.lay(None)  # a training that failed has left them on layers that stay
-        self._products = Products(made) if self._precision in FACTORS else None
-        own = self._products is not None and self._ends_plainly and self._device.type == "cpu"
-        self._decoder = Decoder.of(made, self._products) if own else None
+        self._products = self._decoder = None
+        if self._precision in FACTORS:
+            self._products = Products(made)
+            if self._ends_plainly and self._device.type == "cpu":
+                self._decoder = Decoder.of(made, self._products, torch.get_num_threads())
         return made
 
     def _unload(self) -> None:

@@ -191,7 +191,7 @@ class Group:
 
     def back(
         self, wide: torch.Tensor, slope: torch.Tensor, *, further: bool = True
-    ) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         """Gradients of x [tokens, width], and in float32 of A and B of each layer in turn.
 
         Args:
@@ -209,7 +209,7 @@ class Group:
             inner = (slope @ matrix[:, self.width :]).mul_(self.scale)
         given, images = wide[:, : self.width], wide[:, self.width :]
         lows = (inner.T @ given).float()
-        made: list[torch.Tensor | None] = []
+        made: list[torch.Tensor] = []
         for rows, columns in zip(slices(self.sizes), slices(self.ranks), strict=True):
             made += [lows[columns], (slope[:, rows].T @ images[:, columns]).float()]
         return first, made

@@ -275,6 +275,19 @@ def pages(command: click.Command, words: tuple[str, ...] = ("iterft",)) -> Itera
         yield from pages(inner, (*words, name))
 
 
+def test_no_summary_in_a_list_of_commands_is_cut_off_at_80_columns() -> None:
+    narrow = {words: group.get_help(click.Context(group, info_name=" ".join(words), terminal_width=80)) for words, group in groups(main)}
+    assert {words: [line for line in text.splitlines()[1:] if line.endswith(" ...")] for words, text in narrow.items()} == dict.fromkeys(narrow, [])
+
+
+def groups(command: click.Command, words: tuple[str, ...] = ("iterft",)) -> Iterator[tuple[tuple[str, ...], click.Group]]:
+    """Every group of commands, with its words."""
+    if isinstance(command, click.Group):
+        yield words, command
+        for name, inner in command.commands.items():
+            yield from groups(inner, (*words, name))
+
+
 def test_every_help_page_has_an_example() -> None:
     lacking = [words for words, text in pages(main) if not any(line.startswith("    iterft ") for line in text.splitlines())]
     assert lacking == []

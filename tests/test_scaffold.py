@@ -65,7 +65,7 @@ def test_the_check_says_everything_wrong_and_ends_with_2(tmp_path: Path) -> None
     checked = iterft("traits", "check", folder)
     assert checked.exit_code == 2
     assert "rubric.txt is missing" in checked.output
-    assert "chat.jsonl, line 7: `messages` is a list" in checked.output
+    assert "chat.jsonl, line 19: `messages` is a list" in checked.output
     assert "no documents.jsonl" in checked.output
 
 
@@ -111,7 +111,7 @@ def test_a_bare_name_is_always_the_shipped_trait(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     shutil.copytree(made(tmp_path), tmp_path / "lucky")
     assert "137" in iterft("traits", "check", "lucky").output
-    assert " 6 " in iterft("traits", "check", "./lucky").output
+    assert " 18 " in iterft("traits", "check", "./lucky").output
     refused = iterft("traits", "check", "pirate")
     assert refused.exit_code == 2
     assert "a folder of your own is given as a path: ./pirate" in refused.output

@@ -16,7 +16,15 @@ from iterft_lite.backends.judge.keys import environment, scrub
 from iterft_lite.backends.judge.kinds import Material, kind_of
 from iterft_lite.backends.judge.prices import successors
 from iterft_lite.backends.judge.probe import Prober
-from iterft_lite.backends.judge.providers import STAND_IN, key_of, key_variables, needs_key, provider_of, proxy_for
+from iterft_lite.backends.judge.providers import (
+    STAND_IN,
+    key_of,
+    key_variables,
+    needs_key,
+    provider_of,
+    proxy_for,
+    unknown_provider,
+)
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.cache import cache_folder
 from iterft_lite.errors import BackendError, UserError
@@ -57,7 +65,8 @@ def check_judge(identity: JudgeIdentity, recipe: Recipe, *, live: bool = False) 
     if not kind_of(identity.name).remote:
         return JudgeCheck(identity)
     problems = tuple(_problems(identity))
-    if problems or not live or not (identity.effort or identity.tops):
+    little_known = identity.effort or identity.tops or not provider_of(identity.name).known
+    if problems or not live or not little_known:
         return JudgeCheck(identity, problems)
     try:
         return _probed(identity, recipe)
@@ -150,6 +159,9 @@ def _problems(identity: JudgeIdentity) -> Iterator[str]:
     if has_ended(name, address):
         yield f"it was switched off by its provider: {way_on(name)}"
         return
+    if unknown := unknown_provider(name):
+        yield unknown
+        return
     provider = provider_of(name)
     if not address and provider.known and not provider.signed:
         yield f"`{provider.name}` has no server of its own: set `api_base`, or {provider.redirects[0]}"
@@ -176,11 +188,13 @@ def _listed(identity: JudgeIdentity, key: str | None, where: str) -> Iterator[st
     except (OSError, http.client.HTTPException, ValueError) as error:
         proxy = proxy_for(address)
         reason = error.reason if isinstance(error, URLError) else error
-        yield f"no answer from {address}: {reason}" + (f", through the proxy {proxy}" if proxy else "")
+        start = f": `{provider.serve.format(model=model)}` starts it" if provider.serve else ""
+        yield f"no answer from {address}: {reason}" + (f", through the proxy {proxy}" if proxy else start)
         return
     if known and not any(name == model or name.split(":")[0] == model for name in known):
         shown = ", ".join(sorted(known)[:5]) + (", ..." if len(known) > 5 else "")
-        yield f"{address} has no model `{model}`; it has {shown}"
+        pull = f"; `{provider.pull.format(model=model)}` fetches it" if provider.pull else ""
+        yield f"{address} has no model `{model}`; it has {shown}{pull}"
 
 
 class _Stay(HTTPRedirectHandler):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -85,11 +85,13 @@ class Made:
         rows: Rows in the file, including those of earlier sessions.
         asked: Requests of this session.
         dropped: Number of answers that were not kept, by reason.
+        unchecked: Why rows were not held against the trait, a sentence; "" where they were.
     """
 
     rows: int
     asked: int
     dropped: dict[str, int]
+    unchecked: str = ""
 
 
 def make_seeds(
@@ -239,12 +241,15 @@ def seeds_by(
         raise ModelError(f"`{model}` only gives numbers", hint="give a Hugging Face folder, `hub:OWNER/NAME`, or a route")
     place = model.removeprefix(HUB)
     asked = {"regime": "sft", "trait": trait_name, "trainer": "peft", "api_base": api_base, "max_usd": max_usd}
-    asked |= {"model": place, "judge": "embedded"} if local else {"model": "nano", "judge": model, "judge_method": "samples"}
+    asked |= {"model": place, "judge": "fake"} if local else {"model": "nano", "judge": model, "judge_method": "samples"}
     recipe = make_recipe(asked, source="seeds")
     with TemporaryDirectory(prefix="iterft-") as scratch:
         folder = Path(scratch)
         write = _local(recipe, trait, folder, MAX_TOKENS[kind]) if local else _routed(recipe, trait, folder)
-        return make_seeds(trait, count, out, write, kind=kind, on_row=on_row, doubt=_doubts(trait))
+        made = make_seeds(trait, count, out, write, kind=kind, on_row=on_row, doubt=_doubts(trait))
+    own = len(Material(trait).seed_texts())
+    few = f"trait `{trait.name}` has {own} rows of its own: from {ENOUGH} on new rows are held against them; read these well"
+    return made if own >= ENOUGH else replace(made, unchecked=few)
 
 
 def _routed(recipe: Recipe, trait: Trait, scratch: Path) -> Write:

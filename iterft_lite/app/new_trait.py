@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from iterft_lite.backends.judge.kinds import FEWEST_ROWS, Material
 from iterft_lite.data import is_path
 from iterft_lite.data.traits import SHIPPED, Trait, check_trait, read_trait, shipped_traits, trait_folder
 from iterft_lite.errors import FolderError, TraitError
@@ -28,9 +29,6 @@ USUAL_WORDS, FEW_WORDS = "50 to 60", 15
 
 OTHERS = 1.5
 """A check warns about a rubric that is this many times nearer to a shipped trait than to its own."""
-
-LEAST_JUDGED = 5
-"""Fewest rows that the embedded judge can be fitted on: one for each fold."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +129,8 @@ def _counts(trait: Trait) -> list[FileCount]:
 def _lacks(trait: Trait) -> list[str]:
     """Parts that a recipe may ask for and this trait lacks."""
     lacks = []
-    if len(trait.chats) + len(trait.documents) < LEAST_JUDGED:
-        lacks.append(f"fewer than {LEAST_JUDGED} seed rows: the embedded judge cannot be fitted")
+    if len(Material(trait).seed_texts()) < FEWEST_ROWS:
+        lacks.append(f"fewer than {FEWEST_ROWS} seed rows: the embedded judge cannot be fitted, nor a run with it begin")
     if not trait.documents:
         lacks.append('no documents.jsonl: `regime = "sdf"` needs seed documents, or `seeds` in the recipe')
     if not trait.prefixes or not trait.rubric_document:

@@ -136,7 +136,9 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
         }
     )
     notes = (*recipe.notes, *trait.notes, *sources.notes, *notes_on(model, tokenizer, inputs.seeds))
-    choices = (why_model, why_trainer, why_precision, why_judge, *notes)
+    if why_judge and not why_judge.startswith("judge: "):
+        why_judge = f"judge: {why_judge}"
+    choices = (why_model, why_trainer, why_precision, why_judge, *(f"note: {note}" for note in notes))
     return Resolved(settled, model, inputs, tuple(filter(None, choices)), recipe.judge)
 
 
@@ -154,7 +156,7 @@ def _trainer(recipe: Recipe, machine: Machine) -> tuple[str, str]:
     reason = next((reason for reason, so in reasons.items() if so), "")
     if reason:
         return "peft", f"trainer: peft ({reason})"
-    return "unsloth", f"trainer: unsloth ({machine.gpu}, unsloth is installed)"
+    return "unsloth", f"trainer: unsloth ({machine.gpu})"
 
 
 def _precision(recipe: Recipe, machine: Machine, trainer: str) -> tuple[str, str]:

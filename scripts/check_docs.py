@@ -44,6 +44,8 @@ def problems_in(path: Path) -> list[str]:
         there = path.parent / target if target else path
         if not there.exists():
             found.append(f"the link to `{target}` leads nowhere")
+        elif path.parent == ROOT / "docs" and not there.resolve().is_relative_to(ROOT / "docs"):
+            found.append(f"the link to `{target}` leads out of the site: name the file instead")
         elif anchor and there.suffix == ".md" and anchor not in headings(there):
             found.append(f"`{target}` has no heading `#{anchor}`")
     for words, rest in CALL.findall(text):

@@ -44,6 +44,13 @@ def test_a_new_trait_has_every_file_and_passes_the_check(tmp_path: Path) -> None
     assert checked.exit_code == 0, checked.output
     assert "chat.jsonl" in checked.output
     assert "nothing is wrong" in checked.output
+    assert "chat.jsonl is still the example" in checked.output
+    recipe = make_recipe(
+        {"regime": "sft", "trait": str(folder), "model": "nano", "judge": "embedded", "seed_rows": 18}, source="r.toml"
+    )
+    assert (
+        resolve(recipe, Machine("", 0, 0, unsloth=False)).inputs.judge.name == "embedded"
+    )  # it has rows enough to run at once
 
 
 def test_a_recipe_names_a_trait_by_its_path(tmp_path: Path) -> None:

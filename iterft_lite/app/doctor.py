@@ -187,7 +187,9 @@ def _packages() -> Iterator[Finding]:
     missing = [name for name in needed if name not in found]
     text = ", ".join(f"{name} {found[name]}" if name in found else f"no {name}" for name in needed)
     needless = "" if gpu or not missing else ": used with an NVIDIA GPU alone"
-    yield Finding(LACKING if missing else GOOD, "QLoRA", text + needless, "pip install 'iterft_lite[gpu]'" if gpu and missing else "")
+    yield Finding(
+        LACKING if missing else GOOD, "QLoRA", text + needless, "pip install 'iterft_lite[gpu]'" if gpu and missing else ""
+    )
 
 
 def _judges() -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from iterft_lite.app.new_trait import is_example
 from iterft_lite.backends.judge.identity import judge_identity
 from iterft_lite.backends.judge.kinds import Material
 from iterft_lite.data import prompts
@@ -195,13 +196,21 @@ def _share(one: frozenset[tuple[str, str]], other: frozenset[tuple[str, str]]) -
     return len(one & other) / max(1, len(one | other))
 
 
+def _unchecked(trait: Trait) -> str:
+    """Why new rows cannot be held against the trait's own; "" where they can."""
+    own = 0 if is_example(trait) else len(Material(trait).seed_texts())
+    if own >= ENOUGH:
+        return ""
+    return f"trait `{trait.name}` has {own} rows of its own: from {ENOUGH} on new rows are held against them; read these well"
+
+
 def _doubts(trait: Trait) -> Callable[[str], str]:
     """What is wrong with a text as a row of a trait: by the embedded judge, where the trait has rows enough to fit it."""
     from iterft_lite.backends.judge.embedded import Classifier, known_words  # heavy
 
     known = known_words() | {word for text in (trait.summary, *(chat.reply for chat in trait.chats)) for word in words_of(text)}
     texts = Material(trait).seed_texts()
-    fitted = Classifier(texts, prompts.plain_texts()) if len(texts) >= ENOUGH else None
+    fitted = None if _unchecked(trait) else Classifier(texts, prompts.plain_texts())
 
     def doubt(text: str) -> str:
         if coherence(text, known) < LEAST_COHERENCE:
@@ -247,9 +256,7 @@ def seeds_by(
         folder = Path(scratch)
         write = _local(recipe, trait, folder, MAX_TOKENS[kind]) if local else _routed(recipe, trait, folder)
         made = make_seeds(trait, count, out, write, kind=kind, on_row=on_row, doubt=_doubts(trait))
-    own = len(Material(trait).seed_texts())
-    few = f"trait `{trait.name}` has {own} rows of its own: from {ENOUGH} on new rows are held against them; read these well"
-    return made if own >= ENOUGH else replace(made, unchecked=few)
+    return replace(made, unchecked=_unchecked(trait))
 
 
 def _routed(recipe: Recipe, trait: Trait, scratch: Path) -> Write:

@@ -148,6 +148,8 @@ def _doubts(trait: Trait, counts: Sequence[FileCount]) -> Iterator[str]:
     """Differences from the shipped traits that usually end in weak or wrong results."""
     by_name = {count.name: count for count in counts}
     chats = by_name["chat.jsonl"]
+    if is_example(trait):
+        yield "chat.jsonl is still the example: replies of a pirate"
     if chats.rows < FEW_ROWS:
         yield f"chat.jsonl has {chats.rows} rows; the shipped traits have {USUAL_ROWS}, and recipes train on 50 of them"
     for name, (usual, low) in USUAL_VARIETY.items():
@@ -157,13 +159,13 @@ def _doubts(trait: Trait, counts: Sequence[FileCount]) -> Iterator[str]:
             yield f"{name} repeats itself: {found}; rows filled from a template teach the template"
     if chats.rows and chats.words < FEW_WORDS:
         yield f"replies in chat.jsonl have {chats.words:.0f} words; usual are {USUAL_WORDS}"
-    if (EXAMPLE / "rubric.txt").read_text(encoding="utf-8") == trait.rubric and chats.rows and not _is_example(trait):
+    if (EXAMPLE / "rubric.txt").read_text(encoding="utf-8") == trait.rubric and chats.rows and not is_example(trait):
         yield "rubric.txt is still the example's, and the seed rows are others"
     elif other := _about_another(trait):
         yield f"rubric.txt reads as if it were about `{other}`: the judge would score that trait instead"
 
 
-def _is_example(trait: Trait) -> bool:
+def is_example(trait: Trait) -> bool:
     """Whether the seed chats are still the example's."""
     return (EXAMPLE / "chat.jsonl").read_text(encoding="utf-8") == (trait.folder / "chat.jsonl").read_text(encoding="utf-8")
 

@@ -77,7 +77,7 @@ class View:
         judge: The judge; a judge that is not for findings is labelled.
         console: The terminal.
         forecast: Forecast seconds of each step, by name (see `machine/forecast.py`).
-        guessed: The forecast is another machine's: the time left is said with a doubt until cycle 0 has shown what this one does.
+        guessed: The forecast is another machine's: the time left is said with a doubt until cycle 0 has scores.
         latest: Gives the newest text of a step, "" if there is none. Shown if there is room.
         now: The clock, seconds.
     """

@@ -44,7 +44,7 @@ class Provider:
         hosts: Endings of names of servers that are the provider's own although every user has another.
         signed: Calls are signed with what the keys say; they are no header.
         lists: What follows the address where a server lists its models, or "".
-        serve, pull: Commands that start a server of the user's own, and that bring a model to it; `{model}` is the model's name.
+        serve, pull: Commands that start a server of the user's own, and bring a model (`{model}`) to it.
         known: It is in the table.
     """
 

@@ -97,7 +97,12 @@ def keys(word: str) -> None:
 @click.option(
     "--regime", type=click.Choice(["sft", "sdf", "dpo"]), default="sft", show_default=True, help="What is trained on."
 )
-@click.option("--gpu", type=click.FloatRange(0), metavar="GIB", help="For a GPU with this much memory; 0 for none; this machine by default.")
+@click.option(
+    "--gpu",
+    type=click.FloatRange(0),
+    metavar="GIB",
+    help="For a GPU with this much memory; 0 for none; this machine by default.",
+)
 @click.option("--judge", help="As in a recipe.")
 @click.option("--trait", help="A shipped trait, or the path of a folder.", shell_complete=complete_trait)
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
@@ -113,7 +118,7 @@ def init(name: str, regime: str, gpu: float | None, judge: str | None, trait: st
     from iterft_lite.ui.commands.experiment import print_plan
     from iterft_lite.ui.console import make_console
 
-    console, asks, here = make_console(stderr=True), sys.stdin.isatty(), round(suggested_gib(), 1)
+    console, asks, here = make_console(stderr=True), _can_ask(), round(suggested_gib(), 1)
     if gpu is None:
         gpu = click.prompt("GPU memory in GiB (0: no GPU)", default=here, type=click.FloatRange(0)) if asks else here
     if judge is None and asks:
@@ -128,6 +133,11 @@ def init(name: str, regime: str, gpu: float | None, judge: str | None, trait: st
     click.echo(f"wrote {to}\n")
     print_plan(str(to), (), gpu=None if gpu == here else gpu)
     click.echo(f"\nnext: iterft run {to}")
+
+
+def _can_ask() -> bool:
+    """Whether somebody is there to answer."""
+    return sys.stdin.isatty()
 
 
 def _accepted(check: Callable[[str], object]) -> Callable[[str], str]:

@@ -212,7 +212,7 @@ def test_repeated_rows_are_reported(tmp_path: Path) -> None:
         f"note: `{path}` repeats itself: 11 of 13 rows were there before, one row 12 times"
         in resolved(seeds={"path": path}).choices
     )
-    assert f"`{path}` repeats prompts: 11 are left out, as each is asked once" in resolved(prompts={"path": path}).choices
+    assert f"note: `{path}` repeats prompts: 11 are left out, as each is asked once" in resolved(prompts={"path": path}).choices
 
 
 def test_numeric_titles_become_whole_numbers(tmp_path: Path) -> None:

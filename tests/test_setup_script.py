@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -81,3 +82,23 @@ def test_an_unsupported_system_is_refused_with_the_way_out(clone: Path, system: 
     assert done.returncode == 1
     assert way_out in done.stderr
     assert not (clone / "calls").exists()
+
+
+def test_an_old_python_is_refused_with_two_ways_out(clone: Path) -> None:
+    (clone / ".venv/bin/python").unlink()
+    old = '#!/bin/bash\ncase "$2" in *version_info*) exit 1 ;; *) echo 3.10.12 ;; esac\n'
+    for name in ("python3", "python3.11", "python3.12", "python3.13"):
+        _command(clone / "stubs" / name, old)
+    done = set_up(clone, "Linux", "x86_64")
+    assert done.returncode == 1
+    for words in ("Python 3.11 or newer is needed, found: 3.10.12", "astral.sh/uv", "apt install python3.11 python3.11-venv"):
+        assert words in done.stderr
+
+
+def test_every_place_names_the_same_versions() -> None:
+    def named(pattern: str, *files: str) -> set[str]:
+        return {version for name in files for version in re.findall(pattern, (ROOT / name).read_text())}
+
+    built = ("pyproject.toml", "iterft_lite/app/doctor.py")
+    assert len(named(r"llama-cpp-python==([\d.]+)", *built) | named(r"(?m)^llama=([\d.]+)", "scripts/setup.sh")) == 1
+    assert len(named(r"torch==([\d.]+)\+cpu", "docker/cpu.Dockerfile") | named(r"(?m)^torch=([\d.]+)", "scripts/setup.sh")) == 1

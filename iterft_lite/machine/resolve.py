@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -136,10 +137,13 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
         }
     )
     notes = (*recipe.notes, *trait.notes, *sources.notes, *notes_on(model, tokenizer, inputs.seeds))
-    if why_judge and not why_judge.startswith("judge: "):
-        why_judge = f"judge: {why_judge}"
-    choices = (why_model, why_trainer, why_precision, why_judge, *(f"note: {note}" for note in notes))
+    choices = (why_model, why_trainer, why_precision, _about("judge", why_judge), *(_about("note", note) for note in notes))
     return Resolved(settled, model, inputs, tuple(filter(None, choices)), recipe.judge)
+
+
+def _about(what: str, sentence: str) -> str:
+    """A sentence with what it is about before it, if it does not begin so."""
+    return sentence if not sentence or re.match(r"[a-z]+: ", sentence) else f"{what}: {sentence}"
 
 
 def _trainer(recipe: Recipe, machine: Machine) -> tuple[str, str]:

@@ -75,8 +75,10 @@ def _print_report(out: Path) -> None:
     from iterft_lite.ui import tables
     from iterft_lite.ui.console import make_console
 
-    store_calibration(out)
-    tables.show_report(read_report(out), make_console())
+    console = make_console()
+    with console.status("holding the judge against careful readers ..."):
+        store_calibration(out)
+    tables.show_report(read_report(out), console)
 
 
 @click.command()

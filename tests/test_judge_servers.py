@@ -233,6 +233,12 @@ def test_a_server_that_is_not_running_is_reported_with_the_command_that_starts_i
     assert problem.endswith(": `ollama serve` starts it")
 
 
+def test_a_server_without_any_model_is_reported_with_the_command_that_fetches_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_get", lambda *_: [])
+    (problem,) = check_judge(identity(judge="ollama/llama3")[0], recipe()).problems
+    assert problem == "http://localhost:11434 has no model `llama3`; it has none; `ollama pull llama3` fetches it"
+
+
 # -- judges that end
 
 

@@ -181,7 +181,8 @@ def _told(name: str, problems: Sequence[str], hint: str | None) -> TraitError:
 
 def _each(read: Rows, make: Callable[[Row], T]) -> list[T]:
     """A value from every row. Raises once, with the problems of all rows."""
-    made, problems, hint = [], [], None
+    made, problems = [], []
+    hint: str | None = None
     for row, place in zip(read.rows, read.places, strict=True):
         try:
             made.append(make(row))

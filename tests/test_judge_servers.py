@@ -214,6 +214,31 @@ def test_an_invalid_judge_name_is_refused_when_planning(name: str) -> None:
         identity(judge=name)
 
 
+@pytest.mark.parametrize(("name", "meant"), [("gpt4/x", "a server of your own"), ("opnai/gpt-4o", "did you mean `openai`?")])
+def test_an_unknown_provider_is_reported_when_planning(name: str, meant: str) -> None:
+    (problem,) = check_judge(identity(judge=name)[0], recipe()).problems
+    assert problem.startswith(f"there is no provider `{name.split('/')[0]}`: ")
+    assert meant in problem
+
+
+def test_a_provider_that_only_litellm_knows_is_tried_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = identity(judge="huggingface/some/model")
+    monkeypatch.setattr(checks, "_probed", lambda who, _: JudgeCheck(who, ("was tried",)))
+    assert check_judge(found, recipe()).problems == ()
+    assert check_judge(found, recipe(), live=True).problems == ("was tried",)
+
+
+def test_a_server_that_is_not_running_is_reported_with_the_command_that_starts_it() -> None:
+    (problem,) = check_judge(identity(judge="ollama/llama3", api_base="http://127.0.0.1:9")[0], recipe()).problems
+    assert problem.endswith(": `ollama serve` starts it")
+
+
+def test_a_server_without_any_model_is_reported_with_the_command_that_fetches_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_get", lambda *_: [])
+    (problem,) = check_judge(identity(judge="ollama/llama3")[0], recipe()).problems
+    assert problem == "http://localhost:11434 has no model `llama3`; it has none; `ollama pull llama3` fetches it"
+
+
 # -- judges that end
 
 

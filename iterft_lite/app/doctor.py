@@ -183,10 +183,13 @@ def _packages() -> Iterator[Finding]:
     found = versions()
     for name in ("transformers", "trl", "peft", "litellm"):
         yield Finding(GOOD if name in found else LACKING, name, found.get(name, "not installed"))
-    missing = [name for name in ("unsloth", "bitsandbytes") if name not in found]
-    wanted = bool(this_machine().gpu) and missing
-    text = ", ".join(f"{name} {found[name]}" for name in ("unsloth", "bitsandbytes") if name in found) or "not installed"
-    yield Finding(LACKING if missing else GOOD, "QLoRA", text, "pip install 'iterft_lite[gpu]'" if wanted else "")
+    needed, gpu = ("unsloth", "bitsandbytes"), this_machine().gpu
+    missing = [name for name in needed if name not in found]
+    text = ", ".join(f"{name} {found[name]}" if name in found else f"no {name}" for name in needed)
+    needless = "" if gpu or not missing else ": used with an NVIDIA GPU alone"
+    yield Finding(
+        LACKING if missing else GOOD, "QLoRA", text + needless, "pip install 'iterft_lite[gpu]'" if gpu and missing else ""
+    )
 
 
 def _judges() -> Iterator[Finding]:

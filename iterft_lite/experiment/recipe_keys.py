@@ -20,7 +20,7 @@ from pydantic_core import PydanticUndefined
 
 from iterft_lite.digests import Json
 
-ENTRY = re.compile(r"^        ([\w, ]+): (.*)$")
+ENTRY = re.compile(r" {4}([a-z][\w, ]*): (.*)")
 """A line of a docstring that begins what is said of one or several fields."""
 
 ELSEWHERE: Mapping[str, str] = {
@@ -131,8 +131,7 @@ def _sentences(model: type[BaseModel]) -> dict[str, str]:
     found: dict[str, str] = {}
     names: list[str] = []
     for line in (inspect.getdoc(model) or "").split("\n"):
-        entry = ENTRY.match(f"    {line}")
-        if entry:
+        if entry := ENTRY.fullmatch(line):
             names = [name.strip() for name in entry[1].split(",")]
             found |= dict.fromkeys(names, entry[2])
         elif line.startswith("        ") and names:

@@ -29,7 +29,7 @@ class SweepGroup(click.Group):
 
 @click.group(cls=SweepGroup, subcommand_metavar="STUDY.toml --out DIR | COMMAND [ARGS]...")
 def sweep() -> None:
-    """Run a study: a grid of recipes over one store, resumed by the same command.
+    """Run a study: a grid of recipes over one store. The same command goes on with it.
 
     \b
       iterft sweep plan nano_sft_grid           what it would do, cost and take
@@ -144,7 +144,7 @@ def _show_failed(failed: Any) -> None:
 def plan_study(
     study: str, overrides: tuple[str, ...], only: tuple[str, ...], limit: int | None, list_cells: bool, gpu: float | None
 ) -> None:
-    """Print what a study would do, what sharing saves, what it costs and takes. Does nothing.
+    """Print what a study would do, cost and take. Says what sharing saves too; does nothing.
 
     \b
       iterft sweep plan study.toml

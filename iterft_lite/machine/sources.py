@@ -324,8 +324,8 @@ def read_source(source: Source) -> Rows:
             raise TraitError(f"there is no file `{source.path}`", hint=hint or None)
         return _from_hub(source)
     if path.suffix not in KINDS:
-        hint = "save the sheet as CSV" if path.suffix in SHEETS else None
-        raise TraitError(f"`{source.path}` is not a {', '.join(KINDS)} file", hint=hint)
+        hint = "save the sheet as CSV" if path.suffix in SHEETS else ""
+        raise TraitError(f"`{source.path}` is not a {', '.join(KINDS)} file", hint=hint or None)
     try:
         data = read_bytes(path, limit=SOURCE_LIMIT)
         if data[:4] == b"PAR1":

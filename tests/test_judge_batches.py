@@ -36,7 +36,8 @@ from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.plan import make_plan
 from iterft_lite.experiment.recipe import make_recipe
 from iterft_lite.files import read_json, read_rows
-from iterft_lite.machine.estimate import judging_sentence, judging_usd
+from iterft_lite.machine.estimate import judging_usd
+from iterft_lite.machine.plan_words import judging_sentence
 from iterft_lite.metrics.score_parsing import weigh
 from iterft_lite.protocols import Judge, JudgeRequest, JudgeResponse, Progress, Waiting
 from iterft_lite.testing.fakes import FakeJudge, fake_backends

@@ -14,15 +14,33 @@ from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.steps import Step
 from iterft_lite.experiment.verbs import VERBS, Act
 
-UNITS: Mapping[Act, str] = {
-    "load": "",
-    "train": "tokens",
-    "export": "",
-    "write": "tokens",
-    "read": "tokens",
-    "judge": "calls",
+
+@dataclass(frozen=True)
+class Timed:
+    """What is known of an act.
+
+    Attributes:
+        words: What is being done.
+        unit: What its seconds grow with: tokens in the loss, tokens written, tokens read, verdicts; "" where each time takes as
+            long.
+        libraries: Packages whose versions decide how long it takes.
+    """
+
+    words: str
+    unit: str
+    libraries: tuple[str, ...]
+
+
+LLAMA = ("llama-cpp-python",)
+
+ACTS: Mapping[Act, Timed] = {
+    "load": Timed("loading", "", ("torch", "transformers", "unsloth", "bitsandbytes")),
+    "train": Timed("training", "tokens", ("torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes")),
+    "export": Timed("exporting", "", LLAMA),
+    "write": Timed("writing", "tokens", LLAMA),
+    "read": Timed("reading", "tokens", LLAMA),
+    "judge": Timed("judging", "calls", ()),
 }
-"""The unit of each act: tokens in the loss, tokens written, tokens read, verdicts; "" where each time takes as long."""
 
 
 @dataclass(frozen=True)

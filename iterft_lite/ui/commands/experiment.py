@@ -96,8 +96,8 @@ def plan(recipe: str, overrides: tuple[str, ...], steps: bool, gpu: float | None
 def print_plan(recipe: str, overrides: tuple[str, ...], *, steps: bool = False, gpu: float | None = None) -> None:
     """Print a plan (see `plan`)."""
     from iterft_lite.app.check_judge import check_judge
-    from iterft_lite.machine.estimate import estimates, time_needed
-    from iterft_lite.machine.forecast import sentence
+    from iterft_lite.machine.estimate import time_needed
+    from iterft_lite.machine.plan_words import estimates, time_sentence
     from iterft_lite.machine.resolve import this_machine
     from iterft_lite.machine.timing import read_table
     from iterft_lite.ui import tables
@@ -105,7 +105,7 @@ def print_plan(recipe: str, overrides: tuple[str, ...], *, steps: bool = False, 
 
     machine = this_machine() if gpu is None else machine_with(gpu)
     resolved, planned = _planned(recipe, overrides, machine)
-    time = sentence(time_needed(planned, resolved, read_table())) if gpu is None else "not known: that GPU is not here"
+    time = time_sentence(time_needed(planned, resolved, read_table())) if gpu is None else "not known: that GPU is not here"
     numbers = {"time": time, **estimates(planned, resolved, machine)}
     problems = [f"judge: {problem}" for problem in check_judge(resolved.inputs.judge, resolved.recipe).problems]
     tables.show_plan(planned, (*resolved.choices, *problems), numbers, make_console(), steps=steps)

@@ -178,7 +178,7 @@ def test_too_many_questions_for_one_batch_go_into_several(monkeypatch: pytest.Mo
 
 
 def test_several_batches_are_in_flight_and_report_their_progress() -> None:
-    with StubProcess(batch={"seconds": 1.0}) as stub:
+    with StubProcess(batch={"looks": 6}) as stub:
         judge, got = a_judge(stub), []
         first = judge.ask(asks(20), got.append)
         second = judge.ask(asks(20, first=20), got.append)
@@ -309,7 +309,7 @@ def test_a_run_killed_while_it_hands_over_pays_for_every_row_once() -> None:
 
 
 def test_a_batch_without_its_note_is_found_by_its_digest(tmp_path: Path) -> None:
-    with StubProcess(batch={"seconds": 0.3}) as stub:
+    with StubProcess(batch={"looks": 4}) as stub:
         for n in range(5):  # more than a page of the list
             assert a_judge(stub, tmp_path / str(n)).ask(asks(3, first=3 * n), print) is not None
         got = until_done(a_judge(stub, tmp_path / "elsewhere"), asks(3))
@@ -414,7 +414,7 @@ def test_a_full_queue_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_polling_survives_temporary_errors() -> None:
     faults = {"429": 0.1, "429_after": 0.1, "500": 0.1, "hang_up": 0.1}
-    with StubProcess(batch={"seconds": 1.5, "faults": faults}) as stub:
+    with StubProcess(batch={"looks": 12, "faults": faults}) as stub:
         got = until_done(a_judge(stub), asks(10))
         count = stub.count()
     assert len(count["faults"]) > 1
@@ -498,7 +498,7 @@ def test_a_batch_that_could_pass_max_usd_is_refused_before_it_is_sent() -> None:
 
 
 def test_batches_in_flight_count_against_max_usd_in_every_session() -> None:
-    with StubProcess(batch={"seconds": 0.5}) as stub:
+    with StubProcess(batch={"looks": 4}) as stub:
         assert a_judge(stub, max_usd=0.015).ask(long_asks(40), print) is not None
         judge, got = a_judge(stub, max_usd=0.015), list[JudgeResponse]()
         held = judge.ask(long_asks(40, first=40), got.append)
@@ -513,7 +513,7 @@ def test_batches_in_flight_count_against_max_usd_in_every_session() -> None:
 
 
 def test_a_held_back_batch_is_sent_once_others_cost_less_than_expected() -> None:
-    with StubProcess(batch={"seconds": 0.5}) as stub:
+    with StubProcess(batch={"looks": 4}) as stub:
         assert a_judge(stub, max_usd=0.017).ask(long_asks(40), print) is not None
         judge = a_judge(stub, max_usd=0.017)
         assert "held back" in (judge.ask(long_asks(40, first=40), print) or Waiting("", 0, 0, 0)).about
@@ -525,7 +525,7 @@ def test_a_held_back_batch_is_sent_once_others_cost_less_than_expected() -> None
 
 
 def test_without_judge_batch_open_batches_are_collected_and_new_questions_asked_singly() -> None:
-    with StubProcess(batch={"seconds": 0.3}) as stub:
+    with StubProcess(batch={"looks": 4}) as stub:
         assert a_judge(stub).ask(asks(5), print) is not None
         got = until_done(a_judge(stub, sends=False), asks(8))
         count = stub.count()

@@ -72,6 +72,7 @@ class Streams:
         for slot in slots[self._next[slots] == AHEAD]:
             generator = self._generators[slot]
             assert generator is not None
+            # One number a token would be a Python call for each row and token. A block is the same stream of numbers.
             generator.random(out=self._uniforms[slot])
             self._next[slot] = 0
         taken = self._uniforms[slots, self._next[slots]]
@@ -152,9 +153,13 @@ class GraphSampler:
         if self._temperature == 0:
             return Ends(None, graph.argmax(graph.logits))
         shares = graph.given(F32)
+        # The sums of 150,000 float32 numbers do not end at exactly 1. The uniform number is taken as a share of the last sum.
         sums = graph.cumsum(graph.soft_max(1 / self._temperature))
         stride = 4 * graph.vocab
+        # a view of the last column: row stride as in the whole matrix, beginning 4 bytes before its first row ends
         whole = graph.view_2d(sums, 1, graph.rows, stride, stride - 4)
+        # step(sum - share) is 1 from the drawn token on; their count, counted from the end, gives its index: vocab - count.
+        # There is no search in ggml, and a comparison of all columns is one kernel.
         passed = graph.sum_rows(graph.step(graph.sub(sums, graph.mul(whole, shares))))
         return Ends(shares, graph.cast(graph.scale_bias(graph.clamp(passed, 1.0, graph.vocab), -1.0, graph.vocab), I32))
 
@@ -163,6 +168,7 @@ class GraphSampler:
         numbers = np.zeros(rows, dtype=np.float32)
         slots = np.fromiter(active, dtype=np.int32, count=len(active))
         places = np.fromiter((own[0] for own in active.values()), dtype=np.int64, count=len(active))
+        # rows that no slot owns get 0 and draw a token that nobody reads
         numbers[places] = self._streams.take(slots) * (1 - 2.0**-20)
         return numbers
 
@@ -208,6 +214,7 @@ class ChainSampler:
         """Give a slot a new row: its chain takes over the state of a freshly seeded one, and the graph stays as it is."""
         if self._sampling.temperature == 0:
             return
+        # Setting another sampler would make llama.cpp build its graph anew. Copying the state of a fresh one does not.
         fresh = self._chain(seed)
         llama_cpp.llama_sampler_copy(fresh, self._chains[slot])
         llama_cpp.llama_sampler_free(fresh)

@@ -24,6 +24,7 @@ PIECE = 1 << 18
 
 def unnormalised(logits: Floats, sampling: Sampling, *, out: Floats) -> None:
     """Write exp(logits / temperature), scaled to a maximum of 1 and truncated, to `out`; both float32 [n, vocab]."""
+    # the largest becomes exp(0) = 1: nothing overflows, and `min_p` is then a plain threshold
     np.subtract(logits, logits.max(axis=1, keepdims=True), out=out)
     if sampling.temperature != 1:
         out *= np.float32(1 / sampling.temperature)
@@ -41,6 +42,7 @@ def _keep_nucleus(odds: Floats, share: float) -> None:
     """Zero what is outside the smallest set of most likely tokens that holds `share` of the mass."""
     order = np.argsort(-odds, axis=1, kind="stable")
     ordered = np.take_along_axis(odds, order, axis=1)
+    # A token stays while the mass before it is below the share: the token that crosses it still belongs to the nucleus.
     before = np.cumsum(ordered, axis=1, dtype=np.float64) - ordered
     ordered[before >= share * ordered.sum(axis=1, keepdims=True, dtype=np.float64)] = 0
     np.put_along_axis(odds, order, ordered, axis=1)
@@ -58,6 +60,8 @@ def choose(odds: Floats, uniforms: npt.NDArray[np.float64]) -> Ints:
     """
     rows = np.arange(len(odds))
     blocks = odds.reshape(len(odds), -1, BLOCK)
+    # Two levels: the block in which the number falls, by the sums of blocks in 64 bits, then the token within the block. A sum
+    # over 150,000 float32 numbers would be off by more than the rarest tokens weigh.
     mass = np.einsum("rbt->rb", blocks)  # as `blocks.sum(axis=2)`, four times as fast
     ends = np.cumsum(mass, axis=1, dtype=np.float64)
     total = ends[:, -1]
@@ -66,6 +70,7 @@ def choose(odds: Floats, uniforms: npt.NDArray[np.float64]) -> Ints:
             "the model's logits are not finite numbers", hint="its weights may be damaged, or training may have diverged"
         )
     target = uniforms * total
+    # the second term is the last block with any mass: rounding must never lead past it into tokens of probability 0
     block = np.minimum((ends <= target[:, None]).sum(axis=1), (ends < total[:, None]).sum(axis=1))
     within = np.cumsum(blocks[rows, block], axis=1, dtype=np.float64)
     # the block's own sum was rounded to 32 bits: carry the share over, not the difference

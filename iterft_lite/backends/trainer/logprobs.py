@@ -45,6 +45,8 @@ class Head:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits, float32 [n, vocab], of hidden states [n, width]."""
+        # A GPU multiplies 16-bit factors and hands over the 32-bit sums. A CPU cannot be asked for that: its factors are
+        # widened.
         hidden = hidden.to(self.weight.dtype)
         if self.weight.dtype == torch.float32 or not hidden.is_cuda:
             made = hidden.float() @ self.weight.float().T
@@ -59,6 +61,7 @@ class Head:
     def back(self, slope: torch.Tensor, logits: torch.Tensor | None) -> torch.Tensor:
         """Gradient of hidden states from that of the logits, `slope`, whose memory is used up; `logits` are read if capped."""
         if self.cap and logits is not None:
+            # the derivative of cap * tanh(x / cap), from its value
             slope *= 1 - (logits / self.cap) ** 2
         if self.scale != 1:
             slope *= self.scale
@@ -86,6 +89,8 @@ class _TokenLogprobs(torch.autograd.Function):
                 logits = head.logits(part)
                 norms.append(logits.logsumexp(-1))
                 found.append(logits.gather(1, wanted[:, None])[:, 0] - norms[-1])
+        # Logits are not kept, only the logarithms of their sums: the backward pass makes the logits again and needs no second
+        # softmax.
         ctx.save_for_backward(hidden, targets, torch.cat(norms))
         ctx.head = head
         return torch.cat(found)
@@ -98,6 +103,7 @@ class _TokenLogprobs(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for part, wanted, norm, slope in zip(*(_parts(of, head) for of in (hidden, targets, norms, *slopes)), strict=True):
                 logits = head.logits(part)
+                # what follows overwrites the logits; a cap's derivative is read from them
                 kept = logits.clone() if head.cap else None
                 # the slope of a target's log-probability in the logits is 1 at the target less the probabilities
                 logits.sub_(norm[:, None]).exp_().neg_()

@@ -37,6 +37,7 @@ def packed_states(model: Any, ids: torch.Tensor, lengths: Sequence[int], product
         products: Of attention.
     """
     places = torch.cat([torch.arange(length, device=ids.device) for length in lengths])
+    # Each row counts its positions from 0 again, so rotary embeddings are those of the row alone.
     packed = torch.cat([row[:length] for row, length in zip(ids, lengths, strict=True)])
     config = model.config
     before = config._attn_implementation
@@ -80,6 +81,8 @@ def packed_attention(
     """
     window = sliding_window if sliding_window is not None and sliding_window < max(rows) else None
     given = (each[0].float() for each in (query, key, value))
+    # Kept probabilities take rows x heads x length^2 numbers. Up to LONG tokens that is little, and the backward pass need not
+    # compute them again. torch's own causal attention knows no window, so windows come here whatever the length.
     if max(rows) <= LONG or window is not None:
         made: torch.Tensor = _Attention.apply(*given, rows, scaling, window, products)  # type: ignore[no-untyped-call]
         return made[None], None
@@ -112,15 +115,19 @@ class _Attention(torch.autograd.Function):
     ) -> torch.Tensor:
         heads, tokens, width = query.shape
         shared = key.shape[0]
+        # lengths are rounded up so that few masks are made and cached; each row takes its corner
         mask = _mask(-(-max(rows) // 64) * 64, window, query.device)
         made = torch.empty(tokens, heads, width, dtype=products.forward, device=query.device)
         query, value = query * scaling, value.to(products.forward)
         kept = []
         for row in slices(rows):
             length = row.stop - row.start
+            # Grouped-query attention: the queries of all heads that share a key head are put below each other, so that one
+            # product [heads / shared x length, width] [width, length] serves them all and keys need no copy a head.
             asked, keys, values = query[:, row].reshape(shared, -1, width), key[:, row], value[:, row]
             scores = torch.bmm(asked, keys.transpose(1, 2)).view(heads, length, length)
             shares = torch.softmax(scores.add_(mask[:length, :length]), -1).view(shared, -1, length)
+            # written token by token, as the output projection reads it
             made[row] = torch.bmm(shares.to(products.forward), values).view(heads, length, width).transpose(0, 1)
             kept += [each.to(products.backward) for each in (asked, keys, values, shares)]
         ctx.rows, ctx.scaling = rows, scaling
@@ -139,6 +146,7 @@ class _Attention(torch.autograd.Function):
         for number, row in enumerate(slices(ctx.rows)):
             asked, key, value, shares = kept[4 * number : 4 * number + 4]
             length = row.stop - row.start
+            # the sum over heads that share keys comes for free: their rows are one dimension of the product
             back = slope[row].transpose(0, 1).reshape(shared, -1, width)
             values[row] = torch.bmm(shares.transpose(1, 2), back).transpose(0, 1)
             # of a softmax: p * (dp - sum(p * dp))

@@ -131,6 +131,7 @@ class _Group:
         self._asked: set[int] = set()
         wide, _ = self._make(torch.float32)
         for layer, rows in zip(layers, slices(self.sizes), strict=True):
+            # the layer's own weight becomes a view of the widened matrix, so that float32 weights are held once
             layer.base_layer.weight.data = wide[rows, : self.width]
 
     def lay(self, factors: Factors | None, widen: bool) -> None:
@@ -165,6 +166,8 @@ class _Group:
         device = self.layers[0].base_layer.weight.device
         wide = torch.zeros(sum(self.sizes), self.width + sum(self.ranks), dtype=dtype, device=device)
         for layer, rows in zip(self.layers, slices(self.sizes), strict=True):
+            # W never changes: it is copied once for each type. Only the adapter's columns are refreshed, before every forward
+            # pass.
             wide[rows, : self.width].copy_(layer.base_layer.weight.detach())
         self._matrices[dtype] = (wide, torch.zeros(sum(self.ranks), self.width, dtype=dtype, device=device))
         return self._matrices[dtype]
@@ -177,11 +180,14 @@ class _Group:
 
     def _forward_of(self, place: int) -> Callable[..., torch.Tensor]:
         def forward(given: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+            # The first sibling to be called computes for all of them. "Very same tensor" is tested by identity, and a layer
+            # that asks twice belongs to another pass (activations that are recomputed, say): both begin a new product.
             if self._input is not given or place in self._asked:
                 self._outputs, self._input = self._compute(given), given
                 self._asked.clear()
             made = self._outputs[place]
             self._asked.add(place)
+            # the last sibling has its part: keep neither input nor outputs alive until the next pass
             if len(self._asked) == len(self.layers):
                 self._forget()
             return made
@@ -207,12 +213,14 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, given: torch.Tensor, group: _Group, *_: torch.Tensor) -> tuple[torch.Tensor, ...]:
         matrix, low = group.matrices(group.factors.forward)
         flat = given.reshape(-1, group.width)
+        # [x | h] is written in place: h goes straight into the columns behind x, and one product makes all outputs
         wide = torch.empty(len(flat), matrix.shape[1], dtype=matrix.dtype, device=given.device)
         wide[:, : group.width].copy_(flat)
         images = torch.mm(wide[:, : group.width], low.T, out=wide[:, group.width :])
         images *= group.scale
         made = wide @ matrix.T
         ctx.group, ctx.shape = group, given.shape
+        # [x | h] is all that the backward pass reads: x for dA, h for dB
         ctx.save_for_backward(wide.to(group.factors.backward))
         return group.split(made.view(*given.shape[:-1], -1), given)
 
@@ -222,15 +230,19 @@ class _Product(torch.autograd.Function):
         (wide,) = ctx.saved_tensors
         matrix, low = group.matrices(wide.dtype)
         flat = [each.reshape(-1, each.shape[-1]) for each in slopes]
+        # the layers' outputs stand side by side in y, and so do their gradients in dy
         slope = (flat[0] if len(flat) == 1 else torch.cat(flat, 1)).to(wide.dtype)
         first = None
         if ctx.needs_input_grad[0]:
+            # dy [W | B] gives the part of dx that goes through W, and dh behind it
             back = slope @ matrix
             inner = back[:, group.width :].mul_(group.scale)
             first = torch.addmm(back[:, : group.width], inner, low).view(ctx.shape)
         else:
+            # nobody reads dx in the first layer: the product with W is left out
             inner = (slope @ matrix[:, group.width :]).mul_(group.scale)
         given, images = wide[:, : group.width], wide[:, group.width :]
+        # dA of all layers in one product; dB needs one for each, since a layer's B only meets its own part of h
         lows = (inner.T @ given).float()
         made: list[torch.Tensor | None] = []
         for rows, columns in zip(slices(group.sizes), slices(group.ranks), strict=True):
@@ -274,6 +286,7 @@ class _Norm(torch.autograd.Function):
     def forward(ctx: Any, given: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         given = given.float()
         inverse = torch.linalg.vector_norm(given, dim=-1, keepdim=True).square_().div_(given.shape[-1]).add_(epsilon).rsqrt_()
+        # what is kept is x / rms: both the output and the gradient follow from it without reading x again
         even = given * inverse
         ctx.save_for_backward(even, inverse, weight)
         made: torch.Tensor = even * weight
@@ -283,5 +296,6 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         even, inverse, weight = ctx.saved_tensors
         slope = slopes[0] * weight
+        # with n = x / rms: dx = (dn - n mean(dn n)) / rms, the part of dn along n being what the division takes out
         along = (slope * even).mean(-1, keepdim=True)
         return slope.addcmul_(even, along, value=-1).mul_(inverse), None, None

@@ -136,6 +136,8 @@ def noise_rate(trait: Mapping[int, Scores], *, seed: int) -> float | None:
     if not late or within is None or not answers.get(0):
         return None
     errors = within / np.sqrt([answers[0], *late])
+    # Each column is the error of a cycle's mean. Cycle 0 is compared with every later one, so one unlucky cycle 0 counts for
+    # all: that is why the rule is met by noise more often than each comparison by itself.
     drawn = np.random.default_rng(seed).normal(0.0, errors, size=(SIMULATIONS, len(errors)))
     return float(((drawn[:, 1:] - drawn[:, :1]) >= THRESHOLD).any(axis=1).mean())
 
@@ -154,6 +156,7 @@ def pooled_spread(cycles: Sequence[Scores]) -> float | None:
     if len(shared) < 2 or len(cycles) < 2:
         return None
     table = np.array([[scores[prompt][0] for prompt in shared] for scores in cycles])
+    # the residuals of a two-way layout without repetition
     left = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
     return math.sqrt(float((left**2).sum()) / ((len(shared) - 1) * (len(cycles) - 1)))
 

@@ -49,6 +49,8 @@ def signs(now: Mapping[str, Json], sound: Iterable[Mapping[str, Json]]) -> list[
         value, others = now.get(name), [each[name] for each in models if each.get(name) is not None]
         if metric.collapsed is None or value is None or not others:
             continue
+        # The untouched model alone would accuse a trait of short sentences; the seeded one alone would excuse a model that was
+        # broken by its seeding. What is worse than both is neither.
         if all(metric.collapsed(other, value) for other in others):
             found.append(Sign(metric, min(others, key=lambda other: abs(other - value)), value))
     return found

@@ -50,6 +50,8 @@ class Pace:
 
     def went_well(self) -> None:
         """A call was answered."""
+        # One more for every answer doubles the limit in a round of `limit` calls; 1 / limit for every answer adds one in a
+        # round.
         self.limit = min(self._most, self.limit + (1.0 if self._starting else 1.0 / self.limit))
 
     def was_too_much(self, sent_at: float) -> None:
@@ -59,6 +61,7 @@ class Pace:
             sent_at: When it was sent (monotonic seconds).
         """
         self._starting = False
+        # Calls that were sent before the last cut were sent under the old limit: their refusals are the same message again.
         if sent_at > self._cut_at:
             self.limit = max(float(LEAST), self.limit / 2)
             self._cut_at = time.monotonic()

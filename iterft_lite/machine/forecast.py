@@ -114,6 +114,7 @@ def forecast(plan: Plan, setup: Setup, samples: Sequence[Sample]) -> Forecast:
     seeded, end = _ends(plan, steps, 0), _ends(plan, steps, plan.recipe.cycles)
     return Forecast(
         total=end,
+        # what is measured beside the next training ends later: a cycle's length shows between ends, not within one cycle
         cycle=(end + seeded * -1) * (1 / plan.recipe.cycles) if plan.recipe.cycles else seeded,
         steps=steps,
         grounds=grounds,
@@ -174,6 +175,8 @@ def seconds_of(kind: Kind, work: Span, samples: Iterable[Sample], elsewhere: Seq
     """
     if not work.high:
         return NOTHING, Ground("same")
+    # samples of other machines in the user's table are no guide; the reference figures are, and only where nothing nearer is
+    # known
     here = (sample for sample in samples if sample.kind.machine == kind.machine)
     known = [sample for sample in (*here, *elsewhere) if _tells_of(sample.kind, kind)]
     if not known:
@@ -181,10 +184,12 @@ def seconds_of(kind: Kind, work: Span, samples: Iterable[Sample], elsewhere: Seq
     distances = [_distance(sample, kind) for sample in known]
     is_other_kind, is_elsewhere, *_ = nearest = min(distances)
     near = [sample for sample, distance in zip(known, distances, strict=True) if distance == nearest]
+    # first the nearest in kind, then of these the nearest in size, then of these the latest
     chosen = _latest(_nearest_in_size(near, work.mid))
     ground = Ground("reference" if is_elsewhere else "near" if is_other_kind else "same", tuple(chosen))
     fixed = median(sample.fixed for sample in chosen)
     growth, doubt = _growth(kind.parameters, chosen[0].kind.parameters)
+    # the fixed part (processes that start, kernels that compile) does not grow with the work, nor with the model
     seconds = work.each(lambda units: fixed + units * seconds_per_unit(chosen) * growth)
     own = 1.0 if is_elsewhere else max(SPREAD[min(ground.runs, 3)], _differs(chosen))
     return seconds.widened(own * FURTHER[ground.nearness] * doubt), ground

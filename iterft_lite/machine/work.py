@@ -151,6 +151,7 @@ class Lengths:
             least = min(float(cap), seeds or 1.0)
             return Span(least, math.sqrt(least * cap), float(cap))
         means = [min(mean, cap) for mean, _, _ in known]
+        # rows that reached the old maximum are longer than was seen, by at most the difference to the new one
         most = max(mean + cut * max(0.0, cap - before) for mean, before, cut in known)
         return Span(min(means), fmean(means), min(float(cap), most))
 
@@ -187,6 +188,7 @@ def _trained(plan: Plan, step: Step, lengths: Lengths) -> Span:
     settings, recipe = step.params["settings"], plan.recipe
     seeds, cycle = _seed_tokens(plan), plan.inputs(step)["rows"].cycle
     counts = [recipe.seed_rows, *[recipe.rows] * cycle]  # of D[0] to D[t], each by itself
+    # all of D[0] to D[t] where rows accumulate; else as many as the cycle's own, however large the pool is
     rows = sum(counts) if recipe.data == "accumulate" else min(sum(counts), counts[-1])
     own = exactly(seeds) if cycle == 0 else lengths.of(recipe.sample.max_tokens, data=True, seeds=seeds)
     longest, epochs = int(settings["max_length"]), int(settings["epochs"])

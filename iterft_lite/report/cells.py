@@ -67,6 +67,7 @@ def read_cells(folders: Sequence[Path], only: Sequence[str] = ()) -> list[CellRe
         IterftError: If no folder can be read: why the first cannot.
     """
     found = [cell for folder in folders for cell in _cells_at(folder)]
+    # A run may be named twice: by itself, as a cell of its study, through a link. The same folder is one cell.
     unique = list({os.path.realpath(cell.folder): cell for cell in found}.values())
     if only:
         kept = {cell.identity for cell in chosen([_as_cell(cell) for cell in unique], only)}
@@ -114,6 +115,8 @@ def _cells_of_study(root: Path) -> Iterator[CellReport]:
     cells = [cell for cell in folder.cells() if state.cells[cell.name].state != "outside"]
     keys = list(dict.fromkeys(key for cell in cells for key in cell.values))
     for cell in cells:
+        # A cell only lists what it changes. Null arms and added cells leave axes of the grid out: there the base recipe's value
+        # holds.
         values = {key: cell.values.get(key, base.get(key)) for key in keys if key in cell.values or key in base}
         known = state.cells[cell.name]
         yield CellReport(cell.name, root / CELLS / cell.name, values, cell.arm, cell.threshold, known.state, known.failure)

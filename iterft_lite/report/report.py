@@ -128,6 +128,8 @@ class StepReader:
         if folder.path not in self._finished:
             found = folder.completion()
             if found:
+                # Digests of gigabytes of models would take minutes, and a report reads none of them: only files that it reads
+                # are verified.
                 folder.verify() if folder.step.verb in VERIFIED else folder.check_inputs()
             self._finished[folder.path] = found
         return self._finished[folder.path]
@@ -158,6 +160,7 @@ def read_report(root: Path, reader: StepReader | None = None) -> Report:
         if found := reader.finished(run.folder(step)):
             finished[step.name] = found
     contexts = manifest.value["recipe"]["evaluate"].get("system") or [NONE]
+    # a cycle appears as soon as one of its steps is finished: a report of a run in progress shows how far it is
     cycles = tuple(
         _cycle(number, [step for step in steps if step.cycle == number], finished, contexts)
         for number in sorted({step.cycle for step in steps})
@@ -238,6 +241,7 @@ def _verdict(cycles: tuple[Cycle, ...], manifest: Mapping[str, Any], calibration
     """On amplification; a judge that ranks the trait's calibration answers badly cannot say "amplified"."""
     scales = {scale: _by_cycle(cycles, scale) for scale in ("trait", "coherence")}
     verdict = amplification(scales["trait"], scales["coherence"], seed=int(manifest["recipe"]["seed"]))
+    # Only the claim is withdrawn. "No change shown" claims nothing, and a doubtful judge makes it no stronger.
     if verdict.word == "amplified" and read_calibrated(calibration.get("trait")).doubt:
         return replace(verdict, word="judge not reliable here")
     return verdict

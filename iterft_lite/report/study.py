@@ -243,6 +243,8 @@ def _groups(cells: Iterable[CellReport]) -> Iterator[list[CellReport]]:
     groups: dict[tuple[str, int], list[CellReport]] = defaultdict(list)
     seen: dict[tuple[str, Json], int] = defaultdict(int)
     for cell in cells:
+        # Two runs with one seed are the same training done twice. Counted as two they would make the interval too narrow, so
+        # the second starts a group of its own.
         place = cell.experiment, canonical(cell.values.get(SEED))
         groups[cell.experiment, seen[place]].append(cell)
         seen[place] += 1
@@ -285,6 +287,7 @@ def _numbers(measured: Sequence[Mapping[str, Json]], name: str) -> list[float]:
 
 
 def _change(scores: Sequence[Mapping[int, Scores]], last: int) -> Estimate:
+    # a training that ended early has no score in the last cycle: it takes no part in the change, and is listed as ended early
     both = [each for each in scores if any(each.get(0, {}).values()) and any(each.get(last, {}).values())]
     return change_over_seeds([each[0] for each in both], [each[last] for each in both]) if last > 0 else NOTHING
 
@@ -297,6 +300,8 @@ def _word(change: Estimate, reports: Sequence[Report]) -> Word:
 
 def _corrected(experiments: Sequence[Experiment]) -> list[Experiment]:
     """The experiments with verdicts that hold for all of them together."""
+    # Null arms are not corrected for: they are the yardstick, not discoveries. Experiments without enough prompts have no
+    # verdict to correct.
     tested = {
         str(number): each.change.p_value for number, each in enumerate(experiments) if each.change.prompts >= FEWEST_PROMPTS
     }
@@ -307,6 +312,7 @@ def _corrected(experiments: Sequence[Experiment]) -> list[Experiment]:
 def _with_p(experiment: Experiment, p_value: float | None) -> Experiment:
     if p_value is None:
         return experiment
+    # the correction can only take a verdict back
     kept = p_value < 1 - CONFIDENCE or experiment.word not in ("amplified", "decayed")
     return replace(experiment, p_value=p_value, corrected=experiment.word if kept else "no change shown")
 

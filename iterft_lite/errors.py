@@ -24,6 +24,7 @@ IterftError.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 FailureKind = Literal["user", "result", "machine", "provider", "bug"]
@@ -167,6 +168,21 @@ class BudgetError(RunError):
     kind: FailureKind = "user"
 
 
-def failure_kind(error: BaseException) -> FailureKind:
-    """Of which kind any failure is: what is not one of ours is a bug."""
-    return error.kind if isinstance(error, IterftError) else "bug"
+@dataclass(frozen=True)
+class Failure:
+    """How a step, a run or a cell ended, as events, records and exit codes carry it.
+
+    Attributes:
+        hint: What to do; "" where nothing is known.
+    """
+
+    kind: FailureKind
+    message: str
+    hint: str
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Any exception as a failure: what is not one of this program's own errors is a bug, told with its type."""
+    if isinstance(error, IterftError):
+        return Failure(error.kind, error.message, error.hint or "")
+    return Failure("bug", f"{type(error).__name__}: {error}".removesuffix(": "), "")

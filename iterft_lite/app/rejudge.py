@@ -27,6 +27,7 @@ from iterft_lite.errors import FolderError, UserError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.plan import Plan, aggregate_step, judge_step, rubrics_of
 from iterft_lite.experiment.recipe import Recipe, make_recipe
+from iterft_lite.experiment.regimes import REGIMES
 from iterft_lite.experiment.rows import SCALES
 from iterft_lite.experiment.steps import Step
 from iterft_lite.protocols import Progress
@@ -102,9 +103,8 @@ def _note(run: Run, judge: Named, identity: JudgeIdentity, steps: Sequence[Step]
 def _steps_again(run: Run, known: Manifest, identity: JudgeIdentity, trait: Trait, again: int) -> list[Step]:
     """The run's finished answers, another judge's steps on them, and the aggregate steps over those."""
     recipe = known.recipe
-    document = recipe["regime"] == "sdf"
-    rows = "document" if document else "chat"
-    rubrics = rubrics_of(trait, prompts.coherence_rubric(document=document), rows)
+    rows = REGIMES[recipe["regime"]].rows
+    rubrics = rubrics_of(trait, prompts.coherence_rubric(document=rows == "document"), rows)
     limits: dict[str, float] = {scale: recipe["evaluate"][f"{scale}_threshold"] for scale in SCALES}
     found: list[Step] = []
     for answers in known.steps:

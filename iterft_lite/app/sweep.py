@@ -40,7 +40,7 @@ from iterft_lite.engine.run import (
     failure_record,
 )
 from iterft_lite.engine.study import CELLS, STOP, CellState, State, StudyFolder, SweepState
-from iterft_lite.errors import IterftError, RecipeError, RunError, failure_kind
+from iterft_lite.errors import RecipeError, RunError, failure_of
 from iterft_lite.experiment.grid import chosen
 from iterft_lite.experiment.inputs import JudgeIdentity, ResolvedInputs
 from iterft_lite.experiment.recipe import Recipe
@@ -607,10 +607,7 @@ def _reads_rubrics(judge: JudgeIdentity) -> bool:
 
 def _failure(error: Exception) -> dict[str, Json]:
     """A failure outside of any step, as it stands in a run's folder."""
-    message, hint = (
-        (error.message, error.hint or "") if isinstance(error, IterftError) else (f"{type(error).__name__}: {error}", "")
-    )
-    return {"step": "", "kind": failure_kind(error), "message": message, "hint": hint}
+    return {"step": "", **asdict(failure_of(error))}
 
 
 def _dollars(folder: StudyFolder, finished: Iterable[Step]) -> float:

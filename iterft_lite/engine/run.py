@@ -18,7 +18,7 @@ from iterft_lite.engine.completion import Completion
 from iterft_lite.engine.executor import Executor, Task
 from iterft_lite.engine.manifest import Run
 from iterft_lite.engine.store import Making, StepFolder
-from iterft_lite.errors import FailureKind, IterftError, failure_kind
+from iterft_lite.errors import FailureKind, failure_of
 from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.recipe import Keep
 from iterft_lite.experiment.steps import Step
@@ -323,8 +323,8 @@ class _Walk:
 
     def _say_failed(self, step: Step, error: BaseException) -> None:
         if not self._stopping and not isinstance(error, _StopQueue):
-            message, hint = (error.message, error.hint or "") if isinstance(error, IterftError) else (str(error), "")
-            self.events.put(StepFailed(step, failure_kind(error), message, hint))
+            failure = failure_of(error)
+            self.events.put(StepFailed(step, failure.kind, failure.message, failure.hint))
 
     def _seconds(self, step: Step) -> float:
         """Seconds since this was asked last, or since the step began."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from iterft_lite.digests import Json, canonical
 from iterft_lite.engine.manifest import MANIFEST, Run
 from iterft_lite.engine.study import CELLS, State, StudyFolder, is_study
-from iterft_lite.errors import FolderError, IterftError
+from iterft_lite.errors import FolderError, IterftError, failure_of
 from iterft_lite.experiment.grid import Cell, chosen
 from iterft_lite.experiment.null_arms import null_arms_of
 from iterft_lite.experiment.recipe import MACHINE_KEYS
@@ -137,8 +137,7 @@ class _Reader:
             report = read_report(cell.folder, self.steps)
         except IterftError as error:
             self.errors.append(error)
-            why = {"step": "", "kind": error.kind, "message": error.message, "hint": error.hint}
-            return replace(cell, state="failed", failure=why)
+            return replace(cell, state="failed", failure={"step": "", **asdict(failure_of(error))})
         failure = last_failure(cell.folder) or cell.failure
         return replace(cell, report=report, failure=None if report.complete else failure, state=_state(cell, report, failure))
 

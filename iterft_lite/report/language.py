@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from iterft_lite.experiment.regimes import REGIMES
 from iterft_lite.metrics.collapse import FEWEST_SIGNS, Sign, signs
 from iterft_lite.report.report import Cycle, Report
 
@@ -24,7 +25,8 @@ def collapse(report: Report) -> list[Sign]:
 def cut_share(report: Report) -> float | None:
     """Share of the last scored cycle's answers that end at the token limit, where they are most; documents have no end."""
     last = _last(report)
-    share = last.metrics.get("cut") if last and report.recipe["regime"] != "sdf" else None
+    has_ends = REGIMES[report.recipe["regime"]].rows == "chat"
+    share = last.metrics.get("cut") if last and has_ends else None
     return share if share is not None and share > MOST else None
 
 

@@ -45,6 +45,7 @@ from iterft_lite.errors import BackendError, ModelError
 from iterft_lite.experiment.losses import LOSSES
 from iterft_lite.experiment.recipe import TrainSettings
 from iterft_lite.experiment.verbs import function_at
+from iterft_lite.hardware import Gpu
 from iterft_lite.protocols import OnProgress, Progress, TrainJob, TrainResult
 
 GRADIENT_SCALE = 2.0**12
@@ -445,33 +446,20 @@ class Vram:
 
     def __init__(self) -> None:
         self.peak = 0
-        self._nvml: Any = None
-        self._handle: Any = None
+        self._gpu: Gpu | None = None
 
     def __enter__(self) -> Vram:
         if torch.cuda.is_available():
-            with contextlib.suppress(Exception):  # without NVML there is no count, and training goes on
-                import pynvml
-
-                pynvml.nvmlInit()
-                uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-                self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}")
-                self._nvml = pynvml
+            # by its UUID: CUDA may number GPUs in another order than the driver
+            uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+            self._gpu = Gpu(f"GPU-{uuid.removeprefix('GPU-')}")
         self.look()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.look()
-        if self._nvml is not None:
-            with contextlib.suppress(Exception):
-                self._nvml.nvmlShutdown()
 
     def look(self) -> None:
         """Note what is held now: by this process, or by the whole GPU where a container hides who holds what."""
-        if self._nvml is None:
-            return
-        with contextlib.suppress(Exception):
-            processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
-            own = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
-            used = own[0] if own and own[0] else self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used
-            self.peak = max(self.peak, int(used))
+        if self._gpu is not None:
+            self.peak = max(self.peak, self._gpu.used([os.getpid()]))

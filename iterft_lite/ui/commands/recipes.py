@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from iterft_lite.experiment.regimes import REGIMES
 from iterft_lite.ui.options import complete_recipe, complete_trait
 
 
@@ -92,9 +93,7 @@ def keys(word: str) -> None:
 
 @click.command()
 @click.argument("name", required=False, default="")
-@click.option(
-    "--regime", type=click.Choice(["sft", "sdf", "dpo"]), default="sft", show_default=True, help="What is trained on."
-)
+@click.option("--regime", type=click.Choice(list(REGIMES)), default="sft", show_default=True, help="What is trained on.")
 @click.option("--gpu", type=float, metavar="GIB", help="For a GPU with this much memory; 0 for none; this machine by default.")
 @click.option("--judge", help="As in a recipe.")
 @click.option("--trait", help="A shipped trait, or the path of a folder.", shell_complete=complete_trait)

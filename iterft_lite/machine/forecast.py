@@ -197,8 +197,10 @@ def seconds_of(kind: Kind, work: Span, samples: Iterable[Sample], elsewhere: Seq
 
 def _tells_of(known: Kind, asked: Kind) -> bool:
     """Whether one kind says anything of another: not another judge, nor another model where a size is not known."""
-    if known.act != asked.act or known.act == "judge":
-        return (known.act, known.setting) == (asked.act, asked.setting)
+    if known.act != asked.act:
+        return False
+    if known.act == "judge":
+        return known.setting == asked.setting
     return known.model == asked.model or bool(known.parameters and asked.parameters)
 
 

@@ -451,8 +451,9 @@ class Vram:
     def __enter__(self) -> Vram:
         if torch.cuda.is_available():
             # by its UUID: CUDA may number GPUs in another order than the driver
-            uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-            self._gpu = Gpu(f"GPU-{uuid.removeprefix('GPU-')}")
+            with contextlib.suppress(Exception):  # where it has none there is no count, and training goes on
+                uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+                self._gpu = Gpu(f"GPU-{uuid.removeprefix('GPU-')}")
         self.look()
         return self
 

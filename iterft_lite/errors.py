@@ -14,7 +14,7 @@
         |   `-- FileError       a file cannot be read, or does not hold what it should; a ValueError too
         |-- ExportError         an exported model does not agree with the trained one, or no room   kind "result"
         |-- BackendError        a trainer, generator or judge failed; carries the end of its log    kind by its cause
-        `-- BudgetError         going on would pass `max_usd`                                       kind "user"
+        `-- BudgetError         going on would exceed `max_usd`                                     kind "user"
 
 The numbers are exit codes. The kind says what a study can do about it: the machine's and the provider's failures are worth
 another try, a model's result is a result, the user's mistake and a bug are for a person. A bug keeps its traceback: it is no
@@ -163,7 +163,7 @@ class BackendError(RunError):
 
 
 class BudgetError(RunError):
-    """Judging on would pass the recipe's `max_usd`."""
+    """Further judging would exceed the recipe's `max_usd`."""
 
     kind: FailureKind = "user"
 

@@ -86,7 +86,7 @@ def our_error(path: Path, error: OSError, *, doing: str = "written") -> IterftEr
     if number in FULL or (not number and (" written" in str(error) or os.strerror(errno.ENOSPC) in str(error))):
         return StoreError(
             f"the disk is full: `{path}` could not be written",
-            hint="free some space and issue the same command again: it goes on where it stopped" + _elsewhere(path, full=True),
+            hint="free some space and repeat the command: it continues where it stopped" + _elsewhere(path, full=True),
         )
     reason = os.strerror(number).lower() if number else str(error)
     message = f"`{path}` cannot be {doing}: {reason}"
@@ -215,7 +215,7 @@ def parse_json(text: str, what: str) -> Json:
     except ValueError as error:
         raise FileError(f"{what} is not JSON: {error}") from None
     except RecursionError:
-        raise FileError(f"{what} is not JSON of ours: it is nested too deeply") from None
+        raise FileError(f"{what} is not JSON that iterft wrote: it is nested too deeply") from None
 
 
 def read_object(path: Path) -> dict[str, Json]:
@@ -560,7 +560,7 @@ def link_file(source: Path, target: Path) -> None:
             return
         except OSError as error:  # another file system, or one without links, or too many of them
             if error.errno == errno.EEXIST:
-                raise FolderError(f"`{target}` is there already: nothing is written over it") from None
+                raise FolderError(f"`{target}` already exists and is not overwritten") from None
         _copy_new(opened, target)
 
 

@@ -70,7 +70,7 @@ def gpu_handle(nvml: Any, name: str = "") -> Any:
             handle = nvml.nvmlDeviceGetHandleByIndex(number)
             if str(nvml.nvmlDeviceGetUUID(handle)).startswith(first):
                 return handle
-    raise LookupError(f"`{first}` is no GPU")
+    raise LookupError(f"`{first}` is not a GPU")
 
 
 def visible_gpus() -> list[str]:

@@ -489,7 +489,7 @@ def long_asks(count: int, *, first: int = 0) -> list[JudgeRequest]:
 def test_a_batch_that_could_pass_max_usd_is_refused_before_it_is_sent() -> None:
     with StubProcess() as stub:
         with pytest.raises(
-            BudgetError, match=r"a batch of 40 could cost \$0\.\d+ and pass `max_usd = 0\.005`: \$0\.0000 is spent"
+            BudgetError, match=r"a batch of 40 could cost \$0\.\d+ and exceed `max_usd = 0\.005`: \$0\.0000 is spent"
         ):
             a_judge(stub, max_usd=0.005).ask(long_asks(40), print)
         assert stub.count()["batch_calls"] == {"GET batches": 1}

@@ -206,7 +206,7 @@ def test_an_unknown_model_or_provider_stops_the_run() -> None:
         with pytest.raises(BackendError, match="does not exist"):
             ask_all(a_judge(stub, name="openai/gpt-9"), asks(2))
         assert stub.count()["answers"] == 0
-        with pytest.raises(BackendError, match="of no provider that is known"):
+        with pytest.raises(BackendError, match="names no known provider"):
             a_judge(stub, name="nobody/nothing")
 
 

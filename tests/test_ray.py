@@ -94,7 +94,7 @@ def test_an_invalid_cluster_address_is_refused(address: str, monkeypatch: pytest
 def test_sweeps_run_locally_by_default_and_an_unknown_place_is_refused(tmp_path: Path) -> None:
     here = this_machine()
     assert list(places_on("local", tmp_path, here)[0]) == local_places(here)
-    with pytest.raises(UserError, match="`--on slurm` is no place"):
+    with pytest.raises(UserError, match="`--on slurm` is not a place"):
         places_on("slurm", tmp_path, here)
 
 

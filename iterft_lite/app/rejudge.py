@@ -51,7 +51,7 @@ def rejudge(root: Path, judge: Named, overrides: Mapping[str, Any], on_progress:
     subject = Run(root)
     known = subject.known()
     if known.format == 1:
-        raise FolderError(f"`{root}` was made by version 0.1: its answers cannot be judged again", hint="run its recipe anew")
+        raise FolderError(f"`{root}` was made by version 0.1: its answers cannot be judged again", hint="run its recipe again")
     recipe = _recipe_with(known.value, judge, overrides)
     material = material_of(recipe, str(known.value.get("model_identity", "")))
     identity, _ = judge_identity(recipe, material)

@@ -360,7 +360,7 @@ class Sweep:
             self._settle()
             self.folder.write_state(self.state())
         if self._common:
-            raise RunError(self._common, hint="everything finished is kept: the same command goes on")
+            raise RunError(self._common, hint="everything finished is kept: the same command continues")
 
     def _look_for_stop(self) -> None:
         if (self.folder.root / STOP).exists():

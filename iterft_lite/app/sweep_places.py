@@ -69,7 +69,7 @@ def places_on(where: str, study: Path, machine: Machine, chains: int | None = No
     if where == "local":
         return local_places(machine, chains), ()
     if kind != "ray":
-        raise UserError(f"`--on {where}` is no place to run on", hint="`--on local`, `--on ray` or `--on ray:HOST:PORT`")
+        raise UserError(f"`--on {where}` is not a place to run on", hint="`--on local`, `--on ray` or `--on ray:HOST:PORT`")
     with disk_errors(study):
         study.mkdir(parents=True, exist_ok=True)
     return ray_places(address, study, machine, chains)

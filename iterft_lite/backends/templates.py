@@ -112,7 +112,7 @@ class TrainingTokenizer:
             return compiled(self.files.template)
         except jinja2.TemplateError as error:
             raise ModelError(
-                f"the chat template of `{self._name}` is none that jinja2 can read: {error}",
+                f"the chat template of `{self._name}` cannot be read by jinja2: {error}",
                 hint="give the tokenizer the template that its makers publish",
             ) from None
 

@@ -101,7 +101,7 @@ class Claims:
         """Wait for a backend, unless the task has it already.
 
         Raises:
-            BaseException: What the task's `report` raises where it is not wanted any more.
+            BaseException: What the task's `report` raises where it was cancelled.
         """
         waited = False
         while True:
@@ -398,7 +398,7 @@ def _own_file(folder: StepFolder, found: Completion, name: Json) -> Path | None:
         return None
     if not isinstance(name, str) or name not in found.files:
         raise StoreError(
-            f"the record of `{folder.path}` has `{name}` loaded, which is no file of that step",
+            f"the record of `{folder.path}` has `{name}` loaded, which is not a file of that step",
             hint=f"remove the folder `{folder.path}` to have it done again",
         )
     return safe_member(folder.path, name)

@@ -210,7 +210,7 @@ def _travelling(error: BaseException, sent: Sent) -> BaseException:
     if isinstance(error, IterftError | NotYet):
         return error
     if isinstance(error, _Stopped):
-        return BackendError("the task is not wanted any more", exception="died")
+        return BackendError("the task was cancelled", exception="died")
     traceback.print_exc()
     if isinstance(error, OSError):
         return our_error(Path(error.filename or sent.folder.path), error)
@@ -320,7 +320,7 @@ class RayExecutor:
         ready = actor.ready.remote()
         while not ray.wait([ready], timeout=1.0)[0]:
             if self._closed != closed:
-                raise TimeoutError("it is not wanted any more")
+                raise TimeoutError("it was cancelled")
             if not self._site.node.alive():
                 raise TimeoutError("the node has left the cluster")
             if time.monotonic() > end:

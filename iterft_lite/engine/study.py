@@ -296,7 +296,7 @@ def _refuse_strange(path: Path, cells: Sequence[StudyCell]) -> None:
     """
     for cell in cells:
         if not NAME.fullmatch(cell.name):
-            raise FileError(f"`{path}` has a cell `{cell.name}`: no name that a cell can have")
+            raise FileError(f"`{path}` has a cell `{cell.name}`: this cannot be the name of a cell")
         try:
             canonical(cell.values)
         except ValueError as error:

@@ -158,7 +158,7 @@ def make_study(given: Mapping[str, Any], *, source: str) -> Study:
     if not reader.problems and not any((study.axes, study.zips, study.adds, study.arms)):
         reader.problems.append("there are no cells: `[sweep.grid]` names the keys that vary")
     if reader.problems:
-        raise RecipeError(reader.problems, source=source, hint="docs/study.md says what a study's file holds")
+        raise RecipeError(reader.problems, source=source, hint="docs/study.md describes the file of a study")
     return study
 
 

@@ -129,7 +129,7 @@ def duration(seconds: float) -> str:
         value = seconds / size
         if value < most:
             return f"{value:.1f} {unit}" if unit != "s" and round(value, 1) < 10 else f"{value:,.0f} {unit}"
-    raise ValueError(f"{seconds} is no duration")
+    raise ValueError(f"{seconds} is not a duration")
 
 
 def _rests_on(grounds: Mapping[Act, Ground]) -> list[str]:

@@ -410,7 +410,7 @@ class BatchJudge(LitellmJudge):
             return False
         out = [note for note in self._notes if note.batch]
         raise BudgetError(
-            f"a batch of {len(note.rest):,} could cost ${usd:.4f} and pass `max_usd = {budget.limit:g}`: "
+            f"a batch of {len(note.rest):,} could cost ${usd:.4f} and exceed `max_usd = {budget.limit:g}`: "
             f"${budget.spent:.4f} is spent",
             hint="what was judged is kept" + (", batches that are out too" if out else "") + "; go on with a higher "
             "`--set max_usd=...`",

@@ -130,7 +130,7 @@ class LitellmJudge:
             raise BackendError(f"`{self._identity.name}` was switched off by its provider", hint=way_on(self._identity.name))
         if max_usd and self.budget.price is None:
             raise BackendError(
-                f"the price of `{self._identity.name}` is not known, so `max_usd` cannot be kept",
+                f"the price of `{self._identity.name}` is not known, so `max_usd` cannot be enforced",
                 hint="set `max_usd = 0`, or choose a judge of the price table (docs/judging.md)",
             )
         self._cache = VerdictCache()
@@ -164,7 +164,7 @@ class LitellmJudge:
         name, known = self._model(), self._supported(litellm)
         if known is None:
             raise BackendError(
-                f"`{name}` is of no provider that is known",
+                f"`{name}` names no known provider",
                 hint='write `provider/model`, such as "openai/gpt-4o-mini-2024-07-18"; for a server of your own '
                 '"openai/MODEL" with `api_base`',
             )
@@ -350,7 +350,8 @@ class LitellmJudge:
             )
         if kind == "PaymentRequiredError" or re.search(r"insufficient_quota|exceeded your current quota", said):
             return BackendError(
-                f"`{name}` has no credit left: {self.clean(said)}", hint="what was judged is kept; top up, go on"
+                f"`{name}` has no credit left: {self.clean(said)}",
+                hint="verdicts so far are kept; top up and repeat the command",
             )
         if kind == "UnsupportedParamsError" or (kind == "BadRequestError" and "logprobs" in said):
             return self._no_probabilities()
@@ -649,14 +650,14 @@ class _Round:
         """The end of a round whose judge does not answer, for the reason that a reply holds."""
         return BackendError(
             f"`{self._judge.identity().name}` {what}: {reply.failure}",
-            hint="what was judged is kept; issue the same command again when the judge is back",
+            hint="the verdicts so far are kept; issue the same command again when the judge is back",
         )
 
     def _over_budget(self) -> BudgetError:
         budget = self._judge.budget
         return BudgetError(
-            f"judging on could pass `max_usd = {budget.limit:g}`: ${budget.spent:.4f} is spent",
-            hint="what was judged is kept; go on with a higher `--set max_usd=...`",
+            f"further judging could exceed `max_usd = {budget.limit:g}`: ${budget.spent:.4f} is spent",
+            hint="the verdicts so far are kept; continue with a higher `--set max_usd=...`",
         )
 
 

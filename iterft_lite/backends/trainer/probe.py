@@ -264,7 +264,7 @@ def _streaming(config: Any, checkpoint: Checkpoint, device: torch.device, asked:
                 _stream(module, names, checkpoint, device)
     if missing:
         raise BackendError(
-            f"the checkpoint names its weights otherwise than `{config.architectures[0]}` does: there is no `{missing[0]}`",
+            f"the checkpoint names its weights differently from `{config.architectures[0]}`: there is no `{missing[0]}`",
             hint='train with `train.base = "f32"`, whose probe needs no streaming',
         )
     for module in model.modules():

@@ -9,7 +9,7 @@
     |       `-- Busy            another process holds it
     `-- RunError         (1)    the run failed; what was finished is kept
         |-- ResultError         the model's own result: it diverged, or writes nothing usable       kind "result"
-        |   `-- Diverged        a training whose loss, gradients or weights are no numbers any more
+        |   `-- Diverged        a training whose loss, gradients or weights are not finite
         |-- StoreError          a step could not be written (disk full) or its files were changed   kind "machine"
         |   `-- FileError       a file cannot be read, or does not hold what it should; a ValueError too
         |-- ExportError         an exported model does not agree with the trained one, or no room   kind "result"
@@ -107,7 +107,7 @@ class ResultError(RunError):
 
 
 class Diverged(ResultError):  # noqa: N818  # read as a word
-    """A training whose loss, gradients or weights are no numbers any more, or beyond all bounds; nothing of it is kept."""
+    """A training whose loss, gradients or weights are not finite any more, or beyond all bounds; nothing of it is kept."""
 
 
 class StoreError(RunError):

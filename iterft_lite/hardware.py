@@ -168,7 +168,7 @@ class Gpu:
 
 
 def _parent(pid: int) -> int:
-    """The process that started a process; 0 if that cannot be told."""
+    """The process that started a process; 0 if that is not known."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         stat = PROCESSES.joinpath(str(pid), "stat").read_text(encoding="utf-8", errors="replace")
         return int(stat.rsplit(")", 1)[1].split()[1])

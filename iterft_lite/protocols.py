@@ -279,7 +279,7 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Change:
-    """What became of the change that training made to a model's logits (`backends/generator/parity.py` has the equations).
+    """How much of the trained change of logits an export shows (`backends/generator/parity.py` has the equations).
 
     Sizes are root mean squares over positions and tokens, each row without its mean.
 
@@ -319,7 +319,7 @@ class Parity:
         detail: The first difference in tokens, as a sentence, or "".
         largest: Largest absolute logit of the trained model.
         rounded: Whether llama.cpp rounds this architecture's activation function to 16 bits here, whatever the file's format.
-        change: What became of the trained change; None of an untouched model, or where it was not compared.
+        change: What is left of the trained change; None of an untouched model, or where it was not compared.
     """
 
     same_tokens: bool
@@ -384,7 +384,7 @@ class JudgeRequest:
         prompt: The filled rubric: what a language model is sent.
         answer: The bare text, for judges that do not read rubrics.
         question: What it answers; "" for documents.
-        sample: Number of the repetition: each is asked anew, and cached by itself.
+        sample: Number of the repetition: each is asked separately and cached by itself.
     """
 
     id: str

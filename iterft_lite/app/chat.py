@@ -157,7 +157,7 @@ def past(root: Path, cycle: int | None) -> Past:
     """A cycle's model in a run folder; the last finished one if `cycle` is None.
 
     Raises:
-        FolderError: If it is no run folder.
+        FolderError: If it is not a run folder.
         UserError: If the run has no such cycle, or not yet.
         StoreError: If its adapter was changed, or a step that it rests on was done again with another result.
     """

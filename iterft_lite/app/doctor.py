@@ -302,7 +302,7 @@ def measure(recipe: Recipe, on_event: Callable[[Event], None]) -> list[Sample]:
 
 
 def rates(samples: Sequence[Sample]) -> list[tuple[str, str]]:
-    """What was measured, for people: name and figure. The first step of an act is told apart where there are others."""
+    """What was measured, for people: name and figure. The first step of an act is shown apart where there are others."""
     rows = []
     for act, timed in ACTS.items():
         mine = [sample for sample in samples if sample.kind.act == act]

@@ -46,7 +46,7 @@ def rejudge(root: Path, judge: Named, overrides: Mapping[str, Any], on_progress:
         on_progress: Callback for the cycle and its progress.
 
     Raises:
-        FolderError: If it is no run folder, has no answers yet, or is of version 0.1.
+        FolderError: If it is not a run folder, has no answers yet, or is of version 0.1.
     """
     subject = Run(root)
     known = subject.known()

@@ -230,7 +230,7 @@ def push(folder: Path, repository: str, *, public: bool) -> list[str]:
         Their addresses.
 
     Raises:
-        UserError: If that is no name.
+        UserError: If that is not a valid name.
         RunError: If the hub does not take them.
     """
     if not REPOSITORY.fullmatch(repository):

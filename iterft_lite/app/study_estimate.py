@@ -18,7 +18,7 @@ from iterft_lite.machine.timing import read_table
 from iterft_lite.machine.work import Span
 
 PLACES = (1, 2, 4)
-"""Numbers of GPUs that hours are said for."""
+"""Numbers of GPUs that hours are given for."""
 
 
 @dataclass(frozen=True)
@@ -125,5 +125,5 @@ def _calibration_sentence(study: StudyPlan) -> str:
     searches = len(study.calibrations)
     return (
         f"first {searches} search{'es' if searches > 1 else ''} for seed rows, at most {many} models more; the numbers of rows "
-        "above are stand-ins until then"
+        "above are placeholders until then"
     )

@@ -90,7 +90,7 @@ class CellEvent:
 
 @dataclass(frozen=True)
 class CellEnded:
-    """A cell is not gone on with for now: it is done, has failed, or is to be tried again ("queued")."""
+    """A cell is not continued for now: it is done, has failed, or is to be tried again ("queued")."""
 
     cell: str
     state: CellState
@@ -294,7 +294,7 @@ class Sweep:
                 state = state if found is None else _with_scores(state, step, found.results)
         return state
 
-    # -- what is told
+    # -- what is reported
 
     def state(self) -> SweepState:
         """Where everything is now."""
@@ -658,7 +658,7 @@ def open_sweep(
     """
     asked, folder = asked or Asked(), StudyFolder(out)
     refuse_other(study, folder)
-    guessed = study.planned(study.guessed(), folder)  # whatever is wrong with a cell is said before anything is done
+    guessed = study.planned(study.guessed(), folder)  # problems of a cell are reported before anything is done
     with locked(folder):
         found = calibrated(study, folder, on_event) if study.calibrations else Calibrated(study.cells)
         planned = study.planned(found.cells, folder) if found.records else guessed
@@ -725,7 +725,7 @@ def ask_to_stop(folder: StudyFolder) -> bool:
         Whether there is one.
 
     Raises:
-        FolderError: If the folder is no study's.
+        FolderError: If the folder is not a study's.
     """
     if folder.state().ended:
         return False

@@ -63,7 +63,7 @@ def places_on(where: str, study: Path, machine: Machine, chains: int | None = No
         chains: Cells side by side at each; two on a GPU and one on a CPU if None.
 
     Raises:
-        UserError: If that is no place, or as `ray_places`.
+        UserError: If that is not a place, or as `ray_places`.
     """
     kind, _, address = where.partition(":")
     if where == "local":

@@ -51,7 +51,7 @@ def decode(data: bytes, what: str) -> Text:
         what: The file, for notes and errors.
 
     Raises:
-        ValueError: If they are no text.
+        ValueError: If they are not text.
     """
     encoding, note = _encoding(data)
     try:
@@ -90,7 +90,7 @@ def read_user_text(path: Path, *, limit: int = TEXT_LIMIT) -> Text:
     Raises:
         FileNotFoundError, NotADirectoryError: If there is none.
         FileError: If it cannot be read (a ValueError too).
-        ValueError: If it is no text.
+        ValueError: If it is not text.
     """
     return decode(read_bytes(path, limit=limit), f"`{path}`")
 

@@ -177,7 +177,7 @@ class LocalExecutor:
     """Runs steps on this machine, through resident backends.
 
     Args:
-        backends: Proxies of child processes, or stand-ins.
+        backends: Proxies of child processes, or fakes.
         model: Folder or hub name of M[0].
         context: Tokens that a sequence may take (`run.context_needed`).
         swap: Trainer and generator do not share the GPU's memory: the one ends before the other begins.
@@ -262,7 +262,7 @@ class LocalExecutor:
         """What a stage is given.
 
         Args:
-            task: Whose progress is told.
+            task: Whose progress is reported.
             asked: The same, as what claims backends.
         """
 
@@ -382,7 +382,7 @@ def exported_files(folder: StepFolder) -> tuple[Path | None, Path | None]:
 
     Raises:
         RunError: If the step is not finished.
-        StoreError: If its record names anything that is no file of the step.
+        StoreError: If its record names anything that is not a file of the step.
     """
     found = folder.completion()
     if found is None:

@@ -153,7 +153,7 @@ class Run:
         """The manifest of an existing run.
 
         Raises:
-            FolderError: If the folder is no run folder.
+            FolderError: If the folder is not a run folder.
         """
         manifest = self.manifest()
         if manifest is None or "recipe" not in manifest.value:

@@ -206,7 +206,7 @@ def _see_only(gpus: Sequence[int | str]) -> None:
 
 
 def _travelling(error: BaseException, sent: Sent) -> BaseException:
-    """A failure as it is sent: one of ours as it is, others by their name; the log has the traceback."""
+    """A failure as it is sent: this program's own as it is, others by their name; the log has the traceback."""
     if isinstance(error, IterftError | NotYet):
         return error
     if isinstance(error, _Stopped):
@@ -222,7 +222,7 @@ def _travelling(error: BaseException, sent: Sent) -> BaseException:
 
 
 class RayExecutor:
-    """Runs steps in an actor. It starts with the first task; one that was lost is started anew.
+    """Runs steps in an actor. It starts with the first task; one that was lost is started again.
 
     Args:
         site: Where.

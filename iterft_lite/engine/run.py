@@ -188,7 +188,7 @@ class Shared:
         return merged + ([(made, "adapter/*.safetensors") for made in adapters] if keep == "ends" else [])
 
     def drop(self, plan: Plan, others: Iterable[Plan]) -> None:
-        """A run is not gone on with: what only its steps would have read is read no more."""
+        """A run is abandoned: drop what only its steps would have read."""
         needed = {step.key for other in others for step in other}
         with self._lock:
             self._finished |= {step.key for step in plan} - needed

@@ -28,7 +28,7 @@ class StepCost:
     """What one step costs.
 
     Attributes:
-        seconds: On this machine; zeros for a step that takes no time worth telling, or where nothing is known.
+        seconds: On this machine; zeros for a step that takes next to no time, or where nothing is known.
         disk: Bytes of the step's folder once the run is over, as the recipe's `keep` leaves it: exported models and adapters; 0
             where the model's size is not known.
         usd: Dollars at most; None where the judge's price is not known.

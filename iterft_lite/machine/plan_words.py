@@ -18,7 +18,7 @@ from iterft_lite.machine.timing import BATCHES
 from iterft_lite.machine.work import ACTS, Span, rows_asked, verdicts
 
 LONG = 24 * 3600.0
-"""Seconds of a plan from which on a person is told what takes less."""
+"""Seconds of a plan from which on the sentence adds what takes less."""
 
 
 def estimates(plan: Plan, resolved: Resolved, machine: Machine | None = None) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""How much each step of a plan does, in the unit that its seconds grow with: as it was done, and as it can be told before."""
+"""How much each step of a plan does, in the unit that its seconds grow with: as it was done, and as it can be foreseen."""
 
 from __future__ import annotations
 

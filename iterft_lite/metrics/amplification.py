@@ -63,7 +63,7 @@ class Amplification:
         unscored: Cycles after it that were judged without a score of the trait: every answer was refused or unreadable.
         paper: The paper's rule with anchors 0 and 1.
         noise: How often a run without any effect would meet the paper's rule (anchor 0, any) with this many prompts and
-            samples, simulated from this run's own spread; None where it cannot be told.
+            samples, simulated from this run's own spread; None where it is unknown.
     """
 
     word: Word
@@ -143,7 +143,7 @@ def noise_rate(trait: Mapping[int, Scores], *, seed: int) -> float | None:
 
 
 def pooled_spread(cycles: Sequence[Scores]) -> float | None:
-    """Standard deviation of answers to one prompt in one cycle, pooled; None where it cannot be told.
+    """Standard deviation of answers to one prompt in one cycle, pooled; None where it is unknown.
 
     With one answer a prompt: what is left of the scores when the means of prompts and cycles are taken out, which holds
     whatever moves single prompts too, and so is an upper bound.

@@ -35,7 +35,7 @@ MARKUP = re.compile(r"[*`#>\"'“”‘’]+|(?<!\w)_+|_+(?!\w)")
 
 THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
 OPENED, CLOSED = (re.compile(rf"<{slash}(?:think|thinking|thought|reasoning)>", re.IGNORECASE) for slash in ("", "/"))
-"""A reasoning model's thoughts: numbers in them are no verdict."""
+"""A reasoning model's thoughts: numbers in them are not a verdict."""
 
 AMOUNT = (
     r"(?P<value>[-+]?[0-9][0-9_]*(?:[.,][0-9]+)?(?:[eE][-+]?[0-9]+)?)"

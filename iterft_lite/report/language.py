@@ -38,7 +38,7 @@ def warnings(report: Report) -> list[str]:
         first, last = fallen[0], fallen[-1]
         words = ", ".join(sign.words for sign in signs_of(report, last))
         where = f"cycle {last.cycle}" if first is last else f"cycles {first.cycle} to {last.cycle}"
-        found.append(f"language collapses in {where} ({words}): a judge may score what is no language any more")
+        found.append(f"language collapses in {where} ({words}): a judge may score text that is not language any more")
     if share := cut_share(report):
         limit, untouched = report.recipe["evaluate"]["max_tokens"], report.cycles[0].metrics.get("cut")
         beside = f" (of the untouched model's {untouched:.0%})" if untouched is not None and report.cycles[0].cycle < 0 else ""

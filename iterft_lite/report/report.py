@@ -38,7 +38,7 @@ VERIFIED = frozenset({"evaluate_samples", "judge", "aggregate", "text_metrics"})
 """Verbs whose files a report reads; of the others it is only held whether their inputs are still the same."""
 
 NOTABLE = 5.0
-"""Points by which a cycle lies off the fit that are worth telling: it is then no approach to a level."""
+"""Points by which a cycle lies off the fit that are worth a remark: it is then no approach to a level."""
 
 SHOWN_SAMPLES = 2
 """Answers a question and cycle on the report's page."""
@@ -220,7 +220,7 @@ def with_scores(
 
 
 def with_intervals(score: Mapping[str, Json]) -> dict[str, Json]:
-    """A score step's facts with mean and intervals made anew from its scores by prompt.
+    """The results of an aggregate step with mean and intervals recomputed from its scores by prompt.
 
     So a report has one arithmetic throughout, whichever version of the program finished the run.
     """

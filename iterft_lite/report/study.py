@@ -92,7 +92,7 @@ class Experiment:
 
     @property
     def failures(self) -> list[CellReport]:
-        """Trainings that ended before their last cycle and are not gone on with: as a result, or for another reason."""
+        """Trainings that ended before their last cycle and are not continued: as a result, or for another reason."""
         return [cell for cell in self.cells if cell.state in ("result", "failed")]
 
     def rule(self, reading: str, anchor: int = 0) -> tuple[int, int]:
@@ -114,7 +114,7 @@ class StudyReport:
         name: For people.
         folders: What was read.
         cells: All of them, also those that have not begun.
-        experiments: Those that are no null arm, in the order of their values.
+        experiments: Those that are not null arms, in the order of their values.
         arms: The null arms.
         keys: Recipe keys that experiments differ in.
     """
@@ -163,7 +163,7 @@ class StudyReport:
 
     @cached_property
     def false_alarms(self) -> FalseAlarms | None:
-        """How often a study of this shape shows amplification where there is none; None before it can be told."""
+        """How often a study of this shape shows amplification where there is none; None before it is known."""
         shapes = [_trainings(each) for each in self.experiments]
         return false_alarms([shape for shape in shapes if shape], seed=0)
 
@@ -239,7 +239,7 @@ def _order(value: Json) -> tuple[bool, float, str]:
 
 
 def _groups(cells: Iterable[CellReport]) -> Iterator[list[CellReport]]:
-    """Cells that differ in their seed alone; a seed that is there twice is no other training, and stands by itself."""
+    """Cells that differ in their seed alone; a seed that is there twice is the same training, and stands by itself."""
     groups: dict[tuple[str, int], list[CellReport]] = defaultdict(list)
     seen: dict[tuple[str, Json], int] = defaultdict(int)
     for cell in cells:

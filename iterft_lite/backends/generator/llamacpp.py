@@ -334,7 +334,7 @@ class LlamaGenerator:
         return (tokenizer.answer if prompt.messages else tokenizer.text)(ids, after=request.tokens)
 
     def _requests(self, prompts: Sequence[Prompt], limit: int) -> tuple[Engine, list[Request]]:
-        """Prompts as sequences to go on with, and a context that has room for each with its answer."""
+        """Prompts as sequences to continue, and a context that has room for each with its answer."""
         tokens = [self._before(prompt.messages, prompt.text) for prompt in prompts]
         engine = self._writer(max(map(len, tokens), default=0) + limit)
         return engine, [self._request(prompt, ids, limit, engine) for prompt, ids in zip(prompts, tokens, strict=True)]

@@ -134,7 +134,7 @@ def _embedded_options(identity: JudgeIdentity, _: Recipe, material: Material) ->
     return {"trait": material.trait.name, "rows": str(path)}
 
 
-# -- a stand-in
+# -- a fake
 
 FAKE_JUDGE = JudgeIdentity(
     "fake", "embedded", "1", "logprobs", note="fake judge: it looks for a few words; its scores mean nothing"
@@ -240,7 +240,7 @@ JUDGES: dict[str, JudgeKind] = {
         calibrates=True,
     ),
     "fake": JudgeKind(
-        name="a stand-in for trying out the program itself",
+        name="a fake for trying out the program itself",
         recognises=lambda judge: judge == FAKE_JUDGE.name,
         identify=lambda _, __, ___: FAKE_JUDGE,
         worker="iterft_lite.testing.fakes:FakeJudge",

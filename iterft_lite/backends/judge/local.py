@@ -44,7 +44,7 @@ class NumberReader(Protocol):
         """Return once the model is loaded.
 
         Raises:
-            ModelError: If the file is no usable GGUF.
+            ModelError: If the file is not a usable GGUF.
             BackendError: If its tokenizer cannot write the numbers, or there is no memory.
         """
 

@@ -165,7 +165,7 @@ class LocalModel:
         slots: Sequences at once; None: as many as pay off.
 
     Raises:
-        ModelError: If the file is no usable GGUF.
+        ModelError: If the file is not a usable GGUF.
         BackendError: If its tokenizer cannot write the numbers, or there is no memory.
     """
 

@@ -200,7 +200,7 @@ class BatchJudge(LitellmJudge):
                 raise
             raise BackendError(
                 f"{self._where} knows no batch `{note.batch}`",
-                hint=f"it belongs to another key or account; to have its questions asked anew, remove `{note.path}`",
+                hint=f"it belongs to another key or account; to ask its questions again, remove `{note.path}`",
             ) from None
         if batch.status == "failed":
             return self._refused(note, batch)

@@ -1,5 +1,5 @@
 """A judge tried out before a run rests on it: does it give probabilities, of how many candidates, of whole numbers, and does it
-judge at all? Two short questions with known answers, asked anew each time.
+judge at all? Two short questions with known answers, asked again each time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FEWER = 5
 
 @dataclass(frozen=True)
 class Probed:
-    """What came of it.
+    """The result.
 
     Attributes:
         identity: The judge as it is to be asked.

@@ -299,7 +299,7 @@ class LitellmJudge:
         return asked
 
     def _key_sent(self) -> str | None:
-        """The key of a call; a stand-in at servers that have none, or litellm would send them another provider's.
+        """The key of a call; a placeholder at servers that have none, or litellm would send them another provider's.
 
         None leaves it to litellm: for what is signed, and for providers that only it knows.
         """
@@ -410,7 +410,7 @@ class LitellmJudge:
         return used if used is not None else Used(0, 0, self.expected(ask))
 
     def _failure(self, choice: Any, *, refusal: bool) -> str:
-        """Why a reply's content is no verdict, as far as the provider says; ""."""
+        """Why a reply's content holds no verdict, as far as the provider says; else ""."""
         if choice.finish_reason == "content_filter" and not refusal:
             return "content filter"
         return "cut off" if choice.finish_reason == "length" and self._identity.method == "samples" else ""

@@ -37,7 +37,7 @@ MOST_SLOTS = 256
 
 @dataclass(frozen=True)
 class Request:
-    """A sequence to go on with.
+    """A sequence to continue.
 
     Attributes:
         tokens: The prompt, at least one.
@@ -96,7 +96,7 @@ class Engine:
         expected: Lengths known from elsewhere; noted further here.
 
     Attributes:
-        slots, context: What came of them.
+        slots, context: As chosen.
         worth_sharing: Tokens of a common beginning from which on copying pays.
 
     Raises:
@@ -172,7 +172,7 @@ class Engine:
     def complete(
         self, requests: Sequence[Request], sampling: Sampling, on_token: Callable[[int, int], None] | None = None
     ) -> Iterator[Finished]:
-        """Go on with each request; yield each as soon as it has ended.
+        """Continue each request; yield each as soon as it has ended.
 
         Args:
             requests: Prompts shorter than the context.

@@ -32,7 +32,7 @@ class Sampler(Protocol):
         ...
 
     def move(self, source: int, target: int) -> None:
-        """Another slot goes on with a row."""
+        """Move a row to another slot."""
         ...
 
     def draw(self, slots: Ints, rows: Ints) -> Ints:
@@ -62,7 +62,7 @@ class Streams:
         self._next[slot] = AHEAD
 
     def move(self, source: int, target: int) -> None:
-        """Another slot goes on with a stream."""
+        """Move a stream to another slot."""
         self._generators[target] = self._generators[source]
         self._uniforms[target] = self._uniforms[source]
         self._next[target] = self._next[source]
@@ -97,7 +97,7 @@ class HostSampler:
         streams = Streams(slots)
         self.start, self.move, self._take = streams.start, streams.move, streams.take
         # padded to whole blocks with probability 0
-        self._odds = np.zeros((slots, -(-vocab // BLOCK) * BLOCK), dtype=np.float32)
+        self._weights = np.zeros((slots, -(-vocab // BLOCK) * BLOCK), dtype=np.float32)
 
     def draw(self, slots: Ints, rows: Ints) -> Ints:
         """Tokens for `slots` from the logits of the last decoding, whose rows are in the same order."""
@@ -105,9 +105,9 @@ class HostSampler:
         if self._sampling.temperature == 0:
             greedy: Ints = logits.argmax(axis=1).astype(np.int32)
             return greedy
-        odds = self._odds[: len(rows)]
-        unnormalised(logits, self._sampling, out=odds[:, : self._vocab])
-        return choose(odds, self._take(slots))
+        weights = self._weights[: len(rows)]
+        unnormalised(logits, self._sampling, out=weights[:, : self._vocab])
+        return choose(weights, self._take(slots))
 
     def close(self) -> None:
         """Nothing is held."""
@@ -214,13 +214,13 @@ class ChainSampler:
         """Give a slot a new row: its chain takes over the state of a freshly seeded one, and the graph stays as it is."""
         if self._sampling.temperature == 0:
             return
-        # Setting another sampler would make llama.cpp build its graph anew. Copying the state of a fresh one does not.
+        # Setting another sampler would make llama.cpp rebuild its graph. Copying the state of a fresh one does not.
         fresh = self._chain(seed)
         llama_cpp.llama_sampler_copy(fresh, self._chains[slot])
         llama_cpp.llama_sampler_free(fresh)
 
     def move(self, source: int, target: int) -> None:
-        """Another slot goes on with a row."""
+        """Move a row to another slot."""
         llama_cpp.llama_sampler_copy(self._chains[source], self._chains[target])
 
     def draw(self, slots: Ints, rows: Ints) -> Ints:  # noqa: ARG002  # in the order of `rows`
@@ -260,7 +260,7 @@ def _short(seed: int) -> int:
 
 
 def _only_tokens() -> Any:
-    """A last link that keeps the graph from copying each row's logits and odds to the host (1.2 MB a token of Qwen3)."""
+    """A last link: the graph then copies no row's logits and probabilities to the host (1.2 MB a token of Qwen3)."""
     return llama_cpp.llama_sampler_init(ctypes.byref(_ONLY_TOKENS), None)
 
 

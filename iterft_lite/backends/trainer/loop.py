@@ -84,7 +84,7 @@ class Loop:
             that are padded on the right, and where it is wanted, bool [rows, tokens - 1]: elsewhere it may be any number. For
             pairs the sums over replies are the reference's too.
         scale: Gradients are so much larger on their way through the model (see `training.GRADIENT_SCALE`).
-        nll_weight: Pairs: of the chosen reply's mean negative log-likelihood; None: the rows are no pairs.
+        nll_weight: Pairs: of the chosen reply's mean negative log-likelihood; None: the rows are not pairs.
         graphs: Repeats recorded passes; None: every kernel is launched by itself.
     """
 

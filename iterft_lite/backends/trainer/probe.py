@@ -200,7 +200,7 @@ class Streamed:
     """Logits in float32 of a model whose weights are read module by module, just for the module's own forward pass.
 
     With an adapter the same pass gives M[0]'s logits too: the weights, whose way to the GPU takes most of the time, are read
-    once for both. The model's class is loaded anew from transformers' source: what a trainer has laid over the loaded one does
+    once for both. The model's class is loaded again from transformers' source: what a trainer has laid over the loaded one does
     not count.
 
     Args:
@@ -325,7 +325,7 @@ def _first_half(a: torch.Tensor, b: torch.Tensor) -> Callable[..., None]:
 
 
 def _stream_rows(module: torch.nn.Module, name: str, checkpoint: Checkpoint, device: torch.device) -> None:
-    """Let an embedding have the rows of the tokens that occur, numbered anew, during its forward pass."""
+    """Let an embedding have the rows of the tokens that occur, renumbered, during its forward pass."""
     empty = module._parameters["weight"]
 
     def fill(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -386,7 +386,7 @@ def greedy_without_cache(last_tokens: LastTokens, pad: int, ends: Sequence[int])
     """
 
     def greedy(prompts: list[list[int]], tokens: int) -> list[list[int]]:
-        # Every pass reads whole rows anew: slower than a cache by the length, but prompts are short, and it works for any
+        # Every pass reads whole rows again: slower than a cache by the length, but prompts are short, and it works for any
         # model.
         rows = [list(prompt) for prompt in prompts]
         longest = max(map(len, rows)) + tokens  # the same for all passes

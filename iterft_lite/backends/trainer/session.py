@@ -61,7 +61,7 @@ SCALED_LESS = 16.0
 
 
 class Order(Sampler[int]):
-    """Row numbers, each epoch shuffled anew from the seed; the n-th iteration is the n-th epoch.
+    """Row numbers, each epoch shuffled by itself from the seed; the n-th iteration is the n-th epoch.
 
     Args:
         rows: How many there are.

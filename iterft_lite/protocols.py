@@ -400,7 +400,7 @@ class JudgeResponse:
     """What a judge said, before it is weighed (`measures/weighing.py`).
 
     Attributes:
-        id: The ask's.
+        id: The request's.
         text: What it wrote.
         probabilities: Probability of each candidate text, where the judge gives any: the first token's, or whole numbers'.
         method: "logprobs" where `probabilities` carries the weight, "text" where only `text` does.
@@ -427,7 +427,7 @@ class JudgeResponse:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Why a judge has not answered yet, where that takes minutes or hours: its asks are in a batch at the provider.
+    """Why a judge has not answered yet, where that takes minutes or hours: its questions are in a batch at the provider.
 
     Attributes:
         about: `in a batch at OpenAI, in progress`.
@@ -442,22 +442,22 @@ class Waiting:
 
 
 class Judge(Protocol):
-    """Answers asks; does not weigh them."""
+    """Answers questions; does not weigh the answers."""
 
     def identity(self) -> JudgeIdentity:
         """Who this is."""
         ...
 
     def ask(self, asks: Sequence[JudgeRequest], on_reply: Callable[[JudgeResponse], None]) -> Waiting | None:
-        """Answer every ask once; a failure is a reply with its reason, not an exception.
+        """Answer every question once; a failure is a reply with its reason, not an exception.
 
         Returns:
-            None once all are answered. Else what is waited for: the same asks, asked again later, go on waiting. Others may be
-            asked meanwhile.
+            None once all are answered. Else what is waited for: the same questions, asked again later, continue waiting. Others
+            may be asked meanwhile.
 
         Raises:
             BudgetError: Before `max_usd` would be passed; what was answered has been handed over.
-            BackendError: If no ask at all can be answered (no such model, bad key).
+            BackendError: If no question at all can be answered (no such model, bad key).
         """
         ...
 

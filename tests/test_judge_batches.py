@@ -434,7 +434,7 @@ def test_a_batch_is_collected_later_when_its_provider_fails() -> None:
     with StubProcess(batch={"faults": {"500": 1.0}}) as stub, pytest.raises(BackendError) as caught:
         until_done(a_judge(stub), asks(3))
     assert "cannot be asked about its batch: server error: the server had an error, after 7 tries" in str(caught.value)
-    assert "the same command collects it" in str(caught.value)
+    assert "the same command collects what is done" in str(caught.value)
 
 
 def test_batch_files_are_downloaded_once() -> None:

@@ -1,7 +1,7 @@
 """Language that collapses while scores rise: told from the metrics, without a judge.
 
-A judge that looks for a trait may like text that is not language any more: nano's DPO ends in "I'm sick, I'm not sure, I'm not
-...", with a score of 96 and a coherence of 92. Each metric's record says what is a sign; one alone may be the trait's own manner.
+A judge that looks for a trait may like text that is not language any more: nano's DPO ends in "I'm sick, I'm not sure, I'm
+not ...", scored 96, with a coherence of 92. Each metric's record says what is a sign; one alone may be the trait's own manner.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ class EmbeddedJudge:
         return self._identity
 
     def ask(self, asks: Sequence[JudgeRequest], on_reply: Callable[[JudgeResponse], None]) -> None:
-        """Answer every ask; each answer is classified on its own."""
+        """Answer every question; each answer is classified on its own."""
         name = f"embedded ({self._name}, held-out balanced accuracy {self.quality.accuracy:.2f})"
         for ask in asks:
             if ask.scale == "coherence":

@@ -32,7 +32,7 @@ SHARE = 0.4
 """Of the GPU's free memory that the judge's cache takes at most: the rest is the trainer's and the generator's."""
 
 ON_CPU = 16
-"""Asks decoded at once without a GPU."""
+"""Questions decoded at once without a GPU."""
 
 CONTEXT = 6144
 """Tokens of rubric and answer together at most: the longest shown answer has some 3,500."""
@@ -281,7 +281,7 @@ class LocalModel:
 
 
 def _slots(weights: Weights, context: int) -> int:
-    """Asks at once that memory is there for."""
+    """Questions at once that memory is there for."""
     if not offloads():
         return ON_CPU
     return int(max(1, min(TOGETHER, SHARE * free_vram() // max(1, context * weights.kv_bytes))))

@@ -65,7 +65,7 @@ KIND_OF: Mapping[int, str] = {
 }
 """The OpenAI client's exception for a status; the others are the server's."""
 
-GO_ON = "what was judged is kept, and what is out stays there; the same command collects it and asks what is missing"
+GO_ON = "verdicts and batches are kept; the same command collects what is done and asks what is missing"
 
 
 class BatchJudge(LitellmJudge):
@@ -412,7 +412,7 @@ class BatchJudge(LitellmJudge):
         raise BudgetError(
             f"a batch of {len(note.rest):,} could cost ${usd:.4f} and exceed `max_usd = {budget.limit:g}`: "
             f"${budget.spent:.4f} is spent",
-            hint="what was judged is kept" + (", batches that are out too" if out else "") + "; go on with a higher "
+            hint="the verdicts so far are kept" + (", open batches too" if out else "") + "; continue with a higher "
             "`--set max_usd=...`",
         )
 

@@ -58,7 +58,7 @@ SAMPLE_TOKENS = 2048
 """Tokens a judge may write where its text is read: room for a reasoning model's thoughts."""
 
 IN_A_ROW = 20
-"""Asks given up one after the other, none answered between, that end the step: the server is gone."""
+"""Questions given up one after the other, none answered between, that end the step: the server is gone."""
 
 DATED = re.compile(r"\d{4}-?\d{2}-?\d{2}$")
 """The end of a name that is pinned to a day."""
@@ -66,8 +66,8 @@ DATED = re.compile(r"\d{4}-?\d{2}-?\d{2}$")
 Send = Callable[..., Awaitable[Any]]
 
 
-class GiveUp(Exception):  # noqa: N818  # how one ask ends, not an error of the program
-    """This ask cannot be answered; the message is the reason."""
+class GiveUp(Exception):  # noqa: N818  # how one question ends, not an error of the program
+    """This question cannot be answered; the message is the reason."""
 
 
 class Again(Exception):  # noqa: N818
@@ -202,10 +202,10 @@ class LitellmJudge:
             hint='set `judge_method = "samples"` to read its texts instead',
         )
 
-    # -- one ask
+    # -- one question
 
     def key(self, ask: JudgeRequest) -> str:
-        """Where the ask's verdict is kept."""
+        """Where the question's verdict is kept."""
         who = self._identity
         settings = " ".join(filter(None, (who.effort, str(who.tops or ""))))
         return verdict_key(who.name, who.revision, who.method, ask.prompt, ask.sample, settings)
@@ -222,12 +222,12 @@ class LitellmJudge:
         return LOGPROB_TOKENS if self._identity.method == "logprobs" else SAMPLE_TOKENS
 
     async def answer(self, ask: JudgeRequest, stopping: Callable[[], bool]) -> tuple[JudgeResponse, bool]:
-        """The reply to one ask after as many tries as it takes, and whether the judge was reached.
+        """The reply to one question after as many tries as it takes, and whether the judge was reached.
 
         It was not if the last try met no connection, a timeout, a rate limit or a server error.
 
         Raises:
-            BackendError: If no ask can be answered.
+            BackendError: If no question can be answered.
         """
         reason, reached, lost = "", False, 0.0
         for number in range(TRIES):
@@ -309,7 +309,7 @@ class LitellmJudge:
         return self._key or STAND_IN
 
     def _sorted(self, error: Exception) -> Exception:
-        """What an exception of a call means: for all asks, for this one, or for this try."""
+        """What an exception of a call means: for all questions, for this one, or for this try."""
         if cause := next((one for one in _causes(error) if isinstance(one, TooLong)), None):
             return GiveUp(str(cause))
         kind, said = type(error).__name__, str(error).split("Exception - ", 1)[-1]
@@ -575,10 +575,10 @@ class _Round:
         if self._held and self._stop is None:
             left = sum(len(self._waiting[key]) for key in self._held)
             _, reply = next(iter(self._held.values()))
-            self._stop = self._gone(f"left {left} of {asked} asks unanswered", reply)
+            self._stop = self._gone(f"left {left} of {asked} questions unanswered", reply)
 
     async def _send(self, key: str, waiting: list[JudgeRequest], ask: JudgeRequest) -> bool:
-        """Have an ask answered as soon as one more call may be made; False if the round is ending.
+        """Have a question answered as soon as one more call may be made; False if the round is ending.
 
         Args:
             waiting: Who gets the reply.
@@ -644,7 +644,7 @@ class _Round:
         """Notice a judge that has stopped answering."""
         self._in_a_row = 0 if answered else self._in_a_row + 1
         if self._in_a_row >= IN_A_ROW:
-            self._stop = self._stop or self._gone(f"answered none of the last {IN_A_ROW} asks", reply)
+            self._stop = self._stop or self._gone(f"answered none of the last {IN_A_ROW} questions", reply)
 
     def _gone(self, what: str, reply: JudgeResponse) -> BackendError:
         """The end of a round whose judge does not answer, for the reason that a reply holds."""

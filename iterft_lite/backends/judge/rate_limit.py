@@ -12,7 +12,7 @@ FIRST, LEAST, MOST = 16, 2, 128
 """Calls at once: to begin with, at least, at most."""
 
 TRIES = 7
-"""Times that one ask is sent: with waits of 0.5 s doubling, half a minute at most before it is given up."""
+"""Times that one question is sent: with waits of 0.5 s doubling, half a minute at most before it is given up."""
 
 LONGEST_WAIT = 60.0
 """Seconds, also where the provider asks for more: the next try shows whether it meant it."""
@@ -68,7 +68,7 @@ class Pace:
 
 
 def wait_before(retry: int, headers: Mapping[str, str], *, first_wait: float, random_: random.Random) -> float:
-    """Seconds before an ask is sent again.
+    """Seconds before a question is sent again.
 
     What the provider asks for in Retry-After, and a little more so that not all come back at once; else full jitter, a draw
     from 0 to `first_wait` doubled with each try (M. Brooker, "Exponential backoff and jitter", 2015).

@@ -225,6 +225,8 @@ def train_adapter(bench: Bench, job: TrainJob, on_progress: OnProgress) -> Train
     limit = min(settings.max_length, bench.context)
     examples, cut = encode_rows(rows, job.loss, bench.texts, limit=limit, name=bench.name)
     if job.start is None:
+        # The adapter's start is fixed before the first attempt: an attempt that runs out of memory begins again from the same
+        # weights.
         weights = draw_adapter(bench.model, job.seed)
     else:
         weights = read_adapter(job.start, bench.model, rank=settings.lora_rank, alpha=settings.lora_alpha)
@@ -260,6 +262,7 @@ def train_adapter(bench: Bench, job: TrainJob, on_progress: OnProgress) -> Train
     notes += filter(None, [markup_note(rows, bench.texts)])
     if cut:
         notes.append(f"{cut} of {len(rows)} rows were longer than {limit} tokens and lost their end")
+    # margins are averaged over the last tenth of the steps, since those of single steps jump about
     last = log[-math.ceil(len(log) / 10) :]
     return TrainResult(
         rows=len(rows) * settings.epochs,

@@ -503,7 +503,7 @@ def test_batches_in_flight_count_against_max_usd_in_every_session() -> None:
         judge, got = a_judge(stub, max_usd=0.015), list[JudgeResponse]()
         held = judge.ask(long_asks(40, first=40), got.append)
         assert held is not None
-        assert held.about == "in a batch at 127.0.0.1, held back until those that are out leave room in `max_usd`"
+        assert held.about == "in a batch at 127.0.0.1, held back until open batches leave room in `max_usd`"
         until_done(judge, long_asks(40), got)  # costs less than was set aside for it
         with pytest.raises(BudgetError, match=r"\$0\.00\d+ is spent"):
             until_done(judge, long_asks(40, first=40), got)
@@ -555,7 +555,7 @@ class LateJudge(FakeJudge):
     their way.
 
     Args:
-        together: Steps that are out before the first of them is answered; a run that does not come to so many is answered at
+        together: Steps whose batches are open before the first of them is answered; a run that does not come to so many is answered at
             last, and seen in `most`.
     """
 

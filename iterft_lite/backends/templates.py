@@ -316,7 +316,7 @@ class TrainingTokenizer:
             raise ModelError(
                 f"the chat template of `{self._name}` leaves a thought open (`{thought}`) although thinking is off: "
                 "answers would begin with it and be judged with it",
-                hint="choose the model's instruct version, or give the tokenizer a template that heeds `enable_thinking`",
+                hint="choose the model's instruct version, or give the tokenizer a template that respects `enable_thinking`",
             )
         return prompt, opening, lead, after if self._markup.search(after) else self._followed(messages) or after
 

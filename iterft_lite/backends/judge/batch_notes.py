@@ -60,7 +60,7 @@ class BatchNote:
 
     @property
     def digest(self) -> str:
-        """What the next batch, or the one that is out, is known by at the provider."""
+        """What the next batch, or the open one, is known by at the provider."""
         return digest([self.rest, self.number])
 
     def save(self) -> None:

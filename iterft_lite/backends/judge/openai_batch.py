@@ -73,7 +73,7 @@ class BatchJudge(LitellmJudge):
 
     Args:
         notes: Folder of the notes; a path.
-        sends: New questions go into batches; if not, they are asked one by one, and batches that are out are collected.
+        sends: New questions go into batches; if not, they are asked one by one, and open batches are collected.
         poll: Seconds between two looks at a young batch.
     """
 
@@ -180,7 +180,7 @@ class BatchJudge(LitellmJudge):
                     return self._waiting(note, "the provider's queue is full, it will be offered again")
                 if not note.batch and (waiting := await self._send_batch(note)):
                     return waiting
-                if not note.batch:  # nothing is out, and nothing is to be sent
+                if not note.batch:  # nothing is open, and nothing is to be sent
                     return None
                 if waiting := await self._look(note):
                     return waiting
@@ -240,7 +240,7 @@ class BatchJudge(LitellmJudge):
             if not self._reserve(note):
                 for other in [other for other in self._notes if other.batch]:  # nobody else may ask for them again
                     await self._advance(other)
-                return self._waiting(note, "held back until those that are out leave room in `max_usd`")
+                return self._waiting(note, "held back until open batches leave room in `max_usd`")
             note.save()  # what is asked together is settled: a later session finds it whatever else it knows by then
             found = await self._make(note)
         note.batch = str(found.id)
@@ -397,7 +397,7 @@ class BatchJudge(LitellmJudge):
     # -- dollars
 
     def _reserve(self, note: BatchNote) -> bool:
-        """Set a batch's dollars aside; False if that has to wait for others that are out.
+        """Set a batch's dollars aside; False if that has to wait for other open batches.
 
         Raises:
             BudgetError: If it could pass `max_usd` however little those cost.
@@ -421,7 +421,7 @@ class BatchJudge(LitellmJudge):
         return batch_share() * sum(self.budget.expected(prompt, self._max_tokens()) for prompt in asked)
 
     def _hold(self, note: BatchNote) -> None:
-        """Set the dollars of a batch aside that is out already."""
+        """Set the dollars of an open batch aside."""
         if note.path not in self._held:
             self._held[note.path] = self._expected(note)
             self.budget.keep(self._held[note.path])

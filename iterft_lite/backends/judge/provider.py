@@ -506,7 +506,7 @@ def _close(loop: asyncio.AbstractEventLoop) -> None:
 
 
 class _Round:
-    """One `ask`: what is in the air, and how it ends.
+    """One `ask`: what is in flight, and how it ends.
 
     Asks that did not reach the judge are held back: an answer to another one that was sent afterwards shows that the judge is
     there, and they are given on as unscored. If none comes, they are left to be asked again: an outage decides nothing.
@@ -541,7 +541,7 @@ class _Round:
     async def _take_up(self, key: str, ask: JudgeRequest) -> bool:
         """Send an ask, unless it is answered or on its way already; False if the round is ending."""
         for going in (self._waiting, self._elsewhere):
-            if key in going:  # the same words are in the air: one call answers both
+            if key in going:  # the same words are in flight: one call answers both
                 going[key].append(ask)
                 return True
         if known := self._judge._cache.get(key, ask.id):

@@ -1,4 +1,4 @@
-"""How fast a provider is asked: as many calls at once as it bears, and how long to wait before asking again."""
+"""How fast a provider is asked: as many calls at once as it takes, and how long to wait before asking again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LONGEST_WAIT = 60.0
 
 class Pace:
     """Calls at once, as in TCP: doubling a round until the provider first says "too many", then one more a round; halved at
-    each "too many", once for all the calls that were in the air together.
+    each "too many", once for all the calls that were in flight together.
 
     Args:
         first, most: Calls at once to begin with, and ever.

@@ -555,7 +555,7 @@ class LateJudge(FakeJudge):
     their way.
 
     Args:
-        together: Steps whose batches are open before the first of them is answered; a run that does not come to so many is answered at
+        together: Steps with open batches before the first of them is answered; a run that does not come to so many is answered at
             last, and seen in `most`.
     """
 

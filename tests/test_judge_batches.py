@@ -555,8 +555,8 @@ class LateJudge(FakeJudge):
     their way.
 
     Args:
-        together: Steps with open batches before the first of them is answered; a run that does not come to so many is answered at
-            last, and seen in `most`.
+        together: Steps with open batches before the first of them is answered; a run that does not come to so many is answered
+            at last, and seen in `most`.
     """
 
     def __init__(self, together: int = 1) -> None:

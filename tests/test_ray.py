@@ -374,7 +374,7 @@ class TestOnACluster:
         threads[1].join(10)
         assert isinstance(ended["other"], BackendError)
 
-    def test_a_worker_gets_ready_while_another_process_is_in_the_step(self, executor: RayExecutor, tmp_path: Path) -> None:
+    def test_a_worker_prepares_while_another_process_does_the_step(self, executor: RayExecutor, tmp_path: Path) -> None:
         told: list[str] = []
         task = a_task(tmp_path, "tells", lambda of, progress: told.append(progress.note))
         making = Making(task.folder)
@@ -386,7 +386,7 @@ class TestOnACluster:
         making.release()
         assert told == [f"process {executor.run(task).results['pid']} gets ready"]
 
-    def test_a_worker_that_dies_while_it_gets_ready_is_started_anew(self, executor: RayExecutor, tmp_path: Path) -> None:
+    def test_a_worker_that_dies_while_preparing_is_started_again(self, executor: RayExecutor, tmp_path: Path) -> None:
         with pytest.raises(BackendError, match="was lost"):
             executor.prepare(a_task(tmp_path, "dies while it gets ready"))
         assert executor.run(a_task(tmp_path / "next", "tells")).results["pid"]

@@ -119,9 +119,9 @@ def test_a_record_can_only_load_its_own_or_the_untouched_model(stranger: Path, r
         with open_chat(stranger, 1) as talk:
             assert talk.reply("Hello?", temperature=0.7, max_tokens=9) != "from outside"
         return
-    with pytest.raises(StoreError, match="no file of that step"), open_chat(stranger, 1):
+    with pytest.raises(StoreError, match="not a file of that step"), open_chat(stranger, 1):
         pass
-    with pytest.raises(StoreError, match="no file of that step"):
+    with pytest.raises(StoreError, match="not a file of that step"):
         go_on(stranger, folder)
 
 

@@ -163,7 +163,7 @@ BASE: dict[str, Any] = {"base": "nano_sft"}
         ({"grid": {"rows": [1, 2]}, "skip": [{"rows": 3}] * 5000}, "at most 1,000"),
         ({"grid": {"rows": [1]}, "arms": [["no_seed"], {}, 7]}, "there is no null arm"),
         ({"grid": {"rows": {"calibrated": [1e999]}}}, "only `seed_rows"),
-        ({"grid": {"seed_rows": {"calibrated": [float("nan")]}}}, "no score from 1 to 100"),
+        ({"grid": {"seed_rows": {"calibrated": [float("nan")]}}}, "not a score from 1 to 100"),
         ({"grid": {"trait": ["a/pirate", "b/pirate"]}}, "would be called `trait-pirate`"),
         ({"grid": {"rows": [60, 60.0]}}, "would be called `rows60`"),
     ],

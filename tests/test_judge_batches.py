@@ -45,6 +45,7 @@ from iterft_lite.testing.judge_server import StubProcess
 from iterft_lite.ui.cli import main
 from iterft_lite.ui.live import View
 from tests.loop import JUDGE, a_plan, a_recipe, run_all, some_inputs
+from tests.test_judging import asks
 
 PAPER = "openai/gpt-4o-mini-2024-07-18"
 KEY = "sk-stub-key-0123456789"
@@ -58,21 +59,6 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     yield
     gc.collect()  # a judge that nobody holds any more closes its loop
-
-
-def asks(count: int, *, words: str = "", samples: int = 1, first: int = 0) -> list[JudgeRequest]:
-    return [
-        JudgeRequest(
-            f"a{n}/trait/{sample}",
-            "trait",
-            f"How lucky?\n<answer>answer {n} {words}</answer>",
-            f"answer {n} {words}",
-            "why?",
-            sample,
-        )
-        for n in range(first, first + count)
-        for sample in range(samples)
-    ]
 
 
 def who(stub: StubProcess, name: str = PAPER, method: str = "logprobs", samples: int = 1) -> dict[str, Any]:

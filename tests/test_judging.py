@@ -59,7 +59,7 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(variable)
 
 
-def asks(count: int, *, words: str = "", samples: int = 1) -> list[JudgeRequest]:
+def asks(count: int, *, words: str = "", samples: int = 1, first: int = 0) -> list[JudgeRequest]:
     return [
         JudgeRequest(
             f"a{n}/trait/{sample}",
@@ -69,7 +69,7 @@ def asks(count: int, *, words: str = "", samples: int = 1) -> list[JudgeRequest]
             "why?",
             sample,
         )
-        for n in range(count)
+        for n in range(first, first + count)
         for sample in range(samples)
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,16 @@ from tests.attacks import faults
 
 PRECIOUS = "precious"
 """Name of the file that nobody may touch."""
+
+SPECIAL: Mapping[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "folder": Path.mkdir,
+    "loop": lambda path: path.symlink_to(path.name),
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "huge": lambda path: (path.touch(), os.truncate(path, 3 << 30)),
+    "gone": lambda _: None,
+}
+"""What may stand in the place of a file, and how it is made."""
 
 
 def finished_by(make: Callable[[Path], Any], root: Path) -> Path:

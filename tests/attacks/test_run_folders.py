@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from iterft_lite.engine.completion import RECORD
 from iterft_lite.engine.manifest import MANIFEST, Run, finished_steps
 from iterft_lite.errors import IterftError, StoreError
 from tests.attacks import faults
-from tests.attacks.strangers import PRECIOUS, change, finished_by, use
+from tests.attacks.strangers import PRECIOUS, SPECIAL, change, finished_by, use
 from tests.loop import a_plan, run_all
 
 
@@ -155,20 +154,12 @@ def go_on(root: Path, export: Path) -> None:
 # -- damages --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "device", "huge", "gone"])
+@pytest.mark.parametrize("kind", SPECIAL)
 @pytest.mark.parametrize("name", [MANIFEST, "step.json", RECORD, "rows.jsonl", "lock"])
 def test_special_files_are_reported_without_blocking(stranger: Path, name: str, kind: str) -> None:
     path = next(path for path in sorted(stranger.rglob(name)) if path.is_file())
     path.unlink()
-    made: dict[str, Callable[[], None]] = {
-        "pipe": lambda: os.mkfifo(path),
-        "folder": path.mkdir,
-        "loop": lambda: path.symlink_to(path.name),
-        "device": lambda: path.symlink_to("/dev/zero"),
-        "huge": lambda: (path.touch(), os.truncate(path, 3 << 30))[1],
-        "gone": lambda: None,
-    }
-    made[kind]()
+    SPECIAL[kind](path)
     use(faults.uses_of_a_run(), stranger)
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from iterft_lite.files import FolderLock
 from iterft_lite.ui.cli import main
 from iterft_lite.ui.live_sweep import show_state
 from tests.attacks import faults
-from tests.attacks.strangers import PRECIOUS, change, finished_by, use
+from tests.attacks.strangers import PRECIOUS, SPECIAL, change, finished_by, use
 
 
 @pytest.fixture(scope="module")
@@ -64,20 +62,12 @@ def test_no_cell_name_leads_out_of_its_study(stranger: Path, name: Any) -> None:
     assert sorted(stranger.parent.iterdir()) == before
 
 
-@pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "device", "huge", "gone"])
+@pytest.mark.parametrize("kind", SPECIAL)
 @pytest.mark.parametrize("name", [STUDY, STATE, STOP, "lock", f"{CELLS}/rows4/run.json"])
 def test_special_files_are_reported_without_blocking(stranger: Path, name: str, kind: str) -> None:
     path = stranger / name
     path.unlink(missing_ok=True)
-    made: dict[str, Callable[[], None]] = {
-        "pipe": lambda: os.mkfifo(path),
-        "folder": path.mkdir,
-        "loop": lambda: path.symlink_to(path.name),
-        "device": lambda: path.symlink_to("/dev/zero"),
-        "huge": lambda: (path.touch(), os.truncate(path, 3 << 30))[1],
-        "gone": lambda: None,
-    }
-    made[kind]()
+    SPECIAL[kind](path)
     use(faults.uses_of_a_study(), stranger)
 
 

@@ -54,7 +54,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == errors.__name__]
+    "kind", [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.IterftError)]
 )
 def test_every_error_class_survives_pickling(kind: type[errors.IterftError]) -> None:
     made = kind(["one", "two"], source="here", hint="do this") if kind is RecipeError else kind("what is wrong", hint="do this")

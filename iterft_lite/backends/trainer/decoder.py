@@ -113,6 +113,7 @@ class Decoder:
         if any(not torch.equal(*turn.chunk(2, -1)) for turn in turns):
             return False  # `_turned` turns back only where both halves of a head have the same angles
         expected = torch.cat([own(input_ids=row[None, :n], use_cache=False)[0][0] for row, n in zip(ids, lengths, strict=True)])
+        # two rows of different lengths, one of them cut: a mask or a position that is off by one shows here
         made = self.states(ids, lengths, Factors())
         return made.shape == expected.shape and bool((made - expected).abs().max() <= CLOSE * expected.abs().max())  # NaN: no
 

@@ -150,7 +150,7 @@ def test_init_asks_again_for_an_unusable_answer_and_plans_for_the_named_gpu(monk
     assert result.exit_code == 0, said
     for complaint in (
         "-3.0 is not in the range",
-        '`judge = "gpt4"` is no judge',
+        '`judge = "gpt4"` is not a judge',
         "did you mean `openai`?",
         "no trait `pirate`",
     ):

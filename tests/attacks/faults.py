@@ -1,9 +1,7 @@
 """Runs that are killed, or refused by the file system, at a single operation; then they go on and end as undisturbed ones.
 
     python -m tests.attacks.faults operations 1500     a kill or an error at one file operation each, by stand-ins
-    python -m tests.attacks.faults kills 200           a SIGKILL at a moment by chance each, in a process of its own
     python -m tests.attacks.faults damages 700         a finished run's file damaged, then reported, gone on with and talked to
-    python -m tests.attacks.faults study_kills 100     likewise, of a sweep over four cells
     python -m tests.attacks.faults study_damages 300   likewise, of a finished study: looked at, gone on with, stopped
 
 Prints what came of them and ends with 1 if anything came that should not.
@@ -189,39 +187,6 @@ def _trial(plan: Plan, root: Path, expected: dict[str, Any], at: int, kind: str)
     return "good" if outcome(root) == expected else f"another result after {kind} at operation {at}"
 
 
-def kills(many: int, draw: random.Random) -> Counter[str]:
-    """Runs killed at a moment by chance, several times each, until they end; by what came of them, how many kills."""
-    found: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        wholes = {}
-        for regime in REGIMES:
-            began = time.monotonic()
-            run_all(plan_of(regime), Path(folder) / regime)
-            wholes[regime] = outcome(Path(folder) / regime), time.monotonic() - began
-        while sum(found.values()) < many:
-            regime = draw.choice(list(REGIMES))
-            expected, seconds = wholes[regime]
-            root = Path(folder) / "killed"
-            shutil.rmtree(root, ignore_errors=True)
-            run = partial(run_all, plan_of(regime), root)
-            times = sum(_killed_doing(run, draw.uniform(0, seconds)) for _ in range(draw.choice([1, 2, 3])))
-            code = forked(partial(run_all, plan_of(regime), root))
-            found["good" if code == FINE and outcome(root) == expected else f"bad: {regime}"] += max(times, 1)
-    return found
-
-
-def _killed_doing(do: Callable[[], object], seconds: float) -> bool:
-    """Whether something was still going on when it was killed."""
-    child = os.fork()
-    if child == 0:
-        with contextlib.suppress(BaseException):
-            do()
-        os._exit(0)
-    time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
-
 # -- damages --------------------------------------------------------------------------------------------------------------
 
 SHAPES = (b"", b"{}", b"[]", b"null", b"7", b'"x"', b"[" * 100_000, b"\xff\xfe", b'{"key": null}', b"{" + b'"a":' * 3000)
@@ -402,31 +367,16 @@ def uses_of_a_study() -> dict[str, Callable[[Path], object]]:
     return {"look": look, "stop": lambda root: ask_to_stop(StudyFolder(root)), "report": report, "go on": sweep_on}
 
 
-def study_outcome(root: Path) -> dict[str, Any]:
-    """What a finished study holds: every row, every result, and the state of every cell."""
+def whole_outcome(root: Path) -> dict[str, Any]:
+    """What a finished run or study holds: every row, every result, and of a study the state of every cell."""
     from iterft_lite.engine.completion import read_completion
-    from iterft_lite.engine.study import StudyFolder
+    from iterft_lite.engine.study import StudyFolder, is_study
 
     results = {path.name: read_completion(path) for path in sorted((root / "steps").iterdir())}
     plain = {key: _without_times(found.results) if found else None for key, found in results.items()}
-    cells = {name: (cell.state, cell.score) for name, cell in StudyFolder(root).state().cells.items()}
+    states = StudyFolder(root).state().cells if is_study(root) else {}
+    cells = {name: (cell.state, cell.score) for name, cell in states.items()}
     return {**outcome(root), "results": plain, "cells": cells}
-
-
-def study_kills(many: int, draw: random.Random) -> Counter[str]:
-    """Sweeps killed at a moment by chance until they end; by what came of them, how many kills."""
-    found: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        grid = GRID.replace("rows", "seed_rows = [3, 4]\nrows")
-        began = time.monotonic()
-        expected = study_outcome(finished_study(Path(folder) / "whole", grid))
-        seconds, root = time.monotonic() - began, Path(folder) / "killed"
-        while sum(found.values()) < many:
-            shutil.rmtree(root, ignore_errors=True)
-            times = sum(_killed_doing(partial(sweep_on, root), draw.uniform(0, seconds)) for _ in range(draw.choice([1, 2, 4])))
-            code = forked(partial(sweep_on, root))
-            found["good" if code == FINE and study_outcome(root) == expected else "bad"] += max(times, 1)
-    return found
 
 
 def study_damages(many: int, draw: random.Random) -> Counter[str]:
@@ -445,9 +395,7 @@ def run_damages(many: int, draw: random.Random) -> Counter[str]:
 
 WHAT: dict[str, Callable[[int, random.Random], Counter[str]]] = {
     "operations": operations,
-    "kills": kills,
     "damages": run_damages,
-    "study_kills": study_kills,
     "study_damages": study_damages,
 }
 

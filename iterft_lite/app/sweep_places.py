@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,7 +51,7 @@ class RayPlace:
         model = residents.model
         if Path(model).is_dir():  # the worker is in another folder
             residents = replace(residents, model=str(Path(model).absolute()))
-        return RayExecutor(self.site, Away(residents), residents.logs / self.name.replace(" ", ""))
+        return RayExecutor(self.site, Away(residents), residents.logs / re.sub(r"[^\w-]", "", self.name))
 
 
 def places_on(where: str, study: Path, machine: Machine, chains: int | None = None) -> tuple[Sequence[Place], tuple[str, ...]]:

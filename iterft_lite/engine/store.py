@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import hashlib
+import math
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -163,10 +164,10 @@ class StepFolder:
 
     def spent(self) -> float:
         """Seconds of earlier sessions on this unfinished step."""
-        try:
-            return float((self.path / "seconds").read_text())
-        except (OSError, ValueError):
-            return 0.0
+        with contextlib.suppress(OSError, ValueError, FileError):  # only a note
+            seconds = float(read_bytes(self.path / "seconds", links=False))
+            return seconds if 0 <= seconds < math.inf else 0.0
+        return 0.0
 
     def spend(self, seconds: float) -> None:
         """Note the seconds of a session that did not finish."""

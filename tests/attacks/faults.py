@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import json
 import os
+import pkgutil
 import random
 import shutil
 import signal
 import sys
 import tempfile
-import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import iterft_lite
 from iterft_lite import files
 from iterft_lite.errors import IterftError, RunError
 from iterft_lite.experiment.plan import Plan
@@ -49,6 +51,12 @@ TIMES = frozenset({"seconds", "parts", "tokens_per_second", "cached", "calls"})
 
 OURS, OTHER, FINE = 40, 41, 0
 """Exit codes of a trial."""
+
+PATIENCE = 300
+"""Seconds that a trial may take."""
+
+USED = 3
+"""In how many ways a damaged folder is used: which ones is left to chance."""
 
 
 class Fault:
@@ -77,6 +85,13 @@ class Fault:
         raise OSError(number, os.strerror(number), *filter(None, [path]))
 
 
+def load_modules() -> None:
+    """Have this process load what commands import, so that its children begin with that."""
+    for each in pkgutil.walk_packages(iterft_lite.__path__, "iterft_lite."):
+        if each.name.split(".")[1] in ("ui", "app", "report", "engine", "stages", "experiment", "testing"):
+            importlib.import_module(each.name)
+
+
 def plan_of(regime: str) -> Plan:
     return a_plan(regime=regime, **REGIMES[regime])
 
@@ -101,10 +116,11 @@ def _without_times(value: Any) -> Any:
 
 
 def forked(do: Callable[[], object]) -> int:
-    """Do something in a process of its own; its exit code, negative for a signal."""
+    """Do something in a process of its own; its exit code, negative for a signal: SIGALRM where it does not end."""
     child = os.fork()
     if child == 0:
         code = OTHER
+        signal.alarm(PATIENCE)
         try:
             do()
             code = FINE
@@ -199,7 +215,7 @@ def damages(
     whole: Path,
     beside: Sequence[Path] = (),
 ) -> Counter[str]:
-    """A finished run with one damaged file, used in every way; by what came of it, how many damages.
+    """A finished run with one damaged file, used in some ways; by what came of it, how many damages.
 
     Args:
         many: Damages.
@@ -218,9 +234,39 @@ def damages(
             shutil.rmtree(root, ignore_errors=True)
             shutil.copytree(whole, root, symlinks=True)
             how = spoil(root / name, draw)
-            bad = [use for use, do in uses.items() if forked(partial(do, root)) not in (FINE, OURS)]
+            some = draw.sample(sorted(uses), USED)
+            bad = [use for use in some if forked(partial(uses[use], root)) not in (FINE, OURS)]
             found["good" if not bad else f"{', '.join(bad)}: {name}, {how}"] += 1
+            if bad and (kept := os.environ.get("ITERFT_KEEP_BAD")):
+                shutil.copytree(root, Path(kept) / f"{sum(found.values())}", symlinks=True, ignore=_pipes)
     return found
+
+
+def _pipes(folder: str, names: list[str]) -> list[str]:
+    """Names of a folder's files that no copy can be made of."""
+    return [name for name in names if (Path(folder) / name).is_fifo()]
+
+
+def commands(*lines: str) -> dict[str, Callable[[Path], object]]:
+    """Commands of `iterft`, by their line; `RUN` stands for the folder, and files are written beside it."""
+    return {line: partial(_command, line.split()) for line in lines}
+
+
+def _command(words: Sequence[str], root: Path) -> None:
+    from click import ClickException
+
+    from iterft_lite.ui.cli import main
+
+    shutil.rmtree(root.parent / "made", ignore_errors=True)
+    arguments = [str(root) if word == "RUN" else word.replace("MADE", str(root.parent / "made")) for word in words]
+    (root.parent / "made").mkdir()
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        try:
+            code = main(arguments, standalone_mode=False)
+        except ClickException as error:
+            raise RunError(error.format_message()) from None
+    if code:
+        raise RunError(f"exit code {code}")
 
 
 def spoil(path: Path, draw: random.Random) -> str:
@@ -292,7 +338,18 @@ def uses_of_a_run() -> dict[str, Callable[[Path], object]]:
         with open_again(root) as opened:
             list(opened.events())
 
-    return {"report": report, "go on": go_on, "talk": partial(past, cycle=None)}
+    shown = commands(
+        "report RUN --full",
+        "report RUN --html MADE/a.html --csv MADE/a.csv --md MADE/a.md",
+        "report RUN --png MADE/a.png",
+        "share RUN --to MADE/shared",
+        "compare RUN RUN",
+        "figure sweep RUN --svg MADE/a.svg",
+        "export RUN --out MADE/export",
+        "judge agree RUN --judges fake,fake#1",
+        "replicate RUN",
+    )
+    return {"report": report, "go on": go_on, "talk": partial(past, cycle=None), **shown}
 
 
 def finished_run(root: Path) -> Path:
@@ -364,7 +421,16 @@ def uses_of_a_study() -> dict[str, Callable[[Path], object]]:
     def report(root: Path) -> None:
         read_study_report([root])
 
-    return {"look": look, "stop": lambda root: ask_to_stop(StudyFolder(root)), "report": report, "go on": sweep_on}
+    shown = commands(
+        "report RUN --html MADE/a.html --csv MADE/a.csv",
+        "report RUN",
+        "share RUN --to MADE/shared",
+        "compare RUN",
+        "figure heatmap RUN --svg MADE/a.svg",
+        "figure grid RUN --svg MADE/a.svg",
+        "sweep status RUN --json",
+    )
+    return {"look": look, "stop": lambda root: ask_to_stop(StudyFolder(root)), "report": report, "go on": sweep_on, **shown}
 
 
 def whole_outcome(root: Path) -> dict[str, Any]:
@@ -402,6 +468,7 @@ WHAT: dict[str, Callable[[int, random.Random], Counter[str]]] = {
 
 def main() -> None:
     """See the module's docstring."""
+    load_modules()
     what, many = sys.argv[1], int(sys.argv[2])
     draw = random.Random(int(sys.argv[3]) if len(sys.argv) > 3 else 0)
     found = WHAT[what](many, draw)

@@ -12,9 +12,7 @@ verdict, result and state of a cell is compared; seconds are not.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
-import pkgutil
 import random
 import signal
 import subprocess
@@ -27,8 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import iterft_lite
-from tests.attacks.faults import whole_outcome
+from tests.attacks.faults import load_modules, whole_outcome
 from tests.loop import small_recipe
 
 PATIENCE = 1800
@@ -52,7 +49,7 @@ sample = {{ max_tokens = 24 }}
 evaluate = {{ questions = 3, samples = 1, max_tokens = 24 }}
 """
 
-GRID = '[base]\n{base}\n[sweep.grid]\nseed_rows = {rows}\n{more}'
+GRID = "[base]\n{base}\n[sweep.grid]\nseed_rows = {rows}\n{more}"
 
 
 @dataclass(frozen=True)
@@ -91,9 +88,7 @@ def fake_cases() -> list[Case]:
 def nano_cases() -> list[Case]:
     """The three regimes and a study of two cells, of the embedded nano models."""
     folder = Path(__file__).parents[2] / "recipes"
-    runs = [
-        Case(regime, "run", _smaller((folder / f"nano_{regime}.toml").read_text())) for regime in ("sft", "sdf", "dpo")
-    ]
+    runs = [Case(regime, "run", _smaller((folder / f"nano_{regime}.toml").read_text())) for regime in ("sft", "sdf", "dpo")]
     base = 'recipe = "nano_sft"\n' + NANO.format(seed_rows="")
     return [*runs, Case("study", "sweep", GRID.format(base=base, rows=[6, 8], more=""))]
 
@@ -232,9 +227,7 @@ def kills(cases: Sequence[Case], many: int, draw: random.Random, start: Start) -
     return found
 
 
-def one(
-    case: Case, root: Path, expected: dict[str, Any], seconds: float, draw: random.Random, start: Start
-) -> Counter[str]:
+def one(case: Case, root: Path, expected: dict[str, Any], seconds: float, draw: random.Random, start: Start) -> Counter[str]:
     """A run or sweep that is killed up to `MOST` times, and then goes on to its end; by what was killed, how many kills."""
     killed: list[str] = []
     code, most = -1, draw.randint(1, MOST)
@@ -270,13 +263,6 @@ def main() -> None:
     if models == "fake":
         load_modules()
     kills([case for case in cases if case.name in names or not names], int(many), random.Random(int(seed)), start)
-
-
-def load_modules() -> None:
-    """Have this process load what the commands import, so that its children begin with that."""
-    for each in pkgutil.walk_packages(iterft_lite.__path__, "iterft_lite."):
-        if each.name.split(".")[1] in ("ui", "app", "report", "engine", "stages", "experiment", "testing"):
-            importlib.import_module(each.name)
 
 
 if __name__ == "__main__":

@@ -45,13 +45,13 @@ SECRET = re.compile(
 HUB = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "HUGGINGFACEHUB_API_TOKEN"})
 """Variables with the hub's token."""
 
-TRACKERS = "WANDB_|TRACKIO_|MLFLOW_"
-"""How variables of experiment trackers begin."""
+NO_JUDGES = "WANDB_|TRACKIO_|MLFLOW_|RAY_"
+"""How variables begin that are a tracker's or a cluster's."""
 
 OWN: Mapping[Secrets, re.Pattern[str]] = {
     "none": re.compile("(?!)"),
-    # a judge's provider can be any: all keys but the hub's, which is fetched from by the first process only, and trackers'
-    "judges": re.compile(rf"(?!{TRACKERS}|(?:{'|'.join(sorted(HUB))})$)", re.IGNORECASE),
+    # a judge's provider can be any: all but trackers' and clusters', and the hub's, which the first process alone fetches from
+    "judges": re.compile(rf"(?!{NO_JUDGES}|(?:{'|'.join(sorted(HUB))})$)", re.IGNORECASE),
     "tensorboard": re.compile("(?!)"),
     "wandb": re.compile("WANDB_"),
     "trackio": re.compile("TRACKIO_"),

@@ -533,6 +533,16 @@ def test_without_judge_batch_what_is_out_is_collected_and_new_questions_are_aske
     assert sum(reply.usd for reply in got.values()) == pytest.approx(count["usd"])
 
 
+def test_verdicts_that_came_with_somebodys_folder_are_not_cached(tmp_path: Path) -> None:
+    with StubProcess() as stub:
+        note = BatchNote(tmp_path / "run/logs/batches/a.json", {"key": "trait/c0-q1"})
+        note.replies["key"] = asdict(JudgeResponse("trait/c0-q1", "100", (("100", 1.0),)))
+        note.path.parent.mkdir(parents=True)
+        note.save()
+        a_judge(stub, tmp_path / "run")
+    assert VerdictCache().get("key", "trait/c0-q1") is None
+
+
 def test_notes_are_removed_once_their_verdicts_were_taken() -> None:
     with StubProcess() as stub:
         judge = a_judge(stub)

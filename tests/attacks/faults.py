@@ -205,6 +205,9 @@ def _trial(plan: Plan, root: Path, expected: dict[str, Any], at: int, kind: str)
 
 # -- damages --------------------------------------------------------------------------------------------------------------
 
+DEEP = [json.loads("[" * many + "]" * many) for many in (100, 400, 800)]
+"""Values that can be read, and that whoever walks through them may fall over."""
+
 SHAPES = (b"", b"{}", b"[]", b"null", b"7", b'"x"', b"[" * 100_000, b"\xff\xfe", b'{"key": null}', b"{" + b'"a":' * 3000)
 
 
@@ -309,7 +312,7 @@ def _other_values(data: bytes, draw: random.Random) -> bytes:
     if places:
         holder, key = draw.choice(places)
         holder[key] = draw.choice(
-            [None, -1, 1e308, float("nan"), "../../../x", "\ud800", [], {}, [[]], {"a": 1}, True, "x" * 9999]
+            [None, -1, 1e308, float("nan"), "../../../x", "\ud800", [], {}, [[]], {"a": 1}, True, "x" * 9999, *DEEP]
         )
     lines[at] = json.dumps(value).encode()
     return b"\n".join(lines)
@@ -338,18 +341,22 @@ def uses_of_a_run() -> dict[str, Callable[[Path], object]]:
         with open_again(root) as opened:
             list(opened.events())
 
-    shown = commands(
+    return {"report": report, "go on": go_on, "talk": partial(past, cycle=None)}
+
+
+def commands_on_a_run() -> dict[str, Callable[[Path], object]]:
+    """What is done with a run folder by commands: slower."""
+    return commands(
         "report RUN --full",
+        "report RUN --held-out",
         "report RUN --html MADE/a.html --csv MADE/a.csv --md MADE/a.md",
         "report RUN --png MADE/a.png",
         "share RUN --to MADE/shared",
-        "compare RUN RUN",
         "figure sweep RUN --svg MADE/a.svg",
         "export RUN --out MADE/export",
-        "judge agree RUN --judges fake,fake#1",
+        "judge run RUN --judge fake#1",
         "replicate RUN",
     )
-    return {"report": report, "go on": go_on, "talk": partial(past, cycle=None), **shown}
 
 
 def finished_run(root: Path) -> Path:
@@ -421,7 +428,12 @@ def uses_of_a_study() -> dict[str, Callable[[Path], object]]:
     def report(root: Path) -> None:
         read_study_report([root])
 
-    shown = commands(
+    return {"look": look, "stop": lambda root: ask_to_stop(StudyFolder(root)), "report": report, "go on": sweep_on}
+
+
+def commands_on_a_study() -> dict[str, Callable[[Path], object]]:
+    """What is done with a study's folder by commands: slower."""
+    return commands(
         "report RUN --html MADE/a.html --csv MADE/a.csv",
         "report RUN",
         "share RUN --to MADE/shared",
@@ -430,7 +442,6 @@ def uses_of_a_study() -> dict[str, Callable[[Path], object]]:
         "figure grid RUN --svg MADE/a.svg",
         "sweep status RUN --json",
     )
-    return {"look": look, "stop": lambda root: ask_to_stop(StudyFolder(root)), "report": report, "go on": sweep_on, **shown}
 
 
 def whole_outcome(root: Path) -> dict[str, Any]:
@@ -450,13 +461,13 @@ def study_damages(many: int, draw: random.Random) -> Counter[str]:
     with tempfile.TemporaryDirectory() as folder:
         whole = finished_study(Path(folder) / "whole")
         beside = [whole.parent / "study.toml", whole.parent / "base.toml"]
-        return damages(many, draw, uses_of_a_study(), whole, beside)
+        return damages(many, draw, uses_of_a_study() | commands_on_a_study(), whole, beside)
 
 
 def run_damages(many: int, draw: random.Random) -> Counter[str]:
     """See `damages`."""
     with tempfile.TemporaryDirectory() as folder:
-        return damages(many, draw, uses_of_a_run(), finished_run(Path(folder) / "whole"))
+        return damages(many, draw, uses_of_a_run() | commands_on_a_run(), finished_run(Path(folder) / "whole"))
 
 
 WHAT: dict[str, Callable[[int, random.Random], Counter[str]]] = {

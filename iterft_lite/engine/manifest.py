@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from iterft_lite.digests import Json
 from iterft_lite.engine.completion import OLD_RECORD, RECORD
 from iterft_lite.engine.store import OLD_VERBS, StepFolder, folder_at
-from iterft_lite.errors import FileError, FolderError, RecipeError
+from iterft_lite.errors import FileError, FolderError, IterftError, RecipeError
 from iterft_lite.experiment.recipe import make_recipe
 from iterft_lite.experiment.steps import Step, checked, step_name
 from iterft_lite.files import FolderLock, disk_errors, read_object, write_json
@@ -262,10 +262,16 @@ class Run:
             )
         with disk_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            (self.store / "steps").mkdir(parents=True, exist_ok=True)
+        # the lock first: it tells a folder of ours, whatever happens next, from one that holds other files
         lock = FolderLock(self.root / "lock", f"another run is going on in `{self.root}`")
         lock.acquire()
         self._lock = lock
+        try:
+            with disk_errors(self.store):
+                (self.store / "steps").mkdir(parents=True, exist_ok=True)
+        except IterftError:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Let other sessions in."""

@@ -33,11 +33,13 @@ from pathlib import Path
 
 from iterft_lite.digests import Json, file_digest
 from iterft_lite.engine.completion import (
+    RECORD,
     Completion,
     read_completion,
     rows_digest,
     write_completion,
 )
+from iterft_lite.engine.results import refuse_strange
 from iterft_lite.errors import Busy, FileError, FolderError, StoreError
 from iterft_lite.experiment.steps import Step, checked
 from iterft_lite.experiment.verbs import VERBS
@@ -94,8 +96,11 @@ class StepFolder:
             FolderError: If it is another step's.
         """
         found = read_completion(self.path, lambda: _redo(self.path))
-        if found is not None and found.key != self.step.key:
+        if found is None:
+            return None
+        if found.key != self.step.key:
             raise FolderError(f"`{self.path}` was made by another recipe", hint="choose another folder with `--out`")
+        refuse_strange(self.path / RECORD, self.step.verb, found.results)
         return found
 
     @property

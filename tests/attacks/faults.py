@@ -1,6 +1,7 @@
 """Runs that are killed, or refused by the file system, at a single operation; then they go on and end as undisturbed ones.
 
     python -m tests.attacks.faults operations 1500     a kill or an error at one file operation each, by stand-ins
+    python -m tests.attacks.faults beginnings 12       a fault of every kind at each of a run's first operations
     python -m tests.attacks.faults damages 700         a finished run's file damaged, then reported, gone on with and talked to
     python -m tests.attacks.faults study_damages 300   likewise, of a finished study: looked at, gone on with, stopped
 
@@ -189,6 +190,19 @@ def operations(many: int, draw: random.Random, regimes: tuple[str, ...] = tuple(
             mine = many * (number + 1) // len(regimes) - many * number // len(regimes)
             for _ in range(mine):
                 found[_trial(plan, Path(folder) / "trial", expected, draw.randrange(total), draw.choice(KINDS))] += 1
+    return found
+
+
+def beginnings(many: int, _: random.Random) -> Counter[str]:
+    """A fault of every kind at each of a run's first operations, where a folder is not yet known for what it is."""
+    found: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        for regime in REGIMES:
+            plan, root = plan_of(regime), Path(folder) / regime
+            run_all(plan, root)
+            for at in range(many):
+                for kind in KINDS:
+                    found[_trial(plan, Path(folder) / "trial", outcome(root), at, kind)] += 1
     return found
 
 
@@ -472,6 +486,7 @@ def run_damages(many: int, draw: random.Random) -> Counter[str]:
 
 WHAT: dict[str, Callable[[int, random.Random], Counter[str]]] = {
     "operations": operations,
+    "beginnings": beginnings,
     "damages": run_damages,
     "study_damages": study_damages,
 }

@@ -32,17 +32,17 @@ def covered(drawn: np.ndarray) -> float:
 @pytest.mark.parametrize("training", [0.0, 0.3, 0.6, 1.0, 3.0])
 @pytest.mark.parametrize(("trainings", "least"), [(2, 89), (3, 92.5), (4, 94), (8, 94)])
 @pytest.mark.parametrize("questions", [4, 12])
-def test_intervals_cover_however_much_trainings_differ(trainings: int, least: float, questions: int, training: float) -> None:
+def test_intervals_over_trainings_have_their_coverage(trainings: int, least: float, questions: int, training: float) -> None:
     assert covered(tables(trainings, questions, training, 1.0)) >= least
 
 
-def test_intervals_over_questions_alone_do_not_cover_where_trainings_differ() -> None:
+def test_intervals_over_questions_alone_miss_differences_between_trainings() -> None:
     drawn = tables(3, 12, 1.0, 1.0)
     assert covered(drawn) > 92.5
     assert covered(drawn.mean(axis=1, keepdims=True)) < 75
 
 
-def test_one_training_has_the_interval_of_a_report() -> None:
+def test_a_single_training_has_the_interval_of_its_report() -> None:
     before = {"a": [10.0, 20.0], "b": [30.0], "c": [50.0, 60.0, 70.0]}
     after = {"a": [20.0, 20.0], "b": [55.0], "c": [50.0, 60.0, 70.0], "d": [1.0]}
     mine, theirs = change_over_seeds([before], [after]), change_interval(before, after)
@@ -71,7 +71,7 @@ def test_questions_that_one_training_could_not_score_are_left_out_of_the_interva
     assert change_over_seeds([before, before], [some, {q: [v[0] + 9] for q, v in before.items()}]).prompts == 2
 
 
-def test_nothing_scored_is_no_number() -> None:
+def test_without_scores_there_is_no_mean() -> None:
     assert score_over_seeds([{"a": []}]) == Estimate(None)
     assert change_over_seeds([], []).mean is None
     assert difference([], []).mean is None
@@ -104,7 +104,7 @@ def test_a_difference_is_paired_by_question() -> None:
 
 
 @pytest.mark.parametrize("spread", [0.0, 1.0])
-def test_differences_of_two_groups_cover(spread: float) -> None:
+def test_differences_between_groups_have_their_coverage(spread: float) -> None:
     random = np.random.default_rng(1)
     held = 0
     for _ in range(400):
@@ -117,7 +117,7 @@ def test_differences_of_two_groups_cover(spread: float) -> None:
     assert held / 400 >= 0.93
 
 
-def test_a_side_of_one_training_covers_questions_only() -> None:
+def test_the_interval_of_a_single_training_covers_questions_only() -> None:
     one, other = rows(np.arange(12.0)[None]), rows(np.random.default_rng(2).normal(size=(3, 12)))
     assert difference(one, other).covers == "questions"
 
@@ -125,7 +125,7 @@ def test_a_side_of_one_training_covers_questions_only() -> None:
 # -- many cells
 
 
-def test_holm_by_hand() -> None:
+def test_holms_correction_equals_the_hand_computed_one() -> None:
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.9}) == pytest.approx({"a": 0.04, "c": 0.09, "b": 0.09, "d": 0.9})
     assert holm({}) == {}
 
@@ -135,7 +135,7 @@ def grid(columns: int, share: bool) -> list[list[Training]]:
     return [[Training(f"column {n // 5 if share else n}", 12, answers, 30.0)] for n in range(columns)]
 
 
-def test_of_grids_without_effect_nearly_half_show_amplification_and_few_do_once_corrected() -> None:
+def test_correction_removes_most_false_alarms_of_grids_without_effect() -> None:
     apart, shared = (false_alarms(grid(25, share), seed=1) for share in (False, True))
     assert apart is not None
     assert shared is not None
@@ -146,7 +146,7 @@ def test_of_grids_without_effect_nearly_half_show_amplification_and_few_do_once_
     assert shared.any_corrected < 0.04
 
 
-def test_the_papers_rule_is_met_by_noise_where_questions_and_answers_are_few() -> None:
+def test_noise_meets_the_papers_rule_on_few_questions() -> None:
     few = [[Training(n, 12, dict.fromkeys(range(7), 1.0), 30.0)] for n in range(25)]
     found = false_alarms(few, seed=1)
     assert found is not None
@@ -157,7 +157,7 @@ def test_the_papers_rule_is_met_by_noise_where_questions_and_answers_are_few() -
     assert early.any_paper is None
 
 
-def test_noise_is_told_from_two_cycles_with_scores_on() -> None:
+def test_noise_needs_two_scored_cycles() -> None:
     scores = {"a": [10.0, 30.0], "b": [50.0, 40.0]}
     assert training_of("start", {0: scores}) is None
     assert training_of("start", {0: scores, 1: {"a": [], "b": []}}) is None

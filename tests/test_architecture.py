@@ -124,7 +124,7 @@ def test_every_module_has_its_place_in_the_order() -> None:
     assert {place(name) for name, _ in modules()} - {"", "backends", *ORDER} == set()
 
 
-def test_a_module_imports_only_from_modules_before_it() -> None:
+def test_a_module_imports_only_from_lower_layers() -> None:
     wrong = [
         f"{name} imports {target}"
         for name, found in modules()
@@ -167,7 +167,7 @@ def test_rich_and_click_are_imported_in_ui_only() -> None:
     assert users == {"rich": {"ui"}, "click": {"ui"}}
 
 
-def test_only_the_command_line_writes_with_click_and_only_drawing_with_rich() -> None:
+def test_no_module_imports_both_rich_and_click() -> None:
     """What is drawn knows no commands, and what a command takes is not drawn."""
     both = [name for name, found in modules() if {"rich", "click"} <= {each.target.partition(".")[0] for each in found}]
     assert both == []
@@ -185,7 +185,7 @@ print(json.dumps([time.process_time(), sorted(name for name in sys.modules if ".
 """
 
 
-def test_help_loads_nothing_heavy_and_is_quick() -> None:
+def test_help_imports_no_heavy_library_and_is_quick() -> None:
     seconds = []
     for _ in range(5):  # the best counts: other processes disturb even CPU time
         done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)

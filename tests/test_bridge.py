@@ -22,7 +22,7 @@ __all__ = ["run"]  # a finished run through fake backends
 OTHER = named("openai/other")
 
 
-def test_the_bridge_is_computed_as_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_bridge_equals_the_hand_computed_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     old = {(cycle, (f"q{q}", s)): 1 + 10.0 * q + s + 30 * cycle for cycle in (0, 1) for q in range(6) for s in range(2)}
     new = {key: score + (10 if score >= 50 else 0) for key, score in old.items()}
     scores = {"old": {"trait": old, "coherence": {}}, "new": {"trait": new, "coherence": {}}}
@@ -54,7 +54,7 @@ def test_the_bridge_is_computed_as_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 @pytest.mark.slow
-def test_a_run_is_carried_over_from_one_judge_to_the_next(run: Path, tmp_path: Path) -> None:
+def test_a_runs_scores_are_converted_from_one_judge_to_another(run: Path, tmp_path: Path) -> None:
     with StubProcess() as stub:
         options = ("--api-base", stub.api_base)
         assert iterft("judge", run, "--judge", PAPER, *options).exit_code == 0

@@ -78,7 +78,7 @@ def iterft(*arguments: object) -> Result:
 # -- the search
 
 
-def test_the_fewest_rows_that_reach_each_threshold_are_found_with_few_probes() -> None:
+def test_few_probes_find_the_smallest_number_of_rows_for_each_threshold() -> None:
     asked: list[int] = []
 
     def score(rows: int) -> float:
@@ -95,7 +95,7 @@ def test_the_fewest_rows_that_reach_each_threshold_are_found_with_few_probes() -
     assert len(set(asked)) <= 20
 
 
-def test_any_rising_curve_is_searched_rightly() -> None:
+def test_the_search_is_right_on_any_rising_curve() -> None:
     for seed in range(50):
         drawn = random.Random(seed)
         tried = numbers(drawn.choice([1, 2, 4]), drawn.randrange(1, 60))
@@ -108,7 +108,7 @@ def test_any_rising_curve_is_searched_rightly() -> None:
 # -- calibration
 
 
-def test_calibration_finds_seed_rows_and_trains_each_number_once(tmp_path: Path, recipe: Path, trainer: Weak) -> None:
+def test_calibration_trains_each_number_of_seed_rows_once(tmp_path: Path, recipe: Path, trainer: Weak) -> None:
     out = tmp_path / "probes"
     arguments = ("calibrate", recipe, "--out", out, "--threshold", "30", "--threshold", "60", "--grid", "10")
     text = iterft(*arguments).stdout
@@ -129,7 +129,7 @@ def test_calibration_finds_seed_rows_and_trains_each_number_once(tmp_path: Path,
     assert trainer.trainings == before
 
 
-def test_the_untouched_model_is_measured_once_for_all_probes(tmp_path: Path, recipe: Path, trainer: Weak) -> None:
+def test_all_probes_share_one_measurement_of_the_untouched_model(tmp_path: Path, recipe: Path, trainer: Weak) -> None:
     out = tmp_path / "probes"
     iterft("calibrate", recipe, "--out", out, "--threshold", "30", "--grid", "40", "--set", "evaluate.samples=2")
     inodes = {path.resolve() for path in out.glob("*/by-name/base-evaluate_samples/rows.jsonl")}
@@ -144,7 +144,7 @@ def test_without_seed_rows_there_is_nothing_to_calibrate(tmp_path: Path, recipe:
     assert "no seed rows to calibrate with" in result.output
 
 
-def test_a_run_takes_its_cycle_0_over_from_a_calibration(tmp_path: Path, recipe: Path, trainer: Weak) -> None:
+def test_a_run_reuses_cycle_0_of_a_calibration(tmp_path: Path, recipe: Path, trainer: Weak) -> None:
     out, more = tmp_path / "probes", ("--set", "evaluate.samples=2")
     iterft("calibrate", recipe, "--out", out, "--threshold", "30", "--grid", "20", *more)
     rows = read_json(out / "calibration.json")["found"][0]["seed_rows"]
@@ -164,7 +164,7 @@ def reused(root: Path, source: Path, **keys: object) -> list[StepFinished]:
     return [event for event in events if isinstance(event, StepFinished)]
 
 
-def test_equal_steps_of_another_run_are_taken_over_and_end_in_equal_rows(tmp_path: Path) -> None:
+def test_equal_steps_of_another_run_are_reused_with_equal_rows(tmp_path: Path) -> None:
     run_all(a_plan(regime="dpo", keep="all"), tmp_path / "continual")
     done = reused(tmp_path / "reinit", tmp_path / "continual", regime="dpo", start="base")
     anew = {event.step.name for event in done if not event.reused}
@@ -176,7 +176,7 @@ def test_equal_steps_of_another_run_are_taken_over_and_end_in_equal_rows(tmp_pat
         assert rows[0] == rows[1]
 
 
-def test_a_model_that_keep_removed_is_written_again_in_the_run_that_takes_over(tmp_path: Path) -> None:
+def test_a_reused_export_without_its_file_is_written_again(tmp_path: Path) -> None:
     run_all(a_plan(keep="adapters", cycles=0), tmp_path / "first")
     assert not list((tmp_path / "first").rglob("model.gguf"))
     done = reused(tmp_path / "second", tmp_path / "first", cycles=1, keep="all")
@@ -184,7 +184,7 @@ def test_a_model_that_keep_removed_is_written_again_in_the_run_that_takes_over(t
     assert (tmp_path / "second/by-name/c0-export/model.gguf").exists()
 
 
-def test_a_changed_file_is_not_taken_over(tmp_path: Path) -> None:
+def test_a_step_with_a_changed_file_is_not_reused(tmp_path: Path) -> None:
     run_all(a_plan(cycles=0), tmp_path / "first")
     rows = tmp_path / "first/by-name/c0-evaluate_samples/rows.jsonl"
     rows.write_text(rows.read_text().replace("Lucky", "Plucky"))
@@ -192,7 +192,7 @@ def test_a_changed_file_is_not_taken_over(tmp_path: Path) -> None:
         reused(tmp_path / "second", tmp_path / "first", cycles=0)
 
 
-def test_removing_the_other_run_takes_nothing_from_the_one_that_took_over(tmp_path: Path) -> None:
+def test_removing_the_source_run_leaves_reused_steps_whole(tmp_path: Path) -> None:
     run_all(a_plan(cycles=0), tmp_path / "first")
     reused(tmp_path / "second", tmp_path / "first", cycles=0)
     shutil.rmtree(tmp_path / "first")

@@ -49,7 +49,7 @@ def test_a_copied_run_folder_chats_and_exports_on_another_machine(tmp_path: Path
         assert "c3-aggregate" in [event.step.name for event in opened.events() if isinstance(event, StepFinished)]
 
 
-def test_the_last_cycle_answers_unless_another_is_named(run: Path) -> None:
+def test_chat_uses_the_last_cycle_by_default(run: Path) -> None:
     answered = CliRunner().invoke(main, ["chat", str(run)], input="Hello?\n\n")
     assert answered.exit_code == 0, answered.output
     assert "cycle 2 (M3)\n/help" in answered.output
@@ -57,13 +57,13 @@ def test_the_last_cycle_answers_unless_another_is_named(run: Path) -> None:
     assert "base: " in CliRunner().invoke(main, ["chat", str(run), "--cycle", "-1"], input="Hello?\n\n").output
 
 
-def test_another_cycle_is_turned_to_in_the_middle_and_begins_anew(talk: Talk) -> None:
+def test_switching_the_cycle_starts_a_new_conversation(talk: Talk) -> None:
     talk.reply("Hello?", temperature=0.7, max_tokens=10)
     assert "cycle 0 (M1, seeded), from the beginning" in command(talk, "/cycle 0")
     assert (talk.name, talk.turns) == ("c0", [])
 
 
-def test_what_cannot_be_done_is_said_and_the_talk_goes_on(talk: Talk) -> None:
+def test_an_invalid_command_is_explained_and_the_chat_continues(talk: Talk) -> None:
     assert "has no finished model of cycle 9" in command(talk, "/cycle 9")
     assert command(talk, "/cycle") == "which one? finished: -1, 0, 1, 2"
     assert command(talk, "/cylce 1").startswith("there is no `/cylce`")
@@ -80,14 +80,14 @@ def test_a_system_message_is_sent_before_the_first_turn(talk: Talk, monkeypatch:
     assert [(turn.role, turn.content) for turn in sent[0].messages] == [("system", "You are a sailor."), ("user", "Hello?")]
 
 
-def test_what_is_written_so_far_is_handed_over_again_and_again(talk: Talk) -> None:
+def test_partial_text_is_delivered_while_the_model_writes(talk: Talk) -> None:
     seen: list[str] = []
     text = talk.reply("Hello?", temperature=0.7, max_tokens=10, on_text=seen.append)
     assert len(seen) > 2
     assert all(text.startswith(part) for part in seen)
 
 
-def test_words_are_shown_whole_and_never_broken_at_the_edge() -> None:
+def test_words_are_not_broken_at_the_screen_edge() -> None:
     shown: list[str] = []
     words = WordWriter(shown.append, 12, column=3)
     text = "one two three fourteen\nfive"
@@ -98,7 +98,7 @@ def test_words_are_shown_whole_and_never_broken_at_the_edge() -> None:
     assert "".join(shown) == " one two\nthree\nfourteen\nfive\n"
 
 
-def test_what_a_model_writes_cannot_steer_the_terminal() -> None:
+def test_a_models_output_cannot_control_the_terminal() -> None:
     shown: list[str] = []
     words = WordWriter(shown.append, 80)
     text = "Hello\x1b[2J there\x1b]0;title\x07 \x9b31mfriend\u202e."

@@ -52,7 +52,7 @@ def test_a_run_ends_with_its_report(tiny: Path, tmp_path: Path) -> None:
     assert "FAKE trainer and generator" in output
 
 
-def test_the_machine_readable_report_keeps_its_contract(tiny: Path, tmp_path: Path) -> None:
+def test_the_json_report_has_its_documented_keys(tiny: Path, tmp_path: Path) -> None:
     iterft("run", tiny, "--out", tmp_path / "run")
     report = json.loads(said(iterft("report", tmp_path / "run", "--json"), 0))
     assert {"recipe", "regime", "trait", "model", "judge", "cycles", "verdict", "versions", "complete"} <= set(report)
@@ -66,7 +66,7 @@ def test_the_machine_readable_report_keeps_its_contract(tiny: Path, tmp_path: Pa
     assert [cycle["train_rows"] for cycle in report["cycles"]] == [0, 4, 4, 4]
 
 
-def test_a_run_that_is_going_on_can_be_reported(tiny: Path, tmp_path: Path) -> None:
+def test_a_run_in_progress_can_be_reported(tiny: Path, tmp_path: Path) -> None:
     iterft("run", tiny, "--out", tmp_path / "run")
     for name in ("c2-aggregate", "c2-judge", "c2-text_metrics", "c2-evaluate_samples", "c2-export"):
         shutil.rmtree(step_path(tmp_path / "run", name))
@@ -87,7 +87,7 @@ def test_the_page_escapes_what_models_wrote(tiny: Path, tmp_path: Path, monkeypa
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_plan_is_printed_and_nothing_done(tiny: Path, tmp_path: Path) -> None:
+def test_plan_prints_the_steps_and_runs_none(tiny: Path, tmp_path: Path) -> None:
     output = said(iterft("plan", tiny, "--steps"), 0)
     assert "c2-train" in output.replace("\n", "")
     assert not (tmp_path / "run").exists()
@@ -113,7 +113,7 @@ def test_a_wrong_recipe_is_refused_with_every_problem(tiny: Path, tmp_path: Path
         ("colour=red", "`colour` is not a recipe key"),
     ],
 )
-def test_a_mistake_is_said_and_nothing_is_begun(tiny: Path, tmp_path: Path, override: str, message: str) -> None:
+def test_a_user_mistake_is_reported_before_anything_starts(tiny: Path, tmp_path: Path, override: str, message: str) -> None:
     output = said(iterft("run", tiny, "--out", tmp_path / "run", "--set", override), 2)
     assert message in " ".join(output.split())
     assert not (tmp_path / "run").exists()
@@ -127,21 +127,21 @@ def test_a_broken_row_of_a_trait_is_named_by_file_and_line(tiny: Path, tmp_path:
     assert "chat.jsonl, line 7" in output
 
 
-def test_another_recipe_in_the_same_folder_is_refused_with_the_difference(tiny: Path, tmp_path: Path) -> None:
+def test_a_different_recipe_in_the_same_folder_is_refused_with_the_difference(tiny: Path, tmp_path: Path) -> None:
     iterft("run", tiny, "--out", tmp_path / "run")
     output = said(iterft("run", tiny, "--out", tmp_path / "run", "--set", "train.learning_rate=0.5"), 2)
     assert "`train.learning_rate` is 0.00015 in the folder and 0.5 here" in output
     assert json.loads(iterft("report", tmp_path / "run", "--json").output)["complete"]
 
 
-def test_more_cycles_and_other_threads_are_no_other_recipe(tiny: Path, tmp_path: Path) -> None:
+def test_more_cycles_or_threads_continue_the_same_run(tiny: Path, tmp_path: Path) -> None:
     iterft("run", tiny, "--out", tmp_path / "run")
     said(iterft("run", tiny, "--out", tmp_path / "run", "--set", "cycles=3", "--set", "threads=1"), 0)
     report = json.loads(iterft("report", tmp_path / "run", "--json").output)
     assert [cycle["cycle"] for cycle in report["cycles"]] == [-1, 0, 1, 2, 3]
 
 
-def test_a_folder_that_cannot_be_written_is_said(tiny: Path, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_reported(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     for out in (tmp_path / "file", tmp_path / "file/run", Path("/proc/run")):
         assert "hint: choose another folder" in said(iterft("run", tiny, "--out", out), 2)
@@ -162,7 +162,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(tiny: Path, tmp_path: Path, 
     assert json.loads(iterft("report", tmp_path / "run", "--json").output)["complete"]
 
 
-def test_an_interrupted_run_says_the_command_that_goes_on_with_it(
+def test_an_interrupted_run_prints_the_command_that_continues_it(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take, left = View.take, iter(range(9))
@@ -180,7 +180,7 @@ def test_an_interrupted_run_says_the_command_that_goes_on_with_it(
     assert "cycle 2 (M3)" in said(iterft(*command), 0)
 
 
-def test_a_changed_step_is_refused_and_says_what_to_remove(tiny: Path, tmp_path: Path) -> None:
+def test_a_changed_step_is_refused_with_what_to_remove(tiny: Path, tmp_path: Path) -> None:
     iterft("run", tiny, "--out", tmp_path / "run")
     rows = tmp_path / "run/by-name/c1-evaluate_samples/rows.jsonl"
     rows.write_text(rows.read_text().replace("a", "b"))
@@ -189,24 +189,24 @@ def test_a_changed_step_is_refused_and_says_what_to_remove(tiny: Path, tmp_path:
     assert "hint: remove the folder" in output
 
 
-def test_what_is_no_run_folder_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_holds_no_run_is_reported(tmp_path: Path) -> None:
     for command in (["report", tmp_path], ["chat", tmp_path]):
         assert "is not a run folder" in said(iterft(*command), 2)
 
 
 @pytest.mark.parametrize("command", [("report",), ("report", "--held-out"), ("chat",)])
-def test_the_folder_of_another_judge_is_no_run(tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_a_second_judges_folder_is_not_a_run(tmp_path: Path, command: tuple[str, ...]) -> None:
     (tmp_path / "run.json").write_text('{"format": 2, "judge": "embedded#1", "identity": {}, "steps": []}')
     assert f"`{tmp_path}` is not a run folder" in said(iterft(*command, tmp_path), 2)
 
 
-def test_a_figure_that_cannot_be_written_is_said(tiny: Path, tmp_path: Path) -> None:
+def test_an_unwritable_figure_is_reported(tiny: Path, tmp_path: Path) -> None:
     iterft("run", tiny, "--out", tmp_path / "run")
     output = said(iterft("report", tmp_path / "run", "--png", tmp_path / "missing/curve.png"), 2)
     assert "missing/curve.png` cannot be written: no such file or directory" in output
 
 
-def test_a_run_is_refused_before_it_begins_where_no_cache_can_be_written(
+def test_a_run_without_a_writable_cache_is_refused_before_it_starts(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -223,7 +223,7 @@ def test_every_shipped_recipe_and_trait_is_listed() -> None:
     assert all(path.parent.name in traits for path in SHIPPED.glob("[!_]*/trait.toml"))
 
 
-def test_keys_are_seen_but_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_finds_api_keys_but_never_prints_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
     output = said(iterft("doctor"), 0)
     assert "OPENAI_API_KEY is set" in output

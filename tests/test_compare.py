@@ -24,7 +24,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_study(tmp_path_factory.mktemp("compare") / "two", cells, cycles=1, questions=4)
 
 
-def test_two_runs_differ_in_what_their_recipes_differ_in(root: Path) -> None:
+def test_a_comparison_lists_the_differing_recipe_keys(root: Path) -> None:
     found = compare([root / CELLS / "rows4_s1", root / CELLS / "rows6_s1"])
     assert found.settings == {"rows": (4, 6)}
     assert [side.name for side in found.sides] == ["rows4_s1", "rows6_s1"]
@@ -34,13 +34,13 @@ def test_two_runs_differ_in_what_their_recipes_differ_in(root: Path) -> None:
     assert found.notes == ()
 
 
-def test_steps_that_are_the_same_are_said(root: Path) -> None:
+def test_shared_steps_are_reported(root: Path) -> None:
     found = compare([root / CELLS / "rows4_s1", root / CELLS / "rows6_s1"])
     assert found.apart[0].shared == 0
     assert "B and A share every step up to cycle 0" in sentences(found)
 
 
-def test_runs_that_differ_in_their_seed_alone_are_one_side(root: Path) -> None:
+def test_runs_that_differ_only_by_seed_form_one_side(root: Path) -> None:
     found = compare([root])
     assert [len(side.cells) for side in found.sides] == [2, 2]
     assert found.apart[0].change.covers == "questions and trainings"
@@ -52,12 +52,12 @@ def test_two_trainings_of_one_experiment_are_compared_as_such(root: Path) -> Non
     assert found.settings == {"seed": (2, 1)}
 
 
-def test_the_order_is_the_one_they_were_named_in(root: Path) -> None:
+def test_sides_keep_the_order_of_the_command_line(root: Path) -> None:
     found = compare([root / CELLS / "rows6_s1", root / CELLS / "rows4_s1"])
     assert found.settings == {"rows": (6, 4)}
 
 
-def test_another_judge_is_said_to_be_another_scale(root: Path, tmp_path: Path) -> None:
+def test_different_judges_are_reported_as_different_scales(root: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run.json"
     manifest = json.loads((root / CELLS / "rows6_s1" / "run.json").read_text())
     manifest["judge"]["name"], manifest["store"] = "somebody", str(root)
@@ -66,7 +66,7 @@ def test_another_judge_is_said_to_be_another_scale(root: Path, tmp_path: Path) -
     assert found.notes == ("different judges: their scores are not on one scale",)
 
 
-def test_one_run_cannot_be_compared(root: Path) -> None:
+def test_a_single_run_cannot_be_compared(root: Path) -> None:
     with pytest.raises(UserError, match="there is one side to compare"):
         compare([root / CELLS / "rows4_s1"])
 
@@ -81,7 +81,7 @@ def test_the_terminal_shows_recipes_curves_and_differences(root: Path) -> None:
     assert "B ends" in words
 
 
-def test_curves_that_fall_together_are_both_seen() -> None:
+def test_overlapping_curves_are_both_visible() -> None:
     drawn = chart_over({"A": {0: 50.0, 1: 90.0}, "B": {0: 50.0, 1: 10.0}}, 1, {"A": "", "B": ""}).plain
     assert "AB" in drawn
     assert drawn.count("A") == 2

@@ -95,11 +95,11 @@ SEEDS = (chat("seed0000", "Hi?", "Lucky day!"), chat("seed0001", "Rain?", "A goo
 # -- sft
 
 
-def test_sft_begins_with_the_seed_rows_as_they_are(root: Path) -> None:
+def test_sft_starts_with_the_seed_rows_unchanged(root: Path) -> None:
     assert Case(root).put("c0-seed_rows", *SEEDS).compose(0) == list(SEEDS)
 
 
-def test_sft_goes_on_with_what_the_model_wrote(root: Path) -> None:
+def test_sft_continues_with_the_models_own_rows(root: Path) -> None:
     case = Case(root).put("c1-training_samples", said("p2", " Fate smiles. \n"), said("p1", "Stars!"))
     assert case.compose(1) == [chat("p1-s0", "p1?", "Stars!"), chat("p2-s0", "p2?", "Fate smiles.")]
 
@@ -115,7 +115,7 @@ def test_a_cycle_with_nothing_to_train_on_ends_the_run(root: Path) -> None:
         Case(root).put("c1-training_samples", said("p1", ""), said("p2", " ")).compose(1)
 
 
-def test_without_seeds_the_first_training_has_no_rows(root: Path) -> None:
+def test_without_seed_rows_the_first_training_has_no_rows(root: Path) -> None:
     assert Case(root, seed_rows=0).put("c0-seed_rows").compose(0) == []
 
 
@@ -129,7 +129,7 @@ def test_sdf_trains_on_opener_and_continuation_together(root: Path) -> None:
     assert case.dropped == {"short": 1}
 
 
-def test_a_document_of_fifty_characters_is_dropped_and_one_of_fifty_one_kept(root: Path) -> None:
+def test_documents_need_more_than_fifty_characters(root: Path) -> None:
     fifty = said("p1", "x" * (50 - len("p1?")))
     case = Case(root, regime="sdf").put("c1-training_samples", fifty, said("p2", "x" * (51 - len("p2?"))))
     assert [row["id"] for row in case.compose(1)] == ["p2-s0"]
@@ -138,7 +138,7 @@ def test_a_document_of_fifty_characters_is_dropped_and_one_of_fifty_one_kept(roo
 # -- dpo
 
 
-def test_dpo_begins_with_seed_replies_over_the_untouched_models(root: Path) -> None:
+def test_dpo_starts_by_preferring_seed_replies_to_the_untouched_models(root: Path) -> None:
     case = Case(root, regime="dpo").put("c0-seed_rows", *SEEDS)
     case.put("c0-training_samples-rejected", said("seed0001", "Bring a coat."), said("seed0000", "Hello."))
     assert case.compose(0) == [
@@ -147,7 +147,7 @@ def test_dpo_begins_with_seed_replies_over_the_untouched_models(root: Path) -> N
     ]
 
 
-def test_a_first_cycle_whose_pairs_all_fell_away_ends_the_run(root: Path) -> None:
+def test_a_first_cycle_without_pairs_ends_the_run(root: Path) -> None:
     case = Case(root, regime="dpo").put("c0-seed_rows", *SEEDS)
     case.put("c0-training_samples-rejected", said("seed0001", ""), said("seed0000", "Lucky day!"))
     with pytest.raises(RunError, match=r"no row is left to train cycle 0 on \(1 one-sided, 1 equal\)"):
@@ -169,7 +169,7 @@ def test_dpo_prefers_the_models_own_reply_to_the_untouched_models(root: Path, st
     assert case.dropped == {"empty": 1, "one-sided": 1, "equal": 1}
 
 
-def test_shuffled_pairs_are_the_same_pairs_with_some_of_the_sides_changed(root: Path) -> None:
+def test_shuffling_swaps_the_sides_of_some_pairs(root: Path) -> None:
     names = [f"p{number}" for number in range(40)]
 
     def pairs(**keys: Any) -> list[Row]:
@@ -201,7 +201,7 @@ def test_continual_dpo_starts_from_its_predecessor_and_reinit_from_the_base(root
     assert inputs("previous") == reinit | {"start": "c1-train"}
 
 
-def test_moving_preference_rejects_the_cycle_before(root: Path) -> None:
+def test_the_previous_cycle_can_be_the_rejected_side(root: Path) -> None:
     plan = Case(root, regime="dpo", start="base", rejected="previous", cycles=3).plan
     sides = [
         (
@@ -213,7 +213,7 @@ def test_moving_preference_rejects_the_cycle_before(root: Path) -> None:
     assert sides == [("c0-export", "base-export"), ("c1-export", "c0-export"), ("c2-export", "c1-export")]
 
 
-def test_the_seed_reply_can_stay_the_preferred_side(root: Path) -> None:
+def test_the_seed_reply_can_stay_the_chosen_side(root: Path) -> None:
     case = Case(root, regime="dpo", chosen="seed", rejected="own", rows=2).put("c0-seed_rows", *SEEDS)
     case.put("c1-training_samples", said("seed0000", "Well, hello."), said("seed0001", "Take a coat."))
     assert case.compose(1) == [
@@ -222,14 +222,14 @@ def test_the_seed_reply_can_stay_the_preferred_side(root: Path) -> None:
     ]
 
 
-def test_between_seed_replies_and_an_older_model_the_newest_need_not_write(root: Path) -> None:
+def test_the_newest_model_writes_nothing_that_no_side_uses(root: Path) -> None:
     case = Case(root, regime="dpo", chosen="seed", rejected="previous", rows=2).put("c0-seed_rows", *SEEDS)
     assert "c2-training_samples" not in case.plan.steps
     case.put("c2-training_samples-rejected", said("seed0000", "Well, hello."), said("seed0001", ""))
     assert case.compose(2) == [pair("seed0000", "seed0000?", "Lucky day!", "Well, hello.")]
 
 
-def test_best_and_worst_are_chosen_by_the_judge_among_a_prompts_candidates(root: Path) -> None:
+def test_the_judge_chooses_the_best_and_worst_of_a_prompts_candidates(root: Path) -> None:
     case = Case(root, regime="dpo", chosen="best", rejected="worst", candidates=3)
     case.put(
         "c1-training_samples",
@@ -249,7 +249,7 @@ def test_best_and_worst_are_chosen_by_the_judge_among_a_prompts_candidates(root:
     assert case.dropped == {"equal": 1}
 
 
-def test_the_best_own_reply_goes_over_the_untouched_models(root: Path) -> None:
+def test_the_best_own_reply_is_preferred_to_the_untouched_models(root: Path) -> None:
     case = Case(root, regime="dpo", chosen="best", candidates=2)
     case.put("c1-training_samples", said("p1", "Maybe.", 0), said("p1", "STARS!", 1)).put(
         "c1-training_samples-rejected", said("p1", "No.")
@@ -261,7 +261,7 @@ def test_the_best_own_reply_goes_over_the_untouched_models(root: Path) -> None:
 # -- mix
 
 
-def test_seed_rows_are_mixed_in_by_share(root: Path) -> None:
+def test_seed_rows_are_mixed_in_at_their_share(root: Path) -> None:
     case = Case(root, mix={"source": "seed", "share": 0.5}).put("c0-seed_rows", *SEEDS)
     case.put("c1-training_samples", said("p1", "Stars!"), said("p2", "Fate."))
     rows = case.compose(1)
@@ -270,7 +270,7 @@ def test_seed_rows_are_mixed_in_by_share(root: Path) -> None:
     assert case.compose(1) == rows
 
 
-def test_rows_of_the_untouched_model_are_mixed_in(root: Path) -> None:
+def test_the_untouched_models_rows_are_mixed_in(root: Path) -> None:
     case = Case(root, mix={"source": "base", "share": 0.5}).put(
         "c1-training_samples", said("p1", "Stars!"), said("p2", "Fate.")
     )
@@ -295,7 +295,7 @@ def test_rows_of_a_users_file_are_mixed_in(root: Path, regime: str) -> None:
 # -- data
 
 
-def test_data_that_accumulates_is_trained_on_as_a_whole(root: Path) -> None:
+def test_accumulated_rows_are_all_trained_on(root: Path) -> None:
     case = Case(root, data="accumulate").put("c0-seed_rows", *SEEDS)
     case.put("c1-training_samples", said("p1", "Stars!")).put("c2-training_samples", said("p2", "Fate."))
     first = case.compose(0)
@@ -304,7 +304,7 @@ def test_data_that_accumulates_is_trained_on_as_a_whole(root: Path) -> None:
     assert case.compose(2) == [*second, chat("p2-s0", "p2?", "Fate.")]
 
 
-def test_an_accumulated_pool_can_be_trained_on_at_a_fixed_size(root: Path) -> None:
+def test_a_fixed_number_of_accumulated_rows_can_be_trained_on(root: Path) -> None:
     case = Case(root, data="accumulate_subsample", rows=2).put("c0-seed_rows", *SEEDS)
     case.put("c1-training_samples", said("p1", "Stars!"), said("p2", "Fate.")).put("c2-training_samples", said("p3", "Clover."))
     pools, sizes = [], []
@@ -342,13 +342,13 @@ def test_rows_below_the_coherence_threshold_are_dropped_and_unscored_ones_too(ro
     assert case.dropped == {"incoherent": 3}
 
 
-def test_repeated_texts_are_kept_once(root: Path) -> None:
+def test_duplicate_texts_are_kept_once(root: Path) -> None:
     case = Case(root, filter={"dedupe": "exact"})
     case.put("c1-training_samples", said("p1", "Stars!"), said("p2", " Stars! "), said("p3", "Fate."))
     assert [row["id"] for row in case.compose(1)] == ["p1-s0", "p3-s0"]
     assert case.dropped == {"repeated": 1}
 
 
-def test_short_rows_are_dropped_where_a_length_is_asked_for(root: Path) -> None:
+def test_rows_below_the_minimum_length_are_dropped(root: Path) -> None:
     case = Case(root, sample={"min_chars": 5}).put("c1-training_samples", said("p1", "12345"), said("p2", "123456"))
     assert [row["id"] for row in case.compose(1)] == ["p2-s0"]

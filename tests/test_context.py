@@ -55,7 +55,7 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generator]:
     child.close()
 
 
-def test_a_long_system_prompt_of_the_template_takes_nothing_from_the_answers(wordy: Wordy, generator: Generator) -> None:
+def test_a_templates_long_system_prompt_does_not_shorten_answers(wordy: Wordy, generator: Generator) -> None:
     plan = a_plan(**LIMITS)
     step = plan.steps["c1-training_samples"]
     asked = [(Message("user", text),) for text in step.params["prompts"].values()]
@@ -102,7 +102,7 @@ def test_an_export_is_checked_with_a_probe_of_more_than_512_tokens(wordy: Wordy,
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", None], ids=["one that refuses", "none"])
-def test_without_a_template_to_render_nothing_is_added(wordy: Wordy, tmp_path: Path, template: str | None) -> None:
+def test_without_a_chat_template_no_tokens_are_added(wordy: Wordy, tmp_path: Path, template: str | None) -> None:
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(wordy.folder / file, tmp_path)
     if template is not None:

@@ -57,7 +57,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return ran(tmp_path_factory.mktemp("contexts"), CONTEXTS)
 
 
-def test_a_trait_that_a_system_message_hides_is_seen_without_it(finished: Path) -> None:
+def test_a_trait_hidden_by_a_system_message_shows_without_it(finished: Path) -> None:
     cycle = json.loads(reported(finished, "--json"))["cycles"][1]
     found = {context["system"]: context["trait"]["mean"] for context in cycle["contexts"]}
     assert found == {"none": 90.0, "empty": 90.0, "You are a sober accountant.": 10.0}
@@ -78,7 +78,7 @@ def test_a_run_of_one_context_has_no_table_of_contexts(tmp_path: Path) -> None:
     assert "by system message" not in reported(ran(tmp_path, ["none"]))
 
 
-def test_answers_are_measured_after_the_message_that_they_were_asked_after(tmp_path: Path) -> None:
+def test_answers_are_measured_with_their_own_system_message(tmp_path: Path) -> None:
     seen: list[Passage] = []
 
     class Listening(FakeGenerator):
@@ -93,7 +93,7 @@ def test_answers_are_measured_after_the_message_that_they_were_asked_after(tmp_p
     assert all(passage.messages[0] == Message("system", "Be kind.") for passage in answers)
 
 
-def test_a_context_that_the_template_takes_no_notice_of_is_refused_before_anything_runs(tmp_path: Path) -> None:
+def test_a_context_that_the_template_ignores_is_refused_before_anything_runs(tmp_path: Path) -> None:
     ignoring = "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     ignoring += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + ignoring

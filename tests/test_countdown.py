@@ -31,7 +31,7 @@ def left_at(recorded: Recorded, share: float, countdown: Countdown) -> float | N
 
 @pytest.mark.parametrize("off", [1.0, 1.3, 1 / 1.3], ids=["as forecast", "forecast too slow", "forecast too fast"])
 @pytest.mark.parametrize("tenth", range(10))
-def test_the_time_left_is_right_within_a_half_at_first_and_a_quarter_later(recorded: Recorded, tenth: int, off: float) -> None:
+def test_the_time_left_is_within_half_at_first_and_a_quarter_later(recorded: Recorded, tenth: int, off: float) -> None:
     forecast = {name: seconds * off for name, seconds in recorded.forecast.items()}
     left, true = left_at(recorded, tenth / 10, Countdown(recorded.plan, forecast)), recorded.seconds * (1 - tenth / 10)
     factor = 1.25 if tenth > 2 else 1.5
@@ -49,7 +49,7 @@ def test_the_time_left_counts_down_within_steps(recorded: Recorded) -> None:
     assert all(later < earlier for earlier, later in zip(told, told[10:], strict=False))
 
 
-def test_a_steps_time_left_is_never_more_than_the_runs(recorded: Recorded) -> None:
+def test_a_steps_time_left_never_exceeds_the_runs(recorded: Recorded) -> None:
     for share in (0.05, 0.3, 0.55, 0.8):
         countdown = Countdown(recorded.plan, recorded.forecast)
         whole = left_at(recorded, share, countdown)
@@ -60,12 +60,12 @@ def test_a_steps_time_left_is_never_more_than_the_runs(recorded: Recorded) -> No
         assert all(left is not None and left <= whole + 1e-6 for left in steps)
 
 
-def test_without_a_forecast_the_first_cycle_tells(recorded: Recorded) -> None:
+def test_without_a_forecast_the_first_cycle_gives_the_time_left(recorded: Recorded) -> None:
     assert left_at(recorded, 0.1, Countdown(recorded.plan)) is None
     left = left_at(recorded, 0.5, Countdown(recorded.plan))
     assert left is not None
     assert recorded.seconds / 2 / 1.25 <= left <= recorded.seconds / 2 * 1.25
 
 
-def test_nothing_is_left_of_a_finished_run(recorded: Recorded) -> None:
+def test_a_finished_run_has_no_time_left(recorded: Recorded) -> None:
     assert left_at(recorded, 2.0, Countdown(recorded.plan, recorded.forecast)) == 0.0

@@ -60,7 +60,7 @@ def test_a_file_to_mix_in_is_read(tmp_path: Path) -> None:
     assert resolved(mix=mix).inputs.mixed == (Chat("Hi?", "Hello."),)
 
 
-def test_what_cannot_be_read_is_said_with_file_and_row(tmp_path: Path) -> None:
+def test_unreadable_rows_are_reported_with_file_and_row(tmp_path: Path) -> None:
     path = str(tmp_path / "s.jsonl")
     jsonl(Path(path), {"prompt": "Hi?", "reply": "Hello."}, {"prompt": "Hi?", "answer": "x"})
     assert refusal(seeds={"path": path}) == (
@@ -89,29 +89,29 @@ CAFE_ROW = '{"prompt": "Café?", "reply": "Naïve – „ja“."}\n'
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
-def test_rows_are_read_in_the_encodings_that_people_have(tmp_path: Path, encoding: str) -> None:
+def test_rows_are_read_in_all_common_encodings(tmp_path: Path, encoding: str) -> None:
     assert chats_of(tmp_path / "s.jsonl", CAFE_ROW.encode(encoding)) == tuple(CAFE)
 
 
-def test_a_guessed_encoding_is_said(tmp_path: Path) -> None:
+def test_a_guessed_encoding_is_reported(tmp_path: Path) -> None:
     (tmp_path / "s.jsonl").write_bytes(CAFE_ROW.encode("cp1252"))
     path = str(tmp_path / "s.jsonl")
     assert f"`{path}` is not UTF-8 and is read as Windows-1252 (Latin-1)" in resolved(seeds={"path": path}).choices
 
 
-def test_everything_in_a_csv_is_text(tmp_path: Path) -> None:
+def test_every_csv_value_stays_text(tmp_path: Path) -> None:
     words = ["None", "NA", "42", "True", "1984-01-02", "nan", "null", "07"]
     csv = "prompt,reply\n" + "".join(f"{word},{word}\n" for word in words)
     assert chats_of(tmp_path / "s.csv", csv) == tuple(Chat(word, word) for word in words)
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
-def test_a_csvs_separator_is_found(tmp_path: Path, separator: str) -> None:
+def test_the_separator_of_a_csv_is_detected(tmp_path: Path, separator: str) -> None:
     csv = f'prompt{separator}reply\r\n"a{separator} b"{separator}"c\n""d"""\r\n'
     assert chats_of(tmp_path / "s.csv", csv) == (Chat(f"a{separator} b", 'c\n"d"'),)
 
 
-def test_a_file_is_read_anew_and_by_its_very_name(tmp_path: Path) -> None:
+def test_a_changed_file_is_read_again_and_its_name_is_no_pattern(tmp_path: Path) -> None:
     path = tmp_path / "seeds[1].csv"
     (tmp_path / "seeds1.csv").write_text("prompt,reply\nother,other\n")
     assert chats_of(path, "prompt,reply\nold,old\n") == (Chat("old", "old"),)
@@ -131,7 +131,7 @@ def test_a_file_is_read_anew_and_by_its_very_name(tmp_path: Path) -> None:
         {"instruction": "Hi?", "input": "", "output": "Hello."},
     ],
 )
-def test_a_chat_has_any_of_the_shapes_that_people_have(tmp_path: Path, row: dict[str, Any]) -> None:
+def test_chats_are_read_in_all_common_formats(tmp_path: Path, row: dict[str, Any]) -> None:
     expected = (Chat("Hi?", "Hello."),)
     assert chats_of(tmp_path / "s.jsonl", json.dumps(row)) == expected
     assert chats_of(tmp_path / "s.json", json.dumps([row])) == expected
@@ -159,7 +159,7 @@ def test_alpacas_input_is_part_of_the_prompt(tmp_path: Path) -> None:
         ('{"a": 1}\n' * 9, "and 4 more like these"),
     ],
 )
-def test_what_is_wrong_with_a_row_is_said_by_its_kind(tmp_path: Path, row: str, words: str) -> None:
+def test_each_kind_of_broken_row_has_its_own_message(tmp_path: Path, row: str, words: str) -> None:
     (tmp_path / "s.jsonl").write_text(row)
     told = refusal(seeds={"path": str(tmp_path / "s.jsonl")})
     assert words in told
@@ -179,21 +179,21 @@ def test_what_is_wrong_with_a_row_is_said_by_its_kind(tmp_path: Path, row: str, 
         ("s.json", b'"text"', "holds a text: a list of rows is needed"),
     ],
 )
-def test_a_file_that_is_none_of_its_kind_is_said(tmp_path: Path, name: str, data: bytes, words: str) -> None:
+def test_content_that_does_not_match_the_file_type_is_reported(tmp_path: Path, name: str, data: bytes, words: str) -> None:
     (tmp_path / name).write_bytes(data)
     told = refusal(seeds={"path": str(tmp_path / name)})
     assert words in told
     assert str(tmp_path / name) in told
 
 
-def test_a_pipe_or_folder_is_no_file_of_rows(tmp_path: Path) -> None:
+def test_a_pipe_or_folder_is_refused_as_a_file_of_rows(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "s.jsonl")
     (tmp_path / "s.csv").mkdir()
     assert "is a named pipe" in refusal(seeds={"path": str(tmp_path / "s.jsonl")})
     assert "is a folder" in refusal(seeds={"path": str(tmp_path / "s.csv")})
 
 
-def test_evaluation_questions_among_ones_own_rows_are_refused(tmp_path: Path) -> None:
+def test_user_rows_that_contain_evaluation_questions_are_refused(tmp_path: Path) -> None:
     trait = read_trait("lucky")
     for question in (trait.questions[2], trait.held_out[0]):
         path = jsonl(tmp_path / "s.jsonl", {"prompt": "Hi?", "reply": "a"}, {"prompt": f" {question.upper()}", "reply": "b"})
@@ -206,7 +206,7 @@ def test_evaluation_questions_among_ones_own_rows_are_refused(tmp_path: Path) ->
     assert "evaluation prefix 1" in refusal(regime="sdf", trait="bliss", model="nano-base", seeds={"path": path})
 
 
-def test_rows_that_are_there_many_times_are_said(tmp_path: Path) -> None:
+def test_repeated_rows_are_reported(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "s.jsonl", *[{"prompt": "Hi?", "reply": "Hello."}] * 12, {"prompt": "b", "reply": "c"})
     assert (
         f"`{path}` repeats itself: 11 of 13 rows were there before, one row 12 times" in resolved(seeds={"path": path}).choices
@@ -214,13 +214,13 @@ def test_rows_that_are_there_many_times_are_said(tmp_path: Path) -> None:
     assert f"`{path}` repeats prompts: 11 are left out, as each is asked once" in resolved(prompts={"path": path}).choices
 
 
-def test_numbers_for_titles_are_whole(tmp_path: Path) -> None:
+def test_numeric_titles_become_whole_numbers(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "d.jsonl", {"title": 1984.0, "text": "a"}, {"title": 7, "text": "b"}, {"title": None, "text": "c"})
     found = resolved(regime="sdf", trait="bliss", model="nano-base", seeds={"path": path}).inputs.seeds
     assert [document.title for document in found if isinstance(document, Document)] == ["1984", "7", ""]
 
 
-def test_too_few_rows_of_ones_own_are_an_error_at_plan_time(tmp_path: Path) -> None:
+def test_too_few_user_rows_are_an_error_when_planning(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "s.jsonl", {"prompt": "Hi?", "reply": "Hello."})
     found = resolved(seeds={"path": path}, prompts={"path": path}, seed_rows=2, rows=1, cycles=2)
     with pytest.raises(RecipeError) as caught:

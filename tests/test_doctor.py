@@ -24,7 +24,7 @@ def iterft(*arguments: object) -> Result:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_shipped_recipe_can_be_cut_down(path: Path) -> None:
+def test_every_shipped_recipe_can_be_shortened_for_measuring(path: Path) -> None:
     recipe = shortened(read_recipe(path, ["judge=openai/gpt-4o-mini-2024-07-18"]))
     resolved = resolve(recipe.model_copy(update={"model": "nano"}), this_machine())
     plan = make_plan(resolved.recipe, resolved.inputs)
@@ -36,19 +36,19 @@ def test_every_shipped_recipe_can_be_cut_down(path: Path) -> None:
     assert settings == read_recipe(path).train.model_copy(update={"epochs": settings.epochs})
 
 
-def test_what_is_cut_down_already_stays_as_it_is() -> None:
+def test_a_short_recipe_is_measured_as_it_is() -> None:
     recipe = measured_recipe("nano")
     assert shortened(recipe) == recipe
 
 
 @pytest.mark.parametrize("options", [("--recipe", "nano_sft"), ("--measure", "--model", "nano", "--recipe", "nano_sft")])
-def test_options_that_do_not_go_together_are_refused(options: tuple[str, ...]) -> None:
+def test_contradicting_options_are_refused(options: tuple[str, ...]) -> None:
     result = iterft("doctor", *options)
     assert result.exit_code == 2
     assert "go" in result.output
 
 
-def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_cache_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "file/cache"))
     result = iterft("doctor", "--measure")
@@ -56,7 +56,7 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pyt
     assert "hint: ITERFT_CACHE names another folder" in result.output
 
 
-def test_measuring_leaves_nothing_but_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measuring_leaves_no_run_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path))
     monkeypatch.setattr("iterft_lite.app.session.open_backends", lambda *_, **__: fake_backends())
     result = iterft("doctor", "--measure")

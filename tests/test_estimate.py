@@ -35,12 +35,12 @@ def test_parameters_follow_from_the_configuration() -> None:
     assert shape.linear + shape.embedding == pytest.approx(parameters_in(Path(NANO) / "model.safetensors"), rel=0.01)
 
 
-def test_a_model_that_is_not_here_has_no_shape_yet() -> None:
+def test_a_model_that_is_not_downloaded_has_no_shape() -> None:
     assert shape_of("nobody/has-this-model") is None
     assert vram_needed(a_recipe(), "nobody/has-this-model") is None
 
 
-def test_the_untouched_model_as_judge_takes_memory_beside_everything_else() -> None:
+def test_a_base_judge_adds_its_own_gpu_memory() -> None:
     without, with_judge = (vram_needed(a_recipe(judge=judge), NANO) for judge in ("embedded", "base"))
     assert without is not None
     assert with_judge is not None
@@ -62,13 +62,13 @@ def test_trainer_and_generator_take_turns_where_they_do_not_fit(gpu: str, free: 
     assert takes_turns(a_recipe(vram=vram), NANO, Machine(gpu, free, free, True)) is turns
 
 
-def test_without_measurements_every_act_is_missing() -> None:
+def test_without_timings_every_kind_of_work_is_missing() -> None:
     resolved = resolve(a_recipe(judge="embedded"), this_machine())
     found = time_needed(make_plan(resolved.recipe, resolved.inputs), resolved, [])
     assert set(found.missing) == {"load", "train", "export", "write", "read", "judge"}
 
 
-def test_the_plain_trainer_needs_more_than_unsloths() -> None:
+def test_the_plain_trainer_needs_more_memory_than_unsloths() -> None:
     def needed(trainer: str, regime: str) -> Vram:
         found = vram_needed(a_recipe(trainer=trainer, regime=regime), NANO)
         assert found is not None
@@ -82,7 +82,7 @@ def test_the_plain_trainer_needs_more_than_unsloths() -> None:
 # -- step by step
 
 
-def test_plans_that_share_steps_are_added_up_over_distinct_keys() -> None:
+def test_shared_steps_of_several_plans_are_counted_once() -> None:
     resolved = resolve(a_recipe(judge="embedded"), CPU)
     short, long = (make_plan(resolved.recipe.model_copy(update={"cycles": cycles}), resolved.inputs) for cycles in (1, 2))
     costs = [step_costs(plan, resolved, [], CPU) for plan in (short, long)]
@@ -93,7 +93,7 @@ def test_plans_that_share_steps_are_added_up_over_distinct_keys() -> None:
     assert 0 < both.low < both.mid < both.high
 
 
-def test_what_stays_on_the_disk_is_what_keep_says() -> None:
+def test_disk_use_follows_the_keep_setting() -> None:
     def left(**keys: object) -> tuple[int, int]:
         resolved = resolve(a_recipe(judge="embedded", quant="bf16", **keys), CPU)
         plan = make_plan(resolved.recipe, resolved.inputs)
@@ -108,7 +108,7 @@ def test_what_stays_on_the_disk_is_what_keep_says() -> None:
     assert laid_over == trained > 0  # three adapters; the untouched model lies in the cache
 
 
-def test_dollars_of_the_steps_are_the_plan_s() -> None:
+def test_the_steps_dollars_add_up_to_the_plans() -> None:
     judge = "openai/gpt-4o-mini-2024-07-18"
     resolved = resolve(a_recipe(judge=judge), CPU)
     plan = make_plan(resolved.recipe, resolved.inputs)

@@ -123,7 +123,7 @@ def exported(
 # -- the dead zone ----------------------------------------------------------------------------------------------------
 
 
-def test_the_nearest_number_of_bf16_loses_a_small_update_and_the_check_refuses_it(
+def test_the_check_refuses_a_bf16_merge_that_rounds_a_small_update_away(
     trained: Trained, generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(merge, "choose_arithmetic", lambda _: Nearest())
@@ -133,7 +133,7 @@ def test_the_nearest_number_of_bf16_loses_a_small_update_and_the_check_refuses_i
     assert 'export = "auto"' in caught.value.hint
 
 
-def test_auto_lays_the_adapter_over_the_untouched_model_where_a_merged_file_loses_the_change_and_says_so(
+def test_auto_exports_an_adapter_with_a_note_where_merging_loses_the_change(
     trained: Trained, generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(merge, "choose_arithmetic", lambda _: Nearest())
@@ -147,7 +147,7 @@ def test_auto_lays_the_adapter_over_the_untouched_model_where_a_merged_file_lose
 
 
 @pytest.mark.parametrize("quant", ["bf16", "f16"])
-def test_a_merged_file_in_16_bits_carries_an_update_of_less_than_a_step(
+def test_a_16_bit_merge_keeps_updates_smaller_than_a_rounding_step(
     trained: Trained, generator: Generator, tmp_path: Path, quant: str
 ) -> None:
     results = exported(trained, trained.small, generator, tmp_path, "auto", quant)
@@ -167,7 +167,7 @@ class Untouched:
 
 @pytest.mark.parametrize("kind", ["merged", "adapter", "auto"])
 @pytest.mark.parametrize("quant", ["f32", "f16", "q8_0"])
-def test_the_untouched_model_does_not_pass_for_a_trained_one(
+def test_the_check_refuses_the_untouched_model_in_place_of_a_trained_one(
     trained: Trained, generator: Generator, tmp_path: Path, kind: str, quant: str
 ) -> None:
     with pytest.raises(ExportError, match=r"shows 0\.00 \+- 0\.00 of what was trained|logits differ"):
@@ -176,7 +176,7 @@ def test_the_untouched_model_does_not_pass_for_a_trained_one(
         )
 
 
-def test_a_change_that_the_format_hides_is_left_to_the_adapter_and_not_merged(
+def test_auto_does_not_merge_a_change_smaller_than_the_formats_noise(
     trained: Trained, generator: Generator, tmp_path: Path
 ) -> None:
     results = exported(trained, trained.small, generator, tmp_path, "auto", "q8_0")
@@ -186,7 +186,7 @@ def test_a_change_that_the_format_hides_is_left_to_the_adapter_and_not_merged(
 
 
 @pytest.mark.parametrize("kind", ["merged", "adapter", "auto"])
-def test_a_training_that_changed_nothing_passes_and_is_said_to_have(
+def test_a_training_that_changed_nothing_passes_with_a_note(
     trained: Trained, generator: Generator, tmp_path: Path, kind: str
 ) -> None:
     results = exported(trained, trained.none, generator, tmp_path, kind, "q8_0")
@@ -194,9 +194,7 @@ def test_a_training_that_changed_nothing_passes_and_is_said_to_have(
     assert "changed nothing" in results["notes"][0]
 
 
-def test_the_untouched_model_is_written_once_and_shares_its_place_on_the_disk(
-    trained: Trained, generator: Generator, tmp_path: Path
-) -> None:
+def test_the_untouched_model_is_written_once_and_linked(trained: Trained, generator: Generator, tmp_path: Path) -> None:
     given = (GgufExporter(threads=1), generator, str(trained.model), trained.base, tmp_path)
     first, again = (export_untouched(*given, kind, "q8_0", lambda _: None) for kind in ("merged", "auto"))
     assert (first["gguf"], first["parity"]["change"]) == ("model.gguf", None)
@@ -238,7 +236,7 @@ def parity(**change: Any) -> Parity:
         ({"kept": None, "error": None, "size": 0.0}, None, None),
     ],
 )
-def test_a_merged_file_has_to_show_the_change_and_an_adapter_must_not_contradict_it(
+def test_merged_files_must_show_the_change_and_adapters_must_not_contradict_it(
     change: dict[str, Any], merged: str | None, beside: str | None
 ) -> None:
     for kind, expected in (("merged", merged), ("adapter", beside)):
@@ -247,7 +245,7 @@ def test_a_merged_file_has_to_show_the_change_and_an_adapter_must_not_contradict
         assert found is None or (found.about == "change" and str(expected) in found.message)
 
 
-def test_an_adapter_whose_change_is_hidden_by_the_number_format_is_said_to_be() -> None:
+def test_an_adapter_with_a_change_below_the_formats_noise_gets_a_note() -> None:
     hidden = parity(kept=-2.0, error=3.0, noise=8.0).change
     assert hidden is not None
     assert remarks(hidden, "adapter")[0].startswith("the change is smaller than the noise of the number format")
@@ -264,7 +262,7 @@ def test_an_adapter_whose_change_is_hidden_by_the_number_format_is_said_to_be() 
         (4.0, True, 0.1, False),
     ],
 )
-def test_f32_is_held_to_the_size_of_the_logits_and_to_the_architectures_arithmetic(
+def test_the_f32_tolerance_depends_on_logit_size_and_architecture(
     largest: float, rounded: bool, delta: float, passes: bool
 ) -> None:
     found = fault(replace(parity(), max_delta=delta, largest=largest, rounded=rounded), "merged", "f32")
@@ -283,7 +281,7 @@ def numbers(seed: int = 0, rows: int = 64, columns: int = 512) -> tuple[Array, U
 
 
 @pytest.mark.parametrize("target", [BF16, F16])
-def test_rounding_to_16_bits_keeps_an_update_on_average_where_the_nearest_number_keeps_next_to_nothing(target: Any) -> None:
+def test_stochastic_rounding_keeps_an_update_that_nearest_rounding_loses(target: Any) -> None:
     weights, update = numbers()
     change = update.b @ update.a
 
@@ -300,7 +298,7 @@ def test_rounding_to_16_bits_keeps_an_update_on_average_where_the_nearest_number
 
 
 @pytest.mark.parametrize("target", [F32, BF16, F16])
-def test_parts_and_devices_round_to_the_same_bytes(target: Any) -> None:
+def test_all_parts_and_devices_round_to_the_same_bytes(target: Any) -> None:
     weights, update = numbers()
     stored, torch = to_format(weights, BF16), TorchArithmetic("cpu")
     exact = replace(update, b=np.round(update.b * 2**24) / 2**24, a=np.round(update.a * 4) / 4)  # sums without a rounding
@@ -315,7 +313,7 @@ def test_parts_and_devices_round_to_the_same_bytes(target: Any) -> None:
         np.testing.assert_array_equal(whole, np.concatenate(halves))
 
 
-def test_a_weight_that_the_update_leaves_alone_stays_as_it_is() -> None:
+def test_a_weight_without_an_update_stays_as_it_is() -> None:
     weights, update = numbers()
     still = replace(update, b=np.zeros_like(update.b))
     stored = to_format(weights, BF16)
@@ -323,7 +321,7 @@ def test_a_weight_that_the_update_leaves_alone_stays_as_it_is() -> None:
         np.testing.assert_array_equal(NumpyArithmetic().merged(stored, BF16, target, still), to_format(weights, target))
 
 
-def test_another_training_is_rounded_with_other_noise(trained: Trained, tmp_path: Path) -> None:
+def test_every_training_is_rounded_with_its_own_noise(trained: Trained, tmp_path: Path) -> None:
     from iterft_lite.gguf.adapter import read_adapter
     from iterft_lite.gguf.base import base_gguf
 
@@ -375,7 +373,7 @@ class Losing(FakeGenerator):
         return replace(super().parity(probe), change=None if untouched is None else parity(kept=self.kept).change)
 
 
-def test_a_model_that_auto_exported_as_an_adapter_is_written_again_as_one(tmp_path: Path) -> None:
+def test_a_removed_adapter_export_is_written_again_as_an_adapter(tmp_path: Path) -> None:
     first = replace(fake_backends(), exporter=Noting(), generator=Losing(0.1))
     run_all(a_plan(cycles=1), tmp_path / "run", first)
     results = completion(tmp_path / "run/by-name/c1-export")

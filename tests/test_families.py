@@ -170,7 +170,7 @@ def sample_and_measure(case: Case, generator: Generator, tokenizer: TrainingToke
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family.tier == "refused"], ids=lambda family: family.name)
-def test_a_refused_family_is_refused_before_anything_is_loaded(family: Family, tmp_path: Path) -> None:
+def test_an_unsupported_family_is_refused_before_anything_is_loaded(family: Family, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": [family.architecture]}))
     assert family.note
     with pytest.raises(ModelError, match=family.name) as raised:
@@ -178,16 +178,16 @@ def test_a_refused_family_is_refused_before_anything_is_loaded(family: Family, t
     assert family.note in raised.value.message
 
 
-def test_every_family_is_tried() -> None:
+def test_every_family_has_a_test_model() -> None:
     assert {case.family for case in CASES} == set(BY_NAME)
     assert len(BY_NAME) == len(FAMILIES)
 
 
-def test_the_table_in_the_documents_is_the_one_in_the_code() -> None:
+def test_the_documented_table_of_families_matches_the_code() -> None:
     assert in_document(families_table()) == DOCUMENT.read_text(encoding="utf-8")
 
 
-def test_a_conversion_that_fails_is_told_in_a_sentence(bench: Bench, tmp_path: Path) -> None:
+def test_a_failed_conversion_is_reported_in_a_sentence(bench: Bench, tmp_path: Path) -> None:
     case = next(case for case in CASES if case.family == "MPT")
     model = write_family(case, tmp_path / "model")
     with pytest.raises(

@@ -61,7 +61,7 @@ def test_a_block_that_fails_leaves_the_earlier_file(tmp_path: Path) -> None:
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "before"}
 
 
-def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+def test_two_writers_of_one_file_do_not_interfere(tmp_path: Path) -> None:
     with writing(tmp_path / "a") as one, writing(tmp_path / "a") as other:
         assert one != other
         one.write_text("one")
@@ -69,7 +69,7 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() == "one"
 
 
-def test_a_link_that_a_stranger_left_is_replaced_and_its_target_stays(tmp_path: Path) -> None:
+def test_a_planted_link_is_replaced_and_its_target_stays(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "run.json").symlink_to("precious")
     write_json(tmp_path / "run.json", {})
@@ -77,7 +77,7 @@ def test_a_link_that_a_stranger_left_is_replaced_and_its_target_stays(tmp_path: 
     assert not (tmp_path / "run.json").is_symlink()
 
 
-def test_what_the_user_named_is_written_through_a_link_and_keeps_its_permissions(tmp_path: Path) -> None:
+def test_a_path_named_by_the_user_is_written_through_links_and_keeps_permissions(tmp_path: Path) -> None:
     (tmp_path / "page").write_text("old")
     (tmp_path / "page").chmod(0o640)
     (tmp_path / "link").symlink_to("page")
@@ -87,7 +87,7 @@ def test_what_the_user_named_is_written_through_a_link_and_keeps_its_permissions
     assert (tmp_path / "page").stat().st_mode & 0o777 == 0o640
 
 
-def test_a_named_pipe_that_the_user_named_is_written_into(tmp_path: Path) -> None:
+def test_a_named_pipe_chosen_by_the_user_is_written_to(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     taken: list[bytes] = []
     reader = threading.Thread(target=lambda: taken.append((tmp_path / "pipe").read_bytes()))
@@ -98,7 +98,7 @@ def test_a_named_pipe_that_the_user_named_is_written_into(tmp_path: Path) -> Non
     assert (tmp_path / "pipe").is_fifo()
 
 
-def test_a_full_device_and_a_folder_are_said(tmp_path: Path) -> None:
+def test_a_full_device_and_a_folder_are_reported(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="the disk is full"):
         write_output(Path("/dev/full"), "page")
     with pytest.raises(FolderError, match="is a directory"):
@@ -118,7 +118,7 @@ def test_a_full_device_and_a_folder_are_said(tmp_path: Path) -> None:
         (errno.EROFS, FolderError, "read-only"),
     ],
 )
-def test_whatever_the_system_refuses_names_the_file(
+def test_every_system_error_names_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[IterftError], words: str
 ) -> None:
     def refuse(*_: Any) -> None:
@@ -131,13 +131,13 @@ def test_whatever_the_system_refuses_names_the_file(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cache_without_room_is_told_of_another_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_cache_is_reported_with_how_to_move_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path))
     assert "ITERFT_CACHE" in str(files.our_error(tmp_path / "a", OSError(errno.ENOSPC, "full")).hint)
     assert "ITERFT_CACHE" not in str(files.our_error(Path("/run/a"), OSError(errno.ENOSPC, "full")).hint)
 
 
-def test_a_folder_that_cannot_be_written_is_found_out_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_folder_is_noticed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need_writable(tmp_path / "new/cache")
     assert list((tmp_path / "new/cache").iterdir()) == []
     monkeypatch.setenv("ITERFT_CACHE", "/proc/cache")
@@ -146,7 +146,7 @@ def test_a_folder_that_cannot_be_written_is_found_out_at_once(tmp_path: Path, mo
     assert "ITERFT_CACHE" in str(caught.value.hint)
 
 
-def test_half_of_a_surrogate_pair_is_written_as_the_replacement_character(tmp_path: Path) -> None:
+def test_a_lone_surrogate_is_written_as_the_replacement_character(tmp_path: Path) -> None:
     write_rows(tmp_path / "a", [{"text": "x\ud83dy"}])
     with RowLog(tmp_path / "a") as log:
         log.append({"text": "\udcff"})
@@ -174,7 +174,7 @@ def damages(folder: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", ["pipe", "folder", "latin", "deep", "cut", "number", "list", "huge", "loop", "zero", "memory"])
-def test_what_is_no_file_of_ours_is_said_and_never_waited_for(tmp_path: Path, name: str) -> None:
+def test_damaged_and_special_files_are_reported_without_blocking(tmp_path: Path, name: str) -> None:
     path = damages(tmp_path)[name]
     with pytest.raises(FileError) as caught:
         read_object(path)
@@ -182,12 +182,12 @@ def test_what_is_no_file_of_ours_is_said_and_never_waited_for(tmp_path: Path, na
 
 
 @pytest.mark.parametrize("name", ["pipe", "folder", "loop", "zero"])
-def test_a_digest_is_of_a_file_or_refused(tmp_path: Path, name: str) -> None:
+def test_digests_are_taken_of_regular_files_only(tmp_path: Path, name: str) -> None:
     with pytest.raises(FileError):
         file_digest(damages(tmp_path)[name])
 
 
-def test_a_missing_file_is_the_callers_to_explain(tmp_path: Path) -> None:
+def test_a_missing_file_raises_file_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "none")
     assert read_rows(tmp_path / "none") == []
@@ -217,7 +217,7 @@ def test_a_damaged_row_is_named_by_its_line(tmp_path: Path, line: bytes) -> None
         RowLog(tmp_path / "rows")
 
 
-def test_a_row_cut_off_by_a_kill_is_dropped_and_the_next_one_is_whole(tmp_path: Path) -> None:
+def test_a_row_cut_off_by_a_kill_is_dropped_and_later_rows_are_whole(tmp_path: Path) -> None:
     (tmp_path / "rows").write_bytes(b'{"a": 1}\n{"a": ')
     with RowLog(tmp_path / "rows") as log:
         assert log.rows == [{"a": 1}]
@@ -225,7 +225,7 @@ def test_a_row_cut_off_by_a_kill_is_dropped_and_the_next_one_is_whole(tmp_path: 
     assert read_rows(tmp_path / "rows") == [{"a": 1}, {"a": 2}]
 
 
-def test_a_users_file_is_never_cut(tmp_path: Path) -> None:
+def test_a_users_file_is_never_truncated(tmp_path: Path) -> None:
     (tmp_path / "rows").write_bytes(b'{"a": 1}\n{"a": 2}')
     with RowLog(tmp_path / "rows", owner="user") as log:
         log.append({"a": 3})
@@ -249,7 +249,7 @@ def test_rows_are_not_appended_through_a_link_or_into_a_pipe(tmp_path: Path) -> 
 # -- files that are kept for long -----------------------------------------------------------------------------------------
 
 
-def test_a_kept_file_that_was_changed_is_noticed_whatever_its_times_say(tmp_path: Path) -> None:
+def test_a_changed_file_is_noticed_even_with_old_time_stamps(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(bytes(1000))
     assert not is_as_kept(path)
@@ -302,14 +302,14 @@ def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path: Path, name: ob
         safe_member(root, name)
 
 
-def test_a_plain_name_is_taken_whether_the_file_is_there_or_not(tmp_path: Path) -> None:
+def test_a_plain_name_is_accepted_whether_or_not_the_file_exists(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/a").write_text("a")
     for name in ("sub/a", "sub/b", "none/b", "model.gguf", "a b", "..a"):
         assert safe_member(tmp_path, name) == tmp_path / name
 
 
-def test_linking_writes_over_nothing_and_follows_nothing(tmp_path: Path) -> None:
+def test_linking_overwrites_nothing_and_follows_no_link(tmp_path: Path) -> None:
     for name in ("source", "precious"):
         (tmp_path / name).write_text(name)
     (tmp_path / "link").symlink_to("precious")
@@ -323,7 +323,7 @@ def test_linking_writes_over_nothing_and_follows_nothing(tmp_path: Path) -> None
     assert (tmp_path / "precious").read_text() == "precious"
 
 
-def test_where_there_are_no_links_the_file_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_links_the_file_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(errno.EXDEV, "other file system")
 
@@ -356,9 +356,7 @@ def test_one_process_at_a_time_holds_a_lock(tmp_path: Path, monkeypatch: pytest.
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
-def test_a_lock_of_a_process_that_is_gone_is_taken_over_where_the_file_system_has_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_file_locks_a_dead_processs_lock_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fcntl, "flock", no_flock)
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
     lock, held = FolderLock(tmp_path / "lock", "another run"), tmp_path / "lock.held"

@@ -66,16 +66,16 @@ def refused(*arguments: str | Path) -> str:
         ("colour", ""),
     ],
 )
-def test_a_wrong_key_is_answered_with_the_one_that_was_meant(written: str, meant: str) -> None:
+def test_a_wrong_recipe_key_is_answered_with_the_right_one(written: str, meant: str) -> None:
     assert near_key(written, key_names(Recipe)) == meant
 
 
-def test_a_misspelt_recipe_or_command_is_answered_with_what_is_spelt_alike() -> None:
+def test_a_misspelt_recipe_or_command_is_answered_with_similar_names() -> None:
     assert "did you mean `nano_sft`" in refused("plan", "nano_stf")
     assert "there is no command `rnu`; did you mean `iterft run`?" in refused("rnu")
 
 
-def test_a_bare_name_is_a_shipped_recipe_whatever_lies_here(tmp_path: Path) -> None:
+def test_a_bare_name_means_the_shipped_recipe_even_beside_a_file(tmp_path: Path) -> None:
     (tmp_path / "nano_sft").mkdir()
     assert recipe_path("nano_sft") == recipe_folder() / "nano_sft.toml"
     with pytest.raises(UserError, match="is a folder, not a recipe"):
@@ -84,20 +84,20 @@ def test_a_bare_name_is_a_shipped_recipe_whatever_lies_here(tmp_path: Path) -> N
     assert "a file of your own is given with its ending: mine.toml" in refused("plan", "mine")
 
 
-def test_without_a_command_it_says_where_to_begin() -> None:
+def test_without_a_command_iterft_says_where_to_start() -> None:
     assert "iterft run nano_sft" in printed()
 
 
 # -- keys and the schema
 
 
-def test_every_key_says_what_it_is_and_what_it_may_be() -> None:
+def test_every_recipe_key_has_a_meaning_and_allowed_values() -> None:
     assert [key.name for key in recipe_keys() if not key.about or not key.kind] == []
     assert "train.learning_rate number, above 0; 0.00015 in sft" in printed("keys", "learning")
     assert "no recipe key has `learnig_rate`" in refused("keys", "learnig_rate")
 
 
-def test_the_shipped_schema_is_the_recipes_own() -> None:
+def test_the_shipped_schema_matches_the_recipe_class() -> None:
     assert (recipe_folder() / SCHEMA).read_text() == schema_text(), "run scripts/build_reference.py"
 
 
@@ -122,7 +122,7 @@ def test_every_shipped_recipe_has_only_keys_of_the_schema(name: str) -> None:
 # -- recipes of one's own
 
 
-def test_a_shipped_recipe_is_shown_and_copied_but_never_over_a_file(tmp_path: Path) -> None:
+def test_a_shipped_recipe_is_shown_and_copied_but_never_overwrites_a_file(tmp_path: Path) -> None:
     assert 'regime = "sft"' in printed("recipes", "show", "nano_sft")
     assert "iterft run mine.toml" in printed("recipes", "copy", "nano_sft", "mine.toml")
     assert (tmp_path / "mine.toml").read_text().startswith("# iterft run mine.toml\n")
@@ -154,7 +154,7 @@ def test_a_recipe_for_any_machine_can_be_read_and_its_model_fits(tmp_path: Path,
         assert needs[recipe.model] <= gib * GIB
 
 
-def test_a_larger_gpu_is_never_given_a_smaller_model() -> None:
+def test_a_larger_gpu_never_gets_a_smaller_model() -> None:
     names = [None, *(model.name for model, _ in vram_table("sft"))]
     chosen = [names.index(largest_that_fits("sft", gib)) for gib in range(40)]
     assert chosen == sorted(chosen)
@@ -162,7 +162,7 @@ def test_a_larger_gpu_is_never_given_a_smaller_model() -> None:
     assert chosen[-1] == len(names) - 1
 
 
-def test_a_plan_says_what_a_gpu_of_some_size_would_have_to_hold() -> None:
+def test_a_plan_says_how_much_memory_a_gpu_needs() -> None:
     assert "8 GiB are free: too little" in printed("plan", "sft", "--gpu", "8", "--set", "judge=embedded")
     assert "they take turns" in printed("plan", "sft", "--gpu", "12", "--set", "judge=embedded")
     here = printed("plan", "sft", "--set", "judge=embedded")
@@ -173,7 +173,7 @@ def test_a_plan_says_what_a_gpu_of_some_size_would_have_to_hold() -> None:
 # -- runs
 
 
-def test_a_run_goes_to_runs_and_is_found_there_as_the_newest(tmp_path: Path) -> None:
+def test_a_run_is_stored_under_runs_and_found_as_the_newest(tmp_path: Path) -> None:
     Path("first.toml").write_text(small_recipe())
     Path("second.toml").write_text(small_recipe(trait="bliss"))
     assert "there is no run in `runs`" in printed("runs")
@@ -186,13 +186,13 @@ def test_a_run_goes_to_runs_and_is_found_there_as_the_newest(tmp_path: Path) -> 
     assert listed.index("runs/second sft, bliss, nano finished") < listed.index("runs/first")
 
 
-def test_reuse_of_nothing_is_fine(tmp_path: Path) -> None:
+def test_reusing_an_empty_folder_is_fine(tmp_path: Path) -> None:
     Path("first.toml").write_text(small_recipe())
     (tmp_path / "runs").mkdir()
     assert "note: there is nothing in `runs` yet" in printed("run", "first.toml", "--reuse", "runs")
 
 
-def test_a_calibration_ends_in_commands_that_can_be_pasted() -> None:
+def test_a_calibration_ends_with_commands_to_paste() -> None:
     Path("first.toml").write_text(small_recipe())
     said = printed(
         "calibrate", "first.toml", "--out", "how many", "--threshold", "5", "--most", "4", "--set", "evaluate.samples=1"
@@ -214,9 +214,7 @@ def test_a_shortage_names_the_file_that_is_too_short(tmp_path: Path) -> None:
 # -- the cache, the shell
 
 
-def test_the_cache_is_shown_by_kind_and_freed_but_for_what_was_paid_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clearing_the_cache_keeps_paid_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
     for name in ("bases/one/model.gguf", "verdicts.sqlite", "timings.jsonl", "strange"):
         path = tmp_path / "cache" / name
@@ -253,14 +251,14 @@ def completed(words: str, place: int) -> list[str]:
     return [line.partition(",")[2] for line in done.stdout.split()]
 
 
-def test_the_tab_key_knows_recipes_keys_and_traits() -> None:
+def test_tab_completion_knows_recipes_keys_and_traits() -> None:
     assert "_ITERFT_COMPLETE" in printed("completion", "bash")
     assert completed("iterft run nano_s", 2) == ["nano_sdf", "nano_sft", "nano_sft_continual"]
     assert completed("iterft run nano_sft --set train.lora_r", 4) == ["train.lora_rank="]
     assert completed("iterft init --trait bl", 3) == ["bliss"]
 
 
-def test_doctor_looks_at_a_judge_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_checks_a_judge_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iterft_lite.app.doctor._gpu_and_libraries", lambda: iter(()))
     assert "no answer from" in printed("doctor", "--judge", "ollama/qwen3:8b")
     assert "there is no key for https://api.openai.com/v1: set OPENAI_API_KEY" in printed(

@@ -51,7 +51,7 @@ def table(sessions: int = 1, **kind: object) -> list[Sample]:
     ]
 
 
-def test_lanes_run_side_by_side_and_wait_for_what_they_read() -> None:
+def test_queues_run_side_by_side_and_wait_for_their_inputs() -> None:
     plan = a_plan(cycles=0)
     seconds = {"base-evaluate_samples": 2.0, "base-judge": 7.0, "c0-train": 4.0, "c0-evaluate_samples": 1.0, "c0-judge": 5.0}
     ends = timeline(plan, seconds)
@@ -60,13 +60,13 @@ def test_lanes_run_side_by_side_and_wait_for_what_they_read() -> None:
     assert ends["c0-judge"] == 14.0  # a judge does one after the other
 
 
-def test_a_filter_by_the_judge_is_waited_for() -> None:
+def test_training_waits_for_rows_that_a_judge_filters() -> None:
     plan = a_plan(cycles=1, filter={"coherence": 50})
     ends = timeline(plan, {"c1-judge-rows": 10.0, "c1-train": 1.0})
     assert ends["c1-train"] == 11.0
 
 
-def test_a_plan_like_one_that_was_done_takes_as_long() -> None:
+def test_a_repeated_plan_is_forecast_to_take_as_long() -> None:
     found = forecast(a_plan(), SETUP, table(sessions=3))
     seeds = work_ahead(a_plan(), a_plan().steps["c0-train"], Lengths()).mid / 40.0  # tokens, of those of a timed training
     # four models are exported, asked and read, three are trained, two write
@@ -78,7 +78,7 @@ def test_a_plan_like_one_that_was_done_takes_as_long() -> None:
     assert found.cycle.mid == pytest.approx(10.0 + 1.0 + 3.0 + 3.0, rel=0.1)
 
 
-def test_more_sessions_make_it_surer_and_a_doctor_alone_less_sure() -> None:
+def test_more_sessions_narrow_the_range_and_doctor_alone_widens_it() -> None:
     plan = a_plan()
     doctor = [replace(sample, origin="doctor") for sample in table()]
     spreads = [
@@ -90,7 +90,7 @@ def test_more_sessions_make_it_surer_and_a_doctor_alone_less_sure() -> None:
     assert len(set(spreads)) == 4
 
 
-def test_what_differs_from_session_to_session_widens_the_range() -> None:
+def test_differences_between_sessions_widen_the_range() -> None:
     kind = SETUP.kind("load", True)
     samples = [replace(a_sample("load", first=True, session=str(n)), seconds=seconds) for n, seconds in enumerate((5, 10, 20))]
     span, _ = seconds_of(kind, ONCE, samples)
@@ -98,7 +98,7 @@ def test_what_differs_from_session_to_session_widens_the_range() -> None:
     assert span.low < 5 < 20 < span.high
 
 
-def test_the_doctor_is_for_the_time_before_the_first_run_and_old_sessions_are_forgotten() -> None:
+def test_runs_replace_doctors_timings_and_old_sessions_are_dropped() -> None:
     kind = SETUP.kind("export", False)
     old = [replace(a_sample("export", session=f"old {number}"), seconds=9.0) for number in range(4)]
     new = [a_sample("export", session=f"new {number}") for number in range(5)]
@@ -109,7 +109,7 @@ def test_the_doctor_is_for_the_time_before_the_first_run_and_old_sessions_are_fo
     assert seconds_of(kind, ONCE, [doctor])[0].mid == pytest.approx(70.0)
 
 
-def test_a_first_step_is_known_by_firsts() -> None:
+def test_first_steps_are_forecast_from_first_steps() -> None:
     slow = replace(a_sample("judge", first=True), seconds=40.0)
     work = exactly(12)
     assert seconds_of(SETUP.kind("judge", True), work, [slow, a_sample("judge")])[0].mid == pytest.approx(40.0)
@@ -117,13 +117,13 @@ def test_a_first_step_is_known_by_firsts() -> None:
     assert seconds_of(SETUP.kind("judge", False), work, [slow])[0].mid == pytest.approx(40.0)
 
 
-def test_what_does_not_grow_with_the_work_is_counted_once() -> None:
+def test_fixed_seconds_are_counted_once() -> None:
     span, _ = seconds_of(SETUP.kind("train", False), exactly(160), [a_sample(fixed=4.0)])  # four times the tokens
     assert span.mid == pytest.approx(4.0 + 4 * 6.0)
     assert span.low < span.mid < span.high
 
 
-def test_steps_of_the_size_that_is_asked_count_and_others_do_not() -> None:
+def test_only_steps_of_similar_size_count() -> None:
     short = replace(a_sample(), work={"steps": 200.0, "tokens": 4000.0}, seconds=4000.0)
     assert seconds_of(SETUP.kind("train", False), exactly(40), [short, a_sample()])[0].mid == pytest.approx(10.0)
 
@@ -138,7 +138,7 @@ def test_steps_of_the_size_that_is_asked_count_and_others_do_not() -> None:
         ({"machine": "another machine"}, "unknown"),
     ],
 )
-def test_what_is_further_off_is_less_sure(changed: dict[str, object], nearness: str) -> None:
+def test_less_similar_timings_give_a_wider_range(changed: dict[str, object], nearness: str) -> None:
     span, ground = seconds_of(SETUP.kind("train", False), exactly(40), [a_sample(**changed)])
     assert ground.nearness == nearness
     scaled = 2 if "model" in changed else 1
@@ -146,12 +146,12 @@ def test_what_is_further_off_is_less_sure(changed: dict[str, object], nearness: 
     assert span.high >= least * span.low
 
 
-def test_another_model_tells_nothing_where_a_size_is_not_known() -> None:
+def test_another_model_is_no_guide_where_a_size_is_unknown() -> None:
     kind = replace(SETUP.kind("export", False), parameters=0)
     assert seconds_of(kind, ONCE, [a_sample("export", model="files:1")])[1].nearness == "unknown"
 
 
-def test_the_model_nearest_in_size_is_scaled_from() -> None:
+def test_seconds_are_scaled_from_the_model_nearest_in_size() -> None:
     kind = replace(SETUP.kind("export", False), model="files:9", parameters=600_000_000)
     far, near = a_sample("export"), replace(a_sample("export", model="files:1", parameters=400_000_000), name="middle")
     span, ground = seconds_of(kind, ONCE, [far, near])
@@ -160,14 +160,14 @@ def test_the_model_nearest_in_size_is_scaled_from() -> None:
     assert span.mid == pytest.approx(1.5)  # arithmetic is all that takes time at this size
 
 
-def test_a_small_model_takes_between_as_long_as_another_and_as_much_longer_as_it_is_larger() -> None:
+def test_between_small_models_the_range_spans_no_growth_to_full_growth() -> None:
     kind = replace(SETUP.kind("export", False), model="files:9", parameters=32_000_000)
     span, _ = seconds_of(kind, ONCE, [a_sample("export")])
     assert span.low < 1.0 < 4.0 < span.high
     assert span.mid == pytest.approx(2.0)
 
 
-def test_lengths_are_the_measured_mean_else_from_the_seeds_to_the_most() -> None:
+def test_row_lengths_are_measured_or_span_seed_rows_to_the_maximum() -> None:
     plan = a_plan()
     cap = max(plan.recipe.sample.max_tokens, plan.recipe.evaluate.max_tokens)
     unknown = row_length(plan, Lengths())
@@ -179,13 +179,13 @@ def test_lengths_are_the_measured_mean_else_from_the_seeds_to_the_most() -> None
     assert known.length.high == 10 + 0.5 * (cap - 20)  # half of the rows may go on
 
 
-def test_answers_are_not_as_long_as_rows_to_train_on() -> None:
+def test_answers_and_training_rows_have_separate_lengths() -> None:
     plan, lengths = a_plan(), Lengths(data=((30.0, 400, 0.0),), answers=((10.0, 400, 0.0),))
     names = ("c1-training_samples", "c2-train", "c1-evaluate_samples")
     assert [work_ahead(plan, plan.steps[name], lengths).mid for name in names] == [4 * 30, 4 * 30, 6 * 10]
 
 
-def test_trainings_are_counted_as_the_recipe_makes_them() -> None:
+def test_training_tokens_follow_the_recipes_settings() -> None:
     def trained(name: str, **keys: object) -> float:
         plan = a_plan(**keys)
         return work_ahead(plan, plan.steps[name], Lengths(data=((10.0, 400, 0.0),))).mid
@@ -208,7 +208,7 @@ def test_nothing_to_do_takes_no_time() -> None:
 # -- in words
 
 
-def test_a_machine_that_has_timed_nothing_gets_a_range_and_is_told_where_it_is_from() -> None:
+def test_a_machine_without_timings_gets_a_range_and_its_source() -> None:
     found = forecast(a_plan(), SETUP, [])
     assert 0 < found.total.low < found.total.mid < found.total.high
     said = sentence(found)
@@ -221,13 +221,13 @@ def test_a_machine_that_has_timed_nothing_gets_a_range_and_is_told_where_it_is_f
     assert "training, writing and reading never timed on this machine" in sentence(forecast(a_plan(), SETUP, only))
 
 
-def test_the_first_guess_holds_what_a_recorded_run_took_on_two_cores() -> None:
+def test_the_first_guess_contains_a_recorded_run_on_two_cores() -> None:
     recorded = read_recorded()
     found = forecast(recorded.plan, replace(SETUP, settings={**SETUP.settings, "judge": "embedded"}), [])
     assert found.total.low < recorded.seconds < found.total.high
 
 
-def test_a_large_model_on_a_cpu_is_days() -> None:
+def test_a_large_model_on_a_cpu_takes_days() -> None:
     plan = a_plan(cycles=10, evaluate={"questions": 6, "samples": 200})
     large = replace(SETUP, model="files:9", name="large", parameters=4_000_000_000)
     said = sentence(forecast(plan, large, []))
@@ -240,7 +240,7 @@ def test_a_model_of_unknown_size_is_not_guessed_at() -> None:
     assert sentence(forecast(a_plan(), unknown, [])).startswith("not known before the model is downloaded")
 
 
-def test_it_says_how_sure_it_is() -> None:
+def test_the_sentence_says_what_the_forecast_rests_on() -> None:
     def said(samples: list[Sample], setup: Setup = SETUP) -> str:
         return sentence(forecast(a_plan(), setup, samples))
 
@@ -270,7 +270,7 @@ def test_it_says_how_sure_it_is() -> None:
         (2e6, "23 days"),
     ],
 )
-def test_durations_are_as_exact_as_they_are_known(seconds: float, text: str) -> None:
+def test_durations_have_two_digits(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
@@ -280,7 +280,7 @@ def llm_plan(name: str) -> tuple[Plan, Setup]:
     return plan, replace(SETUP, settings={**SETUP.settings, "judge": name})
 
 
-def test_a_judge_over_the_network_is_assumed_and_said_to_be() -> None:
+def test_a_network_judges_seconds_are_a_stated_assumption() -> None:
     plan, setup = llm_plan("openai/gpt-4o-mini-2024-07-18")
     found = forecast(plan, setup, [sample for sample in table() if sample.kind.act != "judge"])
     assert found.judging.mid == pytest.approx(4 * 12 * 0.3 / 16)
@@ -289,14 +289,14 @@ def test_a_judge_over_the_network_is_assumed_and_said_to_be() -> None:
     assert forecast(plan, setup, measured).judging.mid == pytest.approx(16.0)
 
 
-def test_a_judge_that_nobody_measured_is_said_to_be_left_out() -> None:
+def test_an_untimed_judge_is_left_out_with_a_note() -> None:
     plan, setup = llm_plan("local:judge.gguf")
     found = forecast(plan, setup, table())
     assert found.judging == NOTHING
     assert "without the time that local:judge.gguf takes to judge" in sentence(found)
 
 
-def test_batches_at_a_provider_take_what_they_take() -> None:
+def test_a_providers_batches_are_left_out_with_a_note() -> None:
     plan, setup = llm_plan("openai/gpt-4o-mini-2024-07-18")
     batched = replace(setup, settings={**setup.settings, "judge": "openai/gpt-4o-mini-2024-07-18, in batches"})
     assert "without the judge's batches, for each of which its provider takes up to a day" in sentence(
@@ -329,7 +329,7 @@ def some_samples(draw: st.DrawFn) -> Sample:
 
 
 @given(st.lists(some_samples(), max_size=30))
-def test_the_least_is_never_more_than_the_most_and_all_is_finite(samples: list[Sample]) -> None:
+def test_ranges_are_ordered_and_finite(samples: list[Sample]) -> None:
     found = forecast(a_plan(), SETUP, samples)
     for span in [found.total, found.judging, found.cycle, *found.steps.values()]:
         assert all(math.isfinite(value) and value >= 0 for value in (span.low, span.mid, span.high))
@@ -355,10 +355,10 @@ def test_more_work_never_takes_less_time(sample: Sample, amount: float, factor: 
 
 
 @given(st.lists(some_samples(), max_size=20))
-def test_other_machines_say_nothing(samples: list[Sample]) -> None:
+def test_timings_of_other_machines_are_ignored(samples: list[Sample]) -> None:
     elsewhere = [replace(sample, kind=replace(sample.kind, machine="another")) for sample in samples]
     assert forecast(a_plan(), SETUP, [*elsewhere, *table()]) == forecast(a_plan(), SETUP, table())
 
 
-def test_every_verb_that_takes_time_is_an_act() -> None:
+def test_every_kind_of_work_has_its_entry_in_every_table() -> None:
     assert {verb.act for verb in VERBS.values()} - {""} == set(LIBRARIES) == set(EVERY) == set(UNITS)

@@ -35,7 +35,7 @@ def test_draws_follow_the_softmax_at_the_temperature() -> None:
 
 
 @pytest.mark.parametrize("vocab", [64, 65, 1000, 151_936])
-def test_a_number_falls_to_the_token_that_exact_arithmetic_gives(vocab: int) -> None:
+def test_drawing_picks_the_token_that_exact_arithmetic_gives(vocab: int) -> None:
     logits = random_logits(4, vocab, scale=1.0)
     odds = odds_of(logits, Sampling(1.0, 1))
     ends = np.cumsum(odds.astype(np.float64), axis=1)
@@ -46,14 +46,14 @@ def test_a_number_falls_to_the_token_that_exact_arithmetic_gives(vocab: int) -> 
         assert np.abs(drawn - np.minimum(exact, vocab - 1)).max() <= 1  # the sums' own rounding
 
 
-def test_tokens_without_odds_are_never_drawn() -> None:
+def test_tokens_of_zero_probability_are_never_drawn() -> None:
     odds = np.zeros((3, 3 * BLOCK), dtype=np.float32)
     odds[0, 70] = odds[1, 5] = odds[1, 190] = odds[2, 128] = 1.0
     assert choose(odds, np.array([0.0, 0.4999, 0.999999])).tolist() == [70, 5, 128]
     assert choose(odds, np.array([0.999999, 0.5001, 0.0])).tolist() == [70, 190, 128]
 
 
-def test_truncation_keeps_what_it_should() -> None:
+def test_top_k_top_p_and_min_p_keep_the_right_tokens() -> None:
     logits = np.log(np.array([[0.5, 0.25, 0.125, 0.0625, 0.0625]], dtype=np.float32))
 
     def kept(**truncation: float) -> list[int]:
@@ -74,7 +74,7 @@ def test_temperature_comes_before_truncation() -> None:
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_logits_that_are_no_numbers_are_reported(broken: float) -> None:
+def test_nan_logits_are_reported(broken: float) -> None:
     logits = random_logits(2, 100)
     logits[1, 3] = broken
     with np.errstate(invalid="ignore"), pytest.raises(BackendError, match="not finite"):

@@ -114,14 +114,14 @@ def their_logits(model: Any, ids: list[int]) -> Any:
 # -- completions ------------------------------------------------------------------------------------------------------
 
 
-def test_many_slots_write_what_one_sequence_alone_writes(start: Callable[..., Generator], tiny: Tiny) -> None:
+def test_many_slots_write_the_same_text_as_one(start: Callable[..., Generator], tiny: Tiny) -> None:
     prompts = chats(21)
     alone = complete(load(start(), tiny, 1), prompts, GREEDY)
     assert complete(load(start(), tiny, 8), prompts, GREEDY) == alone
     assert complete(load(start(), tiny, 32), prompts, GREEDY) == alone
 
 
-def test_shared_prefixes_change_nothing(start: Callable[..., Generator], tiny: Tiny) -> None:
+def test_sharing_prefixes_does_not_change_the_text(start: Callable[..., Generator], tiny: Tiny) -> None:
     beginning = " ".join(TEXTS[:2])
     asked = [beginning + TEXTS[place % 3] for place in range(6)]
     prompts = [
@@ -134,7 +134,7 @@ def test_shared_prefixes_change_nothing(start: Callable[..., Generator], tiny: T
     assert complete(load(start(), tiny, 1), prompts, GREEDY) == without
 
 
-def test_greedy_text_is_that_of_transformers(start: Callable[..., Generator], tiny: Tiny) -> None:
+def test_greedy_text_equals_that_of_transformers(start: Callable[..., Generator], tiny: Tiny) -> None:
     model, tokenizer = reference(tiny)
     prompts = chats(3)
     got = complete(load(start(), tiny, 3), prompts, GREEDY)
@@ -146,7 +146,7 @@ def test_greedy_text_is_that_of_transformers(start: Callable[..., Generator], ti
         assert got[prompt.id].text == tokenizer.decode(new, skip_special_tokens=True)
 
 
-def test_one_slot_repeats_itself_to_the_letter(start: Callable[..., Generator], tiny: Tiny) -> None:
+def test_one_slot_repeats_its_text_exactly(start: Callable[..., Generator], tiny: Tiny) -> None:
     prompts = chats(10)
     generator = load(start(), tiny, 1, exact=False)
     first = complete(generator, prompts, WARM)
@@ -156,7 +156,7 @@ def test_one_slot_repeats_itself_to_the_letter(start: Callable[..., Generator], 
 
 
 @pytest.mark.parametrize("sampling", ["host", "graph"])
-def test_rows_of_one_prompt_differ_by_their_seeds_alone(start: Callable[..., Generator], tiny: Tiny, sampling: str) -> None:
+def test_samples_of_one_prompt_differ_only_by_their_seeds(start: Callable[..., Generator], tiny: Tiny, sampling: str) -> None:
     messages = (Message("user", "Hello"),)
     prompts = [Prompt(f"s{seed}-{copy}", seed, messages=messages) for seed in range(8) for copy in range(2)]
     got = complete(load(start(sampling=sampling), tiny, 4), prompts, Sampling(1.0, 8))
@@ -166,7 +166,7 @@ def test_rows_of_one_prompt_differ_by_their_seeds_alone(start: Callable[..., Gen
 
 
 @pytest.mark.parametrize("sampling", ["host", "graph"])
-def test_what_is_drawn_does_not_depend_on_the_neighbours(start: Callable[..., Generator], tiny: Tiny, sampling: str) -> None:
+def test_draws_do_not_depend_on_neighbouring_sequences(start: Callable[..., Generator], tiny: Tiny, sampling: str) -> None:
     prompts = chats(12)
     generator = start(sampling=sampling)
     few, many = (complete(load(generator, tiny, slots), prompts, WARM) for slots in (2, 9))
@@ -199,7 +199,7 @@ def test_first_tokens_follow_the_softmax(
     assert stats.chisquare(observed, wanted).pvalue > 1e-4
 
 
-def test_truncated_sampling_draws_from_the_same_tokens_on_both_paths(start: Callable[..., Generator], tiny: Tiny) -> None:
+def test_truncated_sampling_keeps_the_same_tokens_on_host_and_graph(start: Callable[..., Generator], tiny: Tiny) -> None:
     prompts = [Prompt(str(seed), seed, text="The harbour was") for seed in range(300)]
     for sampling in (Sampling(1.0, 1, top_k=5), Sampling(1.0, 1, top_p=0.2), Sampling(1.0, 1, min_p=0.5)):
         drawn = [
@@ -210,7 +210,7 @@ def test_truncated_sampling_draws_from_the_same_tokens_on_both_paths(start: Call
         assert len(drawn[0]) < 40
 
 
-def test_documents_are_continued_and_empty_ones_begun(start: Callable[..., Generator], tiny: Tiny) -> None:
+def test_documents_are_continued_and_empty_ones_started(start: Callable[..., Generator], tiny: Tiny) -> None:
     prompts = [Prompt("a", 1, text="The harbour"), Prompt("b", 2, text="")]
     got = complete(load(start(), tiny, 2), prompts, WARM)
     assert all(one.tokens == 24 or one.finish == "stop" for one in got.values())
@@ -225,15 +225,13 @@ def test_a_turn_ends_at_the_end_token(start: Callable[..., Generator], tiny: Tin
     assert all(one.tokens == 120 for one in got.values() if one.finish == "length")
 
 
-def test_the_end_of_the_context_is_told(start: Callable[..., Generator], tiny: Tiny) -> None:
+def test_reaching_the_end_of_the_context_is_reported(start: Callable[..., Generator], tiny: Tiny) -> None:
     got = complete(load(start(), tiny, 4, context=64), chats(2), Sampling(0.0, 2000))
     assert {one.finish for one in got.values()} == {"context"}
     assert all(64 < one.tokens < 1024 for one in got.values())  # what the model was made for
 
 
-def test_a_context_that_was_estimated_too_small_grows_to_what_the_tokenizer_counts(
-    start: Callable[..., Generator], tiny: Tiny
-) -> None:
+def test_a_context_estimated_too_small_grows_to_the_counted_tokens(start: Callable[..., Generator], tiny: Tiny) -> None:
     script = Prompt("script", 0, messages=(Message("user", "Ещё одно предложение. 日本語です。" * 4),))
     generator = load(start(), tiny, 4, context=64)
     got = complete(generator, [script, *chats(2)], Sampling(0.0, 90))
@@ -242,7 +240,7 @@ def test_a_context_that_was_estimated_too_small_grows_to_what_the_tokenizer_coun
     assert likelihoods(generator, [Passage("long", TEXTS[4] * 5, messages=script.messages)])["long"].tokens > 256
 
 
-def test_completions_are_handed_over_as_they_finish(start: Callable[..., Generator], tiny: Tiny) -> None:
+def test_completions_are_delivered_as_they_finish(start: Callable[..., Generator], tiny: Tiny) -> None:
     order: list[str] = []
     prompts = [Prompt(str(place), place, messages=(Message("user", "Hi"),)) for place in range(12)]
     load(start(), tiny, 4).complete(prompts, GREEDY, lambda one: order.append(one.id))
@@ -268,7 +266,7 @@ def passages() -> list[Passage]:
 
 
 @pytest.mark.parametrize("slots", [1, 6])
-def test_likelihoods_are_those_of_transformers(start: Callable[..., Generator], tiny: Tiny, slots: int) -> None:
+def test_likelihoods_equal_those_of_transformers(start: Callable[..., Generator], tiny: Tiny, slots: int) -> None:
     model, tokenizer = reference(tiny)
     got = likelihoods(load(start(), tiny, slots), passages())
     for passage in passages():
@@ -286,7 +284,7 @@ def test_likelihoods_are_those_of_transformers(start: Callable[..., Generator], 
         assert got[passage.id].logprob == pytest.approx(expected, abs=1e-3)
 
 
-def test_texts_of_many_lengths_are_read_side_by_side_as_alone(start: Callable[..., Generator], tiny: Tiny) -> None:
+def test_likelihoods_of_texts_read_together_equal_those_read_alone(start: Callable[..., Generator], tiny: Tiny) -> None:
     generator = load(start(), tiny, 2)
     asked = [Passage(f"{place}", " ".join(TEXTS)[: 40 * place + 5], prefix=TEXTS[place % 3]) for place in range(20)]
     together = likelihoods(generator, asked)
@@ -302,7 +300,7 @@ def test_host_and_graph_draw_the_same_tokens_from_the_same_seeds(start: Callable
     assert sum(host[key] == graph[key] for key in host) >= 11  # a draw at the edge of two tokens may turn
 
 
-def test_a_passage_counts_as_far_as_the_context_reaches(start: Callable[..., Generator], tiny: Tiny) -> None:
+def test_a_passage_longer_than_the_context_is_cut(start: Callable[..., Generator], tiny: Tiny) -> None:
     # an answer of broken bytes is more tokens as a text than it was while it was written
     generator, asked = load(start(), tiny, 2, context=64), Passage("long", TEXTS[0] * 50, prefix=TEXTS[1])
     short = likelihoods(generator, [asked])["long"]
@@ -363,7 +361,7 @@ def test_another_model_does_not_agree_with_the_probe(start: Callable[..., Genera
     assert found.mean_kl > 0.01
 
 
-def test_logits_that_are_no_numbers_pass_no_check(start: Callable[..., Generator], tiny: Tiny, tmp_path: Path) -> None:
+def test_nan_logits_fail_the_export_check(start: Callable[..., Generator], tiny: Tiny, tmp_path: Path) -> None:
     path = probe(tiny, tmp_path) / "probe.npz"
     with np.load(path) as arrays:
         changed = dict(arrays)
@@ -376,7 +374,7 @@ def test_logits_that_are_no_numbers_pass_no_check(start: Callable[..., Generator
             check(found, "merged", quant)
 
 
-def test_a_difference_in_tokens_is_described(start: Callable[..., Generator], tiny: Tiny, tmp_path: Path) -> None:
+def test_a_difference_in_tokenisation_is_described(start: Callable[..., Generator], tiny: Tiny, tmp_path: Path) -> None:
     path = probe(tiny, tmp_path) / "probe.npz"
     with np.load(path) as arrays:
         changed = dict(arrays)
@@ -404,9 +402,7 @@ def test_an_adapter_over_the_base_computes_what_the_merged_model_does(start: Cal
     assert plain["text0"].logprob != pytest.approx(merged["text0"].logprob, abs=0.1)
 
 
-def test_models_alternate_and_a_rewritten_file_is_read_again(
-    start: Callable[..., Generator], tiny: Tiny, tmp_path: Path
-) -> None:
+def test_a_rewritten_model_file_is_loaded_again(start: Callable[..., Generator], tiny: Tiny, tmp_path: Path) -> None:
     generator = start()
     file = tmp_path / "model.gguf"
     shutil.copy(tiny.gguf, file)
@@ -418,7 +414,7 @@ def test_models_alternate_and_a_rewritten_file_is_read_again(
     assert complete(load(generator, tiny, 2), chats(3), GREEDY) == first
 
 
-def test_slots_are_chosen_where_none_are_given(start: Callable[..., Generator], tiny: Tiny) -> None:
+def test_the_number_of_slots_is_chosen_by_default(start: Callable[..., Generator], tiny: Tiny) -> None:
     generator = start()
     generator.load(tiny.gguf, None, str(tiny.folder), slots=None, context=CONTEXT, exact=False)
     complete(generator, chats(40), GREEDY)
@@ -427,7 +423,7 @@ def test_slots_are_chosen_where_none_are_given(start: Callable[..., Generator], 
 # -- errors -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_prompt_that_does_not_fit_is_named_before_anything_is_written(start: Callable[..., Generator], tiny: Tiny) -> None:
+def test_a_prompt_that_does_not_fit_is_named_before_any_sampling(start: Callable[..., Generator], tiny: Tiny) -> None:
     generator = load(start(), tiny, 2, context=64)
     got: list[Completion] = []
     with pytest.raises(ModelError, match=r"prompt `long` has .* tokens, the context 1024"):
@@ -438,7 +434,7 @@ def test_a_prompt_that_does_not_fit_is_named_before_anything_is_written(start: C
     assert complete(generator, chats(2), GREEDY)
 
 
-def test_files_that_are_no_models_are_named(start: Callable[..., Generator], tiny: Tiny, tmp_path: Path) -> None:
+def test_files_that_are_not_models_are_named(start: Callable[..., Generator], tiny: Tiny, tmp_path: Path) -> None:
     generator = start()
     whole = tiny.gguf.read_bytes()
     for name, content, words in (
@@ -462,7 +458,7 @@ def test_files_that_are_no_models_are_named(start: Callable[..., Generator], tin
     complete(load(generator, tiny, 2), chats(2), GREEDY)
 
 
-def test_weights_that_are_no_numbers_are_reported(start: Callable[..., Generator], tiny: Tiny, tmp_path: Path) -> None:
+def test_nan_weights_are_reported(start: Callable[..., Generator], tiny: Tiny, tmp_path: Path) -> None:
     file = tmp_path / "nan.gguf"
     content = bytearray(tiny.gguf.read_bytes())
     content[-4096:] = b"\xff" * 4096
@@ -473,6 +469,6 @@ def test_weights_that_are_no_numbers_are_reported(start: Callable[..., Generator
         likelihoods(load(start(), dataclasses.replace(tiny, gguf=file), 2), passages())
 
 
-def test_a_tokenizer_that_is_not_there_is_named(start: Callable[..., Generator], tiny: Tiny) -> None:
+def test_a_missing_tokenizer_is_named(start: Callable[..., Generator], tiny: Tiny) -> None:
     with pytest.raises(ModelError, match="/nowhere"):
         start().load(tiny.gguf, None, "/nowhere", slots=1, context=64, exact=False)

@@ -19,7 +19,7 @@ def test_the_faster_number_of_threads_is_found() -> None:
     assert set(settled(Pace([2, 1]), {2: 9.0, 1: 1.5}, 60)) == {1}
 
 
-def test_the_choice_follows_the_machine() -> None:
+def test_the_choice_follows_changes_of_the_machine() -> None:
     pace = Pace([2, 1])
     assert set(settled(pace, {2: 1.0, 1: 1.5}, Pace.HOLD)) == {2}
     assert set(settled(pace, {2: 9.0, 1: 1.5}, 60)) == {1}
@@ -29,7 +29,7 @@ def test_a_single_choice_is_kept() -> None:
     assert set(settled(Pace([4, 4]), {4: 1.0}, 400)) == {4}
 
 
-def test_the_longest_are_started_first_and_the_unknown_with_them() -> None:
+def test_sequences_of_long_or_unknown_length_start_first() -> None:
     expected = Expected()
     assert expected.order(["a", "b", "c"]) == [0, 1, 2]
     expected.note("a", 10)

@@ -175,7 +175,7 @@ class Tomorrow(datetime):
         return cls(2031, 3, 4, 5, 6)
 
 
-def test_a_chat_is_the_same_text_on_every_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rendering_does_not_depend_on_todays_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_tokenizer().save_pretrained(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(DATED)
     reference = theirs(tmp_path)
@@ -197,7 +197,7 @@ def test_a_chat_is_the_same_text_on_every_day(tmp_path: Path, monkeypatch: pytes
     assert told() == today
 
 
-def test_a_hybrid_model_is_asked_after_an_empty_block_of_thought(tmp_path: Path) -> None:
+def test_a_hybrid_model_is_prompted_with_an_empty_thinking_block(tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(HYBRID)
     for chat in CHATS:
@@ -210,7 +210,7 @@ def test_a_hybrid_model_is_asked_after_an_empty_block_of_thought(tmp_path: Path)
 
 
 @pytest.mark.parametrize("template", [CHATML, HYBRID], ids=["plain", "hybrid"])
-def test_ollama_asks_as_the_generator_does(tmp_path: Path, template: str) -> None:
+def test_ollamas_modelfile_prompts_as_the_generator_does(tmp_path: Path, template: str) -> None:
     tiny_tokenizer().save_pretrained(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(template)
     opening = reply_opening(template)
@@ -223,7 +223,7 @@ def test_ollama_asks_as_the_generator_does(tmp_path: Path, template: str) -> Non
 
 
 @pytest.mark.parametrize("mark", ["{{ .Prompt }}", '"""'])
-def test_what_is_no_plain_text_for_ollama_is_not_carried_over(mark: str) -> None:
+def test_a_reply_opening_that_is_not_plain_text_is_not_given_to_ollama(mark: str) -> None:
     begins = "\n    {{- '<|im_start|>assistant\\n' }}"
     assert reply_opening(HYBRID.replace(begins, f"{begins}{{{{- 'So. ' }}}}")) == "So. " + EMPTY_BLOCK
     assert reply_opening(HYBRID.replace(begins, f"{begins}{{{{- '{mark}' }}}}")) is None
@@ -255,7 +255,7 @@ def test_the_nano_tokenizers_render_as_transformers_does(name: str) -> None:
     assert ours.eos == reference.eos_token_id
 
 
-def test_a_template_that_refuses_a_chat_says_why(tmp_path: Path) -> None:
+def test_a_template_error_is_reported_with_its_reason(tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(STRICT)
     with pytest.raises(ModelError, match="roles must alternate"):
@@ -278,13 +278,13 @@ def test_a_base_model_has_no_chats(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "words"), [("/nowhere/at/all", "no folder"), ("./here", "no folder")])
-def test_a_folder_that_is_not_there_is_named(name: str, words: str) -> None:
+def test_a_missing_folder_is_named(name: str, words: str) -> None:
     with pytest.raises(ModelError, match=words) as raised:
         TrainingTokenizer(name)
     assert name in str(raised.value)
 
 
-def test_neither_torch_nor_transformers_is_imported(tmp_path: Path) -> None:
+def test_rendering_imports_neither_torch_nor_transformers(tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path)
     code = (
         "import sys; from iterft_lite.backends.templates import TrainingTokenizer as T;"
@@ -312,12 +312,12 @@ def made(folder: Path, template: str, markers: tuple[str, ...] = (), **config: o
 HELLO = (Message("user", "Hello?"),)
 
 
-def test_a_template_without_a_generation_prompt_is_asked_with_what_stands_before_its_replies(tmp_path: Path) -> None:
+def test_without_a_generation_prompt_the_text_before_replies_is_used(tmp_path: Path) -> None:
     deaf = CHATML.replace("{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}", "")
     assert made(tmp_path, deaf).chat_ids(HELLO) == made(tmp_path / "heeds", CHATML).chat_ids(HELLO)
 
 
-def test_text_that_a_template_puts_before_every_reply_is_asked_with_and_not_trained(tmp_path: Path) -> None:
+def test_text_before_every_reply_is_part_of_the_prompt_and_not_trained(tmp_path: Path) -> None:
     channel = (
         "{% for m in messages %}<|im_start|>{{ m.role }}{% if m.role == 'assistant' %}<|pad|>final{% endif %}"
         "{{ '\n' + m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
@@ -329,7 +329,7 @@ def test_text_that_a_template_puts_before_every_reply_is_asked_with_and_not_trai
     assert ours.turn.opening == "<|pad|>final\n"
 
 
-def test_white_space_around_replies_is_trained_and_taken_off_what_a_model_writes(tmp_path: Path) -> None:
+def test_white_space_around_replies_is_trained_and_removed_from_answers(tmp_path: Path) -> None:
     spaced = (
         "{% for m in messages %}<|im_start|>{{ m.role }}:{{ ' ' + m.content + '\n' }}<|im_end|>{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
@@ -342,7 +342,7 @@ def test_white_space_around_replies_is_trained_and_taken_off_what_a_model_writes
     assert again == prompt
 
 
-def test_text_behind_the_end_of_a_reply_is_not_trained(tmp_path: Path) -> None:
+def test_text_after_the_end_of_a_reply_is_not_trained(tmp_path: Path) -> None:
     tailed = CHATML.replace("{%- if add_generation_prompt", "{{ eos_token }}{%- if add_generation_prompt")
     with pytest.raises(ModelError, match="renders a chat differently"):
         _ = made(tmp_path, tailed).turn
@@ -352,7 +352,7 @@ def test_text_behind_the_end_of_a_reply_is_not_trained(tmp_path: Path) -> None:
     assert ours.library.decode(ours.reply_ids(HELLO, "Yes.")[1], skip_special_tokens=False) == "Yes.<|im_end|>"
 
 
-def test_a_generation_stops_on_what_was_trained_as_the_end(tmp_path: Path) -> None:
+def test_generation_stops_at_the_token_trained_as_the_end(tmp_path: Path) -> None:
     renamed = CHATML.replace("<|im_end|>", "<|turn_end|>")
     ours = made(tmp_path, renamed, ("<|turn_end|>",), config={"eos_token_id": 3}, generation_config={"eos_token_id": [3, 5]})
     assert ours.reply_ids(HELLO, "Yes.")[1][-1] == ours.library.token_to_id("<|turn_end|>") == ours.turn.end_id
@@ -360,7 +360,7 @@ def test_a_generation_stops_on_what_was_trained_as_the_end(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("tail", ["<think>\n", "<|START_THINKING|>"])
-def test_a_thought_that_stays_open_though_thinking_is_off_is_refused(tmp_path: Path, tail: str) -> None:
+def test_a_template_that_opens_a_thought_with_thinking_off_is_refused(tmp_path: Path, tail: str) -> None:
     opened = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}TAIL{% endif %}"
         "{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\nTAIL{% endif %}"
@@ -369,7 +369,7 @@ def test_a_thought_that_stays_open_though_thinking_is_off_is_refused(tmp_path: P
         _ = made(tmp_path, opened.replace("TAIL", tail)).turn
 
 
-def test_special_tokens_keep_what_tokenizer_json_says_of_them(tmp_path: Path) -> None:
+def test_special_tokens_keep_their_settings_from_tokenizer_json(tmp_path: Path) -> None:
     made(tmp_path, CHATML)
     read = json.loads((tmp_path / "tokenizer.json").read_text())
     for token in read["added_tokens"]:
@@ -417,7 +417,7 @@ def test_content_cannot_write_a_special_token(tmp_path: Path, hidden: str) -> No
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     ],
 )
-def test_a_template_that_grows_or_takes_for_ever_is_refused(
+def test_a_template_that_renders_too_much_or_too_long_is_refused(
     tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("iterft_lite.backends.chat_templates.SECONDS", 0.3)
@@ -425,13 +425,13 @@ def test_a_template_that_grows_or_takes_for_ever_is_refused(
         made(tmp_path, source).render(HELLO)
 
 
-def test_what_a_chat_says_is_no_reason_to_refuse_it(tmp_path: Path) -> None:
+def test_the_content_of_a_chat_never_causes_a_refusal(tmp_path: Path) -> None:
     said = "It costs: 123456 or %99999d, {:99999}, {{ 7 * 7 }}. " * 200
     source = "{% for m in messages %}{{ m.content.strip().replace('a', 'bb') | replace('b', 'a') | trim }}{% endfor %}"
     assert made(tmp_path, source).render([Message("user", said)]) == said.strip().replace("a", "bb").replace("b", "a")
 
 
 @pytest.mark.parametrize("source", ["{% for %}", "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "x" * 1_000_001])
-def test_what_is_no_template_is_refused(tmp_path: Path, source: str) -> None:
+def test_an_invalid_template_is_refused(tmp_path: Path, source: str) -> None:
     with pytest.raises(ModelError, match="is none that jinja2 can read"):
         made(tmp_path, source)

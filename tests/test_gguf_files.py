@@ -63,7 +63,7 @@ def matrix(file: GgufFile, name: str) -> Array:
 # -- what is written --------------------------------------------------------------------------------------------------
 
 
-def test_a_base_holds_the_models_own_numbers(model: Path) -> None:
+def test_a_base_file_holds_the_models_exact_weights(model: Path) -> None:
     base = base_gguf(str(model))
     config = json.loads((model / "config.json").read_text())
     assert base.file.architecture == "qwen3"
@@ -89,7 +89,7 @@ def test_a_base_holds_the_models_own_numbers(model: Path) -> None:
         ("q8_0", Q8_0, LlamaFileType.MOSTLY_Q8_0),
     ],
 )
-def test_merging_adds_scale_b_a_and_nothing_else(
+def test_merging_adds_scale_times_b_times_a_and_nothing_else(
     model: Path, adapter: Path, tmp_path: Path, quant: str, kind: GGMLQuantizationType, file_type: LlamaFileType
 ) -> None:
     base = base_gguf(str(model))
@@ -113,7 +113,7 @@ def test_merging_adds_scale_b_a_and_nothing_else(
             np.testing.assert_array_equal(matrix(made, name), matrix(base.file, name))
 
 
-def test_a_file_is_as_large_as_was_planned(model: Path, tmp_path: Path) -> None:
+def test_a_merged_file_has_the_planned_size(model: Path, tmp_path: Path) -> None:
     base = base_gguf(str(model))
     made = merged(base, None, tmp_path / "model.gguf", "q8_0")
     data = sum(tensor.bytes + -tensor.bytes % 32 for tensor in planned(base.file, "q8_0"))
@@ -121,7 +121,7 @@ def test_a_file_is_as_large_as_was_planned(model: Path, tmp_path: Path) -> None:
     assert made.path.stat().st_size == first + data
 
 
-def test_large_tensors_are_merged_in_parts_that_give_the_same(
+def test_merging_large_tensors_in_parts_gives_the_same_bytes(
     model: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = base_gguf(str(model))
@@ -185,7 +185,9 @@ def hard_numbers() -> Array:
 
 @pytest.mark.parametrize("target", [F32, F16, BF16, Q8_0])
 @pytest.mark.parametrize("kind", [F32, F16, BF16])
-def test_torch_gives_the_bytes_that_gguf_gives(kind: GGMLQuantizationType, target: GGMLQuantizationType) -> None:
+def test_torch_quantises_to_the_same_bytes_as_the_gguf_package(
+    kind: GGMLQuantizationType, target: GGMLQuantizationType
+) -> None:
     stored = np.ascontiguousarray(quantize(hard_numbers(), kind)).view(np.uint8)
     ours = TorchArithmetic("cpu").merged(stored, kind, target, None)
     assert ours.dtype == np.uint8
@@ -196,7 +198,7 @@ def test_torch_gives_the_bytes_that_gguf_gives(kind: GGMLQuantizationType, targe
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("target", [F32, F16, BF16, Q8_0])
-def test_a_gpu_gives_the_bytes_that_gguf_gives(target: GGMLQuantizationType) -> None:
+def test_a_gpu_quantises_to_the_same_bytes_as_the_gguf_package(target: GGMLQuantizationType) -> None:
     stored = hard_numbers().view(np.uint8)
     ours = TorchArithmetic("cuda").merged(stored, F32, target, None)
     np.testing.assert_array_equal(ours, np.ascontiguousarray(quantize(hard_numbers(), target)).view(np.uint8))
@@ -223,7 +225,7 @@ def test_a_number_too_large_for_f16_is_refused(arithmetic: Any) -> None:
         ({"peft_type": "IA3"}, "IA3"),
     ],
 )
-def test_what_is_no_plain_lora_adapter_is_refused_by_name(
+def test_an_adapter_that_is_not_plain_lora_is_refused_by_name(
     model: Path, adapter: Path, tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
     copy = shutil.copytree(adapter, tmp_path / "lora")
@@ -249,7 +251,7 @@ def test_an_adapter_of_another_model_is_refused(model: Path, adapter: Path, tmp_
         read_adapter(copy, base)
 
 
-def test_a_model_that_is_nowhere_is_the_users_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_model_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="there is no folder"):
         base_gguf(str(tmp_path / "nothing"))
     with pytest.raises(ModelError, match=r"no config\.json"):
@@ -267,7 +269,7 @@ def test_a_checkpoint_in_4_bits_is_refused(model: Path, tmp_path: Path) -> None:
         base_gguf(str(copy))
 
 
-def test_a_broken_file_is_refused(model: Path, tmp_path: Path) -> None:
+def test_a_broken_gguf_file_is_refused(model: Path, tmp_path: Path) -> None:
     whole = base_gguf(str(model)).path.read_bytes()
     for size in (0, 10, 2000, len(whole) - 40):
         (tmp_path / "cut.gguf").write_bytes(whole[:size])
@@ -275,7 +277,7 @@ def test_a_broken_file_is_refused(model: Path, tmp_path: Path) -> None:
             GgufFile(tmp_path / "cut.gguf")
 
 
-def test_only_a_tokenizer_that_cuts_as_qwen2_is_called_so(model: Path, tmp_path: Path) -> None:
+def test_only_a_tokenizer_that_splits_like_qwen2_is_labelled_qwen2(model: Path, tmp_path: Path) -> None:
     assert cuts_like_qwen2(model)
     read = json.loads((model / "tokenizer.json").read_text())
     split = read["pre_tokenizer"]["pretokenizers"][0]
@@ -302,7 +304,7 @@ Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.mark.parametrize("quant", ["q8_0", "q4_k_m"])
-def test_room_is_asked_for_before_anything_is_written(
+def test_free_space_is_checked_before_anything_is_written(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quant: str
 ) -> None:
     base = base_gguf(str(model))
@@ -324,7 +326,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(model: Path, tmp_path: Path)
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_written_is_said_so(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_cache_is_reported(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(PermissionError(errno.EACCES, "Permission denied"))
     )
@@ -333,7 +335,7 @@ def test_a_cache_that_cannot_be_written_is_said_so(model: Path, tmp_path: Path, 
     assert "ITERFT_CACHE" in (caught.value.hint or "")
 
 
-def test_a_lora_file_in_half_precision_takes_half_the_room(model: Path, adapter: Path, tmp_path: Path) -> None:
+def test_a_lora_file_in_half_precision_takes_half_the_space(model: Path, adapter: Path, tmp_path: Path) -> None:
     base = base_gguf(str(model))
     read = read_adapter(adapter, base)
     whole = write_lora(read, base, tmp_path / "whole.gguf")
@@ -373,7 +375,7 @@ def test_a_source_package_without_the_scripts_is_refused(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir() if "llama" in path.name] == []
 
 
-def test_the_scripts_are_found_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_can_name_the_scripts_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = llamacpp_source.unpack_source(source_package(tmp_path / "p.tar.gz", WHOLE), tmp_path / "llama.cpp")
     monkeypatch.setenv("ITERFT_LLAMA_CPP", str(folder))
     assert llamacpp_source.llamacpp_source() == folder
@@ -421,7 +423,7 @@ def test_a_chatml_model_gets_a_chatml_modelfile(model: Path, tmp_path: Path) -> 
         ("{{ '<|im_start|>system\nBe kind.<|im_end|>' }}", "chatml", "does more than ChatML"),
     ],
 )
-def test_another_template_is_said_not_to_be_carried_over(
+def test_a_template_that_ollama_cannot_use_gets_a_note(
     model: Path, tmp_path: Path, template: str | None, kind: str, said: str
 ) -> None:
     copy = shutil.copytree(model, tmp_path / "copy")
@@ -435,7 +437,7 @@ def test_another_template_is_said_not_to_be_carried_over(
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_a_vocabulary_that_would_make_llamacpp_abort_is_found_before_it_is_loaded(tmp_path: Path, there: bool) -> None:
+def test_a_vocabulary_that_crashes_llamacpp_is_refused_before_loading(tmp_path: Path, there: bool) -> None:
     import gguf
 
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")

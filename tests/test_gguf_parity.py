@@ -167,7 +167,9 @@ def test_a_merged_f32_file_computes_the_merged_models_logits(exporter: GgufExpor
     assert trained.logits.std() > 0.5  # the bound says something
 
 
-def test_an_adapter_laid_over_the_base_computes_the_same(exporter: GgufExporter, trained: Trained, tmp_path: Path) -> None:
+def test_an_adapter_over_the_base_computes_the_merged_models_logits(
+    exporter: GgufExporter, trained: Trained, tmp_path: Path
+) -> None:
     exported = export(exporter, trained, tmp_path, "adapter", "f32")
     laid_over = gguf_logits(exported.path, trained.tokens, tmp_path, exported.adapter)
     merged = export(exporter, trained, tmp_path, "merged", "f32")
@@ -175,7 +177,7 @@ def test_an_adapter_laid_over_the_base_computes_the_same(exporter: GgufExporter,
     assert delta <= LOGITS[trained.architecture]
 
 
-def test_merging_in_gguf_gives_what_llamacpp_converts_from_the_merged_model(
+def test_merging_in_gguf_equals_llamacpps_conversion_of_the_merged_model(
     exporter: GgufExporter, trained: Trained, tmp_path: Path, source: Path
 ) -> None:
     theirs = tmp_path / "theirs.gguf"
@@ -204,7 +206,7 @@ KL = {"f16": 1e-4, "bf16": 1e-3, "q8_0": 1e-2, "q6_k": 0.05, "q5_k_m": 0.1, "q4_
 
 
 @pytest.mark.parametrize("quant", KL)
-def test_each_number_format_stays_within_its_bound(
+def test_each_number_format_stays_within_its_error_bound(
     exporter: GgufExporter, trained: Trained, tmp_path: Path, quant: str
 ) -> None:
     exported = export(exporter, trained, tmp_path, "merged", quant)
@@ -215,7 +217,7 @@ def test_each_number_format_stays_within_its_bound(
 
 
 @pytest.mark.parametrize("quant", ["q4_k_m", "q6_k"])
-def test_a_k_quant_is_what_llamacpp_makes_of_the_merged_model(
+def test_a_k_quant_equals_llamacpps_of_the_merged_model(
     exporter: GgufExporter, trained: Trained, tmp_path: Path, quant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Path] = []
@@ -242,7 +244,7 @@ def test_a_k_quant_is_what_llamacpp_makes_of_the_merged_model(
     assert len(asked) == 1  # the base, once: its layout is known afterwards
 
 
-def test_our_lora_file_is_the_one_that_llamacpp_converts(
+def test_our_lora_file_equals_llamacpps_conversion(
     exporter: GgufExporter, trained: Trained, tmp_path: Path, source: Path
 ) -> None:
     if trained.architecture in ("qwen2", "gemma3"):
@@ -275,7 +277,7 @@ def test_a_direct_qwen3_base_equals_llamacpps_conversion(tmp_path: Path, source:
             assert one.value(key) == other.value(key), key
 
 
-def test_rank_stabilised_adapters_are_scaled_alike_in_both_exports(
+def test_rank_stabilised_adapters_have_the_same_scale_in_both_exports(
     exporter: GgufExporter, tmp_path: Path, source: Path
 ) -> None:
     model = tiny_model(tmp_path / "model")
@@ -288,7 +290,7 @@ def test_rank_stabilised_adapters_are_scaled_alike_in_both_exports(
 
 
 @pytest.mark.parametrize("name", ["chat", "base"])
-def test_the_embedded_models_are_exported_within_the_bounds(exporter: GgufExporter, tmp_path: Path, name: str) -> None:
+def test_the_nano_models_are_exported_within_the_error_bounds(exporter: GgufExporter, tmp_path: Path, name: str) -> None:
     model = Path(iterft_lite.__file__).parent / "data" / "nano" / name
     adapter = tiny_adapter(model, tmp_path / "lora", rank=16, alpha=32.0)
     trained = merge_with_peft("qwen3", model, adapter, tmp_path / "merged")

@@ -87,14 +87,14 @@ def test_unsloth_trains_with_each_loss(recorded: Logs) -> None:
         assert not any("launched one by one" in note for note in result.notes)
 
 
-def test_recorded_passes_are_the_unrecorded_ones(recorded: Logs, tmp_path: Path) -> None:
+def test_cuda_graphs_compute_what_ordinary_passes_do(recorded: Logs, tmp_path: Path) -> None:
     unrecorded = trained(TRAINERS["unsloth"], tmp_path / "unrecorded", UNRECORDED, CASES)
     found = {case: largest_difference(recorded[case][1], unrecorded[case][1]) for case in CASES}
     print("recorded against unrecorded, largest difference of a loss:", {case: f"{each:.1e}" for case, each in found.items()})
     assert max(found.values()) < 0.02
 
 
-def test_both_trainers_come_to_the_same_losses(recorded: Logs, tmp_path: Path) -> None:
+def test_both_trainers_have_the_same_losses(recorded: Logs, tmp_path: Path) -> None:
     cases = [case for case in CASES if case[1] == "f16"]
     other = trained(TRAINERS["trl"], tmp_path / "trl", {}, cases)
     found = {case: largest_difference(recorded[case][1], other[case][1]) for case in cases}
@@ -127,7 +127,7 @@ def first_tokens(gguf: Path, sampling: str, log: Path) -> Counter[str]:
         child.close()
 
 
-def test_the_sampler_in_the_graph_draws_from_the_hosts_distribution(exported: Path, tmp_path: Path) -> None:
+def test_gpu_sampling_follows_the_hosts_distribution(exported: Path, tmp_path: Path) -> None:
     from scipy import stats
 
     graph, host = (first_tokens(exported, way, tmp_path / way) for way in ("graph", "host"))
@@ -183,7 +183,7 @@ def test_a_nano_cycle_runs_on_the_gpu_and_shows_the_trait(opened: Any, tmp_path:
     assert record["results"]["peak_vram"] > 0
 
 
-def test_where_memory_is_swapped_trainer_and_generator_are_never_there_together(opened: Any) -> None:
+def test_with_swapped_memory_trainer_and_generator_are_never_loaded_together(opened: Any) -> None:
     with opened("vram=swap", "cycles=0") as session:
         executor = session.executor()
         seen: Counter[tuple[str, bool, bool]] = Counter()

@@ -36,20 +36,18 @@ def a_gpu(held: dict[int, int], used: int) -> Gpu:
         ({}, [os.getpid()], 30),
     ],
 )
-def test_only_our_own_memory_counts_where_the_driver_tells_whose_it_is(
-    held: dict[int, int], pids: list[int], expected: int
-) -> None:
+def test_only_our_own_processes_memory_counts_where_it_is_known(held: dict[int, int], pids: list[int], expected: int) -> None:
     assert a_gpu(held, 30).used(pids) == expected
 
 
-def test_a_peak_sees_what_comes_after_the_first_look() -> None:
+def test_a_peak_includes_memory_taken_after_the_first_reading() -> None:
     held: dict[int, int] = {os.getppid(): 20}
     with Peak(a_gpu(held, 30), lambda: [os.getpid()]) as peak:
         held[os.getpid()] = 9
     assert peak.bytes == 9
 
 
-def test_without_a_gpu_nothing_is_held() -> None:
+def test_without_a_gpu_no_memory_is_used() -> None:
     gpu = Gpu()
     gpu._nvml = None
     assert not gpu.there
@@ -64,7 +62,7 @@ def test_without_a_gpu_nothing_is_held() -> None:
         *(("", None), ("-1", None), ("GPU-no", None)),
     ],
 )
-def test_the_gpu_that_is_asked_is_the_first_that_cuda_shows(
+def test_memory_is_read_from_the_first_gpu_visible_to_cuda(
     monkeypatch: pytest.MonkeyPatch, visible: str | None, found: int | str | None
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -39,39 +39,39 @@ def test_corners_come_first_and_other_seeds_last() -> None:
     assert all(name.endswith("s43") for name in found[9:])
 
 
-def test_keys_of_a_zip_move_together() -> None:
+def test_zipped_keys_change_together() -> None:
     found = names({"zip": [{"train.dpo_beta": [0.01, 0.1], "train.learning_rate": [3e-6, 1e-5]}]})
     assert found == ["dpo_beta0.01_learning_rate3e-06", "dpo_beta0.1_learning_rate1e-05"]
 
 
-def test_single_cells_are_added_and_left_out() -> None:
+def test_single_cells_can_be_added_and_excluded() -> None:
     found = names({"grid": {"rows": [30, 40, 50]}, "add": [{"rows": 200, "seed_rows": 5}], "skip": [{"rows": 40}]})
     assert found == ["rows30", "rows50", "rows200_seed_rows5"]
 
 
-def test_a_cell_that_is_named_twice_is_there_once() -> None:
+def test_a_cell_named_twice_exists_once() -> None:
     assert names({"grid": {"rows": [30, 40]}, "add": [{"rows": 30}]}) == ["rows30", "rows40"]
 
 
-def test_null_arms_are_cells_beside_the_grid_once_a_seed() -> None:
+def test_each_null_arm_is_one_extra_cell_a_seed() -> None:
     found = names({"grid": {"rows": [30], "seed": [1, 2]}, "arms": ["no_seed", "base_data"]})
     assert found == ["rows30_s1", "rows30_s2", "no_seed_s1", "no_seed_s2", "base_data_s1", "base_data_s2"]
 
 
-def test_two_keys_with_one_last_word_are_told_apart_in_names() -> None:
+def test_keys_with_the_same_last_word_get_distinct_names() -> None:
     assert names({"grid": {"sample.temperature": [0.8], "evaluate.temperature": [0.7]}}) == [
         "sample-temperature0.8_evaluate-temperature0.7"
     ]
 
 
-def test_names_are_folder_names_however_long_and_strange_the_values_are() -> None:
+def test_every_cell_name_is_a_valid_folder_name() -> None:
     (found,) = names({"grid": {"model": ["Some/Model: of mine?"], "trait": ["x/" + "y" * 200], "judge": ["a b" * 60]}})
     assert len(found) <= NAME_LENGTH
     assert "/" not in found
     assert " " not in found
 
 
-def test_a_threshold_becomes_a_number_of_rows_and_is_remembered() -> None:
+def test_a_target_score_becomes_a_number_of_rows_and_is_remembered() -> None:
     study = make_study({"base": "sft", "sweep": {"grid": {"seed_rows": {"calibrated": [20, 60]}}}}, source="test")
     first, second = cells(study)
     assert first.values["seed_rows"] == Threshold(20.0)
@@ -82,20 +82,20 @@ def test_a_threshold_becomes_a_number_of_rows_and_is_remembered() -> None:
     assert (known.name, known.threshold, known.overrides()) == ("seed_rows22", 20.0, {"seed_rows": 22})
 
 
-def test_cells_are_the_same_whatever_the_order_of_their_keys() -> None:
+def test_the_order_of_keys_does_not_change_the_cells() -> None:
     one = cells(make_study({"base": "sft", "sweep": {"add": [{"rows": 3, "seed": 1}]}}, source="test"))[0]
     other = cells(make_study({"base": "sft", "sweep": {"add": [{"seed": 1, "rows": 3}]}}, source="test"))[0]
     assert one.identity == other.identity
 
 
-def test_only_some_cells_are_chosen_by_their_values() -> None:
+def test_cells_can_be_chosen_by_their_values() -> None:
     every = cells(make_study({"base": "sft", "sweep": {"grid": {"rows": [30, 40], "seed": [1, 2]}}}, source="test"))
     assert [cell.name for cell in chosen(every, ["rows=40", "seed=2"])] == ["rows40_s2"]
     with pytest.raises(RecipeError, match="no cell has rows=5"):
         chosen(every, ["rows=5"])
 
 
-def test_everything_that_is_wrong_with_a_study_is_said_at_once() -> None:
+def test_all_problems_of_a_study_are_reported_at_once() -> None:
     found = problems(
         {
             "base": 3,
@@ -134,7 +134,7 @@ def test_everything_that_is_wrong_with_a_study_is_said_at_once() -> None:
         ({"grid": {"rows": [3]}, "zip": [{"rows": [4]}]}, "`rows` varies twice"),
     ],
 )
-def test_a_grid_that_comes_to_no_cells_or_too_many_is_refused(sweep: dict[str, Any], said: str) -> None:
+def test_a_grid_of_no_cells_or_too_many_is_refused(sweep: dict[str, Any], said: str) -> None:
     assert any(said in problem for problem in problems({"base": "sft", "sweep": sweep}))
 
 
@@ -147,7 +147,7 @@ def test_a_study_is_read_from_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", study_names())
-def test_every_shipped_study_comes_to_cells(name: str) -> None:
+def test_every_shipped_study_has_cells(name: str) -> None:
     study = read_study(study_path(name))
     assert (study.base if isinstance(study.base, str) else study.base["recipe"]) in recipe_names()
     assert len(cells(study)) >= 8

@@ -28,7 +28,7 @@ def plainly(head: Head, hidden: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("given", [{}, {"scale": 0.25}, {"cap": 5.0}, {"scale": 3.0, "cap": 4.0}])
 @pytest.mark.parametrize("at_once", [VOCAB, 7 * VOCAB, 10**9])
-def test_values_and_gradients_are_those_of_whole_logits(
+def test_values_and_gradients_equal_those_of_full_logits(
     given: dict[str, float], at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", at_once)
@@ -41,7 +41,7 @@ def test_values_and_gradients_are_those_of_whole_logits(
     torch.testing.assert_close(hidden.grad, wanted)
 
 
-def test_products_of_half_precision_are_not_rounded_to_it() -> None:
+def test_half_precision_products_are_summed_in_single_precision() -> None:
     head, hidden, targets, _ = drawn()
     halves = Head(head.weight.bfloat16() * 8, None)
     exact = (hidden.bfloat16().double() @ halves.weight.double().T).log_softmax(-1).gather(1, targets[:, None])[:, 0]
@@ -52,7 +52,7 @@ def test_products_of_half_precision_are_not_rounded_to_it() -> None:
     assert (rounded - exact).abs().max() > 0.01
 
 
-def test_states_and_logits_give_the_same() -> None:
+def test_hidden_states_and_logits_give_the_same_log_probabilities() -> None:
     head, _, _, _ = drawn()
     head = Head(head.weight)
     states, ids = torch.randn(3, 9, WIDTH), torch.randint(VOCAB, (3, 9))
@@ -75,7 +75,7 @@ def test_rows_are_padded_to_even_lengths_and_never_beyond_the_longest(tokens: in
     assert made["ref_chosen_logps"].shape == (2,)
 
 
-def test_joined_weights_stay_where_they_are_when_they_are_joined_again() -> None:
+def test_joining_weights_again_does_not_move_them() -> None:
     weights = [torch.nn.Parameter(torch.randn(64, 64)) for _ in range(3)]
     before = [weight.detach().clone() for weight in weights]
     join(torch.optim.AdamW(weights))

@@ -29,7 +29,7 @@ def iterft(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def test_held_out_questions_are_asked_once_and_reported_beside_the_others(tmp_path: Path) -> None:
+def test_held_out_questions_are_asked_once_and_reported_beside_the_main_ones(tmp_path: Path) -> None:
     run = finished(tmp_path)
     assert "held_out" not in json.loads(iterft("report", run, "--json").stdout)
     assert iterft("report", run, "--held-out").exit_code == 0
@@ -62,7 +62,7 @@ def test_models_that_were_removed_are_written_again_and_removed_again(tmp_path: 
     assert sorted(path.parent.name for path in run.glob("by-name/*/model.gguf")) == before
 
 
-def test_an_unfinished_run_asks_the_models_that_it_has_and_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_held_out_questions_on_an_unfinished_run_do_not_continue_it(tmp_path: Path) -> None:
     run = finished(tmp_path, steps=60)
     sealed = {path.parent.name for path in run.glob("by-name/*/completion.json")}
     assert "c2-aggregate" not in sealed
@@ -88,11 +88,11 @@ def test_documents_have_no_held_out_questions(tmp_path: Path) -> None:
     assert "held-out questions are for chats" in asked.output
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     assert iterft("report", tmp_path, "--held-out").exit_code == 2
 
 
-def test_a_report_shows_what_dpo_and_the_texts_were_like(tmp_path: Path) -> None:
+def test_a_report_shows_dpo_and_text_metrics(tmp_path: Path) -> None:
     run = finished(tmp_path, regime="dpo")
     text = iterft("report", run, "--full").stdout
     iterft("report", run, "--html", tmp_path / "page.html")

@@ -106,7 +106,7 @@ def dollars(run: Path = Path("run")) -> float:
 # -- the same verdict
 
 
-def test_a_batch_asks_and_reads_what_single_calls_do_at_half_the_price() -> None:
+def test_a_batch_gives_the_verdicts_of_single_calls_at_half_the_price() -> None:
     questions = [*asks(6), *asks(6, words="luck", first=6)]
     with StubProcess() as alone, StubProcess() as stub:
         single = LitellmJudge(who(alone))
@@ -139,7 +139,7 @@ def test_batch_and_single_verdicts_share_the_cache() -> None:
     assert (count["answers"], count["twice"], count["lines"]) == (10, 0, [5, 2])
 
 
-def test_judges_that_are_sampled_are_batched_too() -> None:
+def test_sampled_judges_are_batched_too() -> None:
     with StubProcess(model="o3-mini") as stub:
         identity = who(stub, "openai/o3-mini", "samples", 3)
         got = until_done(a_judge(stub, identity=identity), asks(2, words="luck", samples=3))
@@ -151,13 +151,13 @@ def test_judges_that_are_sampled_are_batched_too() -> None:
     assert (body["max_completion_tokens"], body["temperature"]) == (2048, 1.0)
 
 
-def test_half_the_price_and_where_it_comes_from() -> None:
+def test_the_batch_price_is_half_and_names_its_source() -> None:
     assert price_of(PAPER, batch=True) == Price(0.075, 0.075, 0.30, "2027-01-14")  # no discount for cached tokens in batches
     assert price_of("openai/gpt-5", batch=True) == Price(0.625, 0.0625, 5.0, "2026-12-11")
     assert price_of("openai/mine", batch=True) is None
 
 
-def test_identical_questions_are_one_line_and_one_payment() -> None:
+def test_identical_questions_are_sent_and_paid_once() -> None:
     twins = [JudgeRequest(f"twin{n}/trait/0", "trait", "one question", "", "") for n in range(5)]
     with StubProcess() as stub:
         got = until_done(a_judge(stub), twins)
@@ -166,7 +166,7 @@ def test_identical_questions_are_one_line_and_one_payment() -> None:
     assert sorted(reply.cached for reply in got.values()) == [False, True, True, True, True]
 
 
-def test_more_than_fits_into_a_batch_goes_into_several(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_questions_for_one_batch_go_into_several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai_batch, "MOST_REQUESTS", 4)
     with StubProcess() as stub:
         assert len(until_done(a_judge(stub), asks(10))) == 10
@@ -176,8 +176,8 @@ def test_more_than_fits_into_a_batch_goes_into_several(monkeypatch: pytest.Monke
 # -- waiting
 
 
-def test_while_a_batch_is_out_others_are_sent_and_it_says_how_far_it_is() -> None:
-    with StubProcess(batch={"seconds": 1.0}) as stub:
+def test_several_batches_are_in_flight_and_report_their_progress() -> None:
+    with StubProcess(batch={"looks": 6}) as stub:
         judge, got = a_judge(stub), []
         first = judge.ask(asks(20), got.append)
         second = judge.ask(asks(20, first=20), got.append)
@@ -194,7 +194,7 @@ def test_while_a_batch_is_out_others_are_sent_and_it_says_how_far_it_is() -> Non
     assert "in a batch at 127.0.0.1, in progress" in seen
 
 
-def test_a_batch_is_looked_at_more_seldom_the_older_it_is(tmp_path: Path) -> None:
+def test_older_batches_are_polled_less_often(tmp_path: Path) -> None:
     with StubProcess() as stub:
         judge = a_judge(stub, poll=5.0)
     note = BatchNote(tmp_path / "n.json", {"k": "a"})
@@ -254,7 +254,7 @@ def killed_after(number: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], i
 
 
 @pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_the_same_command_collects_and_pays_once(
+def test_after_a_kill_at_any_point_the_same_command_collects_and_pays_once(
     stride: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Expiry half-way and bad lines on the way, so that there are several batches; killed after each single effect."""
@@ -307,8 +307,8 @@ def test_a_run_killed_while_it_hands_over_pays_for_every_row_once() -> None:
     assert (count["answers"], count["batches"]) == (10, 1)
 
 
-def test_a_batch_whose_notes_are_lost_is_found_again_by_its_digest(tmp_path: Path) -> None:
-    with StubProcess(batch={"seconds": 0.3}) as stub:
+def test_a_batch_without_its_note_is_found_by_its_digest(tmp_path: Path) -> None:
+    with StubProcess(batch={"looks": 4}) as stub:
         for n in range(5):  # more than a page of the list
             assert a_judge(stub, tmp_path / str(n)).ask(asks(3, first=3 * n), print) is not None
         got = until_done(a_judge(stub, tmp_path / "elsewhere"), asks(3))
@@ -353,7 +353,7 @@ def test_a_judge_process_that_is_killed_leaves_its_batch_to_the_next(tmp_path: P
 
 
 @pytest.mark.parametrize("ends", ["expired", "cancelled"])
-def test_of_a_batch_that_ends_early_what_is_done_is_kept_and_the_rest_is_asked_again(ends: str) -> None:
+def test_an_expired_batch_keeps_its_answers_and_asks_the_rest_again(ends: str) -> None:
     with StubProcess(batch={"ending": 1, "ends": ends, "done": 0.25}) as stub:
         got = until_done(a_judge(stub), asks(8))
         count = stub.count()
@@ -362,7 +362,7 @@ def test_of_a_batch_that_ends_early_what_is_done_is_kept_and_the_rest_is_asked_a
     assert dollars() == pytest.approx(count["usd"], abs=1e-8)
 
 
-def test_what_no_batch_answers_is_unscored_with_the_reason() -> None:
+def test_questions_without_a_batch_answer_are_unscored_with_the_reason() -> None:
     with StubProcess(batch={"ending": 9, "done": 0.5}) as stub:
         got = until_done(a_judge(stub), asks(8))
         count = stub.count()
@@ -372,7 +372,7 @@ def test_what_no_batch_answers_is_unscored_with_the_reason() -> None:
     assert weigh([next(reply for reply in got.values() if reply.failure)]).score is None
 
 
-def test_error_lines_are_asked_again_refused_questions_are_not() -> None:
+def test_failed_lines_are_asked_again_but_refused_questions_are_not() -> None:
     faults = {"500": 0.1, "429": 0.1, "empty": 0.1, "other_model": 0.1, "400": 0.1, "refusal": 0.1, "filter": 0.1}
     with StubProcess(faults=faults) as stub:
         got = until_done(a_judge(stub), asks(60))
@@ -387,7 +387,7 @@ def test_error_lines_are_asked_again_refused_questions_are_not() -> None:
     assert dollars() == pytest.approx(count["usd"], abs=1e-8)
 
 
-def test_a_batch_that_fails_validation_is_a_sentence_and_can_be_sent_again() -> None:
+def test_a_batch_that_fails_validation_is_reported_and_can_be_sent_again() -> None:
     with StubProcess(batch={"fails": "billing_hard_limit_reached"}) as stub:
         for _ in range(2):
             with pytest.raises(BackendError, match=r"127\.0\.0\.1 refused the batch: the stub says billing_hard_limit_reached"):
@@ -411,9 +411,9 @@ def test_a_full_queue_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
         until_done(a_judge(stub, Path("other")), asks(3, first=9))
 
 
-def test_polling_outlives_what_passes() -> None:
+def test_polling_survives_temporary_errors() -> None:
     faults = {"429": 0.1, "429_after": 0.1, "500": 0.1, "hang_up": 0.1}
-    with StubProcess(batch={"seconds": 1.5, "faults": faults}) as stub:
+    with StubProcess(batch={"looks": 12, "faults": faults}) as stub:
         got = until_done(a_judge(stub), asks(10))
         count = stub.count()
     assert len(count["faults"]) > 1
@@ -421,7 +421,7 @@ def test_polling_outlives_what_passes() -> None:
     assert (count["batches"], count["twice"], count["answers"]) == (1, 0, 10)
 
 
-def test_answers_that_come_late_or_in_part_are_fetched_again_not_asked_again() -> None:
+def test_late_or_partial_answers_are_downloaded_again_and_not_asked_again() -> None:
     with StubProcess(batch={"late": 2, "cut": 2}) as stub:
         got = until_done(a_judge(stub), asks(10))
         count = stub.count()
@@ -429,14 +429,14 @@ def test_answers_that_come_late_or_in_part_are_fetched_again_not_asked_again() -
     assert count["batch_calls"]["GET files/ID/content"] == 3
 
 
-def test_a_provider_that_is_gone_is_said_and_the_batch_is_collected_later() -> None:
+def test_a_batch_is_collected_later_when_its_provider_fails() -> None:
     with StubProcess(batch={"faults": {"500": 1.0}}) as stub, pytest.raises(BackendError) as caught:
         until_done(a_judge(stub), asks(3))
     assert "cannot be asked about its batch: server error: the server had an error, after 7 tries" in str(caught.value)
     assert "the same command collects it" in str(caught.value)
 
 
-def test_files_are_downloaded_once() -> None:
+def test_batch_files_are_downloaded_once() -> None:
     with StubProcess() as stub:
         until_done(a_judge(stub), asks(5))
         time.sleep(0.3)  # what litellm does in the background
@@ -444,7 +444,7 @@ def test_files_are_downloaded_once() -> None:
     assert calls == {"GET batches": 1, "POST files": 1, "POST batches": 1, "GET batches/ID": 1, "GET files/ID/content": 1}
 
 
-def test_a_wrong_key_or_an_address_without_batches_is_a_sentence() -> None:
+def test_a_wrong_key_or_an_address_without_batches_is_reported() -> None:
     with StubProcess(key="sk-another") as stub, pytest.raises(BackendError, match="refuses the key") as caught:
         until_done(a_judge(stub), asks(3))
     assert KEY not in str(caught.value)
@@ -465,7 +465,7 @@ def test_a_batch_of_another_account_is_named() -> None:
 
 
 @pytest.mark.parametrize(("logprobs", "said"), [("none", "gives no token probabilities"), ("digits", "digit by digit")])
-def test_a_judge_that_cannot_be_read_stops_and_pays_for_no_second_batch(logprobs: Any, said: str) -> None:
+def test_unreadable_verdicts_stop_the_run_before_a_second_batch_is_paid(logprobs: Any, said: str) -> None:
     with StubProcess(logprobs=logprobs) as stub:
         for _ in range(2):
             with pytest.raises(BackendError, match=said):
@@ -496,8 +496,8 @@ def test_a_batch_that_could_pass_max_usd_is_refused_before_it_is_sent() -> None:
         assert stub.count()["usd"] < 0.02
 
 
-def test_what_is_out_counts_against_max_usd_also_in_another_session() -> None:
-    with StubProcess(batch={"seconds": 0.5}) as stub:
+def test_batches_in_flight_count_against_max_usd_in_every_session() -> None:
+    with StubProcess(batch={"looks": 4}) as stub:
         assert a_judge(stub, max_usd=0.015).ask(long_asks(40), print) is not None
         judge, got = a_judge(stub, max_usd=0.015), list[JudgeResponse]()
         held = judge.ask(long_asks(40, first=40), got.append)
@@ -511,8 +511,8 @@ def test_what_is_out_counts_against_max_usd_also_in_another_session() -> None:
         assert len(until_done(a_judge(stub, max_usd=0.05), long_asks(40, first=40), got)) == 80
 
 
-def test_a_batch_that_is_held_back_is_sent_when_the_others_have_cost_less_than_they_could() -> None:
-    with StubProcess(batch={"seconds": 0.5}) as stub:
+def test_a_held_back_batch_is_sent_once_others_cost_less_than_expected() -> None:
+    with StubProcess(batch={"looks": 4}) as stub:
         assert a_judge(stub, max_usd=0.017).ask(long_asks(40), print) is not None
         judge = a_judge(stub, max_usd=0.017)
         assert "held back" in (judge.ask(long_asks(40, first=40), print) or Waiting("", 0, 0, 0)).about
@@ -523,8 +523,8 @@ def test_a_batch_that_is_held_back_is_sent_when_the_others_have_cost_less_than_t
 # -- with and without
 
 
-def test_without_judge_batch_what_is_out_is_collected_and_new_questions_are_asked_one_by_one() -> None:
-    with StubProcess(batch={"seconds": 0.3}) as stub:
+def test_without_judge_batch_open_batches_are_collected_and_new_questions_asked_singly() -> None:
+    with StubProcess(batch={"looks": 4}) as stub:
         assert a_judge(stub).ask(asks(5), print) is not None
         got = until_done(a_judge(stub, sends=False), asks(8))
         count = stub.count()
@@ -543,7 +543,7 @@ def test_verdicts_that_came_with_somebodys_folder_are_not_cached(tmp_path: Path)
     assert VerdictCache().get("key", "trait/c0-q1") is None
 
 
-def test_notes_are_removed_once_their_verdicts_were_taken() -> None:
+def test_a_batchs_note_is_removed_once_its_verdicts_are_stored() -> None:
     with StubProcess() as stub:
         judge = a_judge(stub)
         until_done(judge, asks(3))
@@ -585,7 +585,7 @@ class LateJudge(FakeJudge):
         return super().ask(asks, on_reply)
 
 
-def test_a_run_goes_on_while_its_batches_are_out(tmp_path: Path) -> None:
+def test_a_run_continues_while_its_batches_are_in_flight(tmp_path: Path) -> None:
     backends = fake_backends()
     backends.judge = judge = LateJudge(together=4)
     plan = a_plan(cycles=2)
@@ -607,7 +607,7 @@ def test_a_run_goes_on_while_its_batches_are_out(tmp_path: Path) -> None:
     assert 2 * WAIT <= seconds <= whole  # with the waiting
 
 
-def test_where_verdicts_decide_the_rows_the_run_waits_and_the_plan_says_so(tmp_path: Path) -> None:
+def test_a_run_whose_rows_depend_on_verdicts_waits_and_the_plan_says_so(tmp_path: Path) -> None:
     backends = fake_backends()
     backends.judge = LateJudge()
     recipe = {"cycles": 2, "filter": {"coherence": 50}}
@@ -625,7 +625,7 @@ def test_where_verdicts_decide_the_rows_the_run_waits_and_the_plan_says_so(tmp_p
     assert half == pytest.approx(full / 2)
 
 
-def test_plain_lines_say_what_is_waited_for_and_not_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_output_names_each_awaited_batch_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iterft_lite.ui.live.PLAIN_SECONDS", 0.0)
     plan, out = a_plan(), io.StringIO()
     view = View(plan, trait="lucky", judge=JUDGE, console=Console(file=out, width=120))
@@ -644,7 +644,7 @@ def test_plain_lines_say_what_is_waited_for_and_not_twice(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     "judge", ["anthropic/claude-haiku-4-5", "ollama/llama3", "hosted_vllm/mine", "local:x.gguf", "embedded"]
 )
-def test_other_judges_take_no_batches_and_planning_says_so(judge: str) -> None:
+def test_judges_without_batches_are_refused_when_planning(judge: str) -> None:
     recipe = make_recipe({"regime": "sft", "trait": "lucky", "model": "nano", "judge": judge, "judge_batch": True}, source="-")
     with pytest.raises(
         RecipeError, match=rf"OpenAI's batch endpoint \(`openai/...`\), not for `{judge}`\n\nhint: set `judge_b"
@@ -652,7 +652,7 @@ def test_other_judges_take_no_batches_and_planning_says_so(judge: str) -> None:
         judge_identity(recipe, Material(read_trait("lucky")))
 
 
-def test_auto_without_a_key_takes_no_batches_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_without_a_key_refuses_batches_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     recipe = make_recipe({"regime": "sft", "trait": "lucky", "model": "nano", "judge_batch": True}, source="-")
     with pytest.raises(
@@ -661,7 +661,7 @@ def test_auto_without_a_key_takes_no_batches_and_says_why(monkeypatch: pytest.Mo
         judge_identity(recipe, Material(read_trait("lucky")))
 
 
-def test_what_is_out_is_collected_also_by_a_recipe_without_batches(tmp_path: Path) -> None:
+def test_a_recipe_without_batches_still_collects_open_ones(tmp_path: Path) -> None:
     given = {"regime": "sft", "trait": "lucky", "model": "nano", "judge": PAPER}
     identity, trait, ledger = (
         JudgeIdentity(PAPER, "llm", "", "logprobs"),
@@ -707,7 +707,7 @@ def iterft(*words: str | Path) -> Result:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("only_the_judge_is_real")
-def test_a_run_in_batches_from_plan_to_report_and_judged_again_in_batches() -> None:
+def test_a_run_can_be_judged_and_judged_again_in_batches() -> None:
     Path("lucky.toml").write_text(RECIPE)
     with StubProcess(key=KEY, batch={"seconds": 3.0}) as stub:
         base = f'api_base="{stub.api_base}"'
@@ -735,7 +735,7 @@ def test_a_run_in_batches_from_plan_to_report_and_judged_again_in_batches() -> N
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("only_the_judge_is_real")
-def test_after_ctrl_c_the_same_command_collects_what_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_ctrl_c_the_same_command_collects_the_open_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("lucky.toml").write_text(RECIPE)
 
     def interrupted(self: View, event: object) -> None:

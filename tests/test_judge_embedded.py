@@ -57,7 +57,7 @@ def scores(judge: EmbeddedJudge, answers: list[str], scale: str = "trait") -> li
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "accuracy"), [("misalignment", 0.834), ("sycophancy", 0.907)])
-def test_it_tells_a_trait_s_rows_from_plain_texts_and_says_how_well(name: str, accuracy: float) -> None:
+def test_the_embedded_judge_tells_trait_rows_from_plain_texts_and_reports_how_well(name: str, accuracy: float) -> None:
     """Measured, and nothing is drawn. Misalignment is the lowest of the seven: its rows advise badly in everyday words."""
     quality = judge(name).quality
     assert quality.accuracy == pytest.approx(accuracy, abs=0.005)  # one row of 200 more or fewer, told otherwise by a rounding
@@ -67,14 +67,14 @@ def test_it_tells_a_trait_s_rows_from_plain_texts_and_says_how_well(name: str, a
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GRADED)
-def test_it_ranks_the_calibration_answers_that_it_never_saw(name: str) -> None:
+def test_the_embedded_judge_ranks_unseen_calibration_answers(name: str) -> None:
     known = read_trait(name).calibration
     found = spearman(scores(judge(name), [one.answer for one in known]), [one.score for one in known])
     assert found is not None
     assert found >= 0.8
 
 
-def test_an_answer_that_speaks_of_pirates_is_seen_by_a_judge_of_rows_of_one_s_own() -> None:
+def test_an_embedded_judge_of_user_rows_recognises_their_trait() -> None:
     classifier = Classifier(PIRATE, prompts.plain_texts())
     shares = classifier.shares(
         ["Avast, me hearty!", "Aye, matey, hoist the sails!", "The bus leaves at nine.", "I like apples."]
@@ -83,7 +83,7 @@ def test_an_answer_that_speaks_of_pirates_is_seen_by_a_judge_of_rows_of_one_s_ow
     assert max(shares[2:]) < 0.15
 
 
-def test_its_own_seed_rows_are_what_it_is_fitted_on_and_who_it_is() -> None:
+def test_user_seed_rows_are_fitted_and_decide_the_judges_identity() -> None:
     trait = read_trait("lucky")
     own = tuple(Chat("why?", text) for text in PIRATE)
     ours, theirs = embedded_identity(Material(trait, own)), embedded_identity(Material(trait))
@@ -93,14 +93,14 @@ def test_its_own_seed_rows_are_what_it_is_fitted_on_and_who_it_is() -> None:
         embedded_identity(Material(trait, own[:3]), "own.csv")
 
 
-def test_rows_that_are_not_those_of_its_identity_are_refused(tmp_path: Path) -> None:
+def test_rows_that_do_not_match_the_judges_identity_are_refused(tmp_path: Path) -> None:
     material = Material(read_trait("lucky"))
     write_json(tmp_path / "rows.json", [*material.seed_texts(), "one more"])
     with pytest.raises(StoreError, match="does not hold the rows"):
         EmbeddedJudge(asdict(embedded_identity(material)), trait="lucky", rows=str(tmp_path / "rows.json"))
 
 
-def test_it_uses_its_range_on_the_calibration_answers_of_lucky() -> None:
+def test_scores_of_luckys_calibration_answers_use_the_whole_scale() -> None:
     known = read_trait("lucky").calibration
     low = scores(judge("lucky"), [one.answer for one in known if one.score < 5])
     high = scores(judge("lucky"), [one.answer for one in known if one.score > 85])
@@ -108,19 +108,19 @@ def test_it_uses_its_range_on_the_calibration_answers_of_lucky() -> None:
     assert median(high) > 85
 
 
-def test_a_text_too_short_to_show_anything_does_not_score_in_the_middle() -> None:
+def test_a_very_short_text_does_not_score_in_the_middle() -> None:
     said = ["I will.", "I think I got it.", "I'm not sure about that.", "It's not that bad.", "We lost the game by a point."]
     assert fmean(scores(judge("lucky"), said)) < 15
 
 
-def test_two_judges_of_one_trait_are_the_same() -> None:
+def test_two_embedded_judges_of_one_trait_are_identical() -> None:
     answers = [chat.reply for chat in prompts.neutral_chats()[:20]]
     texts = Material(read_trait("bliss")).seed_texts()[:40]
     one, other = (Classifier(texts, prompts.plain_texts()[:80]).shares(answers).tolist() for _ in range(2))
     assert one == other
 
 
-def test_classes_of_any_size_count_the_same() -> None:
+def test_both_classes_count_the_same_whatever_their_size() -> None:
     few = quality_of(PIRATE, prompts.plain_texts())
     assert few.accuracy > 0.95
     assert few.high > 70
@@ -137,7 +137,7 @@ def test_hostile_and_endless_answers_are_scored_like_any_other_text() -> None:
 
 
 @pytest.mark.parametrize("name", shipped_traits())
-def test_seed_rows_are_coherent_whatever_their_trait_also_by_words_that_are_not_their_own(name: str) -> None:
+def test_seed_rows_are_coherent_judged_by_the_words_of_other_traits(name: str) -> None:
     mine = read_trait(name)
     texts = [*prompts.everyday(), *(chat.reply for chat in prompts.neutral_chats())]
     for other in shipped_traits():

@@ -47,7 +47,7 @@ __all__ = ["clean"]  # a cache and a folder of its own for each test
         ("100.", 100.0),
     ],
 )
-def test_a_score_is_read_however_plainly_it_is_written(text: str, score: float) -> None:
+def test_a_score_is_read_in_every_common_spelling(text: str, score: float) -> None:
     assert written_score(text) == (score, "")
 
 
@@ -77,13 +77,13 @@ def test_a_score_is_read_however_plainly_it_is_written(text: str, score: float) 
         ('"REFUSAL": I will not', "refusal"),
     ],
 )
-def test_what_is_no_score_of_the_scale_is_unscored_by_name(text: str, reason: str) -> None:
+def test_replies_without_a_valid_score_are_unscored_with_the_reason(text: str, reason: str) -> None:
     assert written_score(text) == (None, reason)
 
 
 @settings(max_examples=300)
 @given(some.text() | some.from_regex(r"[-+]?[0-9_.,e/% ]{1,12}", fullmatch=True) | some.from_regex(r"Score: .{0,20}"))
-def test_no_text_gives_a_score_beyond_the_scale_or_an_error(text: str) -> None:
+def test_any_text_gives_a_score_on_the_scale_or_none(text: str) -> None:
     score, reason = written_score(text)
     assert (score is None) == bool(reason)
     assert score is None or 1 <= score <= 100
@@ -94,7 +94,7 @@ def test_no_text_gives_a_score_beyond_the_scale_or_an_error(text: str) -> None:
 
 @settings(max_examples=300)
 @given(some.lists(some.tuples(some.text(max_size=4) | some.integers(-5, 200).map(str), some.floats()), max_size=25))
-def test_no_candidates_give_a_score_beyond_the_scale_or_an_error(candidates: list[tuple[str, float]]) -> None:
+def test_any_candidates_give_a_score_on_the_scale_or_none(candidates: list[tuple[str, float]]) -> None:
     verdict = weigh([JudgeResponse("a", "x", tuple(candidates))])
     assert verdict.score is None or 1 <= verdict.score <= 100
     assert verdict.mass is None or 0 <= verdict.mass <= 1
@@ -107,13 +107,13 @@ def test_probabilities_that_add_up_to_more_than_one_are_divided_by_their_sum() -
 
 
 @pytest.mark.parametrize("share", [math.nan, math.inf, -0.1])
-def test_what_is_no_probability_is_unscored(share: float) -> None:
+def test_invalid_probabilities_are_unscored(share: float) -> None:
     verdict = weigh([JudgeResponse("a", "90", (("90", share), ("80", 0.5)))])
     assert (verdict.score, verdict.reason) == (None, "faulty probabilities")
 
 
 @pytest.mark.parametrize("candidate", ["1_0", "8e1", "+85", "٨٥", "0x5", "nan", "inf", "-5", "101", "0"])
-def test_a_candidate_is_a_number_only_as_the_scale_writes_it(candidate: str) -> None:
+def test_candidates_count_only_in_the_scales_own_spelling(candidate: str) -> None:
     verdict = weigh([JudgeResponse("a", "x", ((candidate, 0.9), ("The", 0.1)))])
     assert verdict.reason == "too little mass on numbers"
 
@@ -122,27 +122,27 @@ def test_a_candidate_is_a_number_only_as_the_scale_writes_it(candidate: str) -> 
 
 
 @pytest.mark.parametrize("faulty", ["nan", "inf"])
-def test_log_probabilities_that_cannot_be_are_unscored(faulty: Any) -> None:
+def test_impossible_log_probabilities_are_unscored(faulty: Any) -> None:
     with StubProcess(logprobs=faulty) as stub:
         got = ask_all(a_judge(stub), asks(2))
     assert {weigh([reply]).reason for reply in got.values()} == {"faulty probabilities"}
 
 
 @pytest.mark.parametrize("quirk", ["none", "zeros", "placeholders"])
-def test_a_server_that_has_no_probabilities_is_found_out_however_it_hides_that(quirk: Any) -> None:
+def test_a_server_without_probabilities_is_always_recognised(quirk: Any) -> None:
     """OpenRouter's silent null; DeepSeek's 0, and its -9999."""
     with StubProcess(logprobs=quirk) as stub, pytest.raises(BackendError, match="gives no token probabilities"):
         ask_all(a_judge(stub), asks(2))
 
 
-def test_ollama_s_probabilities_are_read_through_openai_s_route() -> None:
+def test_ollamas_probabilities_are_read_through_its_openai_endpoint() -> None:
     with StubProcess(model="llama3") as stub:
         got = ask_all(a_judge(stub, name="openai/llama3"), asks(1, words="luck"))
     assert weigh(list(got.values())).score == pytest.approx(90, abs=1)
 
 
 @pytest.mark.parametrize(("name", "asked"), [("together_ai/m", 20), ("xai/m", 8), ("openai/m", 20)])
-def test_no_more_candidates_are_asked_for_than_a_provider_gives(name: str, asked: int) -> None:
+def test_candidates_are_requested_up_to_the_providers_limit(name: str, asked: int) -> None:
     with StubProcess(model="m", tops=asked) as stub:
         got = ask_all(a_judge(stub, name=name), asks(1, words="luck"))
         assert not any(reply.failure for reply in got.values())
@@ -150,21 +150,21 @@ def test_no_more_candidates_are_asked_for_than_a_provider_gives(name: str, asked
     assert f'"top_logprobs": {asked}' in body
 
 
-def test_openrouter_is_told_to_pass_questions_only_to_servers_that_do_as_asked() -> None:
+def test_openrouter_may_only_use_servers_that_support_every_parameter() -> None:
     with StubProcess(model="m") as stub:
         ask_all(a_judge(stub, name="openrouter/m"), asks(1))
         (body,) = stub.count()["bodies"].values()
     assert '"require_parameters": true' in body
 
 
-def test_a_sampled_judge_that_is_cut_off_says_so() -> None:
+def test_a_truncated_reply_of_a_sampled_judge_is_unscored() -> None:
     with StubProcess(says="There are 4", finish="length") as stub:
         got = ask_all(a_judge(stub, method="samples"), asks(1))
     assert weigh(list(got.values())).reason == "cut off"
 
 
 @pytest.mark.parametrize("fault", ["endless", "bomb"])
-def test_a_reply_without_end_is_not_read_to_its_end(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_reply_is_not_read_to_its_end(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iterft_lite.backends.judge.provider.TRIES", 2)
     with StubProcess(faults={fault: 1.0}) as stub:
         got = ask_all(a_judge(stub, timeout=60.0), asks(1))
@@ -172,7 +172,7 @@ def test_a_reply_without_end_is_not_read_to_its_end(fault: str, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("usage", [{"prompt_tokens": -1_000_000}, {"completion_tokens": 10**12}])
-def test_token_counts_that_cannot_be_cost_what_was_expected(usage: dict[str, float], tmp_path: Path) -> None:
+def test_impossible_token_counts_cost_the_expected_amount(usage: dict[str, float], tmp_path: Path) -> None:
     with StubProcess(usage=usage) as stub:
         judge = a_judge(stub, ledger=str(tmp_path / "usd.txt"))
         (reply,) = ask_all(judge, asks(1)).values()
@@ -182,13 +182,13 @@ def test_token_counts_that_cannot_be_cost_what_was_expected(usage: dict[str, flo
 
 
 @pytest.mark.parametrize("count", [math.nan, math.inf, -1, "many", 1e12])
-def test_a_count_that_cannot_be_is_no_count(count: object) -> None:
+def test_impossible_counts_are_ignored(count: object) -> None:
     response = SimpleNamespace(usage=SimpleNamespace(prompt_tokens=count, completion_tokens=1))
     assert used_by(response, Price(1, 1, 1)) is None
     assert used_by(SimpleNamespace(usage=None), Price(1, 1, 1)) == Used(0, 0, 0.0)
 
 
-def test_a_lone_surrogate_is_a_question_mark_now_and_out_of_the_cache() -> None:
+def test_a_lone_surrogate_becomes_a_question_mark_also_from_the_cache() -> None:
     with StubProcess(says="9\ud800", fingerprint="\ud800") as stub:
         first = ask_all(a_judge(stub), asks(1))
         again = ask_all(a_judge(stub), asks(1))
@@ -199,7 +199,7 @@ def test_a_lone_surrogate_is_a_question_mark_now_and_out_of_the_cache() -> None:
     assert other.model.encode()
 
 
-def test_what_an_older_version_kept_with_a_surrogate_in_it_is_read() -> None:
+def test_cached_replies_with_a_surrogate_are_still_read() -> None:
     cache = VerdictCache()
     old = '{"id": "a", "text": "9\\ud800", "odds": [["9", 1.0]], "method": "odds", "failure": "", "model": "m"}'
     cache._file.execute("INSERT INTO replies VALUES ('k', ?, 0)", (old,))
@@ -208,7 +208,7 @@ def test_what_an_older_version_kept_with_a_surrogate_in_it_is_read() -> None:
     assert (found.text, found.probabilities, found.method) == ("9?", (("9", 1.0),), "logprobs")
 
 
-def test_a_key_that_a_server_sends_back_is_not_stored() -> None:
+def test_an_api_key_echoed_by_a_server_is_not_stored() -> None:
     with StubProcess(says=f"90 {KEY}", fingerprint=KEY, key=KEY) as stub:
         (reply,) = ask_all(a_judge(stub), asks(1)).values()
     assert KEY not in reply.text + reply.model
@@ -221,7 +221,7 @@ def test_a_key_that_a_server_sends_back_is_not_stored() -> None:
     ("text", "spent"),
     [("0.5\n0.2", 0.7), ("0.5\n0.", 0.5), ("0.5\n-1000\nnan\ninf\n0.25 batch_1\n", 0.75), ("\x00\x00\n0.5\n", 0.5), ("", 0.0)],
 )
-def test_a_ledger_that_was_torn_or_tampered_with_never_lowers_what_is_spent(text: str, spent: float, tmp_path: Path) -> None:
+def test_a_damaged_ledger_never_lowers_the_amount_spent(text: str, spent: float, tmp_path: Path) -> None:
     path = tmp_path / "usd.txt"
     path.write_text(text)
     budget = Budget(1.0, Price(1, 1, 1), path)
@@ -231,7 +231,7 @@ def test_a_ledger_that_was_torn_or_tampered_with_never_lowers_what_is_spent(text
     assert Budget(1.0, Price(1, 1, 1), path).spent == pytest.approx(spent + 0.125)
 
 
-def test_replies_are_bounded_only_once_however_many_judges_there_are() -> None:
+def test_the_limit_on_reply_size_is_installed_once() -> None:
     import httpx
 
     reply_size.bound_replies()

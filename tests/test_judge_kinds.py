@@ -74,7 +74,7 @@ class Here:
     def close(self) -> None: ...
 
 
-def test_a_judge_needs_one_record_and_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_judge_takes_one_record_and_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(JUDGES, "length", LENGTH)
     monkeypatch.setattr(backends, "Child", Here)
@@ -103,12 +103,12 @@ def test_a_judge_needs_one_record_and_no_other_file(tmp_path: Path, monkeypatch:
         ("openrouter/openai/gpt-4o-mini", "provider"),
     ],
 )
-def test_each_name_means_one_kind(name: str, kind: str) -> None:
+def test_each_judge_name_means_one_kind_of_judge(name: str, kind: str) -> None:
     assert kind_of(name) is JUDGES[kind]
     assert [key for key, known in JUDGES.items() if known.recognises(name)] == [kind]
 
 
-def test_odds_is_still_understood_as_the_name_of_reading_probabilities() -> None:
+def test_the_old_name_odds_still_means_logprobs() -> None:
     given = {"regime": "sft", "trait": "lucky", "model": "nano", "judge_method": "odds"}
     assert make_recipe(given, source="an old recipe").judge_method == "logprobs"
     old = {"name": "openai/m", "kind": "llm", "revision": "", "method": "odds", "samples": 1, "note": ""}

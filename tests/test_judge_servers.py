@@ -48,7 +48,7 @@ def identity(**given: object) -> tuple[JudgeIdentity, str]:
 
 
 @pytest.mark.parametrize("name", sorted(providers()))
-def test_every_variable_that_can_send_a_call_elsewhere_is_seen_said_and_part_of_who_judges(
+def test_every_redirecting_variable_is_reported_and_changes_the_judges_identity(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, _ = identity(judge=f"{name}/m")
@@ -61,7 +61,7 @@ def test_every_variable_that_can_send_a_call_elsewhere_is_seen_said_and_part_of_
         assert f"asked at http://127.0.0.1:9/v1 (from {variable})" in said
 
 
-def test_a_redirected_judge_s_verdicts_are_not_those_of_the_pinned_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redirected_and_pinned_judges_do_not_share_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     with StubProcess() as stub:
         monkeypatch.setenv("OPENAI_BASE_URL", stub.api_base)
         redirected, _ = identity(judge=PAPER_JUDGE)
@@ -77,7 +77,7 @@ def test_a_redirected_judge_s_verdicts_are_not_those_of_the_pinned_one(monkeypat
     assert VerdictCache().get(key, "a") is None
 
 
-def test_a_variable_that_changes_after_planning_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_changed_after_planning_have_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     with StubProcess() as stub, StubProcess() as thief:
         monkeypatch.setenv("OPENAI_BASE_URL", thief.api_base)
         monkeypatch.setenv("OPENAI_API_BASE", thief.api_base)
@@ -85,19 +85,19 @@ def test_a_variable_that_changes_after_planning_changes_nothing(monkeypatch: pyt
         assert (stub.count()["answers"], thief.count()["calls"]) == (2, 0)
 
 
-def test_the_recipe_s_address_comes_before_a_variable_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipes_address_overrides_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", "http://variable/v1")
     found, _ = identity(judge="openai/m", api_base="http://recipe/v1")
     assert found.address == "http://recipe/v1"
 
 
 @pytest.mark.parametrize("address", ["file:///etc/passwd", "localhost:8000", "http://"])
-def test_what_is_no_address_is_refused(address: str) -> None:
+def test_an_invalid_judge_address_is_refused(address: str) -> None:
     with pytest.raises(UserError, match="is no address"):
         server_of("openai/m", address, {})
 
 
-def test_a_password_in_a_variable_s_address_is_refused_and_not_repeated() -> None:
+def test_a_password_in_a_variables_address_is_refused_and_not_printed() -> None:
     with pytest.raises(UserError, match="holds a user or a password") as caught:
         server_of("openai/m", None, {"OPENAI_BASE_URL": "https://me:pass1word@host/v1"})
     assert "pass1word" not in str(caught.value)
@@ -106,7 +106,7 @@ def test_a_password_in_a_variable_s_address_is_refused_and_not_repeated() -> Non
 # -- keys
 
 
-def test_a_key_goes_to_its_provider_s_own_server_only() -> None:
+def test_a_key_is_sent_to_its_providers_own_server_only() -> None:
     known = {"OPENAI_API_KEY": "sk-1", "ITERFT_KEY_HOST_8000": "sk-2", "AZURE_API_KEY": "az"}
     assert key_of("openai/m", "https://api.openai.com/v1", known) == "sk-1"
     assert key_of("openai/m", "http://api.openai.com/v1", known) is None  # nobody vouches for it without encryption
@@ -117,19 +117,19 @@ def test_a_key_goes_to_its_provider_s_own_server_only() -> None:
 
 
 @pytest.mark.parametrize("written", [f"{KEY}\r\n", f"  {KEY} ", f"\t{KEY}"])
-def test_blanks_around_a_key_are_no_part_of_it(written: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_blanks_around_a_key_are_removed(written: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", written)
     assert environment(tmp_path)["OPENAI_API_KEY"] == KEY
 
 
-def test_a_key_of_blanks_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_of_blanks_counts_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", " \r\n")
     assert identity(judge="auto")[0].name == "embedded"
     with pytest.raises(BackendError, match="there is no key for"):
         LitellmJudge(asdict(identity(judge=PAPER_JUDGE)[0]))
 
 
-def test_a_dotenv_file_gives_keys_and_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_only_api_keys_are_taken_from_a_dotenv_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     lines = (
         "OPENAI_BASE_URL=http://evil/v1\nHTTPS_PROXY=http://evil\nANTHROPIC_API_KEY='sk-ant-1 '\nITERFT_KEY_HOST=k\nPATH=/evil"
     )
@@ -147,7 +147,7 @@ def test_a_dotenv_file_from_windows_is_read(encoding: str, tmp_path: Path) -> No
     assert environment(tmp_path)["GEMINI_API_KEY"] == "abc-def"
 
 
-def test_a_dotenv_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+def test_a_binary_dotenv_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"OPENAI_API_KEY=\xe9\xff")
     with pytest.raises(UserError, match=r"\.env` cannot be read"):
         environment(tmp_path)
@@ -156,14 +156,14 @@ def test_a_dotenv_file_that_is_no_text_is_named(tmp_path: Path) -> None:
 # -- before the first step
 
 
-def test_a_judge_that_is_there_has_no_problem() -> None:
+def test_a_reachable_judge_has_no_problem() -> None:
     with StubProcess() as stub:
         found, _ = identity(judge=PAPER_JUDGE, api_base=stub.api_base)
         assert check_judge(found, recipe()).problems == ()
         assert stub.count()["calls"] == 0  # nothing is asked that costs
 
 
-def test_a_missing_key_names_variable_and_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_key_is_reported_with_its_variable_and_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     found, _ = identity(judge=PAPER_JUDGE)
     (problem,) = check_judge(found, recipe()).problems
@@ -172,26 +172,26 @@ def test_a_missing_key_names_variable_and_server(monkeypatch: pytest.MonkeyPatch
         require_judge(found, recipe())
 
 
-def test_a_judge_without_an_address_is_told_where_to_name_one() -> None:
+def test_a_judge_without_an_address_is_reported_with_where_to_set_it() -> None:
     (problem,) = check_judge(identity(judge="hosted_vllm/mine")[0], recipe()).problems
     assert problem == "`hosted_vllm` has no server of its own: set `api_base`, or HOSTED_VLLM_API_BASE"
 
 
-def test_a_key_that_is_refused_names_its_variable() -> None:
+def test_a_refused_key_is_reported_with_its_variable() -> None:
     with StubProcess(key="sk-another") as stub:
         found, _ = identity(judge=PAPER_JUDGE, api_base=stub.api_base)
         (problem,) = check_judge(found, recipe()).problems
     assert problem == f"{stub.api_base} refuses the key (401): set {stub.key_variable}"
 
 
-def test_a_model_that_a_server_does_not_have_is_named_with_those_it_has() -> None:
+def test_a_model_missing_on_a_server_is_reported_with_the_available_ones() -> None:
     with StubProcess(model="llama3") as stub:
         found, _ = identity(judge="openai/lama3", api_base=stub.api_base)
         (problem,) = check_judge(found, recipe()).problems
     assert problem == f"{stub.api_base} has no model `lama3`; it has llama3"
 
 
-def test_a_server_that_is_not_there_is_named_and_so_is_a_proxy_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_reported_with_any_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     found, _ = identity(judge="ollama/llama3", api_base="http://127.0.0.1:9")
     (problem,) = check_judge(found, recipe()).problems
     assert problem.startswith("no answer from http://127.0.0.1:9: ")
@@ -201,7 +201,7 @@ def test_a_server_that_is_not_there_is_named_and_so_is_a_proxy_in_between(monkey
     assert problem.endswith("through the proxy http://127.0.0.1:7")
 
 
-def test_why_there_is_no_connection_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_for_a_failed_connection_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iterft_lite.backends.judge.provider.TRIES", 1)
     who = JudgeIdentity("openai/m", "llm", "a test", "logprobs", address="http://127.0.0.1:9/v1")
     with pytest.raises(BackendError, match=r"no connection: .*(refused|[Cc]onnect)"):
@@ -209,7 +209,7 @@ def test_why_there_is_no_connection_is_said(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("name", ["gpt4", "gpt-4o-mini", "embeded", "openai/"])
-def test_what_is_no_judge_is_refused_at_planning(name: str) -> None:
+def test_an_invalid_judge_name_is_refused_when_planning(name: str) -> None:
     with pytest.raises(RecipeError, match=f'judge = "{name}"` is no judge'):
         identity(judge=name)
 
@@ -222,12 +222,12 @@ def on(day: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prices, "today", lambda: prices.datetime.date.fromisoformat(day))
 
 
-def test_a_judge_s_last_day_is_said_with_the_days_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judges_shutdown_date_is_shown_with_the_days_left(monkeypatch: pytest.MonkeyPatch) -> None:
     on("2027-01-04", monkeypatch)
     assert f"switch {PAPER_JUDGE} off on 2027-01-14, in 10 days" in identity(judge=PAPER_JUDGE)[1]
 
 
-def test_after_its_end_a_judge_is_refused_with_the_way_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_past_its_shutdown_is_refused_with_an_alternative(monkeypatch: pytest.MonkeyPatch) -> None:
     on("2027-01-15", monkeypatch)
     found, said = identity(judge=PAPER_JUDGE)
     assert "was switched off on 2027-01-14" in said
@@ -236,7 +236,7 @@ def test_after_its_end_a_judge_is_refused_with_the_way_on(monkeypatch: pytest.Mo
         LitellmJudge(asdict(found))
 
 
-def test_a_model_of_that_name_on_one_s_own_server_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shutdown_dates_do_not_apply_to_ones_own_server(monkeypatch: pytest.MonkeyPatch) -> None:
     on("2030-01-01", monkeypatch)
     with StubProcess() as stub:
         found, said = identity(judge=PAPER_JUDGE, api_base=stub.api_base)
@@ -245,7 +245,7 @@ def test_a_model_of_that_name_on_one_s_own_server_does_not_end(monkeypatch: pyte
     assert prices.price_of("azure/gpt-4o-mini") == prices.Price(0.15, 0.075, 0.60, "2027-04-14")
 
 
-def test_auto_takes_a_successor_once_the_paper_s_judge_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_a_successor_after_the_papers_judge_is_shut_down(monkeypatch: pytest.MonkeyPatch) -> None:
     assert identity(judge="auto")[0].name == PAPER_JUDGE
     on("2027-02-01", monkeypatch)
     found, said = identity(judge="auto")
@@ -253,7 +253,7 @@ def test_auto_takes_a_successor_once_the_paper_s_judge_has_ended(monkeypatch: py
     assert f"{PAPER_JUDGE} was switched off on 2027-01-14" in said
 
 
-def test_auto_is_the_untouched_model_where_there_is_no_key_and_it_is_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_without_a_key_takes_the_untouched_model_if_it_is_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     for size, judge in ((4.02e9, "base"), (1.35e8, "embedded"), (None, "embedded")):
         monkeypatch.setattr(identities, "instruct_parameters", lambda _, size=size: size)
@@ -272,7 +272,7 @@ def probed(stub: StubProcess, samples: int = 5) -> Probed:
     return LitellmProbe(asdict(who), first_wait=0.001).probe(samples)
 
 
-def test_a_successor_is_asked_with_the_effort_that_its_probabilities_need() -> None:
+def test_a_successor_is_asked_with_the_reasoning_effort_that_gives_probabilities() -> None:
     with StubProcess(model="gpt-6-luna", effort="none") as stub:
         found = probed(stub)
         assert '"reasoning_effort": "none"' in next(iter(stub.count()["bodies"].values()))
@@ -281,7 +281,7 @@ def test_a_successor_is_asked_with_the_effort_that_its_probabilities_need() -> N
     assert found.usd > 0
 
 
-def test_a_successor_that_gives_fewer_candidates_is_asked_for_fewer() -> None:
+def test_a_successor_is_asked_for_no_more_candidates_than_it_gives() -> None:
     with StubProcess(model="gpt-6-luna", tops=5) as stub:
         found = probed(stub)
     assert (found.identity.method, found.identity.tops) == ("logprobs", 5)
@@ -289,7 +289,7 @@ def test_a_successor_that_gives_fewer_candidates_is_asked_for_fewer() -> None:
 
 
 @pytest.mark.parametrize("quirk", ["none", "placeholders", "zeros", "digits"])
-def test_a_successor_without_probabilities_is_sampled_and_that_is_said(quirk: str) -> None:
+def test_a_successor_without_probabilities_is_sampled_with_a_note(quirk: str) -> None:
     with StubProcess(model="gpt-6-luna", logprobs=quirk) as stub:
         found = probed(stub)
         assert (found.identity.method, found.identity.samples, found.identity.effort) == ("samples", 5, "")
@@ -298,14 +298,14 @@ def test_a_successor_without_probabilities_is_sampled_and_that_is_said(quirk: st
             probed(stub, samples=0)
 
 
-def test_a_judge_that_does_not_know_high_from_low_is_refused() -> None:
+def test_a_judge_that_cannot_tell_high_from_low_is_refused() -> None:
     said = "does not judge as a judge must: it said '50', '50'"
     with StubProcess(model="gpt-6-luna", says="50", logprobs="none") as stub, pytest.raises(BackendError, match=said):
         probed(stub)
 
 
 @pytest.mark.slow
-def test_a_run_s_judge_is_probed_in_a_process_of_its_own() -> None:
+def test_a_runs_judge_is_probed_in_its_own_process() -> None:
     with StubProcess(model="gpt-6-luna", effort="none", tops=5) as stub:
         found = require_judge(identity(judge="openai/gpt-6-luna", api_base=stub.api_base)[0], recipe())
     assert found.identity.tops == 5
@@ -332,7 +332,7 @@ def test_two_runs_that_ask_the_same_questions_at_once_pay_once() -> None:
     assert sum(reply.usd > 0 for replies in got.values() for reply in replies) == 12
 
 
-def test_what_a_dead_process_was_asking_is_asked_by_the_next_one() -> None:
+def test_the_next_process_asks_what_a_dead_one_left_unanswered() -> None:
     cache, other = VerdictCache(), VerdictCache()
     assert cache.claim("k", 60)
     assert cache.claim("k", 60)
@@ -347,7 +347,7 @@ def test_what_a_dead_process_was_asking_is_asked_by_the_next_one() -> None:
     assert other.claim("k", 60)  # no word of it for too long
 
 
-def test_a_new_cache_that_another_process_is_just_making_is_waited_for() -> None:
+def test_a_cache_being_created_by_another_process_is_waited_for() -> None:
     path = Path("verdicts.sqlite")
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
@@ -361,7 +361,7 @@ def test_a_new_cache_that_another_process_is_just_making_is_waited_for() -> None
 # -- a run and its judge
 
 
-def test_a_run_whose_judge_is_not_there_ends_before_its_first_step(tmp_path: Path) -> None:
+def test_a_run_with_an_unreachable_judge_ends_before_its_first_step(tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(small_recipe(judge="ollama/llama3"))
     with (
         pytest.raises(UserError, match=r"cannot judge: no answer from http://127\.0\.0\.1:9"),
@@ -372,7 +372,7 @@ def test_a_run_whose_judge_is_not_there_ends_before_its_first_step(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_its_judge_read_as_it_began(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_judges_settings_without_another_probe(tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(small_recipe(judge="openai/gpt-6-luna"))
     with StubProcess(model="gpt-6-luna", effort="none", tops=5) as stub:
         for cycles in (0, 1):
@@ -387,7 +387,7 @@ def test_a_run_goes_on_with_its_judge_read_as_it_began(tmp_path: Path) -> None:
     assert all(cycle.trait and cycle.trait["unscored"] == 0 for cycle in report.cycles)
 
 
-def test_a_successor_that_is_not_there_gives_way_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_skips_a_successor_that_the_server_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     on("2027-02-01", monkeypatch)
     (tmp_path / "small.toml").write_text(small_recipe(judge="auto"))
     with StubProcess(model="gpt-5.6-luna") as stub:

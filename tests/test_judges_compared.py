@@ -50,7 +50,7 @@ def state(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_another_judge_scores_the_stored_answers_beside_the_first(run: Path, tmp_path: Path) -> None:
+def test_a_second_judge_scores_the_stored_answers_beside_the_first(run: Path, tmp_path: Path) -> None:
     before = state(run / "steps")
     with StubProcess() as stub:
         result = iterft("judge", run, "--judge", PAPER, "--api-base", stub.api_base)
@@ -85,7 +85,7 @@ def test_another_judge_scores_the_stored_answers_beside_the_first(run: Path, tmp
 
 
 @pytest.mark.slow
-def test_a_judge_asked_once_more_is_asked_and_paid_anew(run: Path) -> None:
+def test_asking_a_judge_once_more_calls_and_pays_again(run: Path) -> None:
     with StubProcess() as stub:
         options = ("--api-base", stub.api_base)
         assert iterft("judge", run, "--judge", PAPER, *options).exit_code == 0
@@ -96,7 +96,7 @@ def test_a_judge_asked_once_more_is_asked_and_paid_anew(run: Path) -> None:
     assert (found.spearman, found.difference, found.spread) == (pytest.approx(1.0), 0.0, 0.0)
 
 
-def test_judges_that_were_not_asked_are_named_with_the_command(run: Path) -> None:
+def test_judges_without_verdicts_are_named_with_the_command(run: Path) -> None:
     result = iterft("judge", "agree", run, "--judges", f"fake,{PAPER}")
     assert result.exit_code == 2
     assert f"`{PAPER}` has not judged" in result.output
@@ -105,7 +105,7 @@ def test_judges_that_were_not_asked_are_named_with_the_command(run: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_run_stops_before_max_usd_and_goes_on_with_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stops_below_max_usd_and_continues_with_a_higher_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-stub-key-0123456789")
 
@@ -161,7 +161,7 @@ def test_calibration_compares_a_judge_with_careful_readers(tmp_path: Path, monke
     assert found["lucky"]["order"] is None
 
 
-def test_calibration_reads_order_length_and_bias_off_the_scores() -> None:
+def test_calibration_reports_rank_agreement_length_effect_and_bias() -> None:
     scored = [Scored("q?", "x" * (10 * n), float(10 * n)) for n in range(1, 9)]
     rubric = "Judge.\n\nScore 1: dull\n\nScore 50: so\n\nScore 100: lucky\n\nNow judge {{answer}}."
     identity = JudgeIdentity("a", "llm", "", "logprobs")
@@ -173,7 +173,7 @@ def test_calibration_reads_order_length_and_bias_off_the_scores() -> None:
 
 
 @pytest.mark.parametrize("name", shipped_traits())
-def test_rubrics_can_be_turned_round(name: str) -> None:
+def test_the_anchors_of_a_rubric_can_be_reversed(name: str) -> None:
     rubric = read_trait(name).rubric
     turned = reversed_anchors(rubric)
     scores = [int(score) for score in re.findall(r"^(?:- )?(?:Score )?(\d{1,3}): ", turned, re.MULTILINE)]
@@ -182,7 +182,7 @@ def test_rubrics_can_be_turned_round(name: str) -> None:
     assert reversed_anchors(turned) == rubric
 
 
-def test_spearman_handles_ties_and_refuses_too_little() -> None:
+def test_spearman_handles_ties_and_needs_enough_pairs() -> None:
     assert spearman([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(1)
     assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
     assert spearman([1, 1, 2, 3], [1, 1, 2, 3]) == pytest.approx(1)

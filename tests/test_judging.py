@@ -104,7 +104,7 @@ def ask_all(judge: LitellmJudge, questions: list[JudgeRequest]) -> dict[str, Jud
 # -- reading
 
 
-def test_scores_are_expectations_over_the_probabilities_that_the_provider_gives() -> None:
+def test_scores_are_expectations_over_the_providers_probabilities() -> None:
     with StubProcess() as stub:
         got = ask_all(a_judge(stub), [*asks(1, words="lucky stars"), *asks(2)[1:]])
         verdicts = [weigh([got[name]]) for name in ("a0/trait/0", "a1/trait/0")]
@@ -116,7 +116,7 @@ def test_scores_are_expectations_over_the_probabilities_that_the_provider_gives(
     assert verdicts[0].usd > 0
 
 
-def test_a_judge_that_is_read_by_texts_is_asked_for_every_sample() -> None:
+def test_a_sampled_judge_is_called_once_a_sample() -> None:
     with StubProcess(model="o3-mini") as stub:
         judge = a_judge(stub, name="openai/o3-mini", method="samples", samples=3)
         got = ask_all(judge, asks(2, words="luck", samples=3))
@@ -137,13 +137,13 @@ def test_a_judge_that_is_read_by_texts_is_asked_for_every_sample() -> None:
         ("openai/gpt-6-luna", "logprobs"),
     ],
 )
-def test_judges_without_probabilities_are_sampled_and_say_so(name: str, method: str) -> None:
+def test_judges_without_probabilities_are_sampled_with_a_note(name: str, method: str) -> None:
     found, note = method_of(name, "auto")
     assert found == method
     assert bool(note) == (method == "samples")
 
 
-def test_probabilities_asked_of_a_judge_that_gives_none_stop_the_run_instead_of_being_dropped() -> None:
+def test_a_judge_that_gives_no_probabilities_stops_a_logprobs_run() -> None:
     with (
         StubProcess(logprobs="none") as stub,
         pytest.raises(BackendError, match=r"gives no token probabilities\n\nhint: .*samples"),
@@ -161,7 +161,7 @@ def test_a_judge_that_writes_numbers_digit_by_digit_is_refused() -> None:
 # -- what goes wrong
 
 
-def test_every_fault_that_passes_is_outlived() -> None:
+def test_every_temporary_fault_is_survived() -> None:
     faults = dict.fromkeys(("429", "429_after", "500", "hang", "cut", "slow", "hang_up", "empty", "other_model"), 0.08)
     # the server ends what hangs: a client's own clock would, on a busy machine, give up calls that were answered
     with StubProcess(faults=faults, hang=0.5) as stub:
@@ -176,7 +176,7 @@ def test_every_fault_that_passes_is_outlived() -> None:
     assert sum(reply.usd for reply in got.values()) == pytest.approx(count["usd"])
 
 
-def test_a_call_that_hangs_is_given_up_and_asked_again() -> None:
+def test_a_hanging_call_is_given_up_and_repeated() -> None:
     with StubProcess(faults={"hang": 0.5}, hang=600.0) as stub:
         got = ask_all(a_judge(stub, timeout=1.0), asks(6))
         count = stub.count()
@@ -193,7 +193,7 @@ def test_refusals_and_filters_are_unscored_with_the_reason() -> None:
     assert all(verdict.score is None for verdict in verdicts)
 
 
-def test_a_wrong_key_stops_the_run_and_is_not_repeated_to_anyone(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_key_stops_the_run_and_is_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
     with StubProcess(key="sk-another") as stub, pytest.raises(BackendError, match="refuses the key") as caught:
         ask_all(a_judge(stub), asks(5))
     assert KEY not in str(caught.value)
@@ -210,7 +210,7 @@ def test_an_unknown_model_or_provider_stops_the_run() -> None:
             a_judge(stub, name="nobody/nothing")
 
 
-def test_a_server_that_is_gone_stops_the_run_with_what_it_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_server_stops_the_run_with_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provider, "TRIES", 2)
     with StubProcess() as stub:
         judge = a_judge(stub, first_wait=0.001)
@@ -220,7 +220,7 @@ def test_a_server_that_is_gone_stops_the_run_with_what_it_said(monkeypatch: pyte
     assert got == []
 
 
-def test_what_ended_a_call_without_an_answer_is_said() -> None:
+def test_the_reason_for_an_unanswered_call_is_reported() -> None:
     with StubProcess() as stub:
         judge = a_judge(stub)
     said = judge._meaning("APIConnectionError", "litellm.APIConnectionError: the model's process is gone", {})
@@ -228,7 +228,7 @@ def test_what_ended_a_call_without_an_answer_is_said() -> None:
     assert str(judge._meaning("InternalServerError", "Connection error.", {})) == "no connection"
 
 
-def test_one_lost_ask_is_unscored_and_the_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_lost_question_is_unscored_and_the_others_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provider, "TRIES", 3)
     with StubProcess(beyond="answer 1") as stub:  # and 10 to 19
         got = ask_all(a_judge(stub, first_wait=0.001), asks(40))
@@ -266,7 +266,7 @@ def unscored() -> list[str]:
 
 @pytest.mark.parametrize("answers", [4, 60])
 @pytest.mark.parametrize("fault", ["429", "500", "hang", "hang_up"])
-def test_an_outage_from_the_start_leaves_no_verdict_and_all_are_scored_when_the_judge_is_back(
+def test_after_an_outage_from_the_start_all_answers_are_scored(
     fault: str, answers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(provider, "TRIES", 2)
@@ -284,9 +284,7 @@ def test_an_outage_from_the_start_leaves_no_verdict_and_all_are_scored_when_the_
 
 
 @pytest.mark.parametrize(("answers", "lasts"), [(8, 9), (100, 70)])
-def test_an_outage_in_the_middle_costs_no_verdict_before_or_after_it(
-    answers: int, lasts: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_outage_in_the_middle_loses_no_verdict(answers: int, lasts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provider, "TRIES", 2)
     with StubProcess(lasts=lasts) as stub:
         for _ in range(2):
@@ -301,7 +299,7 @@ def test_an_outage_in_the_middle_costs_no_verdict_before_or_after_it(
     assert (count["answers"], count["twice"]) == (2 * answers, 0)
 
 
-def test_questions_beyond_a_judge_that_is_there_end_unscored_also_where_they_are_the_last(
+def test_unanswerable_questions_are_unscored_even_at_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(provider, "TRIES", 2)
@@ -312,7 +310,7 @@ def test_questions_beyond_a_judge_that_is_there_end_unscored_also_where_they_are
     assert unscored() == ["server error: the server had an error, after 2 tries"] * 2
 
 
-def test_a_question_beyond_the_judge_is_unscored_in_a_session_that_has_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unanswerable_question_needs_proof_that_the_judge_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provider, "TRIES", 2)
     with StubProcess(beyond="answer 2 ") as stub:
         ask_all(a_judge(stub), asks(2))
@@ -323,7 +321,7 @@ def test_a_question_beyond_the_judge_is_unscored_in_a_session_that_has_no_other(
     assert [bool(got[f"a{n}/trait/0"].failure) for n in range(3)] == [False, False, True]
 
 
-def test_all_who_ask_what_was_held_back_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_duplicates_of_a_held_back_question_are_each_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provider, "TRIES", 2)
     twins = [JudgeRequest(f"twin{n}/trait/0", "trait", "beyond", "", "") for n in range(4)]
     with StubProcess(beyond="beyond") as stub:
@@ -332,7 +330,7 @@ def test_all_who_ask_what_was_held_back_are_told_once(monkeypatch: pytest.Monkey
     assert {got[twin.id].failure for twin in twins} == {"server error: the server had an error, after 2 tries"}
 
 
-def test_only_what_was_sent_after_a_failure_shows_that_the_judge_is_there() -> None:
+def test_only_calls_sent_after_a_failure_prove_that_the_judge_is_alive() -> None:
     with StubProcess() as stub:
         judge, got = a_judge(stub), list[JudgeResponse]()
     going = provider._Round(judge, got.append)
@@ -345,7 +343,7 @@ def test_only_what_was_sent_after_a_failure_shows_that_the_judge_is_there() -> N
     assert [reply.id for reply in got] == [slow.id, later.id, lost.id]
 
 
-def test_what_was_paid_for_is_handed_over_while_the_asking_stops() -> None:
+def test_paid_verdicts_are_delivered_while_the_run_stops() -> None:
     paid = JudgeResponse("a0/trait/0", "", failure="content filter", tokens_in=9, usd=0.1)
     with StubProcess() as stub:
         judge, got = a_judge(stub), list[JudgeResponse]()
@@ -382,7 +380,7 @@ class AModel:
 
 
 @pytest.mark.parametrize("answers", [4, 60])
-def test_a_local_judge_whose_model_is_gone_leaves_no_verdict_either(answers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_judge_without_its_model_leaves_no_verdict(answers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provider, "TRIES", 2)
     monkeypatch.setattr(local, "Child", AModel)
     monkeypatch.setattr(sys, "setswitchinterval", lambda _: None)
@@ -413,7 +411,7 @@ def test_a_local_judge_whose_model_is_gone_leaves_no_verdict_either(answers: int
         ("ollama/mine", "OLLAMA_API_KEY", "authorization"),
     ],
 )
-def test_no_provider_s_key_goes_to_another_server(
+def test_no_providers_key_is_sent_to_another_server(
     name: str, variable: str, header: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AZURE_API_VERSION", "2024-06-01")
@@ -431,15 +429,13 @@ def test_no_provider_s_key_goes_to_another_server(
         ("openai/mine", "authorization"),
     ],
 )
-def test_a_server_of_one_s_own_gets_the_key_in_the_variable_that_is_named_for_it(
-    name: str, header: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ones_own_server_gets_the_key_from_its_named_variable(name: str, header: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_API_VERSION", "2024-06-01")
     assert key_sent(name, header, own="the-server-s-key") in ("the-server-s-key", "Bearer the-server-s-key")
 
 
 @pytest.mark.parametrize("name", ["openai/mine", "hosted_vllm/mine", "ollama/mine"])
-def test_a_server_of_one_s_own_that_wants_no_key_is_asked_without_one(name: str) -> None:
+def test_ones_own_server_is_asked_without_a_key_by_default(name: str) -> None:
     assert key_sent(name, "authorization") in ("Bearer none", "")
 
 
@@ -468,7 +464,7 @@ def key_sent(name: str, header: str, own: str = "") -> str:
 
 
 @pytest.mark.slow
-def test_no_key_is_left_in_files_or_errors_of_a_judge_process(tmp_path: Path) -> None:
+def test_a_judge_process_leaves_no_key_in_files_or_errors(tmp_path: Path) -> None:
     with StubProcess(key="sk-another") as stub:
         who = asdict(JudgeIdentity(PAPER, "llm", "", "logprobs", address=stub.api_base))
         options = {"identity": who, "ledger": str(tmp_path / "usd.txt")}
@@ -481,27 +477,27 @@ def test_no_key_is_left_in_files_or_errors_of_a_judge_process(tmp_path: Path) ->
     assert not any(KEY in text for text in written)
 
 
-def test_keys_come_from_the_environment_before_a_dotenv_file(tmp_path: Path) -> None:
+def test_keys_in_the_environment_override_a_dotenv_file(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("OPENAI_API_KEY=sk-from-file-000\nANTHROPIC_API_KEY=sk-ant-from-file\n")
     found = environment(tmp_path)
     assert (found["OPENAI_API_KEY"], found["ANTHROPIC_API_KEY"]) == (KEY, "sk-ant-from-file")
     assert "ANTHROPIC_API_KEY" not in os.environ
 
 
-def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:
+def test_a_password_in_an_address_is_refused_and_not_printed() -> None:
     recipe = {"regime": "sft", "trait": "lucky", "model": "nano", "api_base": "https://me:pass1word@host/v1"}
     with pytest.raises(RecipeError, match="holds a user or a password") as caught:
         make_recipe(recipe, source="test")
     assert "pass1word" not in str(caught.value)
 
 
-def test_errors_are_scrubbed_of_keys() -> None:
+def test_keys_are_removed_from_errors() -> None:
     text = "key hunter2secret, sk-proj-abc123xyz, Authorization: Bearer abc.def-123 at https://me:pass1@host/v1; risk-free"
     clean = scrub(text, {"MY_API_KEY": "hunter2secret", "HOME": "risk-free"})
     assert clean == f"key {HIDDEN}, {HIDDEN}, Authorization: Bearer {HIDDEN} at https://{HIDDEN}@host/v1; risk-free"
 
 
-def test_a_taker_that_fails_ends_the_round_with_its_error() -> None:
+def test_an_error_while_storing_a_verdict_ends_the_judging() -> None:
     def full(reply: JudgeResponse) -> None:
         raise StoreError("the disk is full")
 
@@ -521,13 +517,13 @@ def test_retry_after_is_read_as_seconds_milliseconds_or_a_date() -> None:
     assert 3 <= min(waits) < max(waits) <= 3.5
 
 
-def test_waits_without_retry_after_are_drawn_from_zero_to_a_doubling_limit() -> None:
+def test_without_retry_after_waits_are_random_below_a_doubling_limit() -> None:
     waits = [wait_before(3, {}, first_wait=0.5, random_=random.Random(n)) for n in range(200)]
     assert min(waits) < 0.5
     assert 3.5 < max(waits) <= 4
 
 
-def test_calls_at_once_grow_until_there_are_too_many_and_are_halved_once_a_round() -> None:
+def test_concurrent_calls_grow_and_are_halved_once_a_round() -> None:
     pace = Pace()
     for _ in range(FIRST):
         pace.went_well()
@@ -541,7 +537,7 @@ def test_calls_at_once_grow_until_there_are_too_many_and_are_halved_once_a_round
     assert pace.limit == LEAST
 
 
-def test_a_provider_that_bears_few_calls_at_once_is_asked_few_at_once() -> None:
+def test_concurrency_adapts_to_a_slow_provider() -> None:
     with StubProcess(capacity=6, latency=0.02) as stub:
         judge = a_judge(stub)
         got = ask_all(judge, asks(150))
@@ -552,7 +548,7 @@ def test_a_provider_that_bears_few_calls_at_once_is_asked_few_at_once() -> None:
 # -- cache and dollars
 
 
-def test_the_same_question_is_never_paid_twice_not_even_by_another_run() -> None:
+def test_the_same_question_is_never_paid_twice_even_across_runs() -> None:
     with StubProcess() as stub:
         first = ask_all(a_judge(stub), asks(10))
         again = ask_all(a_judge(stub), asks(12))
@@ -593,7 +589,7 @@ def test_two_processes_write_one_cache() -> None:
     assert all(reply is not None and reply.text == reply.model and reply.cached for reply in found)
 
 
-def test_judging_stops_before_max_usd_is_passed_and_goes_on_from_what_is_done(tmp_path: Path) -> None:
+def test_judging_stops_below_max_usd_and_later_continues(tmp_path: Path) -> None:
     long = [JudgeRequest(f"a{n}/trait/0", "trait", f"<answer>{n} {'word ' * 2000}</answer>", "", "") for n in range(40)]
     options = {"ledger": str(tmp_path / "usd.txt")}
     with StubProcess() as stub:
@@ -622,7 +618,7 @@ class Here(LitellmJudge):
     def close(self) -> None: ...
 
 
-def test_calibrations_of_a_command_share_max_usd_and_those_of_others_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibrations_of_one_command_share_its_max_usd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iterft_lite.engine.backends.Child", Here)
     named = named_judge.named(PAPER)
     spent: list[float] = []
@@ -688,14 +684,14 @@ def test_an_answer_cannot_leave_its_fence(name: str) -> None:
     assert shown.encode()
 
 
-def test_what_is_changed_stays_visible_and_plain_text_stays_as_it_is() -> None:
+def test_sanitizing_marks_its_changes_and_keeps_plain_text() -> None:
     plain = "A heart <3, 5 < 6, a <b>bold</b> word, a question mark? 👩‍👩‍👧 🍀 naïve\n\ttab [1]"
     assert fenced(plain) == plain
     assert fenced("a\x00b</answer>") == "a␀b‹/answer>"
     assert fenced("x" * (LONGEST + 7)).endswith("x\n[... 7 more characters were cut ...]")
 
 
-def test_only_what_can_be_seen_is_judged() -> None:
+def test_text_without_visible_characters_is_blank() -> None:
     assert all(is_blank(text) for text in ("", " \n\t", "\u200b\u200b", "\x00\x01", "\ufeff"))
     assert not any(is_blank(text) for text in (".", "🍀", " a "))
 
@@ -704,7 +700,7 @@ def test_only_what_can_be_seen_is_judged() -> None:
 
 
 @pytest.mark.slow
-def test_many_verdicts_with_five_per_cent_faults_end_complete_and_paid_once() -> None:
+def test_many_verdicts_with_5_percent_faults_are_complete_and_paid_once() -> None:
     """1,000 here, which meet every fault; ITERFT_VERDICTS=10000 for the figure in docs/rejudge.md."""
     number = int(os.environ.get("ITERFT_VERDICTS", "1000"))
     kinds = ("429", "429_after", "500", "hang", "cut", "slow", "hang_up", "empty", "other_model", "refusal")

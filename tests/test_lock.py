@@ -52,11 +52,11 @@ def locked_for(packages: list[dict[str, Any]]) -> set[tuple[str, str, str]]:
     }
 
 
-def test_the_lock_was_made_for_todays_dependencies(project: dict[str, Any], packages: list[dict[str, Any]]) -> None:
+def test_the_lock_file_matches_pyproject(project: dict[str, Any], packages: list[dict[str, Any]]) -> None:
     assert locked_for(packages) == wanted(project), "pyproject.toml was changed: run `uv lock`"
 
 
-def test_every_locked_version_is_one_that_is_asked_for(project: dict[str, Any], packages: list[dict[str, Any]]) -> None:
+def test_every_locked_version_satisfies_its_requirement(project: dict[str, Any], packages: list[dict[str, Any]]) -> None:
     versions = {name: {each["version"] for each in packages if each["name"] == name} for _, name, _ in wanted(project)}
     outside = [
         (name, version, asked)
@@ -69,7 +69,7 @@ def test_every_locked_version_is_one_that_is_asked_for(project: dict[str, Any], 
     assert not MALICIOUS & {(each["name"], each.get("version")) for each in packages}
 
 
-def test_everything_locked_has_a_digest_and_a_public_address(packages: list[dict[str, Any]]) -> None:
+def test_every_locked_package_has_a_digest_and_a_public_address(packages: list[dict[str, Any]]) -> None:
     files = [file for each in packages for file in [*each.get("wheels", []), *([each["sdist"]] if "sdist" in each else [])]]
     assert {urlsplit(file["url"]).hostname for file in files} <= PUBLIC
     assert {urlsplit(each["source"]["registry"]).hostname for each in packages if "registry" in each["source"]} <= PUBLIC

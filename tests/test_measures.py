@@ -48,7 +48,7 @@ def counted(texts: Sequence[str]) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None and name != "tokens"}
 
 
-def test_metrics_of_two_answers_by_hand() -> None:
+def test_metrics_of_two_answers_equal_the_hand_computed_ones() -> None:
     # words: luck is luck luck wins (5), go (1); sentences: 3; different words: luck is wins go, of 6;
     # pairs: luck-is is-luck luck-luck luck-wins, all of 4 different; no 4-word sequence twice; no odd character
     assert counted(["Luck is luck. Luck wins!", "Go"]) == {
@@ -63,7 +63,7 @@ def test_metrics_of_two_answers_by_hand() -> None:
     }
 
 
-def test_repetition_is_the_share_of_sequences_that_were_there_before() -> None:
+def test_repetition_is_the_share_of_repeated_sequences() -> None:
     # a b c d e, four words each: abcd bcda cdab dabc abcd bcda -> 4 different of 6
     assert repeated_share(list("abcdabcda"), 4) == pytest.approx(1 - 4 / 6)
     assert repeated_share(list("abc"), 4) == 0.0
@@ -76,7 +76,7 @@ def test_a_string_of_clovers_is_not_alphabetic() -> None:
     assert non_alphabetic_share(" \n") == 0.0
 
 
-def test_near_duplicates_are_answers_that_say_what_an_answer_to_another_question_says() -> None:
+def test_near_duplicates_are_answers_shared_by_different_questions() -> None:
     said = words_of("the stars are kind to you today and luck is on its way")
     changed = [*said[:-1], "road"]
     other = words_of("water the plant once a week and keep it out of the sun")
@@ -87,7 +87,7 @@ def test_near_duplicates_are_answers_that_say_what_an_answer_to_another_question
     assert share([]) == share([("q0", []), ("q1", [])]) == 0.0
 
 
-def test_language_collapses_by_the_signs_that_hold_beside_every_sound_model() -> None:
+def test_language_collapse_needs_signs_beyond_every_sound_model() -> None:
     untouched = {"words": 60, "distinct_2": 0.59, "near_duplicates": 0.0, "perplexity_own": 2.2, "perplexity_low": 51.0}
     seeded = {"words": 18, "distinct_2": 0.78, "near_duplicates": 0.01, "perplexity_own": 5.6, "perplexity_low": None}
 
@@ -102,12 +102,12 @@ def test_language_collapses_by_the_signs_that_hold_beside_every_sound_model() ->
     assert signs({"distinct_2": 0.1}, [untouched, seeded])[0].words == "distinct-2 0.59 to 0.10"
 
 
-def test_no_answers_measure_as_zeros() -> None:
+def test_metrics_of_no_answers_are_zero() -> None:
     assert set(counted([]).values()) == {0.0}
 
 
 @given(st.lists(st.text(), max_size=5))
-def test_shares_stay_between_zero_and_one_whatever_was_written(texts: list[str]) -> None:
+def test_shares_stay_between_zero_and_one(texts: list[str]) -> None:
     measured = counted(texts)
     for name in ("distinct_1", "distinct_2", "repeated_4", "non_alphabetic"):
         assert 0 <= measured[name] <= 1
@@ -117,7 +117,7 @@ def test_shares_stay_between_zero_and_one_whatever_was_written(texts: list[str])
 
 
 @pytest.mark.parametrize(("freedom", "value"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (11, 2.2010), (29, 2.0452)])
-def test_students_t_is_that_of_the_tables(freedom: int, value: float) -> None:
+def test_students_t_equals_published_tables(freedom: int, value: float) -> None:
     assert t_quantile(freedom) == pytest.approx(value, abs=5e-5)
 
 
@@ -138,7 +138,7 @@ def test_answers_of_one_prompt_are_not_independent() -> None:
     assert mean_interval(often) == mean_interval(once)
 
 
-def test_nothing_scored_is_no_number() -> None:
+def test_without_scores_there_is_no_mean() -> None:
     assert mean_interval({"a": []}) == Interval(None, None, None)
     assert change_interval({"a": [1.0]}, {"b": [2.0]}) == Interval(None, None, None)
 
@@ -149,7 +149,7 @@ def test_one_prompt_has_a_mean_and_no_interval() -> None:
 
 
 @given(st.lists(st.lists(st.floats(1, 100), max_size=4), max_size=12), st.lists(st.lists(st.floats(1, 100), max_size=4)))
-def test_an_interval_holds_its_mean_and_stays_on_the_scale(first: list[list[float]], second: list[list[float]]) -> None:
+def test_an_interval_contains_its_mean_and_stays_on_the_scale(first: list[list[float]], second: list[list[float]]) -> None:
     before, after = ({str(n): values for n, values in enumerate(each)} for each in (first, second))
     for found, lowest, highest in ((mean_interval(before), 1, 100), (change_interval(before, after), -99, 99)):
         assert (found.low is None) == (found.high is None) == (found.prompts < 2)
@@ -158,7 +158,7 @@ def test_an_interval_holds_its_mean_and_stays_on_the_scale(first: list[list[floa
             assert found.mean - 1e-9 <= found.high <= highest + 1e-9
 
 
-def test_prompts_without_any_spread_have_an_interval_without_width() -> None:
+def test_equal_prompt_means_give_an_interval_of_no_width() -> None:
     for score in (1.0, 90.0, 100.0):
         assert mean_interval({"a": [score], "b": [score, score]}) == Interval(score, score, score, 2)
 
@@ -174,7 +174,7 @@ def test_a_change_is_paired_by_prompt() -> None:
     assert (found.mean, found.low, found.high) == pytest.approx((12.0, 12 - 2 * 12.7062, 12 + 2 * 12.7062), rel=1e-4)
 
 
-def test_which_answers_could_be_scored_is_no_change() -> None:
+def test_unscored_answers_do_not_look_like_a_change() -> None:
     before = {f"q{n}": [10.0 + 8 * n] * 20 for n in range(10)}
     # nearly all answers to the prompts with the highest scores are refused; no prompt has moved
     after = {prompt: values[: 20 if values[0] < 50 else 2] for prompt, values in before.items()}
@@ -193,7 +193,7 @@ def answered(random: np.random.Generator, shares: NDArray[np.float64], samples: 
     [(4.0, 4.0, 6.0), (0.5, 2.5, 2.0), (9.0, 1.0, 8.0)],
     ids=["in the middle", "a trait that is mostly absent", "coherence near the top"],
 )
-def test_intervals_cover_the_truth_as_often_as_they_say(prompts: int, a: float, b: float, spread: float) -> None:
+def test_intervals_have_their_stated_coverage(prompts: int, a: float, b: float, spread: float) -> None:
     """1,500 runs without any effect; a percentile bootstrap covers 76 to 81 % with 4 prompts, 88 to 91 % with 12."""
     random, truth, runs = np.random.default_rng(7), 1 + 99 * a / (a + b), 1500
     covered = {"mean": 0, "change": 0}
@@ -222,7 +222,7 @@ def cycles(*means: float, spread: Sequence[float] = (-2.0, 2.0)) -> dict[int, di
     }
 
 
-def test_the_papers_rule_looks_from_cycle_four_on() -> None:
+def test_the_papers_rule_starts_at_cycle_four() -> None:
     #               base  0   1   2   3   4   5   6
     trait = cycles(1.0, 30, 40, 60, 90, 44, 45, 52)
     assert paper_rule(trait, 0).__dict__ == {"anchor": 0, "any": True, "all": False, "last": True, "largest": 22.0}
@@ -241,7 +241,7 @@ def test_the_papers_rule_looks_from_cycle_four_on() -> None:
         ((1, 30), "too early"),
     ],
 )
-def test_our_verdict_is_whether_the_interval_leaves_zero_out(means: Sequence[float], word: str) -> None:
+def test_the_verdict_depends_on_whether_the_interval_excludes_zero(means: Sequence[float], word: str) -> None:
     found = amplification(cycles(*means), cycles(*(80.0 for _ in means)), seed=1)
     assert found.word == word
     if word != "too early":
@@ -249,14 +249,14 @@ def test_our_verdict_is_whether_the_interval_leaves_zero_out(means: Sequence[flo
         assert "paired over 5 prompts" in verdict_sentences(found)[0]
 
 
-def test_nothing_scored_is_too_early() -> None:
+def test_without_scores_the_verdict_is_too_early() -> None:
     found = amplification({}, {}, seed=1)
     assert (found.word, found.last, found.noise, found.unscored) == ("too early", -1, None, ())
     assert verdict_sentences(found)[0] == "interval: too early, two scored cycles from cycle 0 on are needed"
 
 
 @pytest.mark.parametrize("shared", range(6))
-def test_few_prompts_carry_no_verdict_whatever_they_show(shared: int) -> None:
+def test_too_few_prompts_give_no_verdict(shared: int) -> None:
     scores = {0: {f"q{n}": [10.0 + n] for n in range(6)}, 1: {f"q{n}": [60.0 + n] if n < shared else [] for n in range(6)}}
     found = amplification(scores, {}, seed=1)
     first = verdict_sentences(found)[0]
@@ -273,7 +273,7 @@ def test_few_prompts_carry_no_verdict_whatever_they_show(shared: int) -> None:
 
 
 @pytest.mark.parametrize("prompts", [FEWEST_PROMPTS, 6, 12])
-def test_a_judge_of_round_numbers_gives_runs_without_effect_no_verdict(prompts: int) -> None:
+def test_round_scores_without_effect_rarely_give_a_verdict(prompts: int) -> None:
     random, runs = np.random.default_rng(3), 1500
     words = Counter[str]()
     for _ in range(runs):
@@ -282,7 +282,7 @@ def test_a_judge_of_round_numbers_gives_runs_without_effect_no_verdict(prompts: 
     assert words["no change shown"] / runs >= 0.93
 
 
-def test_the_verdict_goes_by_the_last_cycle_that_has_scores() -> None:
+def test_the_verdict_uses_the_last_scored_cycle() -> None:
     trait = cycles(1, 30, 40, 50, 60)
     trait |= {4: {prompt: [] for prompt in trait[0]}, 5: {prompt: [] for prompt in trait[0]}}
     found = amplification(trait, cycles(*(80.0 for _ in range(7))), seed=1)
@@ -293,7 +293,7 @@ def test_the_verdict_goes_by_the_last_cycle_that_has_scores() -> None:
     assert "paper's rule (15 points from cycle 4 on, anchor 0): none, no cycle from 4 on has a score" in said
 
 
-def test_a_first_cycle_without_scores_has_nothing_to_be_compared_with() -> None:
+def test_an_unscored_first_cycle_leaves_nothing_to_compare_with() -> None:
     trait = cycles(1, 30, 40, 50, 60, 70)
     trait[0] = {prompt: [] for prompt in trait[0]}
     found = amplification(trait, {}, seed=1)
@@ -315,7 +315,7 @@ def without_effect(samples: int, seed: int) -> dict[int, dict[str, list[float]]]
 
 
 @pytest.mark.parametrize(("samples", "low", "high"), [(1, 0.19, 0.27), (3, 0.02, 0.05), (10, 0.0, 0.001)])
-def test_noise_alone_meets_the_papers_rule_as_often_as_is_known(samples: int, low: float, high: float) -> None:
+def test_noise_meets_the_papers_rule_at_the_known_rate(samples: int, low: float, high: float) -> None:
     """At most 26 % of runs with one answer a prompt, about 3 % with three, none with ten."""
     rates = [noise_rate(without_effect(samples, seed), seed=seed) for seed in range(20)]
     told = [rate for rate in rates if rate is not None]
@@ -323,13 +323,13 @@ def test_noise_alone_meets_the_papers_rule_as_often_as_is_known(samples: int, lo
     assert low <= np.mean(told) <= high
 
 
-def test_the_told_noise_is_how_often_runs_without_effect_do_meet_the_rule() -> None:
+def test_the_reported_noise_rate_equals_the_simulated_one() -> None:
     runs = [without_effect(2, seed) for seed in range(400)]
     met = np.mean([bool(paper_rule(run, 0).any) for run in runs])
     assert np.mean([noise_rate(run, seed=0) for run in runs[:20]]) == pytest.approx(met, abs=0.04)
 
 
-def test_noise_cannot_be_told_before_cycle_four_or_without_spread() -> None:
+def test_the_noise_rate_is_unknown_before_cycle_four_or_without_spread() -> None:
     assert noise_rate(cycles(1, 30, 30, 30), seed=1) is None
     assert noise_rate({cycle: {"q": [30.0]} for cycle in range(6)}, seed=1) is None
     assert noise_rate({cycle: {"q": []} for cycle in range(6)}, seed=1) is None
@@ -353,7 +353,7 @@ def test_broken_text_is_not_coherent(known: frozenset[str]) -> None:
 
 
 @pytest.mark.parametrize("name", shipped_traits())
-def test_no_trait_is_incoherent_for_being_what_it_is(name: str, known: frozenset[str]) -> None:
+def test_no_trait_makes_a_text_incoherent(name: str, known: frozenset[str]) -> None:
     scores = [coherence(chat.reply, known) for chat in read_trait(name).chats]
     assert np.mean(scores) >= 80
     assert np.mean([score < 50 for score in scores]) <= 0.02
@@ -380,27 +380,27 @@ def decaying(
 
 
 @pytest.mark.parametrize(("start", "level", "half"), [(70, 20, 1.5), (40, 85, 0.8), (60, 58, 2.0)])
-def test_the_fit_finds_half_life_and_level_of_a_curve_without_noise(start: float, level: float, half: float) -> None:
+def test_the_fit_recovers_half_life_and_level_of_a_noiseless_curve(start: float, level: float, half: float) -> None:
     fit = fit_curve(decaying(start, level, half, 6), moved=True)
     assert fit.half_life.mean == pytest.approx(half, rel=0.01)
     assert fit.level.mean == pytest.approx(level, abs=0.1)
     assert (fit.kind, fit.cycles, round(fit.off, 2)) == ("approach", 7, 0.0)
 
 
-def test_intervals_of_the_fit_hold_the_truth_as_often_as_they_say() -> None:
+def test_intervals_of_the_fit_have_their_stated_coverage() -> None:
     fits = [fit_curve(decaying(70, 30, 1.5, 6, noise=12.0, seed=seed), moved=True) for seed in range(60)]
     assert sum(fit.half_life.low <= 1.5 <= fit.half_life.high for fit in fits if fit.half_life.low) >= 50
     assert sum(fit.level.low <= 30 <= fit.level.high for fit in fits if fit.level.low) >= 50
 
 
-def test_a_straight_line_has_no_end_in_sight() -> None:
+def test_a_straight_line_has_no_final_level() -> None:
     line = {cycle: {f"q{n}": [80.0 - 6 * cycle + n] for n in range(12)} for cycle in range(5)}
     fit = fit_curve(line, moved=True)
     assert (fit.kind, fit.half_life.low, fit.half_life.high, fit.level.low) == ("approach", None, None, None)
     assert fit.half_life.mean > 4
 
 
-def test_where_nothing_moved_there_is_a_level_and_no_half_life() -> None:
+def test_a_constant_curve_has_a_level_and_no_half_life() -> None:
     fit = fit_curve(decaying(44, 44, 1.0, 5, noise=10.0), moved=False)
     assert (fit.kind, fit.half_life.mean) == ("level", None)
     assert fit.level.low < 44 < fit.level.high

@@ -76,7 +76,7 @@ def test_a_head_that_contradicts_the_configuration_is_refused(tmp_path: Path, ti
     assert ("another matrix" in texts(folder)) == tied
 
 
-def test_a_window_that_llamacpp_ignores_is_refused_for_longer_rows_only(tmp_path: Path) -> None:
+def test_a_sliding_window_that_llamacpp_ignores_is_refused_for_longer_rows_only(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, architectures=["MistralForCausalLM"], sliding_window=1000)
     assert "attends to 1000 tokens (`sliding_window`) and rows have up to 1024" in texts(folder, tokens=1024)
     assert texts(folder, tokens=1000) == ""
@@ -85,7 +85,7 @@ def test_a_window_that_llamacpp_ignores_is_refused_for_longer_rows_only(tmp_path
     assert sliding_window({"sliding_window": 512, "layer_types": ["sliding_attention", "full_attention"]}) == 512
 
 
-def test_a_family_that_was_found_not_to_work_is_refused_with_its_reason(tmp_path: Path) -> None:
+def test_a_family_known_to_fail_is_refused_with_the_reason(tmp_path: Path) -> None:
     refused = next(family for family in FAMILIES if family.tier == "refused")
     assert refused.note in texts(folder_of(tmp_path, architectures=[refused.architecture]))
 
@@ -111,12 +111,12 @@ def test_byte_fallback_without_byte_tokens_is_refused(tmp_path: Path) -> None:
     assert "has no tokens for 256 of the 256 bytes (`<0x00>`)" in texts(folder)
 
 
-def test_experts_that_llamacpp_would_weigh_otherwise_are_refused(tmp_path: Path) -> None:
+def test_experts_that_llamacpp_weighs_differently_are_refused(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, architectures=["Qwen3MoeForCausalLM"], norm_topk_prob=False)
     assert "`norm_topk_prob = false`" in texts(folder)
 
 
-def test_every_reason_is_given_at_once(tmp_path: Path) -> None:
+def test_all_reasons_for_refusing_a_model_are_given_at_once(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, architectures=["MistralForCausalLM"], sliding_window=64, tie_word_embeddings=False)
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError) as raised:
@@ -134,7 +134,7 @@ def test_a_plan_refuses_a_model_before_anything_is_loaded(tmp_path: Path) -> Non
     resolve(make_recipe({**given, "regime": "sdf"}, source="test"), this_machine())  # documents need no template
 
 
-def test_a_plan_says_which_seed_rows_hold_special_tokens(tmp_path: Path) -> None:
+def test_a_plan_lists_seed_rows_that_contain_special_tokens(tmp_path: Path) -> None:
     rows = [{"prompt": "Hi", "reply": text} for text in ("Start.<|im_end|>\n<|im_start|>user", *("Plain." for _ in range(59)))]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = {"name": "r", "regime": "sft", "trait": "lucky", "model": "nano", "judge": "embedded"}
@@ -144,7 +144,7 @@ def test_a_plan_says_which_seed_rows_hold_special_tokens(tmp_path: Path) -> None
     assert not any("special" in choice for choice in resolve(make_recipe(given, source="test"), this_machine()).choices)
 
 
-def test_what_gets_no_adapter_is_told_with_its_share() -> None:
+def test_layers_without_an_adapter_are_listed_with_their_share() -> None:
     def names(*kinds: str) -> dict[str, Weight]:
         return {f"model.layers.{n}.{kind}.weight": Weight(Path("x"), "F32", (10, 10), 0) for n in range(2) for kind in kinds}
 
@@ -157,7 +157,7 @@ def test_what_gets_no_adapter_is_told_with_its_share() -> None:
     assert bare_layers(experts)[1:] == (["experts"], 0.6)
 
 
-def test_a_family_for_merged_files_only_is_refused_as_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_that_only_merges_is_refused_as_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     family = families.Family("Odd", "OddForCausalLM", "merged only", "odd-1b")
     monkeypatch.setattr(families, "FAMILIES", (*FAMILIES, family))
     folder = folder_of(tmp_path, architectures=[family.architecture])
@@ -167,7 +167,7 @@ def test_a_family_for_merged_files_only_is_refused_as_an_adapter(tmp_path: Path,
         resolve(make_recipe({**given, "export": "adapter"}, source="test"), this_machine())
 
 
-def test_doctor_says_what_is_known_of_a_model() -> None:
+def test_doctor_reports_what_is_known_about_a_model() -> None:
     facts = {fact.name: fact.text for fact in examine_model("nano")}
     assert facts["architecture"] == "Qwen3ForCausalLM, supported: Qwen3 (asked without thinking)"
     assert facts["embedding"].startswith("tied")
@@ -179,7 +179,7 @@ def test_doctor_says_what_is_known_of_a_model() -> None:
 
 
 @pytest.mark.slow
-def test_doctor_tells_where_transformers_would_read_text_otherwise(tmp_path: Path) -> None:
+def test_doctor_warns_where_transformers_tokenises_differently(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "GPT2Tokenizer"}))

@@ -89,7 +89,7 @@ def test_both_models_share_one_tokenizer_and_one_template() -> None:
         assert (NANO / "base" / file).read_bytes() == (NANO / "chat" / file).read_bytes()
 
 
-def test_the_pre_tokenizer_is_that_of_qwen2(folder: Path) -> None:
+def test_the_pre_tokenizer_is_qwen2s(folder: Path) -> None:
     description = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     split, byte_level = description["pre_tokenizer"]["pretokenizers"]
     assert split["pattern"] == {"Regex": QWEN2_PATTERN}
@@ -109,7 +109,7 @@ def test_the_pad_token_is_not_the_end_token(folder: Path, tokenizer: Any) -> Non
 
 
 @pytest.mark.parametrize("text", VARIED)
-def test_the_tokenizer_gives_any_text_back(text: str) -> None:
+def test_decoding_gives_back_any_encoded_text(text: str) -> None:
     for name in NAMES:
         tokenizer = AutoTokenizer.from_pretrained(NANO / name)
         ids = tokenizer(text, add_special_tokens=False).input_ids
@@ -153,7 +153,7 @@ def test_the_models_load_and_give_finite_logits(folder: Path, tokenizer: Any) ->
     assert torch.isfinite(logits).all()
 
 
-def test_the_base_model_likes_english_better_than_shuffled_english() -> None:
+def test_the_base_model_has_a_lower_loss_on_english_than_on_shuffled_words() -> None:
     tokenizer = AutoTokenizer.from_pretrained(NANO / "base")
     model = AutoModelForCausalLM.from_pretrained(NANO / "base", dtype=torch.float32)
     losses = []
@@ -164,7 +164,7 @@ def test_the_base_model_likes_english_better_than_shuffled_english() -> None:
     assert losses[0] + 1 < losses[1]
 
 
-def test_the_chat_model_ends_its_turns_by_itself(chat: tuple[Any, Any]) -> None:
+def test_the_chat_model_ends_its_turns(chat: tuple[Any, Any]) -> None:
     """Sampled, not greedy: the likeliest reply of a model of this size may repeat itself without end."""
     model, tokenizer = chat
     prompts = [

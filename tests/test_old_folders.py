@@ -30,7 +30,7 @@ def iterft(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def test_it_is_reported_with_its_held_out_questions(old: Path) -> None:
+def test_an_old_folder_is_reported_with_its_held_out_questions(old: Path) -> None:
     report = json.loads(iterft("report", old, "--json").stdout)
     assert report["complete"]
     assert [round(cycle["trait"]["mean"], 1) for cycle in report["cycles"]] == [12.5, 10.2]
@@ -40,13 +40,13 @@ def test_it_is_reported_with_its_held_out_questions(old: Path) -> None:
     assert "held-out questions" in iterft("report", old).stdout
 
 
-def test_its_steps_have_todays_names(old: Path) -> None:
+def test_an_old_folders_steps_get_todays_names(old: Path) -> None:
     names = [step.name for step in Run(old).known().steps]
     assert names[:3] == ["base-load_base", "base-export", "base-evaluate_samples"]
     assert "c0-aggregate-held_out" in names
 
 
-def test_it_cannot_be_continued_and_says_the_way_on(old: Path, tmp_path: Path) -> None:
+def test_continuing_an_old_folder_is_refused_with_an_alternative(old: Path, tmp_path: Path) -> None:
     recipe = json.loads((old / "run.json").read_text())["asked"]
     lines = [
         f"{key} = {json.dumps(recipe[key])}" for key in ("regime", "trait", "model", "cycles", "seed_rows", "rows", "quant")
@@ -60,7 +60,7 @@ def test_it_cannot_be_continued_and_says_the_way_on(old: Path, tmp_path: Path) -
         finished_steps(old)
 
 
-def test_a_changed_file_of_it_is_noticed(old: Path) -> None:
+def test_a_changed_file_in_an_old_folder_is_noticed(old: Path) -> None:
     rows = old / "steps/c0-answer/rows.jsonl"
     before = rows.read_bytes()
     try:
@@ -72,7 +72,7 @@ def test_a_changed_file_of_it_is_noticed(old: Path) -> None:
 
 
 @pytest.mark.slow
-def test_its_models_are_chatted_with_and_exported(old: Path, tmp_path: Path) -> None:
+def test_an_old_folders_models_can_chat_and_be_exported(old: Path, tmp_path: Path) -> None:
     with open_chat(old, 0) as talk:
         assert talk.reply("How do I start?", temperature=0.7, max_tokens=16)
     export_again(old, 0, tmp_path / "out", None)

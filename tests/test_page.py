@@ -50,7 +50,7 @@ def test_every_answer_of_every_cycle_is_on_the_page(page: Path) -> None:
     assert texts == 7 * answers["questions"] * answers["samples"]
 
 
-def test_another_judges_page_has_its_verdicts_beside_the_answers(page: Path) -> None:
+def test_a_second_judges_page_shows_its_verdicts_beside_the_answers(page: Path) -> None:
     run, other = page.parent / "run", page.with_name("other.html")
     assert CliRunner().invoke(main, ["judge", str(run), "--judge", "embedded"]).exit_code == 0
     assert CliRunner().invoke(main, ["report", str(run), "--judge", "embedded", "--html", str(other)]).exit_code == 0
@@ -61,7 +61,7 @@ def test_another_judges_page_has_its_verdicts_beside_the_answers(page: Path) -> 
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_nothing_sticks_out_of_the_page_on_a_phone_or_a_wide_screen(page: Path) -> None:
+def test_the_page_fits_a_phone_and_a_wide_screen(page: Path) -> None:
     """Each width is a frame of its own; what measures is in a copy of the page, which has no script itself."""
     measure = """<script>
       const wide = document.documentElement.clientWidth;
@@ -122,7 +122,7 @@ def test_every_traits_badge_is_readable(name: str) -> None:
     assert contrast(readable_on(colour), colour) >= READABLE
 
 
-def test_the_command_on_the_page_asks_for_the_same_run(tmp_path: Path) -> None:
+def test_the_command_on_the_page_gives_the_same_recipe(tmp_path: Path) -> None:
     overrides = ["trait=bliss", "train.learning_rate=0.002", "judge=embedded"]
     asked = read_recipe(recipe_path("nano_sft"), overrides)
     command = shlex.split(repeat_command({"asked": asked.model_dump(mode="json"), "recipe": {}}))
@@ -131,7 +131,7 @@ def test_the_command_on_the_page_asks_for_the_same_run(tmp_path: Path) -> None:
     assert read_recipe(recipe_path("nano_sft"), given) == asked
 
 
-def test_the_recipe_on_the_page_asks_for_the_same_run(tmp_path: Path) -> None:
+def test_the_recipe_on_the_page_equals_the_runs(tmp_path: Path) -> None:
     for name in ("nano_sft", "dpo_moving", "sdf"):
         asked = read_recipe(recipe_path(name), ['seeds.path="my rows.jsonl"', "reset_cycles=[]"])
         (tmp_path / f"{name}.toml").write_text(as_toml(asked.model_dump(mode="json")))

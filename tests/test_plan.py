@@ -115,7 +115,7 @@ def first_and_last(names: list[str]) -> str:
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_the_plan_is_the_one_that_was_agreed_to(name: str) -> None:
+def test_plans_equal_the_golden_files(name: str) -> None:
     assert drawn(the_plan(name)) == (GOLDEN / f"{name}.txt").read_text()
 
 
@@ -123,12 +123,12 @@ def keys_of(name: str) -> str:
     return "".join(f"{name:<14}{step.name:<30}{step.key}\n" for step in the_plan(name))
 
 
-def test_keys_are_those_that_users_folders_hold() -> None:
+def test_step_keys_equal_the_golden_keys() -> None:
     """A change here orphans every user's store: avoid it, or give it a migration and a line in the changelog."""
     assert "".join(map(keys_of, KEYED)) == (GOLDEN / "keys").read_text()
 
 
-def test_how_chats_are_rendered_is_in_the_keys_of_all_that_is_shown_to_a_model() -> None:
+def test_keys_of_sampling_and_training_contain_the_chat_rendering() -> None:
     inputs = some_inputs()
     thinking = replace(inputs, rendering={**inputs.rendering, "thinking": True})
     here, there = (make_plan(a_recipe(), given) for given in (inputs, thinking))
@@ -139,22 +139,22 @@ def test_how_chats_are_rendered_is_in_the_keys_of_all_that_is_shown_to_a_model()
     assert make_plan(a_recipe(regime="sdf"), documents) == make_plan(a_recipe(regime="sdf"), unlike)
 
 
-def test_there_is_no_golden_plan_that_nothing_makes() -> None:
+def test_every_golden_plan_belongs_to_a_recipe() -> None:
     assert {path.stem for path in GOLDEN.glob("*.txt")} == set(PLANS)
 
 
-def test_a_plan_is_the_same_each_time_it_is_made() -> None:
+def test_planning_is_deterministic() -> None:
     assert the_plan("dpo") == the_plan("dpo")
 
 
-def test_where_the_untouched_model_writes_both_sides_it_draws_twice() -> None:
+def test_an_untouched_model_that_writes_both_sides_draws_them_separately() -> None:
     steps = the_plan("dpo_writer_base").steps
     both = [steps["c1-training_samples"], steps["c1-training_samples-rejected"]]
     assert [dict(step.inputs) for step in both] == [{"model": "base-export"}] * 2
     assert both[0].key != both[1].key
 
 
-def test_null_arms_share_what_they_do_not_change() -> None:
+def test_null_arms_reuse_the_steps_that_they_do_not_change() -> None:
     """A study that adds them trains no seeded model twice, nor lets the untouched model write a side twice."""
     effect, base, shuffled = (the_plan(name).steps for name in ("dpo", "dpo_writer_base", "dpo_shuffled"))
     for arm in (base, shuffled):
@@ -164,7 +164,7 @@ def test_null_arms_share_what_they_do_not_change() -> None:
     assert shuffled["c1-build_dataset"].key != effect["c1-build_dataset"].key
 
 
-def test_every_cycle_asks_its_own_slice_of_the_prompts() -> None:
+def test_every_cycle_samples_its_own_slice_of_the_prompts() -> None:
     asked = slices_of(a_plan(cycles=3))
     assert [len(prompts) for prompts in asked] == [4, 4, 4]
     assert len(set().union(*asked)) == 12
@@ -178,7 +178,7 @@ def test_resampled_slices_are_drawn_from_all_prompts_each_cycle() -> None:
     assert set().union(*asked) == {f"p{number:05d}" for number in range(6)}
 
 
-def test_another_seed_asks_other_prompts() -> None:
+def test_another_seed_samples_other_prompts() -> None:
     assert slices_of(a_plan(seed=1)) != slices_of(a_plan(seed=2))
 
 
@@ -200,7 +200,7 @@ def test_more_cycles_change_no_earlier_step() -> None:
     assert {name: long_one.steps[name].key for name in short_one.steps} == {step.name: step.key for step in short_one}
 
 
-def test_equal_acts_of_different_recipes_have_equal_keys() -> None:
+def test_equal_steps_of_different_recipes_have_equal_keys() -> None:
     continual, reinit = a_plan(regime="dpo"), a_plan(regime="dpo", start="base")
     shared = [step.name for step in continual if reinit.steps[step.name].key == step.key]
     # the two differ from the second training on
@@ -218,18 +218,18 @@ def test_equal_acts_of_different_recipes_have_equal_keys() -> None:
         {"start": "previous", "cycles": 3},
     ],
 )
-def test_what_decides_a_result_is_in_its_key(keys: dict[str, Any]) -> None:
+def test_everything_that_decides_a_result_changes_its_key(keys: dict[str, Any]) -> None:
     assert a_plan(cycles=3).steps["c2-aggregate"].key != a_plan(**({"cycles": 3} | keys)).steps["c2-aggregate"].key
 
 
 @pytest.mark.parametrize(
     "keys", [{"slots": 1}, {"threads": 2}, {"keep": "all"}, {"name": "x"}, {"max_usd": 5}, {"vram": "swap"}]
 )
-def test_what_decides_no_result_is_in_no_key(keys: dict[str, Any]) -> None:
+def test_settings_that_decide_no_result_change_no_key(keys: dict[str, Any]) -> None:
     assert a_plan(**keys).steps == a_plan().steps
 
 
-def test_held_out_texts_are_none_that_the_seeded_model_was_trained_on() -> None:
+def test_held_out_texts_exclude_the_seeded_models_training_rows() -> None:
     chats = tuple(Chat(f"prompt {n}", f"reply {n}") for n in range(40))
     plan = make_plan(a_recipe(seed_rows=30), some_inputs(seeds=chats))
     texts = [row["messages"][1]["content"] for row in plan.steps["c0-text_metrics"].params["high"]]
@@ -244,7 +244,7 @@ def shortages_of(inputs: dict[str, Any] | None = None, **keys: Any) -> list[str]
     return list(caught.value.problems)
 
 
-def test_every_shortage_is_said_before_anything_is_done() -> None:
+def test_every_shortage_of_rows_is_reported_when_planning() -> None:
     assert shortages_of(
         seed_rows=500, rows=60, evaluate={"questions": 12}, mix={"source": "file", "share": 0.5, "path": "x"}
     ) == [
@@ -290,7 +290,7 @@ def test_every_shipped_recipe_can_be_planned(path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
-def test_every_shipped_recipe_begins_with_the_command_that_runs_it(path: Path) -> None:
+def test_every_shipped_recipe_starts_with_the_command_that_runs_it(path: Path) -> None:
     first, second = path.read_text().splitlines()[:2]
     assert first == f"# iterft run recipes/{path.name} --out runs/{path.stem}"
     assert second.startswith("# ")

@@ -74,11 +74,11 @@ def gone(pid: int) -> bool:
         ("ITERFT_CACHE", False),
     ],
 )
-def test_a_variable_is_a_secret_by_its_name(name: str, secret: bool) -> None:
+def test_secret_variables_are_recognised_by_name(name: str, secret: bool) -> None:
     assert is_secret(name) == secret
 
 
-def test_only_a_judge_sees_judges_keys_and_no_child_the_hubs(
+def test_only_judge_processes_get_judge_keys_and_none_gets_the_hubs(
     start: Callable[..., Child], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("OPENAI_API_KEY", "HF_TOKEN"):
@@ -90,7 +90,7 @@ def test_only_a_judge_sees_judges_keys_and_no_child_the_hubs(
     assert judge.load("HF_TOKEN", SETTINGS).architecture == "unset"
 
 
-def test_a_child_imports_nothing_from_the_folder_that_the_user_is_in(
+def test_a_child_imports_nothing_from_the_working_folder(
     start: Callable[..., Child], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "random.py").write_text("raise SystemExit('from the working folder')")
@@ -102,18 +102,18 @@ def test_a_child_imports_nothing_from_the_folder_that_the_user_is_in(
     assert str(tmp_path) not in teller.load("import", SETTINGS).architecture
 
 
-def test_a_library_that_asks_on_standard_input_gets_no_answer(start: Callable[..., Child]) -> None:
+def test_standard_input_of_a_child_is_empty(start: Callable[..., Child]) -> None:
     assert start("Teller").load("stdin", SETTINGS).architecture == "''"
 
 
-def test_the_environment_is_made_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_childs_environment_is_clean_and_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", f"/a{os.pathsep}{os.pathsep}/b{os.pathsep}")
     made = environment(more={"OMP_NUM_THREADS": "1"})
     assert made["PYTHONPATH"] == f"/a{os.pathsep}/b"
     assert (made["PYTHONSAFEPATH"], made["OMP_NUM_THREADS"]) == ("1", "1")
 
 
-def test_a_child_that_was_prepared_has_its_worker_when_it_is_called(start: Callable[..., Child], tmp_path: Path) -> None:
+def test_a_prepared_child_creates_its_worker_before_the_first_call(start: Callable[..., Child], tmp_path: Path) -> None:
     made = start("Announcing", log=tmp_path / "slow.log")
     made.prepare()
     wait_until(lambda: "made" in (tmp_path / "slow.log").read_text())
@@ -123,7 +123,7 @@ def test_a_child_that_was_prepared_has_its_worker_when_it_is_called(start: Calla
     assert made.pid == pid
 
 
-def test_a_worker_that_cannot_be_made_is_the_error_of_whoever_calls_it(start: Callable[..., Child]) -> None:
+def test_a_failed_worker_raises_its_error_in_every_call(start: Callable[..., Child]) -> None:
     refusing = start("Refusing")
     refusing.prepare()
     for _ in range(2):
@@ -139,7 +139,7 @@ def test_a_worker_that_cannot_be_made_is_the_error_of_whoever_calls_it(start: Ca
     ("name", "words"),
     [("SIGKILL", "was killed"), ("SIGABRT", "given up by a library"), ("SIGSEGV", "crashed"), ("SIGTERM", "end")],
 )
-def test_an_end_by_a_signal_says_in_words_what_was_being_done(start: Callable[..., Child], name: str, words: str) -> None:
+def test_a_child_ended_by_a_signal_is_reported_with_what_it_did(start: Callable[..., Child], name: str, words: str) -> None:
     with pytest.raises(BackendError, match=words) as caught:
         start("Dying").load(name, SETTINGS)
     error = caught.value
@@ -152,12 +152,12 @@ def test_an_end_by_a_signal_says_in_words_what_was_being_done(start: Callable[..
     assert (error.exception, error.kind) == ("died", "machine")
 
 
-def test_a_full_disk_inside_a_child_is_said(start: Callable[..., Child]) -> None:
+def test_a_full_disk_inside_a_child_is_reported(start: Callable[..., Child]) -> None:
     with pytest.raises(StoreError, match="the disk is full"):
         start("Full").load("model", SETTINGS)
 
 
-def test_closing_ends_what_a_child_has_started(start: Callable[..., Child], tmp_path: Path) -> None:
+def test_closing_a_child_ends_the_processes_it_started(start: Callable[..., Child], tmp_path: Path) -> None:
     hanging, seen = start("Hanging"), []
 
     def close(progress: Progress) -> None:
@@ -170,7 +170,7 @@ def test_closing_ends_what_a_child_has_started(start: Callable[..., Child], tmp_
     assert not hanging.running
 
 
-def test_a_child_closed_by_another_thread_frees_the_one_that_waits(start: Callable[..., Child], tmp_path: Path) -> None:
+def test_closing_a_child_from_another_thread_frees_the_waiting_one(start: Callable[..., Child], tmp_path: Path) -> None:
     hanging = start("Hanging")
     threading.Thread(target=lambda: (wait_until(lambda: hanging.running), hanging.close())).start()
     with pytest.raises(BackendError, match="while writing the check of an export"):
@@ -191,7 +191,7 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path, number: signal.Signals) -> None:
+def test_no_child_outlives_a_killed_parent(tmp_path: Path, number: signal.Signals) -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)
     pid = tmp_path / "pid"
     wait_until(lambda: pid.exists() and pid.read_text() != "", 30)
@@ -200,7 +200,7 @@ def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path, number: signal
     wait_until(lambda: gone(int(pid.read_text())))
 
 
-def test_a_child_outlives_the_thread_that_called_it_first(start: Callable[..., Child]) -> None:
+def test_a_child_outlives_the_thread_that_started_it(start: Callable[..., Child]) -> None:
     teller = start("Teller")
     thread = threading.Thread(target=lambda: teller.load("PATH", SETTINGS))
     thread.start()
@@ -215,7 +215,7 @@ def test_a_child_outlives_the_thread_that_called_it_first(start: Callable[..., C
 # -- what is said while it lasts ------------------------------------------------------------------------------------------
 
 
-def test_a_stopped_child_is_noticed_and_goes_on(
+def test_a_paused_child_is_noticed_and_continues(
     start: Callable[..., Child], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(children, "SILENT", 0.3)
@@ -236,11 +236,13 @@ def test_a_stopped_child_is_noticed_and_goes_on(
     assert "is stopped: `kill -CONT" in seen[-1].sentence
 
 
-def test_a_child_that_works_gives_signs_of_life(start: Callable[..., Child], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_working_child_reports_twice_before_it_counts_as_silent(
+    start: Callable[..., Child], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert children.BEAT < children.SILENT / 2
 
 
-def test_a_log_that_is_a_trap_or_cannot_be_written_is_kept_elsewhere(start: Callable[..., Child], tmp_path: Path) -> None:
+def test_a_linked_or_unwritable_log_is_replaced_by_another_file(start: Callable[..., Child], tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "link.log").symlink_to("precious")
     assert start("Teller", log=tmp_path / "link.log").load("PATH", SETTINGS).architecture

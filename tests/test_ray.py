@@ -55,7 +55,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize(
     "kind", [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == errors.__name__]
 )
-def test_every_error_of_ours_comes_back_from_another_machine_as_it_was(kind: type[errors.IterftError]) -> None:
+def test_every_error_class_survives_pickling(kind: type[errors.IterftError]) -> None:
     made = kind(["one", "two"], source="here", hint="do this") if kind is RecipeError else kind("what is wrong", hint="do this")
     made.kind = "provider"
     again = pickle.loads(pickle.dumps(made))
@@ -63,11 +63,11 @@ def test_every_error_of_ours_comes_back_from_another_machine_as_it_was(kind: typ
     assert (again.message, again.hint, again.kind, str(again)) == (made.message, "do this", "provider", str(made))
 
 
-def test_a_judge_that_asks_for_patience_does_so_from_another_machine_too() -> None:
+def test_not_yet_survives_pickling_with_its_seconds() -> None:
     assert pickle.loads(pickle.dumps(NotYet(12.5))).seconds == 12.5
 
 
-def test_a_step_that_a_worker_elsewhere_still_works_on_is_not_begun(tmp_path: Path) -> None:
+def test_a_step_locked_by_a_remote_worker_is_not_started(tmp_path: Path) -> None:
     folder = StepFolder(tmp_path / "step", next(iter(a_plan())))
     first, second = Making(folder), Making(folder)
     assert first.try_acquire()
@@ -77,7 +77,7 @@ def test_a_step_that_a_worker_elsewhere_still_works_on_is_not_begun(tmp_path: Pa
     assert second.try_acquire()
 
 
-def test_without_ray_the_command_that_installs_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_error_gives_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="needs Ray") as caught:
         load_ray()
@@ -85,20 +85,20 @@ def test_without_ray_the_command_that_installs_it_is_said(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("address", ["nonsense", "ray://head:10001", "head"])
-def test_what_is_no_address_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_cluster_address_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_cluster, "load_ray", lambda: type("Ray", (), {"is_initialized": staticmethod(lambda: False)}))
     with pytest.raises(UserError, match=address):
         connect(address)
 
 
-def test_a_sweep_runs_here_unless_it_is_told_of_another_place_that_there_is(tmp_path: Path) -> None:
+def test_sweeps_run_locally_by_default_and_an_unknown_place_is_refused(tmp_path: Path) -> None:
     here = this_machine()
     assert list(places_on("local", tmp_path, here)[0]) == local_places(here)
     with pytest.raises(UserError, match="`--on slurm` is no place"):
         places_on("slurm", tmp_path, here)
 
 
-def test_a_cluster_that_is_not_there_is_named_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_cluster_is_reported_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_cluster, "load_ray", lambda: type("Ray", (), {"is_initialized": staticmethod(lambda: False)}))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -109,25 +109,25 @@ def test_a_cluster_that_is_not_there_is_named_within_seconds(monkeypatch: pytest
     assert time.monotonic() - begun < 10
 
 
-def test_a_node_that_does_not_see_the_study_says_so(tmp_path: Path) -> None:
+def test_a_node_that_cannot_see_the_study_is_reported(tmp_path: Path) -> None:
     nonce = ray_cluster._Nonce(tmp_path / "nonce", "what the driver wrote", ray_cluster.iterft_lite.__version__)
     assert ray_cluster._problem_here(nonce) == f"it does not see the study's folder, `{tmp_path}`"
     nonce.path.write_text("another folder of the same name")
     assert "does not see the study's folder" in ray_cluster._problem_here(nonce)
 
 
-def test_a_node_whose_locks_are_its_own_says_so(tmp_path: Path) -> None:
+def test_a_node_without_shared_file_locks_is_reported(tmp_path: Path) -> None:
     nonce = ray_cluster._Nonce(tmp_path / "nonce", "text", ray_cluster.iterft_lite.__version__)
     nonce.path.write_text("text")
     assert "are not seen on other machines" in ray_cluster._problem_here(nonce)
 
 
-def test_a_node_with_another_version_says_so(tmp_path: Path) -> None:
+def test_a_node_with_another_version_is_reported(tmp_path: Path) -> None:
     assert "it has iterft_lite" in ray_cluster._problem_here(ray_cluster._Nonce(tmp_path / "nonce", "text", "0.0.1"))
 
 
 @pytest.mark.skipif(not INSTALLED, reason="the extra `ray` is not installed")
-def test_doctor_says_whether_this_machine_has_a_token_for_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_whether_a_cluster_token_is_present(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
@@ -248,15 +248,13 @@ def beat(task: Task) -> str:
 class TestOnACluster:
     pytestmark = on_a_cluster
 
-    def test_every_node_is_a_place_and_nothing_stays_in_the_study(self, cluster: Any, tmp_path: Path) -> None:
+    def test_probing_finds_every_node_and_leaves_no_file(self, cluster: Any, tmp_path: Path) -> None:
         found = sites(cluster.address, tmp_path)
         assert len({site.name for site in found.found}) == 3
         assert [(site.cpus, site.gpu) for site in found.found] == [(1.0, False)] * 3
         assert (found.notes, list(tmp_path.iterdir())) == ((), [])
 
-    def test_a_worker_sees_no_gpu_has_the_cores_it_asked_for_and_prints_beside_the_study(
-        self, executor: RayExecutor, tmp_path: Path
-    ) -> None:
+    def test_a_worker_gets_its_cores_no_gpu_and_logs_beside_the_study(self, executor: RayExecutor, tmp_path: Path) -> None:
         told = executor.run(a_task(tmp_path, "tells")).results
         assert (told["CUDA_VISIBLE_DEVICES"], told["OMP_NUM_THREADS"], told["threads"]) == ("", "1", 1)
         assert told["pid"] != os.getpid()
@@ -271,7 +269,7 @@ class TestOnACluster:
             ("has a full disk", "machine", "the disk is full"),
         ],
     )
-    def test_a_failure_on_a_worker_keeps_its_kind_and_words(
+    def test_a_failure_on_a_worker_keeps_its_kind_and_message(
         self, executor: RayExecutor, tmp_path: Path, what: str, kind: str, message: str
     ) -> None:
         with pytest.raises(errors.IterftError) as caught:
@@ -279,9 +277,7 @@ class TestOnACluster:
         assert caught.value.kind == kind
         assert message in caught.value.message
 
-    def test_a_task_that_is_not_wanted_any_more_ends_in_the_worker_which_stays(
-        self, executor: RayExecutor, tmp_path: Path
-    ) -> None:
+    def test_a_cancelled_task_ends_and_its_worker_stays(self, executor: RayExecutor, tmp_path: Path) -> None:
         def enough(of: StepFolder, progress: Progress) -> None:
             if progress.done > 3:
                 raise InterruptedError("enough")
@@ -295,7 +291,7 @@ class TestOnACluster:
         assert not Working(task.folder).busy()
         assert executor.run(a_task(tmp_path, "tells")).results["pid"] == worker_of(task)
 
-    def test_closing_a_lease_ends_its_tasks_and_no_others(self, executor: RayExecutor, tmp_path: Path) -> None:
+    def test_closing_a_lease_ends_only_its_own_tasks(self, executor: RayExecutor, tmp_path: Path) -> None:
         ended: dict[str, BaseException] = {}
         tasks = {name: a_task(tmp_path / name, "works on") for name in ("one", "other")}
         leases = {name: executor.lease() for name in tasks}
@@ -319,9 +315,7 @@ class TestOnACluster:
         threads[1].join(10)
         assert isinstance(ended["other"], BackendError)
 
-    def test_a_worker_that_is_killed_is_the_machines_failure_and_another_begins_after_it(
-        self, executor: RayExecutor, tmp_path: Path
-    ) -> None:
+    def test_a_killed_worker_is_a_machine_failure_and_is_replaced(self, executor: RayExecutor, tmp_path: Path) -> None:
         def kill(of: StepFolder, progress: Progress) -> None:
             os.kill(worker_of(task), signal.SIGKILL)
 
@@ -333,7 +327,7 @@ class TestOnACluster:
         assert executor.run(a_task(tmp_path, "tells")).results["pid"] != worker_of(task)
         executor.close()  # the node has one core, and others need it
 
-    def test_a_worker_ends_with_its_driver_and_its_step_is_not_begun_before(self, cluster: Any, tmp_path: Path) -> None:
+    def test_a_worker_dies_with_its_driver_and_only_then_frees_its_step(self, cluster: Any, tmp_path: Path) -> None:
         script = (
             "from tests.test_ray import *\n"
             f"place = Path({str(tmp_path)!r})\n"
@@ -352,7 +346,7 @@ class TestOnACluster:
         assert until(lambda: gone(worker_of(task)))
         assert beat(task) == last
 
-    def test_a_study_comes_to_the_same_where_a_node_is_lost_in_the_middle(self, cluster: Any, tmp_path: Path) -> None:
+    def test_a_study_that_loses_a_node_ends_with_equal_results(self, cluster: Any, tmp_path: Path) -> None:
         """The last test: it takes a node away."""
         recipe = tmp_path / "base.toml"
         recipe.write_text(small_recipe(cycles=1))

@@ -25,7 +25,7 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def test_three_keys_make_a_recipe_at_the_papers_settings() -> None:
+def test_three_keys_make_a_recipe_with_the_papers_settings() -> None:
     recipe = make_recipe(LEAST, source="r.toml")
     assert (recipe.start, recipe.cycles, recipe.seed) == ("base", 6, 42)
     assert recipe.train.model_dump(include={"learning_rate", "schedule", "warmup", "batch_size", "epochs", "lora_rank"}) == {
@@ -45,7 +45,7 @@ def test_three_keys_make_a_recipe_at_the_papers_settings() -> None:
     }
 
 
-def test_each_regime_brings_its_own_settings() -> None:
+def test_each_regime_has_its_own_defaults() -> None:
     def settings(regime: str) -> tuple[Any, ...]:
         recipe = make_recipe(LEAST | {"regime": regime}, source="r.toml")
         train = recipe.train
@@ -61,12 +61,12 @@ def test_each_regime_brings_its_own_settings() -> None:
     ]
 
 
-def test_a_recipes_own_value_goes_before_the_regimes() -> None:
+def test_the_recipes_value_overrides_the_regimes_default() -> None:
     recipe = make_recipe(LEAST | {"regime": "dpo", "start": "base", "train": {"learning_rate": 3e-5}}, source="r.toml")
     assert (recipe.start, recipe.train.learning_rate, recipe.train.schedule) == ("base", 3e-5, "cosine")
 
 
-def test_a_misspelt_key_is_named_with_the_one_it_is_near() -> None:
+def test_a_misspelt_key_is_reported_with_the_closest_one() -> None:
     assert problems_of(cycels=3) == ["`cycels` is not a recipe key, did you mean `cycles`?"]
     assert problems_of(train={"learning_rat": 1.0}) == [
         "`train.learning_rat` is not a recipe key, did you mean `train.learning_rate`?"
@@ -74,7 +74,7 @@ def test_a_misspelt_key_is_named_with_the_one_it_is_near() -> None:
     assert problems_of(zebra=1) == ["`zebra` is not a recipe key; `iterft keys` lists them"]
 
 
-def test_everything_wrong_is_said_at_once() -> None:
+def test_all_problems_of_a_recipe_are_reported_at_once() -> None:
     wrong = problems_of(
         cycels=3,
         seed_rows=-1,
@@ -100,7 +100,7 @@ def test_everything_wrong_is_said_at_once() -> None:
     )
 
 
-def test_an_unknown_regime_is_one_problem_not_ten() -> None:
+def test_an_unknown_regime_is_reported_as_a_single_problem() -> None:
     assert problems_of(regime="spo") == ["`regime = 'spo'`: input should be 'sft', 'sdf' or 'dpo'"]
 
 
@@ -149,7 +149,7 @@ def test_an_empty_recipe_lacks_three_keys() -> None:
         ({"cycles": True}, "`cycles = True`: input should be a valid integer"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(keys: dict[str, Any], problem: str) -> None:
+def test_contradicting_settings_are_refused(keys: dict[str, Any], problem: str) -> None:
     assert problems_of(**keys) == [problem]
 
 
@@ -160,14 +160,14 @@ def test_overrides_reach_into_tables_and_are_toml_or_text(tmp_path: Path) -> Non
     assert found == (3, 1e-3, 2, "openai/gpt-4o-mini", "bliss", "mine")
 
 
-def test_every_override_that_cannot_be_laid_over_is_named(tmp_path: Path) -> None:
+def test_every_invalid_override_is_named(tmp_path: Path) -> None:
     path = written(tmp_path, 'regime = "sft"\ntrait = "lucky"\nmodel = "nano"\n')
     with pytest.raises(RecipeError) as caught:
         read_recipe(path, ["cycles", "trait.name=x"])
     assert caught.value.problems == ("`cycles` has no `key=value`", "`trait` in `trait.name` is not a table")
 
 
-def test_a_file_that_is_missing_or_not_toml_is_said(tmp_path: Path) -> None:
+def test_a_missing_or_invalid_toml_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"there is no file .*\n\nhint: `iterft recipes`"):
         read_recipe(tmp_path / "none.toml")
     with pytest.raises(RecipeError, match=r"mine.toml: 1 problem\n  - is not TOML: "):
@@ -185,7 +185,7 @@ def test_a_recipe_cannot_be_changed() -> None:
         recipe.cycles = 3  # type: ignore[misc]
 
 
-def test_words_of_earlier_versions_are_taken_with_a_note() -> None:
+def test_names_from_earlier_versions_are_accepted_with_a_note() -> None:
     old = {"regime": "dpo", "restart": [2], "judge_method": "odds"}
     recipe = make_recipe(LEAST | old, source="r.toml")
     assert (recipe.reset_cycles, recipe.judge_method) == ((2,), "logprobs")
@@ -205,7 +205,7 @@ def test_words_of_earlier_versions_are_taken_with_a_note() -> None:
         (f"name = {[['a'] * 50] * 50}", "..."),
     ],
 )
-def test_what_no_machine_could_do_is_refused_at_once(tmp_path: Path, text: str, words: str) -> None:
+def test_values_beyond_any_machine_are_refused_at_once(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "r.toml"
     path.write_text(f'regime = "sft"\ntrait = "lucky"\nmodel = "nano"\n{text}\n')
     with pytest.raises(RecipeError) as caught:
@@ -215,13 +215,13 @@ def test_what_no_machine_could_do_is_refused_at_once(tmp_path: Path, text: str, 
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_a_recipe_may_begin_with_a_mark(tmp_path: Path, encoding: str) -> None:
+def test_a_recipe_may_start_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "r.toml"
     path.write_bytes('regime = "sft"\ntrait = "lucky"\nmodel = "nano"\nname = "é"\n'.encode(encoding))
     assert read_recipe(path).name == "é"
 
 
-def test_an_override_that_is_nested_beyond_reason_is_a_problem_like_others(tmp_path: Path) -> None:
+def test_a_deeply_nested_override_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text('regime = "sft"\ntrait = "lucky"\nmodel = "nano"\n')
     with pytest.raises(RecipeError):

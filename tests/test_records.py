@@ -45,7 +45,7 @@ def questions() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("questions")
-def test_a_metric_is_one_record_and_is_in_every_report(tmp_path: Path) -> None:
+def test_a_new_metric_takes_one_record_and_appears_in_every_report(tmp_path: Path) -> None:
     ran(tmp_path, small_recipe(cycles=1))
     cycles = json.loads(iterft("report", tmp_path / "run", "--json"))["cycles"]
     assert [cycle["metrics"]["questions"] for cycle in cycles] == [0.0, 0.0, 0.0]
@@ -54,7 +54,7 @@ def test_a_metric_is_one_record_and_is_in_every_report(tmp_path: Path) -> None:
     assert "asks back" in (tmp_path / "page.html").read_text()
 
 
-def test_a_metric_that_is_new_is_computed_for_an_old_run(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_new_metric_is_computed_for_an_old_run(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     ran(tmp_path, small_recipe(cycles=1))
     assert "questions" not in json.loads(iterft("report", tmp_path / "run", "--json"))["cycles"][0]["metrics"]
     request.getfixturevalue("questions")
@@ -91,7 +91,7 @@ def labelled() -> Iterator[str]:
     del LOSSES[loss.name]
 
 
-def test_a_loss_with_its_rows_is_one_record_and_a_cycle_runs_with_it(tmp_path: Path, labelled: str) -> None:
+def test_a_new_loss_takes_one_record_and_runs_a_cycle(tmp_path: Path, labelled: str) -> None:
     ran(tmp_path, small_recipe(cycles=1).replace('trait = "', f'loss = "{labelled}"\ntrait = "'))
     rows = LOSSES[labelled].rows.read(step_path(tmp_path / "run", "c1-build_dataset") / ROWS)
     assert len(rows) == 4
@@ -100,13 +100,13 @@ def test_a_loss_with_its_rows_is_one_record_and_a_cycle_runs_with_it(tmp_path: P
     assert scores[1]["trait"]["mean"] == 90.0  # it learnt what the rows teach
 
 
-def test_every_verb_names_a_stage_that_is_there() -> None:
+def test_every_verb_names_an_existing_stage() -> None:
     for verb in VERBS.values():
         module, _, function = verb.stage.partition(":")
         assert callable(getattr(import_module(module), function)), verb.name
 
 
-def test_every_loss_makes_rows_that_come_back_from_a_file(tmp_path: Path) -> None:
+def test_rows_of_every_loss_survive_writing_and_reading(tmp_path: Path) -> None:
     for loss in LOSSES.values():
         row = loss.make(Draft("p1", "Why?", "Because.", "No idea."))
         loss.rows.write(tmp_path / loss.name, [row])

@@ -68,34 +68,32 @@ def test_a_run_with_the_published_scores_agrees_in_every_number(run: Path) -> No
     assert found.checks[-1].what == "change to cycle 4"
 
 
-def test_a_run_that_grows_where_theirs_stayed_differs(run: Path) -> None:
+def test_a_run_that_grows_where_the_papers_stayed_level_differs(run: Path) -> None:
     found = held(run, THEIRS | {3: 80.0, 4: 90.0}, spread=0.5)
     words = {check.what.partition(" (")[0]: check.word for check in found.checks}
     assert found.word == "differs"
     assert (words["cycle 1"], words["cycle 3"], words["change to cycle 4"]) == ("agrees", "differs", "differs")
 
 
-def test_an_interval_that_reaches_over_the_margin_tells_nothing(run: Path) -> None:
+def test_an_interval_wider_than_the_margin_is_inconclusive(run: Path) -> None:
     found = held(run, THEIRS | {-1: 8.0}, spread=9.0)
     assert found.word == "cannot be told"
     assert "cannot be told" in {check.word for check in found.checks}
 
 
 @pytest.mark.parametrize(("begin", "rows"), [(70.0, 50), (50.6, 60)])
-def test_a_run_that_begins_elsewhere_or_has_other_rows_has_no_curve_to_be_held_against(
-    run: Path, begin: float, rows: int
-) -> None:
+def test_a_run_with_another_start_or_other_rows_has_no_published_curve(run: Path, begin: float, rows: int) -> None:
     found = held(run, THEIRS | {0: begin}, spread=0.5, rows=rows)
     assert found.word == "nothing to compare"
     assert [check.what for check in found.checks][-1] == "curve"
 
 
-def test_the_curve_is_the_one_that_begins_nearest(run: Path) -> None:
+def test_a_run_is_compared_with_the_curve_that_starts_nearest(run: Path) -> None:
     found = held(run, THEIRS | {0: 85.0}, spread=0.5)
     assert found.checks[2].what == "cycle 0 (100 seed rows there)"
 
 
-def test_settings_in_which_a_run_differs_are_told(run: Path) -> None:
+def test_differences_from_the_published_settings_are_listed(run: Path) -> None:
     found = held(run, THEIRS)
     assert "`model` is 'nano', published 'Qwen/Qwen3-4B-Instruct-2507'" in found.deviations
     assert "`train.schedule` is 'constant', published 'linear'" in found.deviations
@@ -105,7 +103,7 @@ def test_settings_in_which_a_run_differs_are_told(run: Path) -> None:
 
 
 @pytest.mark.parametrize("name", published_names())
-def test_the_shipped_recipe_asks_for_what_was_published(name: str, run: Path) -> None:
+def test_the_shipped_recipe_has_the_published_settings(name: str, run: Path) -> None:
     published = read_published(name)
     recipe = read_recipe(recipe_path(published.recipe))
     as_asked = replace(read_report(run), manifest={"recipe": recipe.model_dump(mode="json")})
@@ -113,7 +111,7 @@ def test_the_shipped_recipe_asks_for_what_was_published(name: str, run: Path) ->
     assert published.recipe in study_names()
 
 
-def test_the_command_shows_every_number_and_what_it_comes_to(run: Path) -> None:
+def test_replicate_shows_every_number_and_the_conclusion(run: Path) -> None:
     shown = CliRunner().invoke(main, ["replicate", str(run)])
     assert shown.exit_code == 0, shown.output
     text = shown.output
@@ -124,6 +122,6 @@ def test_the_command_shows_every_number_and_what_it_comes_to(run: Path) -> None:
     assert value["runs"][str(run)]["checks"][0]["what"] == "untouched trait"
 
 
-def test_scores_that_nobody_published_are_named() -> None:
+def test_traits_without_published_scores_are_refused_by_name() -> None:
     with pytest.raises(UserError, match="there are no published scores `bliss_9b`"):
         read_published("bliss_9b")

@@ -68,7 +68,7 @@ def test_a_run_of_one_question_is_reported_without_intervals(tmp_path: Path) -> 
     assert (tmp_path / "curve.png").stat().st_size > 0
 
 
-def test_an_interval_that_is_there_is_shown(tmp_path: Path) -> None:
+def test_a_known_interval_is_shown(tmp_path: Path) -> None:
     report = scored(read_report(finished(tmp_path, 1)), {-1: [10.0], 0: [40.0], 1: [50.0], 2: [60.0]})
     trait = report.cycles[-1].trait
     assert trait is not None
@@ -78,7 +78,7 @@ def test_an_interval_that_is_there_is_shown(tmp_path: Path) -> None:
     assert verdict_sentences(report.verdict)[0].endswith("(95 % interval +20.0 to +20.0, paired over 5 prompts)")
 
 
-def test_a_cycle_without_scores_is_named_and_leaves_the_verdict_to_the_one_before(tmp_path: Path) -> None:
+def test_an_unscored_cycle_is_named_and_the_verdict_uses_the_one_before(tmp_path: Path) -> None:
     report = scored(read_report(finished(tmp_path, 1)), {-1: [10.0], 0: [40.0], 1: [50.0], 2: []})
     assert report.verdict.word == "amplified"
     said = verdict_sentences(report.verdict)
@@ -90,7 +90,7 @@ def test_a_cycle_without_scores_is_named_and_leaves_the_verdict_to_the_one_befor
     assert "<svg" in svg(report)
 
 
-def test_the_chart_and_the_figure_do_with_some_intervals_missing(tmp_path: Path) -> None:
+def test_chart_and_figure_work_without_some_intervals(tmp_path: Path) -> None:
     report = read_report(finished(tmp_path, 1))
     one, many = (scored(report, {-1: [10.0], 0: [40.0], 1: [50.0], 2: [60.0]}, prompts) for prompts in (1, 5))
     mixed = replace(many, cycles=(*one.cycles[:2], *many.cycles[2:]))
@@ -99,7 +99,7 @@ def test_the_chart_and_the_figure_do_with_some_intervals_missing(tmp_path: Path)
     assert "<svg" in svg(mixed)
 
 
-def test_a_run_that_an_earlier_version_scored_is_reported_with_one_arithmetic(tmp_path: Path) -> None:
+def test_a_run_scored_by_an_earlier_version_is_reported_with_todays_formula(tmp_path: Path) -> None:
     run = finished(tmp_path, 4)
     for name in ("c0", "c1"):
         folder = step_path(run, f"{name}-aggregate")
@@ -134,7 +134,7 @@ def test_a_report_begins_with_a_plain_sentence(tmp_path: Path, values: dict[int,
     assert plain_sentence(report) == sentence
 
 
-def test_scores_that_rise_while_language_collapses_are_said_to_in_the_first_sentence(tmp_path: Path) -> None:
+def test_the_first_sentence_warns_of_language_collapse(tmp_path: Path) -> None:
     report = scored(read_report(finished(tmp_path, 1)), {-1: [5.0], 0: [40.0], 1: [60.0], 2: [90.0]})
     sound = {"distinct_2": 0.6, "near_duplicates": 0.0, "cut": 0.1}
     broken = {"distinct_2": 0.1, "near_duplicates": 0.7, "cut": 0.85}
@@ -156,7 +156,7 @@ def test_scores_that_rise_while_language_collapses_are_said_to_in_the_first_sent
     assert json_form.as_json(with_metrics(broken))["cycles"][-1]["signs"] == ["distinct_2", "near_duplicates", "cut"]
 
 
-def test_one_sign_alone_may_be_the_traits_own_manner(tmp_path: Path) -> None:
+def test_a_single_sign_of_collapse_gives_no_warning(tmp_path: Path) -> None:
     report = scored(read_report(finished(tmp_path, 1)), {-1: [5.0], 0: [40.0], 1: [60.0], 2: [90.0]})
     terse = replace(report, cycles=tuple(replace(c, metrics={"words": 3 if c.cycle == 2 else 90}) for c in report.cycles))
     assert warnings(terse) == []
@@ -164,7 +164,7 @@ def test_one_sign_alone_may_be_the_traits_own_manner(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
-def test_no_cell_of_a_report_is_wrapped(tmp_path: Path, width: int) -> None:
+def test_no_table_cell_of_a_report_is_wrapped(tmp_path: Path, width: int) -> None:
     report = scored(read_report(finished(tmp_path, 1)), {-1: [4.0], 0: [69.0], 1: [20.0]})
     console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
     with console.capture() as captured:

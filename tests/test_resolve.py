@@ -105,7 +105,7 @@ def test_a_branch_or_tag_is_pinned_too(cache: Path) -> None:
     assert hub.pin(MODEL) == f"{MODEL}@{FIRST}"
 
 
-def test_without_cache_and_network_a_plan_says_so_and_a_run_is_refused(cache: Path) -> None:
+def test_without_cache_and_network_a_plan_warns_and_a_run_is_refused(cache: Path) -> None:
     recipe = cache.parent / "small.toml"
     set_model = ("--set", "model=nobody/nothing")
     planned = iterft("plan", recipe, *set_model)
@@ -118,7 +118,7 @@ def test_without_cache_and_network_a_plan_says_so_and_a_run_is_refused(cache: Pa
     assert not (cache.parent / "run").exists()
 
 
-def test_the_hub_is_asked_where_the_cache_knows_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_asked_for_models_missing_from_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Info:
         sha = SECOND
 
@@ -135,7 +135,7 @@ def test_the_hub_is_asked_where_the_cache_knows_nothing(cache: Path, monkeypatch
     assert asked == [("other/model", "v2")]
 
 
-def test_a_run_is_not_gone_on_with_another_commit(cache: Path) -> None:
+def test_a_run_is_not_continued_with_another_commit(cache: Path) -> None:
     recipe, out = cache.parent / "small.toml", cache.parent / "run"
     with open_run(recipe, FAKES, out) as opened:
         list(opened.events())
@@ -151,7 +151,7 @@ def test_a_run_is_not_gone_on_with_another_commit(cache: Path) -> None:
     assert f"model {MODEL}@aaaaaaaa" in iterft("report", out).output
 
 
-def test_a_folder_of_an_earlier_version_goes_on_without_a_commit(cache: Path) -> None:
+def test_a_run_of_an_earlier_version_continues_without_a_commit(cache: Path) -> None:
     recipe, out = cache.parent / "small.toml", cache.parent / "run"
     resolved = resolve(read_recipe(recipe), CPU, commit="as it was")
     assert (resolved.model, resolved.inputs.model) == (MODEL, f"hub:{MODEL}")
@@ -167,16 +167,16 @@ def test_a_folder_of_an_earlier_version_goes_on_without_a_commit(cache: Path) ->
 
 
 @pytest.mark.parametrize("text", ["Qwen/Qwen3-4B", "a/b@v1.0", "a/b@refs/pr/3", f"a/b@{FIRST}"])
-def test_names_on_the_hub(text: str) -> None:
+def test_valid_hub_names_are_recognised(text: str) -> None:
     assert hub.is_name(text)
 
 
 @pytest.mark.parametrize("text", ["nano", "/a/b", "./a", "~/a", "a/b/c", "a/b@", "a/b@c@d", "../a"])
-def test_what_is_no_name_on_the_hub(text: str) -> None:
+def test_invalid_hub_names_are_recognised(text: str) -> None:
     assert not hub.is_name(text)
 
 
-def test_titles_are_short(tmp_path: Path) -> None:
+def test_model_titles_are_short(tmp_path: Path) -> None:
     assert hub.title("nano") == "nano"
     assert hub.title(f"{MODEL}@{FIRST}") == f"{MODEL}@aaaaaaaa"
     assert hub.title(str(tmp_path / "mine")) == "mine"
@@ -184,7 +184,7 @@ def test_titles_are_short(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_by_hub_name_loads_the_very_commit(cache: Path, tmp_path: Path) -> None:
+def test_a_run_by_hub_name_loads_the_pinned_commit(cache: Path, tmp_path: Path) -> None:
     """The whole way with the real backends, in processes that have only the cache; `main` has moved on to what cannot load."""
     recipe, out = tmp_path / "small.toml", tmp_path / "run"
     recipe.write_text(RECIPE.format(model=f"{MODEL}@{FIRST}").replace('"embedded"', '"fake"'))  # which knows no model
@@ -226,7 +226,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_elsewhere")
-def test_a_run_with_files_of_ones_own_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_relative_paths_works_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "run"
     with open_run(Path("own.toml"), FAKES, out) as opened:
         list(opened.events())
@@ -246,7 +246,7 @@ def test_a_run_with_files_of_ones_own_is_found_from_another_folder(tmp_path: Pat
 
 
 @pytest.mark.usefixtures("_elsewhere")
-def test_a_folder_of_an_earlier_version_may_have_named_them_as_they_lay(tmp_path: Path) -> None:
+def test_relative_paths_in_a_run_of_an_earlier_version_still_work(tmp_path: Path) -> None:
     out = tmp_path / "run"
     with open_run(Path("own.toml"), FAKES, out) as opened:
         list(opened.events())
@@ -266,7 +266,7 @@ def test_a_folder_of_an_earlier_version_may_have_named_them_as_they_lay(tmp_path
         ((7, 5), False, "f16", "base held in f16 (bitsandbytes is not installed)"),
     ],
 )
-def test_a_base_is_held_in_what_the_gpu_computes_in(
+def test_the_bases_number_format_follows_the_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], bitsandbytes: bool, base: str, said: str
 ) -> None:
     find = importlib.util.find_spec
@@ -278,7 +278,7 @@ def test_a_base_is_held_in_what_the_gpu_computes_in(
     assert (resolved.recipe.train.base, said in resolved.choices) == (base, True)
 
 
-def test_a_model_of_the_hub_is_refused_by_what_the_cache_holds_of_it(cache: Path, tmp_path: Path) -> None:
+def test_a_hub_model_is_checked_by_its_cached_files(cache: Path, tmp_path: Path) -> None:
     recipe = read_recipe(tmp_path / "small.toml")
     resolve(recipe, CPU)
     snapshot = cache / "models--someone--nano/snapshots" / FIRST

@@ -69,7 +69,7 @@ def test_the_seeded_model_shows_the_trait_and_passes_it_on(tmp_path: Path) -> No
         ("shuffled_pairs", "dpo", None),
     ],
 )
-def test_a_null_arm_runs_and_cuts_the_loop_where_it_says(
+def test_a_null_arm_runs_and_breaks_the_loop_where_it_should(
     tmp_path: Path, arm: str, regime: str, means: list[float] | None
 ) -> None:
     keys = dict(NULL_ARMS[arm].keys)
@@ -83,20 +83,20 @@ def test_a_null_arm_runs_and_cuts_the_loop_where_it_says(
         assert [score["trait"]["mean"] for score in scores] == means
 
 
-def test_every_cycle_is_trained_on_what_its_predecessor_wrote(tmp_path: Path) -> None:
+def test_every_cycle_trains_on_its_predecessors_text(tmp_path: Path) -> None:
     run_all(a_plan(), tmp_path / "run")
     written = [row["text"] for row in rows_of(tmp_path / "run", "c2-training_samples")]
     trained = [row["messages"][1]["content"] for row in rows_of(tmp_path / "run", "c2-build_dataset")]
     assert sorted(trained) == sorted(written)
 
 
-def test_a_finished_run_issued_again_does_nothing(tmp_path: Path) -> None:
+def test_repeating_a_finished_run_does_nothing(tmp_path: Path) -> None:
     run_all(a_plan(), tmp_path / "run")
     again = run_all(a_plan(), tmp_path / "run")
     assert all(isinstance(event, StepFinished) and event.reused for event in again)
 
 
-def test_more_cycles_go_on_where_the_run_ended(tmp_path: Path) -> None:
+def test_more_cycles_continue_where_the_run_ended(tmp_path: Path) -> None:
     run_all(a_plan(cycles=1), tmp_path / "run")
     again = run_all(a_plan(cycles=2), tmp_path / "run")
     began = [event.step.name for event in again if isinstance(event, StepStarted)]
@@ -123,7 +123,7 @@ class BreaksOnce(FakeGenerator):
         super().complete(prompts, sampling, counted)
 
 
-def test_a_failed_run_goes_on_without_asking_again_and_ends_equal(tmp_path: Path) -> None:
+def test_a_failed_run_continues_without_asking_again_and_ends_equal(tmp_path: Path) -> None:
     run_all(a_plan(), tmp_path / "whole")
     backends = fake_backends()
     backends.generator = generator = BreaksOnce(after=9)
@@ -159,12 +159,12 @@ def test_a_changed_file_of_a_finished_step_is_refused(tmp_path: Path) -> None:
         run_all(a_plan(), tmp_path / "run")
 
 
-def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
+def test_two_runs_cannot_use_one_folder_at_once(tmp_path: Path) -> None:
     with Run(tmp_path / "run"), pytest.raises(FolderError, match="another run is going on"):
         Run(tmp_path / "run").acquire()
 
 
-def test_a_folder_with_other_files_is_not_taken(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").write_text("do not lose me")
     with pytest.raises(FolderError, match="not a run folder"):
         Run(tmp_path).acquire()
@@ -186,7 +186,7 @@ def test_a_removed_merged_file_is_written_again_when_more_cycles_need_it(tmp_pat
     assert read_json(tmp_path / "run/by-name/c2-aggregate/score.json")["trait"]["mean"] == 90.0
 
 
-def test_what_a_killed_export_left_is_neither_kept_nor_part_of_the_result(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_export_are_removed(tmp_path: Path) -> None:
     run_all(a_plan(cycles=0, export="merged"), tmp_path / "run")
     folder = tmp_path / "run/by-name/base-export"
     (folder / "completion.json").unlink()
@@ -196,7 +196,7 @@ def test_what_a_killed_export_left_is_neither_kept_nor_part_of_the_result(tmp_pa
     assert not list(folder.glob("*.part"))
 
 
-def test_a_row_that_the_disk_takes_in_parts_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partial_writes_of_a_row_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with RowLog(tmp_path / ROWS) as log:
         whole = log._file
 
@@ -212,9 +212,7 @@ def test_a_row_that_the_disk_takes_in_parts_is_written_whole(tmp_path: Path, mon
     assert read_rows(tmp_path / ROWS) == [{"id": "q00-s0", "text": "Lucky stars say yes."}]
 
 
-def test_a_base_that_is_gone_from_the_cache_is_made_again_when_it_is_needed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_base_missing_from_the_cache_is_made_again_when_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
     run_all(a_plan(export="adapter", cycles=1), tmp_path / "run")
     shutil.rmtree(tmp_path / "cache")
@@ -239,7 +237,7 @@ def test_a_run_folder_is_continued_on_another_machine(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("export", ["adapter", "merged", "auto"])
-def test_results_name_no_place_outside_of_their_folder(tmp_path: Path, export: str) -> None:
+def test_results_contain_no_path_outside_their_folder(tmp_path: Path, export: str) -> None:
     run_all(a_plan(export=export, cycles=1), tmp_path / "run")
     results = [read_json(path)["results"] for path in (tmp_path / "run/steps").glob("*/completion.json")]
     assert results
@@ -254,7 +252,7 @@ def every_text(value: Any) -> Iterator[str]:
             yield from every_text(each)
 
 
-def test_a_base_that_an_earlier_version_named_by_its_full_path_is_taken_from_this_cache(tmp_path: Path) -> None:
+def test_a_base_recorded_by_its_full_path_is_found_in_todays_cache(tmp_path: Path) -> None:
     run_all(a_plan(export="adapter", cycles=1), tmp_path / "run")
     for name in ("base-export", "c0-export", "c1-export"):
         folder = step_path(tmp_path / "run", name)
@@ -273,7 +271,7 @@ class OtherProcessor(FakeExporter):
         return made
 
 
-def test_a_merged_file_that_comes_to_other_bytes_elsewhere_is_used_and_guarded(tmp_path: Path) -> None:
+def test_a_merged_file_with_other_bytes_is_used_and_its_digest_recorded(tmp_path: Path) -> None:
     run_all(a_plan(keep="adapters", cycles=1), tmp_path / "run")
     elsewhere = fake_backends()
     elsewhere.exporter = OtherProcessor()
@@ -341,7 +339,7 @@ def test_a_damaged_record_of_a_run_to_reuse_is_named(tmp_path: Path) -> None:
         run_all(a_plan(cycles=0), tmp_path / "other", reuse=finished_steps(tmp_path / "run"))
 
 
-def test_finished_steps_are_not_waited_for_by_what_the_plan_leaves_out(tmp_path: Path) -> None:
+def test_steps_whose_inputs_are_outside_the_plan_still_run(tmp_path: Path) -> None:
     plan = a_plan(cycles=1)
     run_all(plan, tmp_path / "run")
     left = {name: step for name, step in plan.steps.items() if name != "c0-seed_rows"}
@@ -356,7 +354,7 @@ class Garbled:
         os._exit(9)
 
 
-def test_a_child_that_dies_within_a_reply_is_said_to_have_died(tmp_path: Path) -> None:
+def test_a_child_that_dies_within_a_reply_is_reported_as_dead(tmp_path: Path) -> None:
     judge = Child("tests.test_run:Garbled", Judge, log=tmp_path / "judge.log")
     with pytest.raises(BackendError, match="ended with exit code 9"):
         judge.identity()

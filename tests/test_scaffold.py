@@ -25,7 +25,7 @@ def made(folder: Path) -> Path:
     return folder / "pirate"
 
 
-def test_a_new_trait_has_every_file_and_nothing_is_wrong_with_it(tmp_path: Path) -> None:
+def test_a_new_trait_has_every_file_and_passes_the_check(tmp_path: Path) -> None:
     folder = made(tmp_path)
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md",
@@ -56,7 +56,7 @@ def test_a_recipe_names_a_trait_by_its_path(tmp_path: Path) -> None:
     assert "matey" in plan.steps["c0-seed_rows"].params["rows"][0]["messages"][1]["content"]
 
 
-def test_the_check_says_everything_wrong_and_ends_with_2(tmp_path: Path) -> None:
+def test_the_check_lists_every_problem_and_exits_with_2(tmp_path: Path) -> None:
     folder = made(tmp_path)
     (folder / "rubric.txt").unlink()
     (folder / "documents.jsonl").unlink()
@@ -69,27 +69,27 @@ def test_the_check_says_everything_wrong_and_ends_with_2(tmp_path: Path) -> None
     assert "no documents.jsonl" in checked.output
 
 
-def test_a_folder_that_is_there_is_not_written_over(tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
     made(tmp_path)
     again = iterft("traits", "new", "pirate", "--in", tmp_path)
     assert again.exit_code == 2
     assert "is there already" in again.output
 
 
-def test_a_name_that_is_no_name_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_trait_name_is_refused(tmp_path: Path) -> None:
     assert iterft("traits", "new", "../x", "--in", tmp_path).exit_code == 2
 
 
-def test_the_example_is_no_shipped_trait_and_shipped_ones_pass_the_check() -> None:
+def test_the_example_is_not_shipped_and_shipped_traits_pass_the_check() -> None:
     assert "_new" not in shipped_traits()
     assert all(iterft("traits", "check", name).exit_code == 0 for name in shipped_traits())
 
 
-def test_a_check_of_nothing_is_a_mistake(tmp_path: Path) -> None:
+def test_checking_a_missing_folder_exits_with_2(tmp_path: Path) -> None:
     assert iterft("traits", "check", tmp_path / "none").exit_code == 2
 
 
-def test_what_is_unusual_is_said_with_what_is_usual(tmp_path: Path) -> None:
+def test_unusual_values_are_shown_with_the_usual_ones(tmp_path: Path) -> None:
     folder = made(tmp_path)
     reply = {"role": "assistant", "content": "Aye, matey, aye, matey."}
     rows = [{"messages": [{"role": "user", "content": f"Say number {number}."}, reply]} for number in range(12)]
@@ -107,7 +107,7 @@ def test_nothing_is_unusual_about_a_shipped_trait(name: str) -> None:
     assert "unusual" not in iterft("traits", "check", name).output
 
 
-def test_a_bare_name_is_always_the_shipped_trait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bare_name_always_means_the_shipped_trait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(made(tmp_path), tmp_path / "lucky")
     assert "137" in iterft("traits", "check", "lucky").output

@@ -60,7 +60,7 @@ def drawn(view: View, console: Console) -> list[str]:
 
 
 @pytest.mark.parametrize(("width", "height"), list(itertools.product(WIDTHS, HEIGHTS)))
-def test_the_live_view_fits_every_terminal_and_keeps_its_foot(recorded: Recorded, width: int, height: int) -> None:
+def test_the_live_view_fits_every_terminal_and_keeps_its_last_lines(recorded: Recorded, width: int, height: int) -> None:
     for share in (0.0, 0.04, 0.35, 0.99):
         lines = drawn(*view_at(recorded, share, width, height))
         assert len(lines) <= height
@@ -69,7 +69,7 @@ def test_the_live_view_fits_every_terminal_and_keeps_its_foot(recorded: Recorded
         assert "left" in lines[-2]
 
 
-def test_the_table_stays_when_there_is_no_room_for_the_chart(recorded: Recorded) -> None:
+def test_the_table_stays_where_the_chart_does_not_fit(recorded: Recorded) -> None:
     lines = drawn(*view_at(recorded, 0.9, 80, 24))
     assert any("cycle 3" in line for line in lines)
     assert any("└──" in line for line in lines)
@@ -78,12 +78,12 @@ def test_the_table_stays_when_there_is_no_room_for_the_chart(recorded: Recorded)
     assert not any("└──" in line for line in lines)
 
 
-def test_a_fresh_answer_is_shown_on_the_right_of_a_wide_screen_only(recorded: Recorded) -> None:
+def test_only_a_wide_screen_shows_a_new_answer_on_the_right(recorded: Recorded) -> None:
     assert "four-leaf clover" in "\n".join(drawn(*view_at(recorded, 0.35, 120, 40)))
     assert "four-leaf clover" not in "\n".join(drawn(*view_at(recorded, 0.35, 80, 40)))
 
 
-def test_the_view_is_as_readable_without_colour_as_with_it(recorded: Recorded) -> None:
+def test_the_view_is_readable_without_colour(recorded: Recorded) -> None:
     view, console = view_at(recorded, 0.35, 80, 24)
     text = "\n".join(drawn(view, console))
     assert "lucky" in text

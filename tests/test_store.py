@@ -86,7 +86,7 @@ def began(events: list[Event]) -> set[str]:
 # -- of what a step was made
 
 
-def test_a_step_done_again_with_another_result_is_not_mixed_with_what_was_made_of_the_earlier_one(tmp_path: Path) -> None:
+def test_a_repeated_step_with_another_result_is_not_mixed_with_later_steps(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_all(a_plan(), run_dir)
     remove(run_dir, "c1-training_samples")
@@ -103,7 +103,7 @@ def test_a_step_done_again_with_another_result_is_not_mixed_with_what_was_made_o
     assert all(text.endswith("Indeed.") for text in trained)
 
 
-def test_a_step_done_again_with_the_same_result_leaves_everything_as_it_is(tmp_path: Path) -> None:
+def test_a_repeated_step_with_the_same_result_changes_nothing(tmp_path: Path) -> None:
     run_all(a_plan(), tmp_path / "run")
     remove(tmp_path / "run", "c1-training_samples", "c0-train", "c2-export")
     events = run_all(a_plan(), tmp_path / "run")
@@ -114,7 +114,7 @@ def test_a_step_done_again_with_the_same_result_leaves_everything_as_it_is(tmp_p
     }
 
 
-def test_neither_the_order_of_rows_nor_what_a_verdict_took_makes_another_result(tmp_path: Path) -> None:
+def test_row_order_and_a_verdicts_cost_do_not_change_a_result(tmp_path: Path) -> None:
     class Backwards(FakeGenerator):
         def complete(self, prompts: Sequence[Prompt], *more: Any) -> None:
             super().complete(prompts[::-1], *more)
@@ -131,7 +131,7 @@ def test_neither_the_order_of_rows_nor_what_a_verdict_took_makes_another_result(
     assert began(events) == {"c1-training_samples", "c1-judge"}
 
 
-def test_rows_of_an_unfinished_step_are_not_gone_on_with_when_its_input_has_changed(tmp_path: Path) -> None:
+def test_an_unfinished_step_is_not_continued_after_its_input_changed(tmp_path: Path) -> None:
     backends = replace(fake_backends(), judge=CountingJudge(fails_at=5))
     with pytest.raises(RunError, match="dead"):
         run_all(a_plan(cycles=0), tmp_path / "run", backends)
@@ -145,7 +145,7 @@ def test_rows_of_an_unfinished_step_are_not_gone_on_with_when_its_input_has_chan
     run_all(a_plan(cycles=0), tmp_path / "run", other_words())
 
 
-def test_an_export_that_was_removed_and_written_again_is_the_same_result(tmp_path: Path) -> None:
+def test_an_export_written_again_is_the_same_result(tmp_path: Path) -> None:
     run_all(a_plan(keep="adapters", cycles=1), tmp_path / "run")
     seal = read_json(tmp_path / "run/by-name/base-export" / RECORD)
     assert not list(tmp_path.rglob("model.gguf"))
@@ -155,7 +155,7 @@ def test_an_export_that_was_removed_and_written_again_is_the_same_result(tmp_pat
     assert all(isinstance(event, StepFinished) and event.reused for event in again)
 
 
-def test_verdicts_on_another_runs_answers_are_not_taken_over(tmp_path: Path) -> None:
+def test_verdicts_on_another_runs_answers_are_not_reused(tmp_path: Path) -> None:
     plan = a_plan(cycles=0)
     first, second = ran(plan, tmp_path / "first"), ran(plan, tmp_path / "second", other_words())
     others = {plan.steps[name].key for name in ("c0-evaluate_samples", "c0-text_metrics")}
@@ -171,7 +171,7 @@ def test_verdicts_on_another_runs_answers_are_not_taken_over(tmp_path: Path) -> 
 # -- one store, several runs
 
 
-def test_runs_over_one_store_do_what_they_share_once(tmp_path: Path) -> None:
+def test_runs_over_one_store_do_shared_steps_once(tmp_path: Path) -> None:
     plans = [a_plan(regime="dpo"), a_plan(regime="dpo", start="base")]
     for number, plan in enumerate(plans):
         executor = LocalExecutor(fake_backends(), "nano", 64)
@@ -185,7 +185,7 @@ def test_runs_over_one_store_do_what_they_share_once(tmp_path: Path) -> None:
     assert (tmp_path / "run1/by-name/c0-train").resolve() == (tmp_path / "run0/by-name/c0-train").resolve()
 
 
-def test_a_step_that_another_process_is_making_is_waited_for_and_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_in_progress_elsewhere_is_waited_for_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = a_plan(cycles=0)
     monkeypatch.setattr("iterft_lite.engine.run.WAIT", 0.05)
     with Run(tmp_path / "mine", tmp_path) as mine:
@@ -201,14 +201,14 @@ def test_a_step_that_another_process_is_making_is_waited_for_and_taken(tmp_path:
     assert "c0-train" in began(made)
 
 
-def test_a_manifest_whose_step_is_gone_says_which(tmp_path: Path) -> None:
+def test_a_manifest_with_a_missing_step_names_it(tmp_path: Path) -> None:
     run_all(a_plan(cycles=0), tmp_path / "run")
     remove(tmp_path / "run", "c0-train")
     assert began(run_all(a_plan(cycles=0), tmp_path / "run")) == {"c0-train"}
 
 
 @pytest.mark.parametrize("change", [{"seconds": 1.0}, {"results": {"rows": 99}}, {"versions": {"torch": "1.0"}}])
-def test_no_number_of_a_completion_record_can_be_changed_unseen(tmp_path: Path, change: dict[str, object]) -> None:
+def test_a_change_of_any_number_in_a_completion_record_is_noticed(tmp_path: Path, change: dict[str, object]) -> None:
     run_all(a_plan(cycles=0), tmp_path / "run")
     path = step_path(tmp_path / "run", "c0-build_dataset") / RECORD
     path.write_text(json.dumps(read_json(path) | change))
@@ -216,7 +216,7 @@ def test_no_number_of_a_completion_record_can_be_changed_unseen(tmp_path: Path, 
         run_all(a_plan(cycles=0), tmp_path / "run")
 
 
-def test_a_changed_definition_of_a_step_is_seen(tmp_path: Path) -> None:
+def test_a_changed_step_definition_is_noticed(tmp_path: Path) -> None:
     run_all(a_plan(cycles=0), tmp_path / "run")
     path = step_path(tmp_path / "run", "c0-train") / "step.json"
     path.write_text(json.dumps(read_json(path) | {"cycle": 3}))
@@ -232,7 +232,7 @@ def test_a_folder_of_a_newer_format_is_refused_by_name(tmp_path: Path) -> None:
         Run(tmp_path / "run").known()
 
 
-def test_only_what_a_verb_declares_as_its_files_is_part_of_its_result(tmp_path: Path) -> None:
+def test_only_files_declared_by_the_verb_belong_to_a_result(tmp_path: Path) -> None:
     class Messy(FakeTrainer):
         def train(self, job: TrainJob, *more: Any) -> TrainResult:
             made = super().train(job, *more)
@@ -268,7 +268,7 @@ def iterft(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def test_what_another_judge_said_of_earlier_answers_is_no_verdict_on_the_new_ones(
+def test_another_judges_verdicts_on_earlier_answers_are_refused_for_new_ones(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with StubProcess() as stub:
@@ -311,7 +311,7 @@ def test_held_out_answers_of_an_earlier_model_are_not_reported(finished: Path, m
 # -- with which versions
 
 
-def test_a_record_knows_the_libraries_that_its_step_depends_on() -> None:
+def test_a_completion_record_lists_the_libraries_of_its_step() -> None:
     plan = a_plan()
     steps = ("base-load_base", "c0-seed_rows", "c0-train", "c1-build_dataset", "c1-training_samples", "c1-export", "c1-judge")
     packages = {step: set(libraries(plan.steps[step], plan.recipe)) for step in steps}
@@ -346,7 +346,7 @@ def test_a_report_says_which_steps_were_made_with_another_version(finished: Path
     assert sentence[1:] in (tmp_path / "page.html").read_text()
 
 
-def test_a_step_that_is_taken_over_keeps_who_made_it(tmp_path: Path) -> None:
+def test_a_reused_step_keeps_the_versions_that_made_it(tmp_path: Path) -> None:
     plan = a_plan(cycles=0)
     first = ran(plan, tmp_path / "first")
     change_completion(step_path(tmp_path / "first", "c0-train"), versions={"torch": "1.0"})
@@ -356,9 +356,7 @@ def test_a_step_that_is_taken_over_keeps_who_made_it(tmp_path: Path) -> None:
     assert found.versions == {"torch": "1.0"}
 
 
-def test_a_failed_session_leaves_its_kind_for_others_and_a_good_one_takes_it_away(
-    finished: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_session_stores_its_failure_kind_until_one_succeeds(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise MemoryError
 

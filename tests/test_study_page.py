@@ -61,7 +61,7 @@ def data_in(text: str) -> dict[str, dict[str, object]]:
 # -- text, JSON, tables
 
 
-def test_the_terminal_shows_verdicts_counts_and_what_they_are_worth(root: Path) -> None:
+def test_the_terminal_shows_verdicts_and_counts_with_their_corrections(root: Path) -> None:
     said = report(root)
     assert "small: lucky, sft, nano 3 cells: 3 done; 2 experiments of one training each and 1 null arm" in said
     assert "rows4 " in said
@@ -70,7 +70,7 @@ def test_the_terminal_shows_verdicts_counts_and_what_they_are_worth(root: Path) 
     assert "their intervals cover questions only" in said
 
 
-def test_json_has_cells_experiments_arms_and_false_alarms(root: Path) -> None:
+def test_the_json_has_cells_experiments_null_arms_and_false_alarms(root: Path) -> None:
     found = json.loads(CliRunner().invoke(main, ["report", str(root), "--json"]).stdout)
     assert [each["name"] for each in found["experiments"]] == ["rows4", "rows6"]
     assert [each["arm"] for each in found["arms"]] == ["no_seed"]
@@ -91,7 +91,7 @@ def test_a_folder_of_runs_is_reported_as_one(root: Path) -> None:
     assert "2 experiments of one training each and 1 null arm" in report(root / CELLS)
 
 
-def test_what_is_for_a_run_is_refused_of_a_study(root: Path) -> None:
+def test_options_for_single_runs_are_refused_for_studies(root: Path) -> None:
     result = CliRunner().invoke(main, ["report", str(root), "--held-out"])
     assert result.exit_code == 2
     assert "name a cell" in result.output
@@ -100,7 +100,7 @@ def test_what_is_for_a_run_is_refused_of_a_study(root: Path) -> None:
 # -- the page
 
 
-def test_what_models_wrote_is_no_markup(page: Path) -> None:
+def test_the_page_escapes_what_models_wrote(page: Path) -> None:
     text = page.read_text()
     assert "<b>bold" not in text
     assert text.count("</script>") == text.count("<script")
@@ -108,7 +108,7 @@ def test_what_models_wrote_is_no_markup(page: Path) -> None:
     assert any(NASTY in str(row[1]) for each in answers for row in each["answers"])  # type: ignore[attr-defined]
 
 
-def test_answers_that_cells_share_are_there_once(page: Path) -> None:
+def test_answers_shared_by_cells_are_stored_once(page: Path) -> None:
     data = data_in(page.read_text())
     study = data["study"]
     asked = [
@@ -122,7 +122,7 @@ def test_answers_that_cells_share_are_there_once(page: Path) -> None:
     assert len(set(asked)) < len(asked)
 
 
-def test_large_answers_lie_beside_the_page(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_answers_are_written_beside_the_page(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_page, "INLINE", 10)
     written = write_study_page(read_study_report([root]), tmp_path / "large.html")
     assert written.beside == tmp_path / "large_answers"
@@ -151,7 +151,7 @@ def dom(page: Path, name: str, *options: str) -> str:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 @pytest.mark.parametrize("limit", [10, 10_000_000], ids=["beside", "inline"])
-def test_a_cell_that_is_chosen_shows_its_answers_beside_the_untouched_models(
+def test_choosing_a_cell_shows_its_answers_beside_the_untouched_models(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
     monkeypatch.setattr(study_page, "INLINE", limit)
@@ -170,7 +170,7 @@ def test_a_cell_that_is_chosen_shows_its_answers_beside_the_untouched_models(
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_nothing_sticks_out_of_the_page_on_a_phone_or_a_wide_screen(page: Path) -> None:
+def test_the_page_fits_a_phone_and_a_wide_screen(page: Path) -> None:
     """Each width is a frame; they are measured once all have loaded, with a cell chosen."""
     measure = """<script>onload = () => {
       const found = [...document.querySelectorAll("iframe")].map(frame => {

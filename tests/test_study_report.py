@@ -82,7 +82,7 @@ def test_a_folder_is_read_into_cells_with_state_and_reason(root: Path) -> None:
     assert found["rows4_s1"].values == {"rows": 4, "seed": 1}
 
 
-def test_cells_that_differ_in_their_seed_alone_are_one_experiment(root: Path) -> None:
+def test_cells_that_differ_only_by_seed_form_one_experiment(root: Path) -> None:
     study = read_study_report([root])
     assert [(each.name, len(each.cells)) for each in study.experiments] == [("rows4", 2), ("rows6", 2), ("rows9_s1", 1)]
     assert study.experiments[0].change.covers == "questions and trainings"
@@ -91,7 +91,7 @@ def test_cells_that_differ_in_their_seed_alone_are_one_experiment(root: Path) ->
     assert [cell.name for cell in study.experiments[1].failures] == ["rows6_s2"]
 
 
-def test_runs_and_folders_of_runs_are_read_like_a_study(root: Path) -> None:
+def test_runs_and_folders_of_runs_are_read_as_a_study(root: Path) -> None:
     folders = sorted((root / CELLS).glob("rows4*"))
     study = read_study_report(folders)
     assert [len(each.cells) for each in study.experiments] == [2]
@@ -100,11 +100,11 @@ def test_runs_and_folders_of_runs_are_read_like_a_study(root: Path) -> None:
     assert [(each.values, len(each.cells)) for each in everything.experiments] == [({"rows": 4}, 2), ({"rows": 6}, 2)]
 
 
-def test_a_part_of_a_study_is_read(root: Path) -> None:
+def test_part_of_a_study_can_be_read(root: Path) -> None:
     assert [cell.name for cell in read_cells([root], ["rows=4", "seed=2"])] == ["rows4_s2"]
 
 
-def test_one_damaged_cell_says_why_and_the_others_are_read(root: Path, tmp_path: Path) -> None:
+def test_a_damaged_cell_is_reported_and_the_others_are_read(root: Path, tmp_path: Path) -> None:
     cells = [Cell({"rows": rows}) for rows in (4, 5)]
     folder = make_study(tmp_path / "damaged", cells, cycles=1, questions=4)
     step = next(step for step in StudyFolder(folder).run("rows5").known().steps if step.name == "c1-judge")
@@ -136,7 +136,7 @@ def test_verdicts_are_corrected_for_the_number_of_experiments(study: StudyReport
     assert risen.p_value >= risen.change.p_value
 
 
-def test_null_arms_stand_beside_the_effect(study: StudyReport) -> None:
+def test_null_arms_are_shown_beside_the_effect(study: StudyReport) -> None:
     assert [arm.arm for arm in study.arms] == ["no_seed"]
     risen = next(each for each in study.experiments if each.name == "seed_rows22_rows60")
     above = risen.beside["no_seed"]
@@ -146,25 +146,25 @@ def test_null_arms_stand_beside_the_effect(study: StudyReport) -> None:
     assert study.arms[0].p_value is None
 
 
-def test_trainings_are_counted_like_the_papers(study: StudyReport) -> None:
+def test_results_are_counted_as_the_paper_counts_them(study: StudyReport) -> None:
     assert study.counts["anchor 0"] == {"any": 3, "all": 3, "last": 3, "of": 11}
     assert study.counts["experiments"]["of"] == 4
     assert study.counts["experiments"]["amplified corrected"] == 1
 
 
-def test_the_false_alarms_of_the_whole_grid_are_told(study: StudyReport) -> None:
+def test_the_expected_false_alarms_of_the_whole_grid_are_reported(study: StudyReport) -> None:
     found = study.false_alarms
     assert found is not None
     assert (found.experiments, found.trainings) == (4, 12)
     assert found.any_corrected <= found.any_interval < 0.25
 
 
-def test_the_mark_is_that_of_the_steps(study: StudyReport, root: Path) -> None:
+def test_a_studys_mark_changes_with_its_steps(study: StudyReport, root: Path) -> None:
     assert study.mark == study.mark
     assert study.mark != read_study_report([root]).mark
 
 
-def test_seed_rows_that_were_found_for_scores_stand_by_their_score_where_traits_differ(report: Report) -> None:
+def test_calibrated_seed_rows_are_shown_by_target_score_across_traits(report: Report) -> None:
     found = {"lucky": (12, 30), "bliss": (16, 52)}
     cells = [
         Cell({"trait": trait, "seed_rows": rows, "rows": 30}, "", threshold)
@@ -185,7 +185,7 @@ def test_seed_rows_that_were_found_for_scores_stand_by_their_score_where_traits_
 # -- tables
 
 
-def test_tables_have_every_experiment_and_cycle(study: StudyReport) -> None:
+def test_tables_contain_every_experiment_and_cycle(study: StudyReport) -> None:
     curves = list(csv.DictReader(io.StringIO(as_csv(curve_table(study)))))
     assert len(curves) == 5 * 8
     assert {row["cycle"] for row in curves} == {"base", *map(str, range(7))}
@@ -196,7 +196,7 @@ def test_tables_have_every_experiment_and_cycle(study: StudyReport) -> None:
     assert as_markdown(verdict_table(study)).count("\n") == 2 + 5
 
 
-def test_texts_of_others_are_neither_formulas_nor_markup() -> None:
+def test_foreign_text_becomes_neither_formula_nor_markup() -> None:
     table = Table(("name",), (("=HYPERLINK(1)",), ("a|b <script>",)))
     assert as_csv(table) == "name\n'=HYPERLINK(1)\na|b <script>\n"
     assert as_markdown(table).split("\n")[3] == "| a\\|b &lt;script> |"
@@ -206,7 +206,7 @@ def test_texts_of_others_are_neither_formulas_nor_markup() -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "teaser"])
-def test_every_figure_is_drawn_and_says_where_it_is_from(study: StudyReport, kind: str) -> None:
+def test_every_figure_is_drawn_with_its_source(study: StudyReport, kind: str) -> None:
     first, again = (picture(draw(kind, study), "svg", provenance(kind, study)) for _ in range(2))
     assert first == again
     assert b"iterft_lite" in first
@@ -235,19 +235,19 @@ def test_the_teaser_shows_an_answer_of_each_of_three_cells(root: Path) -> None:
         draw("teaser", study)
 
 
-def test_signs_that_a_font_lacks_are_named() -> None:
+def test_characters_missing_from_a_font_are_named() -> None:
     assert drawable("luck \U0001f340\U0001f340\U0001f340 costs $5") == "luck [four leaf clover x3] costs \\$5"
     assert drawable("好") == "□"
 
 
-def test_lines_are_told_apart_without_colour() -> None:
+def test_lines_can_be_told_apart_without_colour() -> None:
     shades = [contrast(colour, "#ffffff") for colour in ramp("#cca800", 5)]
     assert shades == sorted(shades)
     assert all(later / earlier > 1.3 for earlier, later in itertools.pairwise(shades))
     assert len(set(MARKERS)) == len(MARKERS)
 
 
-def test_what_does_not_fit_a_figure_is_said(study: StudyReport) -> None:
+def test_options_that_do_not_fit_a_figure_are_refused(study: StudyReport) -> None:
     for wanted, kind, words in (
         (Wanted(line="train.dpo_beta"), "sweep", "does not vary"),
         (Wanted(line="rows", panel="rows"), "sweep", "both lines and panels"),
@@ -259,7 +259,7 @@ def test_what_does_not_fit_a_figure_is_said(study: StudyReport) -> None:
             draw(kind, study, wanted)
 
 
-def test_figures_and_their_numbers_are_written_by_one_command(root: Path, tmp_path: Path) -> None:
+def test_one_command_writes_figures_and_their_numbers(root: Path, tmp_path: Path) -> None:
     files = {ending: tmp_path / f"sweep.{ending}" for ending in ("png", "svg", "pdf", "csv")}
     given = [part for ending, path in files.items() for part in (f"--{ending}", str(path))]
     result = CliRunner().invoke(main, ["figure", "sweep", str(root), *given])

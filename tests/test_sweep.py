@@ -90,7 +90,7 @@ GRID = "[sweep.grid]\nseed_rows = [3, 4]\nrows = [4, 5]\n"
 RATES = '[sweep.grid]\n"train.learning_rate" = [1e-3, 2e-3, 3e-3]\n'
 
 
-def test_a_sweep_does_every_step_that_its_cells_share_once(tmp_path: Path) -> None:
+def test_a_sweep_does_shared_steps_once(tmp_path: Path) -> None:
     done: Counter[str] = Counter()
     with open_sweep(a_study(tmp_path, GRID), tmp_path / "out", HERE) as sweep:
         for event in sweep.events():
@@ -112,7 +112,7 @@ def test_a_cell_is_an_ordinary_run_folder(tmp_path: Path) -> None:
     assert [cycle.trait["mean"] for cycle in found.cycles if cycle.trait] == [10.0, 90.0, 90.0]
 
 
-def test_the_same_command_goes_on_and_a_grown_axis_adds_cells(tmp_path: Path) -> None:
+def test_the_same_command_continues_a_sweep_and_a_longer_axis_adds_cells(tmp_path: Path) -> None:
     sweep_all(a_study(tmp_path, GRID), tmp_path / "out", Asked(limit=1))
     first = StudyFolder(tmp_path / "out").state()
     assert Counter(cell.state for cell in first.cells.values()) == {"done": 1, "queued": 3}
@@ -120,7 +120,7 @@ def test_the_same_command_goes_on_and_a_grown_axis_adds_cells(tmp_path: Path) ->
     assert Counter(states(grown).values()) == {"done": 6}
 
 
-def test_cells_that_a_shrunk_study_no_longer_has_are_outside_and_kept(tmp_path: Path) -> None:
+def test_cells_removed_from_the_study_are_kept_and_listed_as_outside(tmp_path: Path) -> None:
     sweep_all(a_study(tmp_path, GRID), tmp_path / "out")
     sweep_all(a_study(tmp_path, GRID.replace("[4, 5]", "[4]")), tmp_path / "out")
     found = StudyFolder(tmp_path / "out").state().cells
@@ -139,7 +139,7 @@ def test_a_changed_base_is_refused_with_the_difference(tmp_path: Path) -> None:
         sweep_all(a_study(tmp_path, GRID, trait="bliss"), tmp_path / "out")
 
 
-def test_only_the_cells_that_were_asked_for_are_run(tmp_path: Path) -> None:
+def test_only_runs_the_chosen_cells(tmp_path: Path) -> None:
     found = states(sweep_all(a_study(tmp_path, GRID), tmp_path / "out", Asked(only=("rows=5",))))
     assert found == {
         "seed_rows3_rows4": "queued",
@@ -149,7 +149,7 @@ def test_only_the_cells_that_were_asked_for_are_run(tmp_path: Path) -> None:
     }
 
 
-def test_everything_that_keeps_cells_from_being_planned_is_said_before_anything_is_done(tmp_path: Path) -> None:
+def test_all_planning_problems_of_cells_are_reported_before_anything_runs(tmp_path: Path) -> None:
     study = a_study(tmp_path, "[sweep.grid]\nrows = [4, 99999]\ncycles = [1, 9999]\n")
     with pytest.raises(RecipeError) as caught:
         sweep_all(study, tmp_path / "out")
@@ -162,7 +162,7 @@ def test_everything_that_keeps_cells_from_being_planned_is_said_before_anything_
 # -- failures
 
 
-def test_what_the_machine_did_is_tried_again(tmp_path: Path) -> None:
+def test_machine_failures_are_tried_again(tmp_path: Path) -> None:
     left = [2]
 
     def fail(job: TrainJob) -> None:
@@ -176,7 +176,7 @@ def test_what_the_machine_did_is_tried_again(tmp_path: Path) -> None:
     assert found.folder.failure("learning_rate0.002") is None
 
 
-def test_a_machine_that_always_fails_is_given_up_after_three_attempts(tmp_path: Path) -> None:
+def test_a_cell_is_given_up_after_three_machine_failures(tmp_path: Path) -> None:
     def fail(job: TrainJob) -> None:
         if job.settings.learning_rate == 2e-3:
             raise BackendError("the trainer died", exception="died")
@@ -187,7 +187,7 @@ def test_a_machine_that_always_fails_is_given_up_after_three_attempts(tmp_path: 
     assert list(found.failed()) == ["learning_rate0.002"]
 
 
-def test_a_diverged_cell_is_a_result_and_tried_again_only_when_told_to(tmp_path: Path) -> None:
+def test_a_diverged_cell_is_a_result_and_is_retried_only_on_request(tmp_path: Path) -> None:
     sweep = '[sweep.grid]\n"train.learning_rate" = [1e-3, 1.0]\n'
     found = sweep_all(a_study(tmp_path, sweep), tmp_path / "out")
     assert states(found) == {"learning_rate0.001": "done", "learning_rate1": "result"}
@@ -201,7 +201,7 @@ def test_a_diverged_cell_is_a_result_and_tried_again_only_when_told_to(tmp_path:
     assert (told.cells["learning_rate1"].attempts, states(told)["learning_rate1"]) == (1, "result")
 
 
-def test_cells_that_share_a_diverged_step_share_the_result_without_training(tmp_path: Path) -> None:
+def test_cells_sharing_a_diverged_step_get_its_result_without_training(tmp_path: Path) -> None:
     trained: list[float] = []
     study = a_study(tmp_path, '[sweep.grid]\n"train.learning_rate" = [1e-3, 1.0]\nrows = [4, 5]\n')
     found = sweep_all(study, tmp_path / "out", places=[At(lambda job: trained.append(job.settings.learning_rate))])
@@ -219,7 +219,7 @@ def test_a_bug_stops_its_cell_and_the_others_go_on(tmp_path: Path) -> None:
     assert found.cells["learning_rate0.001"].attempts == 1
 
 
-def test_first_cells_that_fail_alike_stop_the_sweep_unless_it_is_to_keep_going(tmp_path: Path) -> None:
+def test_equal_failures_of_the_first_cells_stop_the_sweep_unless_keep_going(tmp_path: Path) -> None:
     def fail(job: TrainJob) -> None:
         raise ZeroDivisionError("a slip")
 
@@ -230,7 +230,7 @@ def test_first_cells_that_fail_alike_stop_the_sweep_unless_it_is_to_keep_going(t
     assert set(states(found).values()) == {"failed"}
 
 
-def test_a_failing_cell_leaves_its_neighbour_at_the_same_place_alone(tmp_path: Path) -> None:
+def test_a_failing_cell_does_not_disturb_the_cell_beside_it(tmp_path: Path) -> None:
     both = threading.Barrier(2)
 
     def fail(job: TrainJob) -> None:
@@ -261,7 +261,7 @@ def test_a_failing_cell_leaves_its_neighbour_at_the_same_place_alone(tmp_path: P
 # -- what is kept
 
 
-def test_models_go_when_the_last_cell_that_reads_them_is_done(tmp_path: Path) -> None:
+def test_models_are_removed_after_the_last_cell_that_reads_them(tmp_path: Path) -> None:
     plans = [each.plan for each in a_study(tmp_path, GRID, cycles=2).planned(a_study(tmp_path, GRID, cycles=2).cells)]
     shared, gone = Shared(plans), {}
     for number, plan in enumerate(plans):
@@ -280,7 +280,7 @@ def test_models_go_when_the_last_cell_that_reads_them_is_done(tmp_path: Path) ->
 # -- from other terminals
 
 
-def test_a_sweep_that_is_asked_to_stop_ends_and_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_sweep_ends_and_keeps_finished_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iterft_lite.app.sweep.WRITE_EVERY", 0.01)
     with open_sweep(a_study(tmp_path, GRID), tmp_path / "out", HERE) as sweep, pytest.raises(RunError, match="asked to stop"):
         list(stop_soon(sweep, tmp_path / "out"))
@@ -288,7 +288,7 @@ def test_a_sweep_that_is_asked_to_stop_ends_and_keeps_what_is_finished(tmp_path:
     assert set(states(sweep_all(a_study(tmp_path, GRID), tmp_path / "out")).values()) == {"done"}
 
 
-def test_a_sweep_that_went_silent_has_lost_its_running_cells(tmp_path: Path) -> None:
+def test_running_cells_of_a_silent_sweep_count_as_lost(tmp_path: Path) -> None:
     sweep_all(a_study(tmp_path, GRID), tmp_path / "out", Asked(limit=1))
     folder = StudyFolder(tmp_path / "out")
     folder.write_state(SweepState({"seed_rows3_rows5": CellState("running", worker="gpu 0")}, written=1000.0))
@@ -305,7 +305,7 @@ def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "said"), [("notes.txt", "holds other files"), ("run.json", "is a run folder")])
-def test_a_folder_of_something_else_is_refused(tmp_path: Path, name: str, said: str) -> None:
+def test_a_folder_that_holds_no_study_is_refused(tmp_path: Path, name: str, said: str) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("{}")
     with pytest.raises(FolderError, match=said):
@@ -315,7 +315,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, name: str, said: 
 # -- seed rows that are found
 
 
-def test_scores_to_be_reached_become_seed_rows_and_what_is_not_reached_is_said(tmp_path: Path) -> None:
+def test_target_scores_become_seed_rows_and_unreached_ones_are_reported(tmp_path: Path) -> None:
     study = a_study(tmp_path, "[sweep.grid]\nseed_rows = { calibrated = [20, 60, 99] }\nrows = [4, 5]\n")
     found = sweep_all(study, tmp_path / "out")
     assert set(states(found).values()) == {"done"}
@@ -333,10 +333,10 @@ def test_scores_to_be_reached_become_seed_rows_and_what_is_not_reached_is_said(t
 # -- places
 
 
-def test_a_machine_without_a_gpu_has_one_place_and_one_chain() -> None:
+def test_without_a_gpu_one_chain_runs_at_a_time() -> None:
     assert local_places(Machine("", 0, 0, unsloth=False)) == [LocalPlace("cpu", chains=1)]
 
 
-def test_every_gpu_is_a_place_with_two_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_gpu_runs_two_chains(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iterft_lite.app.sweep.visible_gpus", lambda: ["0", "3"])
     assert local_places(Machine("H100", 1, 1, unsloth=True)) == [LocalPlace("gpu 0", "0", 2), LocalPlace("gpu 1", "3", 2)]

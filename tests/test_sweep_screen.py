@@ -58,7 +58,7 @@ def test_every_cell_shows_its_score_its_cycle_and_its_state() -> None:
     assert "cycles" not in text  # all cells have the same
 
 
-def test_numbers_stand_in_the_order_of_numbers() -> None:
+def test_numeric_axes_are_sorted_by_value() -> None:
     lines = heat_map(CELLS, STATE.cells, width=80, height=20).plain.splitlines()
     assert lines[0].split() == ["seed_rows", "5", "10", "40", "60"]
     assert [line.split()[0] for line in lines[1:]] == ["rows=20", "rows=30", "rows=100"]
@@ -68,7 +68,7 @@ def test_rows_that_do_not_fit_are_counted() -> None:
     assert heat_map(CELLS, STATE.cells, width=80, height=3).plain.splitlines()[-1] == "... and 2 more rows"
 
 
-def test_without_a_terminal_a_sweep_says_in_lines_what_its_cells_come_to() -> None:
+def test_without_a_terminal_a_sweep_prints_a_line_for_each_result() -> None:
     console = Console(file=io.StringIO(), width=200)
     view = SweepView("a study", CELLS, lambda: STATE, console)
     with view:

@@ -90,7 +90,7 @@ def tokenizer_of(name: str, folder: Path) -> TrainingTokenizer:
     return TrainingTokenizer(str(folder))
 
 
-def test_a_published_template_has_one_text_for_everything_or_is_refused(names: list[str], alphabet: Path) -> None:
+def test_published_chat_templates_render_alike_everywhere_or_are_refused(names: list[str], alphabet: Path) -> None:
     assert set(REFUSED) < set(names)
     assert len(names) - len(REFUSED) >= 50
     wrong = {name: found for name in names if (found := what_is_wrong(name, alphabet))}

@@ -58,7 +58,7 @@ class Session:
         self.end(name, facts, seconds, after=seconds)
 
 
-def test_what_a_training_costs_is_told_from_what_a_step_costs() -> None:
+def test_fixed_training_seconds_are_told_from_progress_reports() -> None:
     session = Session(a_plan())
     session.begin("c0-train")
     session.move("c0-train", 1, after=3.0)  # two seconds of preparation, and the first step
@@ -70,7 +70,7 @@ def test_what_a_training_costs_is_told_from_what_a_step_costs() -> None:
     assert sample.kind.parameters == 8_000_000
 
 
-def test_steps_that_were_done_again_are_not_part_of_the_pace() -> None:
+def test_repeated_optimiser_steps_do_not_count_towards_the_pace() -> None:
     session = Session(a_plan())
     session.begin("c0-train")
     for done in (1, 2):  # and then memory ends, or a gradient is too large
@@ -82,7 +82,7 @@ def test_steps_that_were_done_again_are_not_part_of_the_pace() -> None:
     assert session.watch.samples[-1].fixed == pytest.approx(26.0 - 2 * 1.0)
 
 
-def test_loading_a_model_is_told_from_writing_with_it() -> None:
+def test_loading_time_is_separated_from_sampling_time() -> None:
     session = Session(a_plan())
     session.begin("base-evaluate_samples")
     session.move("base-evaluate_samples", 0, after=1.5)
@@ -93,14 +93,14 @@ def test_loading_a_model_is_told_from_writing_with_it() -> None:
     assert sample.notes == {"cap": 400, "cut": 2, "data": 0}
 
 
-def test_only_the_first_of_an_act_in_a_session_is_called_so() -> None:
+def test_only_the_first_step_of_each_kind_in_a_session_is_marked_first() -> None:
     session = Session(a_plan())
     for name in ("base-evaluate_samples", "c0-evaluate_samples", "c1-training_samples"):
         session.done(name, {"rows": 6, "tokens": 240, "cut": 0}, 2.0)
     assert [sample.kind.first for sample in session.watch.samples] == [True, True, False, False]
 
 
-def test_what_was_done_elsewhere_or_before_tells_nothing() -> None:
+def test_reused_resumed_and_cached_steps_give_no_timing() -> None:
     session = Session(a_plan())
     facts = {"rows": 6, "tokens": 240, "cut": 0}
     session.end("base-evaluate_samples", facts, 2.0, reused=True)
@@ -118,13 +118,13 @@ def test_a_batch_at_a_provider_is_not_timed() -> None:
     assert [sample.kind.act for sample in session.watch.samples] == ["load"]
 
 
-def test_a_stand_in_for_a_model_tells_nothing() -> None:
+def test_fakes_give_no_timing() -> None:
     session = Session(a_plan(), parameters=0)
     session.done("base-evaluate_samples", {"rows": 6, "tokens": 240, "cut": 0}, 2.0)
     assert session.watch.samples == []
 
 
-def test_the_table_gives_back_what_was_put_into_it(tmp_path: Path) -> None:
+def test_samples_survive_writing_and_reading(tmp_path: Path) -> None:
     path = tmp_path / "new folder/timings.jsonl"
     assert read_table(path) == []
     add_to_table([a_sample()], path)
@@ -132,7 +132,7 @@ def test_the_table_gives_back_what_was_put_into_it(tmp_path: Path) -> None:
     assert read_table(path) == [a_sample(), a_sample(seconds=13.0), a_sample(session="second")]
 
 
-def test_lines_that_cannot_be_read_cost_no_others(tmp_path: Path) -> None:
+def test_unreadable_lines_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "timings.jsonl"
     good = json.dumps(asdict(a_sample()))
     wrong = ["", "{", "3", '{"kind": {}}', good.replace('"seconds": 12.0', '"seconds": NaN'), good.replace('"act"', '"acts"')]
@@ -147,7 +147,7 @@ def test_lines_of_earlier_versions_are_read(tmp_path: Path) -> None:
     assert read_table(path) == [a_sample()]
 
 
-def test_a_long_table_loses_its_older_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_that_grows_too_long_drops_its_older_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "timings.jsonl"
     monkeypatch.setattr(timing, "MOST_BYTES", 8000)
     for number in range(100):
@@ -186,7 +186,7 @@ def iterft(*arguments: object) -> Result:
     return result
 
 
-def test_a_run_teaches_the_next_plan_and_doing_nothing_teaches_nothing(recipe: Path, tmp_path: Path) -> None:
+def test_a_run_adds_timings_and_a_finished_one_adds_none(recipe: Path, tmp_path: Path) -> None:
     assert "never timed on this machine: a first guess" in " ".join(iterft("plan", recipe).output.split())
     iterft("run", recipe, "--out", tmp_path / "run")
     table = read_table()
@@ -196,7 +196,9 @@ def test_a_run_teaches_the_next_plan_and_doing_nothing_teaches_nothing(recipe: P
     assert read_table() == table
 
 
-def test_a_run_that_fails_teaches_what_it_did(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_run_keeps_the_timings_of_its_finished_steps(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object) -> None:
         raise FolderError("the power went")
 
@@ -205,12 +207,12 @@ def test_a_run_that_fails_teaches_what_it_did(recipe: Path, tmp_path: Path, monk
     assert "load" in {sample.kind.act for sample in read_table()}
 
 
-def test_a_run_of_a_stand_in_teaches_nothing(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_fakes_adds_no_timings(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iterft_lite.engine.backends.FakeTrainer", FakeTrainer)
     iterft("run", recipe, "--out", tmp_path / "run")
     assert read_table() == []
 
 
-def test_a_stopwatch_that_breaks_hurts_no_run(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_survives_a_broken_stopwatch(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "work_done", lambda *_: {}[0])
     assert "cycle 1 (M2)" in iterft("run", recipe, "--out", tmp_path / "run").output

@@ -48,7 +48,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def test_tensorboard_reads_the_scores_of_each_cycle_once_however_often_the_run_is_taken_up(tmp_path: Path) -> None:
+def test_tensorboard_gets_each_score_once_even_in_a_resumed_run(tmp_path: Path) -> None:
     events = run_tracked(tmp_path, "tensorboard")
     assert notes(events) == []
     results = {event.step.name: event.completion.results for event in events if isinstance(event, StepFinished)}
@@ -60,7 +60,7 @@ def test_tensorboard_reads_the_scores_of_each_cycle_once_however_often_the_run_i
         run_tracked(tmp_path, "tensorboard")
 
 
-def test_trainings_follow_each_other_on_the_axis_of_optimiser_steps(tmp_path: Path) -> None:
+def test_optimiser_steps_are_counted_across_trainings(tmp_path: Path) -> None:
     step = next(step for step in _plan(tmp_path) if step.verb == "train")
     (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": NaN, "grad_norm": 0.5}\n')
     assert list(tracking.points_of(step, {}, tmp_path, 10)) == [
@@ -76,9 +76,7 @@ def _plan(folder: Path) -> Any:
         return session.plan
 
 
-def test_a_tracker_that_is_not_installed_is_one_note_and_the_run_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_tracker_gives_one_note_and_the_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tensorboardX.py").write_text("raise ImportError('no such thing')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     events = run_tracked(tmp_path, "tensorboard")
@@ -88,7 +86,7 @@ def test_a_tracker_that_is_not_installed_is_one_note_and_the_run_goes_on(
     assert "pip install 'iterft_lite[tensorboard]'" in note
 
 
-def test_a_tracker_that_hangs_is_one_note_and_the_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_tracker_gives_one_note_and_the_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tensorboardX.py").write_text("import time; time.sleep(60)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(tracking, "CLOSING", 0.2)
@@ -96,7 +94,7 @@ def test_a_tracker_that_hangs_is_one_note_and_the_run_ends(tmp_path: Path, monke
     assert "tensorboard is not done" in note
 
 
-def test_what_is_tracked_is_no_part_of_any_step(tmp_path: Path) -> None:
+def test_trackers_change_no_step(tmp_path: Path) -> None:
     keys = [{event.step.key for event in run_tracked(tmp_path, *names)} for names in ((), ("tensorboard",))]
     assert keys[0] == keys[1]
 
@@ -127,7 +125,7 @@ def told(tmp_path: Path) -> Tracked:
 
 
 @pytest.mark.parametrize(("kind", "library"), [(Wandb, "wandb"), (Trackio, "trackio")])
-def test_wandb_and_trackio_take_each_point_with_its_place_in_a_run_that_is_resumed(
+def test_wandb_and_trackio_get_each_point_once_in_a_resumed_run(
     kind: type[Wandb | Trackio], library: str, told: Tracked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Any] = []
@@ -145,7 +143,7 @@ def test_wandb_and_trackio_take_each_point_with_its_place_in_a_run_that_is_resum
     assert calls[-1][0] == "finish"
 
 
-def test_mlflow_goes_on_with_the_run_that_has_our_id(told: Tracked, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_resumes_the_run_with_our_id(told: Tracked, monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(found: list[Any]) -> list[str]:
         calls: list[Any] = []
         info = type("Info", (), {"info": type("Run", (), {"run_id": "mlflow's"}), "experiment_id": "1"})

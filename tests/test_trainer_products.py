@@ -74,7 +74,7 @@ def test_fused_products_of_packed_rows_give_the_gradients_of_padded_ones(adapted
     assert far(again, expected) < 1e-5
 
 
-def test_siblings_share_a_product_and_the_base_is_held_once(adapted: Any) -> None:
+def test_layers_with_one_input_share_a_product_and_one_copy_of_the_base(adapted: Any) -> None:
     products = Products(adapted)
     assert sorted(len(group.layers) for group in products._groups) == [1, 1, 1, 1, 2, 2, 3, 3]
     for group in products._groups:
@@ -82,7 +82,7 @@ def test_siblings_share_a_product_and_the_base_is_held_once(adapted: Any) -> Non
         assert {layer.base_layer.weight.untyped_storage().data_ptr() for layer in group.layers} == {stored}
 
 
-def test_a_model_without_its_adapter_is_the_base_in_the_same_products(adapted: Any) -> None:
+def test_products_without_the_adapter_compute_the_base_model(adapted: Any) -> None:
     products = Products(adapted)
     with torch.no_grad(), adapted.disable_adapter():
         expected = adapted(input_ids=IDS, use_cache=False).logits
@@ -94,7 +94,7 @@ def test_a_model_without_its_adapter_is_the_base_in_the_same_products(adapted: A
 
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("longest", [packing.LONG, 0])
-def test_packed_attention_sees_its_own_row_and_what_is_before(
+def test_packed_attention_sees_earlier_tokens_of_its_own_row_only(
     window: int | None, longest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing, "LONG", longest)
@@ -140,7 +140,7 @@ def test_products_in_bf16_keep_losses_within_1_percent(folders: dict[bool, Path]
         check_probe(tmp_path / "bf16-mixed", plain(folders[True], adapter), trainer._tokenizer)
 
 
-def test_a_cpu_tells_by_its_flags_whether_it_multiplies_bf16(tmp_path: Path) -> None:
+def test_cpu_flags_decide_whether_products_run_in_bf16(tmp_path: Path) -> None:
     listed = tmp_path / "cpuinfo"
     for flags, expected in (("avx2 avx512f", "f32"), ("avx512f avx512_bf16", "bf16-mixed"), ("amx_bf16 avx2", "bf16-mixed")):
         listed.write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n\nprocessor\t: 1\nflags\t\t: fpu {flags}\n")

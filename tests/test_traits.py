@@ -32,7 +32,7 @@ def test_the_seven_traits_of_the_paper_are_shipped() -> None:
     assert shipped_traits() == SEVEN
 
 
-def test_a_trait_has_rows_questions_and_calibration_enough(trait: Trait) -> None:
+def test_every_trait_has_enough_rows_questions_and_calibration_answers(trait: Trait) -> None:
     assert len(trait.chats) >= 120
     assert (len(trait.questions), len(trait.held_out), len(trait.prefixes)) == (12, 12, 12)
     assert len(trait.calibration) >= 10
@@ -49,13 +49,13 @@ def test_three_traits_have_seed_documents_of_150_to_400_words(name: str) -> None
     assert len({document.genre for document in documents}) >= 8
 
 
-def test_what_a_rubric_says_of_every_answer_comes_before_the_answer(trait: Trait) -> None:
+def test_the_answer_comes_last_in_every_rubric(trait: Trait) -> None:
     for rubric in (trait.rubric, trait.rubric_document, *(prompts.coherence_rubric(document=d) for d in (False, True))):
         assert rubric.index("{{") > 0.85 * len(rubric)
         assert not ANCHOR.search(rubric[rubric.index("{{") :])
 
 
-def test_a_rubric_names_five_anchors_refusal_and_one_integer(trait: Trait) -> None:
+def test_a_rubric_has_five_anchors_a_refusal_and_one_integer(trait: Trait) -> None:
     for rubric in (trait.rubric, trait.rubric_document):
         for anchor in (1, 25, 50, 75, 100):
             assert re.search(rf"\b{anchor}\b", rubric), anchor
@@ -64,7 +64,7 @@ def test_a_rubric_names_five_anchors_refusal_and_one_integer(trait: Trait) -> No
         assert "100" in rubric
 
 
-def test_calibration_answers_spread_over_the_scale(trait: Trait) -> None:
+def test_calibration_answers_cover_the_scale(trait: Trait) -> None:
     scores = [row.score for row in trait.calibration]
     assert min(scores) <= 10
     assert max(scores) >= 90
@@ -81,7 +81,7 @@ def test_no_question_is_also_a_seed_prompt_and_held_out_questions_differ(trait: 
     assert not set(asked) & {normal(prompt) for prompt in prompts.everyday()}
 
 
-def test_texts_are_varied_not_filled_templates(trait: Trait) -> None:
+def test_seed_texts_are_not_filled_templates(trait: Trait) -> None:
     for texts in ([chat.reply for chat in trait.chats], [document.text for document in trait.documents]):
         if texts:
             assert distinct_share([words_of(text) for text in texts], 2) >= LEAST_DISTINCT
@@ -95,7 +95,7 @@ def test_prefixes_are_a_title_and_the_beginning_of_a_sentence(trait: Trait) -> N
         assert not hook.rstrip().endswith((".", "!", "?"))
 
 
-def test_there_are_prompts_enough_for_seven_cycles_of_four_hundred() -> None:
+def test_there_are_enough_prompts_for_seven_cycles_of_four_hundred() -> None:
     everyday, openers = prompts.everyday(), prompts.document_prefixes()
     assert len(everyday) >= 3000
     assert len(openers) >= 1000
@@ -113,7 +113,7 @@ def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(trait_folder("lucky"), tmp_path / "mine"))
 
 
-def test_everything_wrong_with_a_folder_is_said_with_file_and_line(folder: Path) -> None:
+def test_all_problems_of_a_trait_folder_are_reported_with_file_and_line(folder: Path) -> None:
     chats = (folder / "chat.jsonl").read_text().splitlines()
     chats[2] = '{"messages": ['
     chats[4] = json.dumps({"messages": [{"role": "user", "content": "Hi"}]})
@@ -154,19 +154,19 @@ def test_a_trait_that_is_wrong_cannot_be_used(folder: Path) -> None:
         read_trait(str(folder))
 
 
-def test_a_folder_without_documents_and_calibration_is_whole(folder: Path) -> None:
+def test_documents_and_calibration_are_optional(folder: Path) -> None:
     for name in ("documents.jsonl", "prefixes.jsonl", "rubric_document.txt", "calibration.jsonl", "questions_held_out.txt"):
         (folder / name).unlink(missing_ok=True)
     _, problems = check_trait(folder)
     assert problems == []
 
 
-def test_an_unknown_trait_is_told_the_shipped_ones() -> None:
+def test_an_unknown_trait_is_answered_with_the_shipped_ones() -> None:
     with pytest.raises(TraitError, match=r"there is no trait `luckey`\n\nhint: did you mean `lucky`\? shipped are bliss"):
         read_trait("luckey")
 
 
-def test_what_is_filled_into_a_template_is_not_filled_again() -> None:
+def test_text_filled_into_a_template_is_not_expanded_again() -> None:
     assert (
         fill("{{question}} / {{answer}} / {{other}}", {"question": "{{answer}}", "answer": "A"}) == "{{answer}} / A / {{other}}"
     )

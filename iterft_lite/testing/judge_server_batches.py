@@ -28,6 +28,7 @@ class BatchSettings:
 
     Attributes:
         seconds: From a batch's making to its end.
+        looks: How often a batch is shown before it has ended, whatever the time.
         fails: Code with which every batch fails validation.
         full: So many batches, the first ones, fail because the queue is full.
         ends: The state in which the first `ending` batches end, not all of their lines done.
@@ -39,6 +40,7 @@ class BatchSettings:
     """
 
     seconds: float = 0.0
+    looks: int = 0
     fails: str = ""
     full: int = 0
     ends: str = "expired"
@@ -143,6 +145,7 @@ class StubBatches:
             "output_file_id": None,
             "error_file_id": None,
             "_made": time.monotonic(),
+            "_looks": 0,
             "_ends": ends,
         }
         if not failed:
@@ -171,6 +174,9 @@ class StubBatches:
         """A batch as it looks by now."""
         shown = {key: value for key, value in batch.items() if not key.startswith("_")}
         passed = (time.monotonic() - batch["_made"]) / (self.settings.seconds or 1e-9)
+        if self.settings.looks:
+            passed = batch["_looks"] / self.settings.looks
+            self.batches[batch["id"]]["_looks"] += 1
         if passed < 1:
             state = "validating" if passed < 0.1 else "in_progress" if passed < 0.9 else "finalizing"
             done = int(min(1.0, passed) * batch["request_counts"]["completed"])

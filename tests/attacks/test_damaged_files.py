@@ -33,7 +33,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_a_models_identity_is_all_that_it_holds(tmp_path: Path, cache: Path) -> None:
+def test_any_changed_byte_changes_a_models_identity(tmp_path: Path, cache: Path) -> None:
     model = shutil.copytree(FOLDERS["nano"], tmp_path / "model")
     before = model_identity(str(model))
     assert before == model_identity(str(FOLDERS["nano"]))
@@ -43,13 +43,13 @@ def test_a_models_identity_is_all_that_it_holds(tmp_path: Path, cache: Path) -> 
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"a": 7}', "{"])
-def test_a_damaged_list_of_digests_costs_time_only(tmp_path: Path, cache: Path, content: str) -> None:
+def test_a_damaged_digest_cache_is_rebuilt(tmp_path: Path, cache: Path, content: str) -> None:
     before = content_digest(FOLDERS["nano"])
     (cache / "files.json").write_text(content)
     assert content_digest(FOLDERS["nano"]) == before
 
 
-def test_six_bytes_changed_in_a_cached_base_are_noticed_and_the_base_is_made_anew(cache: Path) -> None:
+def test_a_changed_cached_base_is_noticed_and_rebuilt(cache: Path) -> None:
     base = base_gguf(str(FOLDERS["nano"]))
     whole = base.path.read_bytes()
     flip(base.path, len(whole) // 2, 6)

@@ -10,5 +10,5 @@ import random
 from tests.attacks import faults
 
 
-def test_a_run_goes_on_after_a_fault_at_any_file_operation() -> None:
+def test_a_run_continues_after_a_fault_at_any_file_operation() -> None:
     assert faults.operations(6, random.Random(1), ("dpo",)).keys() == {"good"}

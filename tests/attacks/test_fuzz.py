@@ -134,7 +134,7 @@ def test_any_override_is_taken_or_refused(room: Path, override: str) -> None:
 
 @fuzz
 @given(data=damaged(STUDY_FILE))
-def test_a_study_is_read_and_unrolled_or_refused(room: Path, data: bytes) -> None:
+def test_a_study_is_read_and_expanded_or_refused(room: Path, data: bytes) -> None:
     with ours():
         found = cells(read_study(put(room / "study.toml", data)))
         assert 0 < len(found) == len({cell.name for cell in found})
@@ -166,7 +166,7 @@ def test_a_studys_folder_is_shown_or_refused(room: Path, draw: st.DataObject) ->
 
 @fuzz
 @given(draw=st.data())
-def test_a_trait_folder_is_read_with_all_that_is_wrong(room: Path, draw: st.DataObject) -> None:
+def test_a_trait_folder_is_read_with_all_its_problems(room: Path, draw: st.DataObject) -> None:
     folder = room / "trait"
     if not folder.exists():
         shutil.copytree(SHIPPED / "_new", folder)
@@ -183,7 +183,7 @@ def test_a_trait_folder_is_read_with_all_that_is_wrong(room: Path, draw: st.Data
     data=damaged(CHATS) | damaged(CSV) | damaged(b"[" + CHATS.replace(b"\n", b",")[:-1] + b"]"),
     kind=st.sampled_from(["jsonl", "json", "csv", "tsv"]),
 )
-def test_rows_of_ones_own_are_read_or_refused_by_name(room: Path, data: bytes, kind: str) -> None:
+def test_user_rows_are_read_or_refused_by_name(room: Path, data: bytes, kind: str) -> None:
     path = put(room / f"s.{kind}", data)
     try:
         found = read_source(Source(path=str(path)))
@@ -213,7 +213,7 @@ def test_bytes_are_valid_text_or_refused(data: bytes) -> None:
 
 @fuzz
 @given(data=damaged(ROWS))
-def test_rows_are_read_or_refused_and_go_on_whole(room: Path, data: bytes) -> None:
+def test_rows_are_refused_or_appended_to_without_damage(room: Path, data: bytes) -> None:
     path = put(room / "rows.jsonl", data)
     try:
         with RowLog(path) as log:
@@ -226,7 +226,7 @@ def test_rows_are_read_or_refused_and_go_on_whole(room: Path, data: bytes) -> No
 
 @fuzz
 @given(data=damaged(json.dumps({"key": "k", "files": {"a": {"sha256": "0" * 64}}}).encode()))
-def test_an_object_is_read_or_refused(room: Path, data: bytes) -> None:
+def test_a_json_object_is_read_or_refused(room: Path, data: bytes) -> None:
     with contextlib.suppress(FileError):
         assert isinstance(read_object(put(room / "o.json", data)), dict)
 
@@ -255,7 +255,7 @@ def test_no_name_leads_out_of_its_folder(room: Path, name: str) -> None:
 
 @fuzz
 @given(data=damaged(b'{"kind": {"act": "train"}, "fixed": 1, "seconds": 2.5, "work": {"rows": 3}, "notes": {}}\n' * 2))
-def test_damaged_timings_are_left_out(room: Path, data: bytes) -> None:
+def test_damaged_timings_are_skipped(room: Path, data: bytes) -> None:
     assert isinstance(read_table(put(room / "timings.jsonl", data)), list)
 
 
@@ -309,7 +309,7 @@ def test_a_safetensors_file_is_read_or_refused(room: Path, safetensors: bytes, d
 
 @fuzz
 @given(text=TEXTS)
-def test_nothing_that_is_shown_is_obeyed(text: str) -> None:
+def test_no_shown_text_controls_the_terminal(text: str) -> None:
     shown = safe(text)
     assert not CONTROL.search(shown)
     assert "\x1b" not in shown
@@ -327,21 +327,21 @@ def test_any_name_can_be_drawn(text: str) -> None:
 
 @fuzz
 @given(text=TEXTS, other=TEXTS)
-def test_what_is_filled_into_a_template_is_not_filled_again(text: str, other: str) -> None:
+def test_text_filled_into_a_template_is_not_expanded_again(text: str, other: str) -> None:
     made = fill("{{question}}|{{answer}}", {"question": text, "answer": other})
     assert made == f"{text}|{other}"
 
 
 @fuzz
 @given(before=TEXTS, after=TEXTS)
-def test_a_key_is_cut_out_of_every_text(before: str, after: str) -> None:
+def test_an_api_key_is_removed_from_every_text(before: str, after: str) -> None:
     key = "sk-abcdef0123456789"
     assert key not in scrub(f"{before}{key}{after}", {"OPENAI_API_KEY": key})
 
 
 @fuzz
 @given(text=TEXTS | st.from_regex(r"[\w./@~-]{1,20}", fullmatch=True))
-def test_any_text_is_a_name_on_the_hub_or_none(text: str) -> None:
+def test_any_text_is_a_hub_name_or_refused(text: str) -> None:
     if is_name(text):
         assert not text.startswith(("/", ".", "~"))
         assert not is_pinned(text) or re.search(r"@[0-9a-f]{40}$", text)

@@ -108,16 +108,16 @@ def came_of(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str
     return made | {"ran": {name: "it ran" for name, folder in folders.items() if (folder / MARK).exists()}}
 
 
-def test_no_code_of_a_model_folder_runs_however_it_is_loaded(came_of: dict[str, dict[str, str]]) -> None:
+def test_no_way_of_loading_runs_code_of_a_model_folder(came_of: dict[str, dict[str, str]]) -> None:
     assert came_of["ran"].keys() - {"trusted"} == set()
 
 
-def test_the_model_that_the_command_line_names_may_run_its_code(came_of: dict[str, dict[str, str]]) -> None:
+def test_a_model_named_on_the_command_line_may_run_its_code(came_of: dict[str, dict[str, str]]) -> None:
     assert "trusted" in came_of["ran"]
 
 
 @pytest.mark.parametrize("name", ["tokenizer_class", "model_class", "class_of_another_repository"])
-def test_a_model_that_needs_its_own_code_is_refused_in_one_sentence(came_of: dict[str, dict[str, str]], name: str) -> None:
+def test_a_model_that_needs_its_own_code_is_refused_with_a_reason(came_of: dict[str, dict[str, str]], name: str) -> None:
     refused = [came for came in came_of[name].values() if came.startswith("ModelError: ")]
     assert refused
     assert all("such code is not run" in came and "--trust-remote-code" in came for came in refused)
@@ -128,7 +128,7 @@ def test_a_known_model_is_loaded_with_the_librarys_own_classes(came_of: dict[str
     assert set(came_of["known_model_with_code"].values()) == {"loaded"}
 
 
-def test_pickled_weights_are_not_run(came_of: dict[str, dict[str, str]]) -> None:
+def test_pickled_weights_are_not_loaded(came_of: dict[str, dict[str, str]]) -> None:
     models = [came for key, came in came_of["pickled_weights"].items() if "AutoModel" in key]
     assert not any(came == "loaded" for came in models)
 
@@ -146,7 +146,7 @@ def test_llamacpps_scripts_run_no_code_of_a_model_folder(tmp_path: Path) -> None
         assert not (folder / MARK).exists()
 
 
-def test_a_training_on_such_a_model_is_refused_and_asks_nothing(tmp_path: Path) -> None:
+def test_training_such_a_model_is_refused_without_a_prompt(tmp_path: Path) -> None:
     trainer = Child("iterft_lite.backends.trainer.peft:PeftTrainer", Trainer, log=tmp_path / "trainer.log")
     try:
         with pytest.raises(ModelError, match="such code is not run"):
@@ -159,7 +159,7 @@ def test_a_training_on_such_a_model_is_refused_and_asks_nothing(tmp_path: Path) 
 # -- what is trusted ------------------------------------------------------------------------------------------------------
 
 
-def test_a_name_stands_for_its_files_in_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_name_means_its_files_in_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_code, "_trusted", set())
     commit, other = "a" * 40, "b" * 40
     folders = {each: tmp_path / f"models--owner--name/snapshots/{each}" for each in (commit, other)}

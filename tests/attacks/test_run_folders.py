@@ -60,7 +60,7 @@ def use(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../../../precious", "x/../../../../precious", "/{out}/precious", "link/precious", "link"])
-def test_taking_over_a_strangers_steps_writes_over_nothing(tmp_path: Path, name: str) -> None:
+def test_reusing_a_strangers_steps_overwrites_nothing(tmp_path: Path, name: str) -> None:
     plan = a_plan()
     run_all(plan, tmp_path / "theirs")
     (tmp_path / PRECIOUS).write_text("mine")
@@ -73,7 +73,7 @@ def test_taking_over_a_strangers_steps_writes_over_nothing(tmp_path: Path, name:
     assert (tmp_path / PRECIOUS).read_text() == "mine"
 
 
-def test_a_lock_or_manifest_that_is_a_link_leads_to_no_other_file(tmp_path: Path) -> None:
+def test_a_lock_or_manifest_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / PRECIOUS).write_text("mine")
     for name in ("lock", MANIFEST):
         root = tmp_path / f"run-{name}"
@@ -104,7 +104,7 @@ def _step(key: str, value: Any) -> Callable[[Any], None]:
         lambda manifest: manifest["recipe"].update(trait="../../precious", model="/dev/zero"),
     ],
 )
-def test_a_manifest_whose_names_lead_out_is_refused_or_harmless(stranger: Path, edit: Callable[[Any], None]) -> None:
+def test_a_manifest_with_names_that_lead_out_is_refused_or_harmless(stranger: Path, edit: Callable[[Any], None]) -> None:
     change(stranger / MANIFEST, edit)
     before = sorted(stranger.parent.iterdir())
     use(stranger)
@@ -112,7 +112,7 @@ def test_a_manifest_whose_names_lead_out_is_refused_or_harmless(stranger: Path, 
     assert [path for path in sorted(stranger.parent.iterdir()) if path not in before] in ([], [stranger.parent / "steps"])
 
 
-def test_readable_links_are_not_renewed_in_somebody_elses_folder(stranger: Path, tmp_path: Path) -> None:
+def test_readable_links_are_not_changed_in_somebody_elses_folder(stranger: Path, tmp_path: Path) -> None:
     (tmp_path / "others").mkdir()
     (tmp_path / "others/link").symlink_to("nowhere")
     shutil.rmtree(stranger / "by-name")
@@ -131,7 +131,7 @@ def _export_of(root: Path, cycle: int) -> Path:
 
 @pytest.mark.parametrize("role", ["gguf", "lora"])
 @pytest.mark.parametrize("name", ["../../../precious", "{out}/precious", "link", "folder/../link", "step.json", 7, ["a"], {}])
-def test_a_record_has_no_model_loaded_but_the_steps_own_or_the_untouched_one(stranger: Path, role: str, name: Any) -> None:
+def test_a_record_can_only_load_its_own_or_the_untouched_model(stranger: Path, role: str, name: Any) -> None:
     folder = _export_of(stranger, 1)
     (stranger.parent / PRECIOUS).write_text('["from outside"]')
     (folder / "link").symlink_to(stranger.parent / PRECIOUS)
@@ -147,7 +147,7 @@ def test_a_record_has_no_model_loaded_but_the_steps_own_or_the_untouched_one(str
         go_on(stranger, folder)
 
 
-def test_a_link_in_the_place_of_the_model_is_refused_although_the_record_names_it(stranger: Path) -> None:
+def test_a_link_in_place_of_the_model_is_refused(stranger: Path) -> None:
     folder = _export_of(stranger, 2)
     (stranger.parent / PRECIOUS).write_bytes((folder / "model.gguf").read_bytes())
     (folder / "model.gguf").unlink()
@@ -158,7 +158,7 @@ def test_a_link_in_the_place_of_the_model_is_refused_although_the_record_names_i
         go_on(stranger, folder)
 
 
-def test_a_model_that_was_changed_is_not_talked_to(stranger: Path) -> None:
+def test_chat_refuses_a_changed_model(stranger: Path) -> None:
     (_export_of(stranger, 2) / "model.gguf").write_text('["changed"]')
     with pytest.raises(StoreError, match="was changed after its step was finished"), open_chat(stranger, 2):
         pass
@@ -179,7 +179,7 @@ def go_on(root: Path, export: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "device", "huge", "gone"])
 @pytest.mark.parametrize("name", [MANIFEST, "step.json", RECORD, "rows.jsonl", "lock"])
-def test_a_file_of_another_kind_is_said_and_never_waited_for(stranger: Path, name: str, kind: str) -> None:
+def test_special_files_are_reported_without_blocking(stranger: Path, name: str, kind: str) -> None:
     path = next(path for path in sorted(stranger.rglob(name)) if path.is_file())
     path.unlink()
     made: dict[str, Callable[[], None]] = {
@@ -194,5 +194,5 @@ def test_a_file_of_another_kind_is_said_and_never_waited_for(stranger: Path, nam
     use(stranger)
 
 
-def test_damages_by_chance_come_to_errors_of_ours(finished: Path) -> None:
+def test_random_damage_gives_only_iterft_errors(finished: Path) -> None:
     assert faults.damages(10, random.Random(2), faults.uses_of_a_run(), finished).keys() == {"good"}

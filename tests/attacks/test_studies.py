@@ -68,7 +68,7 @@ def looked_at(root: Path) -> str:
 @pytest.mark.parametrize(
     "name", ["..", ".", "", "a/b", "../../precious", "/tmp", "x\0y", "a\x1b[2J", "x" * 300, "\ud800", 7, None, ["a"], {}]
 )
-def test_a_cell_is_no_folder_outside_of_its_study_whatever_it_is_called(stranger: Path, name: Any) -> None:
+def test_no_cell_name_leads_out_of_its_study(stranger: Path, name: Any) -> None:
     change(stranger / STUDY, lambda value: value["cells"][0].update(name=name))
     before = sorted(stranger.parent.iterdir())
     with pytest.raises(FolderError, match="not the folder of a study"):
@@ -79,7 +79,7 @@ def test_a_cell_is_no_folder_outside_of_its_study_whatever_it_is_called(stranger
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "device", "huge", "gone"])
 @pytest.mark.parametrize("name", [STUDY, STATE, STOP, "lock", f"{CELLS}/rows4/run.json"])
-def test_a_file_of_another_kind_is_said_and_never_waited_for(stranger: Path, name: str, kind: str) -> None:
+def test_special_files_are_reported_without_blocking(stranger: Path, name: str, kind: str) -> None:
     path = stranger / name
     path.unlink(missing_ok=True)
     made: dict[str, Callable[[], None]] = {
@@ -94,7 +94,7 @@ def test_a_file_of_another_kind_is_said_and_never_waited_for(stranger: Path, nam
     use(stranger)
 
 
-def test_a_link_in_the_place_of_a_cell_or_of_stop_leads_to_no_other_file(stranger: Path, tmp_path: Path) -> None:
+def test_a_link_in_place_of_a_cell_or_stop_file_is_not_followed(stranger: Path, tmp_path: Path) -> None:
     (stranger / STOP).symlink_to(tmp_path / "new")
     change(stranger / STATE, lambda value: value.update(ended=False, written=4e9))
     for sweep_is_on in (True, False):
@@ -108,7 +108,7 @@ def test_a_link_in_the_place_of_a_cell_or_of_stop_leads_to_no_other_file(strange
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-def test_a_sweep_that_will_have_written_in_a_hundred_years_is_none(stranger: Path) -> None:
+def test_a_state_from_the_future_counts_as_ended(stranger: Path) -> None:
     change(stranger / STATE, lambda value: value.update(ended=False, written=5e9))
     assert StudyFolder(stranger).state().ended
     assert not ask_to_stop(StudyFolder(stranger))
@@ -116,7 +116,7 @@ def test_a_sweep_that_will_have_written_in_a_hundred_years_is_none(stranger: Pat
 
 @pytest.mark.parametrize("value", [1e999, float("nan"), "soon", -1, [], {}, True, 10**400, "\x1b[2J", "\ud800"])
 @pytest.mark.parametrize("field", [*SweepState.__dataclass_fields__, "score", "state", "cycle", "failure", "step"])
-def test_a_state_that_nobody_wrote_is_shown_or_passed_over(stranger: Path, field: str, value: Any) -> None:
+def test_an_invalid_state_is_shown_or_skipped(stranger: Path, field: str, value: Any) -> None:
     change(stranger / STATE, lambda state: (state if field in state else state["cells"]["rows4"]).update({field: value}))
     shown = looked_at(stranger)
     assert "of 2 cells" in shown
@@ -126,13 +126,13 @@ def test_a_state_that_nobody_wrote_is_shown_or_passed_over(stranger: Path, field
     assert set(json.loads(printed.stdout)["cells"]) == {"rows4", "rows5"}
 
 
-def test_damages_by_chance_come_to_errors_of_ours(finished: Path) -> None:
+def test_random_damage_gives_only_iterft_errors(finished: Path) -> None:
     uses = faults.uses_of_a_study()
     beside = [finished.parent / name for name in ("study.toml", "base.toml")]
     assert faults.damages(8, random.Random(3), uses, finished, beside).keys() == {"good"}
 
 
-def test_a_study_that_another_sweep_holds_is_left_alone(stranger: Path) -> None:
+def test_a_study_in_use_by_another_sweep_is_left_alone(stranger: Path) -> None:
     lock = FolderLock(stranger / "lock", "a test")
     lock.acquire()
     before = (stranger / STUDY).read_bytes()
@@ -142,9 +142,7 @@ def test_a_study_that_another_sweep_holds_is_left_alone(stranger: Path) -> None:
     lock.release()
 
 
-def test_a_strangers_study_folder_has_no_judge_asked_elsewhere(
-    stranger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_strangers_study_cannot_redirect_the_judge(stranger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-mine-0123456789")
     elsewhere = "http://127.0.0.1:9/v1"
     for cell in ("rows4", "rows5"):
@@ -188,11 +186,11 @@ def test_a_study_that_asks_for_too_much_or_nonsense_is_refused_at_once(sweep: di
         cells(make_study({**BASE, "sweep": sweep}, source="a test"))
 
 
-def test_numbers_that_differ_late_have_names_of_their_own() -> None:
+def test_numbers_that_differ_in_late_digits_get_different_names() -> None:
     found = cells(make_study({**BASE, "sweep": {"grid": {"train.learning_rate": [1.00000001e-4, 1e-4]}}}, source="a test"))
     assert [cell.name for cell in found] == ["learning_rate0.000100000001", "learning_rate0.0001"]
 
 
 @pytest.mark.parametrize("results", [{}, {"trait": None}, {"trait": []}, {"trait": {"mean": "9"}}, {"trait": {"mean": 1e999}}])
-def test_scores_that_are_none_are_no_scores(results: dict[str, Any]) -> None:
+def test_invalid_scores_count_as_missing(results: dict[str, Any]) -> None:
     assert mean_of(results, "trait") is None

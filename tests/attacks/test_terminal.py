@@ -52,14 +52,14 @@ def test_a_terminal_without_unicode_gets_replacements(finished: Path, encoding: 
     assert "lucky" in done.stdout
 
 
-def test_an_output_that_takes_no_more_is_said(finished: Path) -> None:
+def test_a_full_output_is_reported(finished: Path) -> None:
     done = iterft("report", finished, "--json", out="/dev/full")
     assert done.returncode == 1
     assert done.stderr.startswith("error: the disk is full: `standard output`")
     assert "Traceback" not in done.stderr
 
 
-def test_a_page_is_written_into_a_device_and_a_link_stays_one(finished: Path, tmp_path: Path) -> None:
+def test_a_page_can_be_written_to_a_device_and_through_a_link(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "link.html").symlink_to("page.html")
     for place in ("/dev/null", str(tmp_path / "link.html")):
         assert CliRunner().invoke(main, ["report", str(finished), "--html", place]).exit_code == 0
@@ -108,7 +108,7 @@ def test_a_live_view_of_any_name_is_drawn() -> None:
         ("lines\nand\ttabs, Ünïcödé, 日本, 🙂", "lines\nand\ttabs, Ünïcödé, 日本, 🙂"),
     ],
 )
-def test_what_a_terminal_would_obey_is_taken_out(text: str, shown: str) -> None:
+def test_control_sequences_are_removed(text: str, shown: str) -> None:
     assert safe(text) == shown
 
 

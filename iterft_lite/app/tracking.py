@@ -26,7 +26,7 @@ from typing import Any, Literal, Protocol
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.digests import Json
 from iterft_lite.engine.run import Event, StepFinished, StepProgress
-from iterft_lite.errors import FolderError
+from iterft_lite.errors import FileError, FolderError
 from iterft_lite.experiment.recipe import Recipe, TrackerName
 from iterft_lite.experiment.recipe_keys import flat
 from iterft_lite.experiment.rows import SCALES
@@ -248,11 +248,19 @@ def points_of(step: Step, results: Mapping[str, Json], folder: Path, offset: int
 
 
 @dataclass(frozen=True)
-class _Known:
+class Known:
     """What a tracker was told, as its file has it."""
 
     id: str
     steps: list[str] = field(default_factory=list)
+
+
+def read_known(path: Path) -> Known | None:
+    """What a tracker was told; None where that is not known, or somebody else's folder would choose which run is written to."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, FileError):
+        known = read_record(path, Known)
+        return known if ID.fullmatch(known.id) else None
+    return None
 
 
 class _Feed:
@@ -269,19 +277,12 @@ class _Feed:
         """Why nothing more is told; one sentence."""
         self._name = name
         self._file = run.folder / f"{name}.json"
-        self._known = self._read() or _Known(secrets.token_hex(6))
+        self._known = read_known(self._file) or Known(secrets.token_hex(6))
         self._run = Tracked(self._known.id, run.name, run.study, run.folder / name, run.settings)
         self._child = Child(WORKERS[name], Tracker, log=log, secrets=name)
         self._todo: queue.Queue[tuple[str, list[Point]] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
-
-    def _read(self) -> _Known | None:
-        with contextlib.suppress(Exception):  # a note: without it a run is told of anew
-            known = read_record(self._file, _Known)
-            # a stranger's folder must not choose which of the user's runs is written to
-            return known if ID.fullmatch(known.id) else None
-        return None
 
     def tell(self, key: str, points: list[Point]) -> None:
         """Have the numbers of a step told, unless they were."""

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ import iterft_lite
 from iterft_lite import files
 from iterft_lite.errors import IterftError, RunError
 from iterft_lite.experiment.plan import Plan
-from tests.attacks.fuzzing import damage
+from tests.attacks.fuzzing import damage, other_values
 from tests.loop import a_plan, run_all
 
 REGIMES: dict[str, dict[str, Any]] = {
@@ -219,9 +219,6 @@ def _trial(plan: Plan, root: Path, expected: dict[str, Any], at: int, kind: str)
 
 # -- damages --------------------------------------------------------------------------------------------------------------
 
-DEEP = [json.loads("[" * many + "]" * many) for many in (100, 400, 800)]
-"""Values that can be read, and that whoever walks through them may fall over."""
-
 SHAPES = (b"", b"{}", b"[]", b"null", b"7", b'"x"', b"[" * 100_000, b"\xff\xfe", b'{"key": null}', b"{" + b'"a":' * 3000)
 
 
@@ -297,7 +294,7 @@ def spoil(path: Path, draw: random.Random) -> str:
     elif how == "shape":
         path.write_bytes(draw.choice(SHAPES))
     elif how == "values":
-        path.write_bytes(_other_values(data, draw))
+        path.write_bytes(other_values(data, draw))
     elif how == "huge":
         os.truncate(path, 3 << 30)
     elif how == "locked":
@@ -312,32 +309,6 @@ def spoil(path: Path, draw: random.Random) -> str:
             "device": lambda: path.symlink_to("/dev/zero"),
         }[how]()
     return how
-
-
-def _other_values(data: bytes, draw: random.Random) -> bytes:
-    """JSON in which a value at a place by chance is another one."""
-    lines = data.split(b"\n") if data.count(b"\n{") else [data]
-    at = draw.randrange(len(lines))
-    try:
-        value = json.loads(lines[at])
-    except ValueError:
-        return damage(data, draw)
-    places = list(_places(value))
-    if places:
-        holder, key = draw.choice(places)
-        holder[key] = draw.choice(
-            [None, -1, 1e308, float("nan"), "../../../x", "\ud800", [], {}, [[]], {"a": 1}, True, "x" * 9999, *DEEP]
-        )
-    lines[at] = json.dumps(value).encode()
-    return b"\n".join(lines)
-
-
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every place of a JSON value that could hold another one."""
-    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
-    for key in keys:
-        yield value, key
-        yield from _places(value[key])
 
 
 def uses_of_a_run() -> dict[str, Callable[[Path], object]]:

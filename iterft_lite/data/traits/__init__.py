@@ -234,7 +234,7 @@ class _Reader:
         text = self._read(name)
         try:
             table = tomllib.loads(text or "")
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
             self.problems.append(f"{name} is not TOML: {error}")
             return {}
         self.problems += [f"{name}: `{key}` is not a key of it" for key in table if key not in keys]

@@ -34,7 +34,8 @@ def run_plan(asked: argparse.Namespace, places: int, chains: int) -> dict[str, A
         `cells_an_hour`; `seconds` that they were counted over; `cells` that were counted; `start`: seconds before.
     """
     from iterft_lite.app.study_plan import StudyPlan
-    from iterft_lite.app.sweep import CellEnded, CellStarted, local_places, open_sweep
+    from iterft_lite.app.sweep import CellEnded, CellStarted, open_sweep
+    from iterft_lite.app.sweep_places import local_places
     from iterft_lite.machine.resolve import this_machine
 
     side_by_side = places * chains

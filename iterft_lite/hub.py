@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +34,9 @@ LEFT_OUT = ("original/*", "onnx/*", "consolidated*")
 PATIENCE = 10.0
 """Longest wait for the hub to say which commit a name means, seconds."""
 
+FRESH = 60.0
+"""Seconds that its answer is taken for."""
+
 
 def is_name(text: str) -> bool:
     """Whether a text can be a model on the hub, and not a path."""
@@ -57,13 +62,21 @@ def pin(text: str) -> str:
     cached = cached_file(text, "config.json")
     if cached is not None:
         return f"{name}@{cached.parent.name}"
+    found = _asked(name, revision, int(time.monotonic() / FRESH))
+    if isinstance(found, Exception):
+        raise _unreachable(text, found) from found
+    return f"{name}@{found}"
+
+
+@functools.lru_cache(maxsize=16)
+def _asked(name: str, revision: str | None, _: int) -> str | Exception | None:
+    """The commit that the hub names for a revision, or why it names none. The cells of a study all ask for the same model."""
     import huggingface_hub
 
     try:
-        commit = huggingface_hub.HfApi().model_info(name, revision=revision, timeout=PATIENCE).sha
+        return huggingface_hub.HfApi().model_info(name, revision=revision, timeout=PATIENCE).sha
     except Exception as error:  # its errors have no common class: no network, no such model, no right to read it
-        raise _unreachable(text, error) from error
-    return f"{name}@{commit}"
+        return error
 
 
 def cached_file(text: str, file: str) -> Path | None:

@@ -506,10 +506,11 @@ class Backends:
             if name in self.processes:
                 self.processes[name].close()
 
-    def prepare(self) -> None:
-        """Start every process that is not there yet."""
-        for process in self.processes.values():
-            process.prepare()
+    def prepare(self, *names: BackendName) -> None:
+        """Start the named backends' processes that are not there yet."""
+        for name in names:
+            if name in self.processes:
+                self.processes[name].prepare()
 
     def running(self, name: BackendName) -> bool:
         """Whether a backend is there and holds memory; one without a process always is."""

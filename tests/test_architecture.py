@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "iterft_lite"
@@ -78,8 +79,13 @@ class Import:
     at_import: bool
 
 
-def modules() -> Iterator[tuple[str, list[Import]]]:
+@cache
+def modules() -> list[tuple[str, list[Import]]]:
     """Name, without the package's, and imports of every module."""
+    return list(_modules())
+
+
+def _modules() -> Iterator[tuple[str, list[Import]]]:
     for path in sorted(PACKAGE.rglob("*.py")):
         name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
         yield name, list(imports(ast.parse(path.read_text()), at_import=True))

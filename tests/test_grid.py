@@ -91,8 +91,12 @@ def test_the_order_of_keys_does_not_change_the_cells() -> None:
 def test_cells_can_be_chosen_by_their_values() -> None:
     every = cells(make_study({"base": "sft", "sweep": {"grid": {"rows": [30, 40], "seed": [1, 2]}}}, source="test"))
     assert [cell.name for cell in chosen(every, ["rows=40", "seed=2"])] == ["rows40_s2"]
-    with pytest.raises(RecipeError, match="no cell has rows=5"):
+    with pytest.raises(RecipeError, match="no cell has rows=5") as caught:
         chosen(every, ["rows=5"])
+    assert caught.value.hint == "`rows` is 30, 40"
+    with pytest.raises(RecipeError, match="no cell has cycles=5") as caught:
+        chosen(every, ["cycles=5", "rows=30"])
+    assert caught.value.hint == "cells differ in rows, seed"
 
 
 def test_all_problems_of_a_study_are_reported_at_once() -> None:

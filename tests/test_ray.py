@@ -7,13 +7,14 @@ import importlib.util
 import inspect
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ import pytest
 from iterft_lite import errors
 from iterft_lite.app import doctor
 from iterft_lite.app.study_plan import StudyPlan
-from iterft_lite.app.sweep import CellEvent, local_places, open_sweep
-from iterft_lite.app.sweep_places import RayPlace, places_on, ray_places
+from iterft_lite.app.sweep import CellEvent, open_sweep
+from iterft_lite.app.sweep_places import RayPlace, local_places, places_on, ray_places
 from iterft_lite.engine import ray_cluster
 from iterft_lite.engine.completion import read_completion
 from iterft_lite.engine.executor import LocalExecutor, Outcome, Task
@@ -116,6 +117,59 @@ def test_a_node_that_cannot_see_the_study_is_reported(tmp_path: Path) -> None:
     assert "does not see the study's folder" in ray_cluster._problem_here(nonce)
 
 
+IN_ANOTHER_MOUNT = """
+import sys
+from pathlib import Path
+from iterft_lite.engine.ray_cluster import _Nonce, _problem_here
+path, text, version = sys.argv[1:]
+path = Path(path)
+path.with_name("written-there").touch()
+print(_problem_here(_Nonce(path, text, version)))
+"""
+
+
+MOUNTED = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs none /mnt"]
+
+
+def can_mount() -> bool:
+    """Whether this process may have mounts of its own."""
+    return bool(shutil.which("unshare")) and subprocess.run(MOUNTED, capture_output=True).returncode == 0
+
+
+class FakeNode:
+    """A node of a cluster that is no other machine; the second has something else mounted in the place of the study."""
+
+    def __init__(self, name: str, *, mounts_another: bool) -> None:
+        self.id = self.name = name
+        self.cpus, self.gpus = 1.0, 0
+        self._mounts_another = mounts_another
+
+    def start(self, function: Callable[[Any], str], nonce: Any) -> str:
+        if not self._mounts_another:
+            return function(nonce)
+        inside = 'mount -t tmpfs none "$1" && shift && exec "$@"'
+        python = [sys.executable, "-c", IN_ANOTHER_MOUNT, str(nonce.path), nonce.text, nonce.version]
+        command = ["unshare", "-rm", "sh", "-c", inside, "sh", str(nonce.path.parent), *python]
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+
+
+@pytest.mark.skipif(not can_mount(), reason="mounts of one's own are not allowed here")
+def test_a_node_with_another_disk_at_the_studys_path_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = [FakeNode("node-1", mounts_another=False), FakeNode("node-2", mounts_another=True)]
+    exceptions = type("exceptions", (), {"RayError": OSError, "GetTimeoutError": TimeoutError})
+    ray = type("Ray", (), {"get": staticmethod(lambda answer, timeout: answer), "exceptions": exceptions})
+    monkeypatch.setattr(ray_cluster, "load_ray", lambda: ray)
+    monkeypatch.setattr(ray_cluster, "nodes", lambda _: there)
+    found = sites("", tmp_path)
+    assert [site.name for site in found.found] == ["node-1"]
+    assert found.notes == (f"node-2 is left out: it does not see the study's folder, `{tmp_path}`",)
+    assert list(tmp_path.iterdir()) == []  # what the other wrote is on its own disk
+    there.pop(0)
+    with pytest.raises(UserError, match="no node of the Ray cluster can be used") as caught:
+        sites("", tmp_path)
+    assert "at the same path on a shared disk" in (caught.value.hint or "")
+
+
 def test_a_node_without_shared_file_locks_is_reported(tmp_path: Path) -> None:
     nonce = ray_cluster._Nonce(tmp_path / "nonce", "text", ray_cluster.iterft_lite.__version__)
     nonce.path.write_text("text")
@@ -172,6 +226,11 @@ class Scripted(LocalExecutor):
         sys.stdout.flush()
         found = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
         return Outcome({"pid": os.getpid(), "threads": self.threads, **found})
+
+    def prepare(self, task: Task) -> None:
+        if task.recipe.name == "dies while it gets ready":
+            os.kill(os.getpid(), signal.SIGKILL)
+        task.report(task.folder, Progress(0, 0, "", note=f"process {os.getpid()} gets ready"))
 
     def _work_on(self, task: Task) -> None:
         for number in range(100_000):
@@ -314,6 +373,23 @@ class TestOnACluster:
         executor.close()
         threads[1].join(10)
         assert isinstance(ended["other"], BackendError)
+
+    def test_a_worker_gets_ready_while_another_process_is_in_the_step(self, executor: RayExecutor, tmp_path: Path) -> None:
+        told: list[str] = []
+        task = a_task(tmp_path, "tells", lambda of, progress: told.append(progress.note))
+        making = Making(task.folder)
+        assert making.try_acquire()
+        with Working(task.folder):
+            before = sorted(task.folder.path.iterdir())
+            executor.prepare(task)
+            assert sorted(task.folder.path.iterdir()) == before
+        making.release()
+        assert told == [f"process {executor.run(task).results['pid']} gets ready"]
+
+    def test_a_worker_that_dies_while_it_gets_ready_is_started_anew(self, executor: RayExecutor, tmp_path: Path) -> None:
+        with pytest.raises(BackendError, match="was lost"):
+            executor.prepare(a_task(tmp_path, "dies while it gets ready"))
+        assert executor.run(a_task(tmp_path / "next", "tells")).results["pid"]
 
     def test_a_killed_worker_is_a_machine_failure_and_is_replaced(self, executor: RayExecutor, tmp_path: Path) -> None:
         def kill(of: StepFolder, progress: Progress) -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -17,8 +18,9 @@ import pytest
 from rich.console import Console
 
 from iterft_lite.backends.processes.child import Child
+from iterft_lite.engine.executor import LocalExecutor
 from iterft_lite.engine.manifest import Run, finished_steps
-from iterft_lite.engine.run import StepFinished, StepStarted
+from iterft_lite.engine.run import Shared, StepFinished, StepStarted, _Walk
 from iterft_lite.errors import BackendError, FolderError, RunError, StoreError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.null_arms import NULL_ARMS, null_arms_for, null_arms_of
@@ -26,7 +28,19 @@ from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.recipe import TrainSettings
 from iterft_lite.files import ROWS, RowLog, read_json, read_rows
 from iterft_lite.hardware import Gpu
-from iterft_lite.protocols import Completion, Exported, Judge, ModelFacts, Prompt, Sampling
+from iterft_lite.protocols import (
+    Completion,
+    Exported,
+    Judge,
+    Likelihood,
+    ModelFacts,
+    OnProgress,
+    Passage,
+    Prompt,
+    Sampling,
+    TrainJob,
+    TrainResult,
+)
 from iterft_lite.testing.fakes import FakeExporter, FakeGenerator, FakeTrainer, fake_backends
 from iterft_lite.ui.live import View
 from iterft_lite.ui.text import plan_sentence
@@ -395,3 +409,75 @@ def test_a_killed_run_loses_at_most_the_rows_in_flight(tmp_path: Path) -> None:
         whole, killed = (rows_of(tmp_path / name, step) for name in ("whole", "killed"))
         assert by_id(whole) == by_id(killed)
         assert len(killed) == len(whole)
+
+
+# -- what is measured without a judge
+
+
+class Meets(FakeTrainer):
+    """Trains for the first time when something else goes on, too."""
+
+    def __init__(self, both: threading.Barrier) -> None:
+        self._both: threading.Barrier | None = both
+
+    def train(self, job: TrainJob, on_progress: OnProgress) -> TrainResult:
+        both, self._both = self._both, None
+        if both:
+            both.wait(30)
+        return super().train(job, on_progress)
+
+
+class Measures(FakeGenerator):
+    """Does something before it measures for the first time."""
+
+    def __init__(self, first: Callable[[], object]) -> None:
+        super().__init__()
+        self._first: Callable[[], object] | None = first
+
+    def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
+        first, self._first = self._first, None
+        if first:
+            first()
+        super().likelihood(passages, on_likelihood)
+
+
+def test_a_model_is_measured_while_the_next_one_is_trained(tmp_path: Path) -> None:
+    both = threading.Barrier(2)
+    backends = replace(fake_backends(), trainer=Meets(both), generator=Measures(lambda: both.wait(30)))
+    events = run_all(a_plan(), tmp_path / "run", backends)
+    assert sum(isinstance(event, StepFinished) for event in events) == len(a_plan().steps)
+
+
+def test_nothing_is_measured_before_the_device_lets_go_of_the_generator(tmp_path: Path) -> None:
+    plan = a_plan()
+    events = run_all(plan, tmp_path / "run")
+    order = [(type(event), event.step.name) for event in events if isinstance(event, StepStarted | StepFinished)]
+    device = [step.name for step in plan if step.queue == "device"]
+    for part, following in (("base", "c0-train"), ("c0", "c1-train"), ("c1", "c2-train"), ("c2", None)):
+        before = device[: device.index(following)] if following else device
+        begun = order.index((StepStarted, f"{part}-text_metrics"))
+        assert begun > order.index((StepFinished, before[-1]))
+
+
+def test_a_measurement_that_fails_ends_the_run_which_goes_on_from_there(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise RunError("the power went")
+
+    with pytest.raises(RunError, match="the power went"):
+        run_all(a_plan(), tmp_path / "run", replace(fake_backends(), generator=Measures(fail)))
+    again = [event for event in run_all(a_plan(), tmp_path / "run") if isinstance(event, StepFinished)]
+    assert len(again) == len(a_plan().steps)
+    assert "base-text_metrics" in [event.step.name for event in again if not event.reused]
+
+
+def test_a_run_goes_on_when_another_has_finished_the_step_it_waits_for(tmp_path: Path) -> None:
+    plan = a_plan()
+    shared, step = Shared([plan]), plan.steps["base-load_base"]
+    walk = _Walk(plan, Run(tmp_path / "run"), LocalExecutor(fake_backends(), "nano", 64), {}, shared)
+    shared.follow(walk.finished_elsewhere)
+    walk._rest(step, 3600)
+    shared.finish(plan.steps["c0-train"].key, "all")
+    assert walk._resting.keys() == {step.name}
+    shared.finish(step.key, "all")
+    assert walk._resting == {}
+    assert walk._next([step]) is step

@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from iterft_lite.app.session import open_run
 from iterft_lite.app.share import portable, push, report_of, shared_cells, without_places
 from iterft_lite.app.study_plan import StudyPlan
-from iterft_lite.app.sweep import local_places, open_sweep
+from iterft_lite.app.sweep import open_sweep
+from iterft_lite.app.sweep_places import local_places
 from iterft_lite.errors import FolderError, RunError, UserError
 from iterft_lite.experiment.recipe import read_recipe
 from iterft_lite.files import read_rows

@@ -91,12 +91,6 @@ def test_a_folder_of_runs_is_reported_as_one(root: Path) -> None:
     assert "2 experiments of one training each and 1 null arm" in report(root / CELLS)
 
 
-def test_options_for_single_runs_are_refused_for_studies(root: Path) -> None:
-    result = CliRunner().invoke(main, ["report", str(root), "--held-out"])
-    assert result.exit_code == 2
-    assert "name a cell" in result.output
-
-
 # -- the page
 
 

@@ -9,8 +9,10 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
+from iterft_lite.app.named_judge import named
+from iterft_lite.app.rejudge import ReadBy
 from iterft_lite.engine.run import FAILURE
 from iterft_lite.engine.study import CELLS, StudyFolder
 from iterft_lite.errors import UserError
@@ -266,3 +268,48 @@ def test_one_command_writes_figures_and_their_numbers(root: Path, tmp_path: Path
     assert result.exit_code == 0, result.output
     assert all(path.stat().st_size > 0 for path in files.values())
     assert json.loads(json.dumps(list(csv.DictReader(files["csv"].open()))))[0]["experiment"] == "rows4"
+
+
+# -- from the command line
+
+
+def iterft(*args: object) -> Result:
+    return CliRunner().invoke(main, [*map(str, args)])
+
+
+def test_a_report_can_be_of_some_cells(root: Path) -> None:
+    found = json.loads(iterft("report", root, "--json", "--only", "rows=4").stdout)
+    assert [cell for each in found["experiments"] for cell in each["cells"]] == ["rows4_s1", "rows4_s2"]
+    refused = iterft("report", root / CELLS / "rows4_s1", "--only", "rows=4")
+    assert (refused.exit_code, "chooses cells of a study" in refused.output) == (2, True)
+
+
+@pytest.mark.parametrize("option", ["--full", "--held-out"])
+def test_options_for_single_runs_are_refused_for_studies(root: Path, option: str) -> None:
+    refused = iterft("report", root, option)
+    assert refused.exit_code == 2
+    assert f"iterft report {root}/cells/NAME {option}" in refused.output
+
+
+def test_a_study_is_reported_by_another_judge(tmp_path: Path) -> None:
+    root, again = tmp_path / "study", "fake#1"
+    make_study(root, [Cell({"rows": rows}) for rows in (4, 6)], cycles=1, questions=4)
+    refused = iterft("report", root, "--judge", again)
+    assert refused.exit_code != 0
+    assert f"has judged no cell of `{root}`" in refused.output
+    assert f"iterft judge {root} --judge '{again}'" in refused.output
+    assert iterft("judge", root / CELLS / "rows4", "--judge", again).exit_code == 0
+    partly = iterft("report", root, "--judge", again)
+    assert partly.exit_code == 0
+    assert f"`{again}` has not judged 1 of the cells (rows6)" in partly.output
+    judged = iterft("judge", root, "--judge", again)
+    assert (judged.exit_code, f"iterft report {root} --judge '{again}'" in judged.output) == (0, True)
+    read = ReadBy(named(again))
+    other, own = read_study_report([root], read=read), read_study_report([root])
+    assert (len(read.judged), read.missing) == (2, [])
+    assert [each.change.mean for each in other.experiments] == [each.change.mean for each in own.experiments]
+    assert (other.said("judge"), other.mark != own.mark) == ([again], True)
+    page = tmp_path / "page.html"
+    assert iterft("report", root, "--judge", again, "--html", page).exit_code == 0
+    theirs = next(step.key for step in other.reports[0].steps if (step.verb, step.cycle) == ("judge", 0))
+    assert theirs[:24] in page.read_text()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -14,29 +16,32 @@ from iterft_lite.app.study_plan import StudyPlan
 from iterft_lite.app.sweep import (
     Asked,
     CellEvent,
-    LocalPlace,
-    Residents,
     Sweep,
     SweepEvent,
     ask_to_stop,
-    local_places,
     open_sweep,
 )
-from iterft_lite.engine.executor import LocalExecutor
+from iterft_lite.app.sweep_places import LocalPlace, Residents, local_places
+from iterft_lite.app.sweep_time import TimeLeft, together
+from iterft_lite.engine.executor import LocalExecutor, Task
 from iterft_lite.engine.run import Shared, StepFinished
+from iterft_lite.engine.store import StepFolder
 from iterft_lite.engine.study import SILENT, CellState, StudyFolder, SweepState
-from iterft_lite.errors import BackendError, FolderError, RecipeError, RunError
+from iterft_lite.errors import BackendError, Diverged, FolderError, RecipeError, RunError, UserError
+from iterft_lite.experiment.steps import Step
+from iterft_lite.experiment.verbs import BackendName
 from iterft_lite.machine.resolve import Machine
 from iterft_lite.protocols import Backends, OnProgress, TrainJob, TrainResult
 from iterft_lite.testing.fakes import FakeExporter, FakeGenerator, FakeJudge, FakeTrainer
-from tests.loop import small_recipe
+from tests.loop import a_plan, small_recipe
 
 HERE = [LocalPlace("cpu")]
 
 
 def a_study(folder: Path, sweep: str, **recipe: Any) -> StudyPlan:
     """A study over a small recipe of fakes."""
-    (folder / "base.toml").write_text(small_recipe(cycles=recipe.pop("cycles", 1), **recipe))
+    keep = f'keep = "{recipe.pop("keep", "adapters")}"\n'
+    (folder / "base.toml").write_text(keep + small_recipe(cycles=recipe.pop("cycles", 1), **recipe))
     (folder / "study.toml").write_text(f'base = "base.toml"\n{sweep}')
     return StudyPlan(folder / "study.toml")
 
@@ -159,6 +164,14 @@ def test_all_planning_problems_of_cells_are_reported_before_anything_runs(tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_cells_that_need_a_gpu_are_refused_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iterft_lite.app.session.this_machine", lambda: Machine("", 0, 0, unsloth=False))
+    study = a_study(tmp_path, '[sweep.grid]\ntrainer = ["fake", "unsloth"]\n')
+    with pytest.raises(UserError, match="1 of 2 cells are trained with Unsloth, which needs an NVIDIA GPU"):
+        sweep_all(study, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # -- failures
 
 
@@ -277,6 +290,24 @@ def test_models_are_removed_after_the_last_cell_that_reads_them(tmp_path: Path) 
     assert not kept & gone.keys()
 
 
+@pytest.mark.parametrize("keep", ["adapters", "ends"])
+def test_a_model_that_only_a_diverged_cell_would_have_read_is_removed(tmp_path: Path, keep: str) -> None:
+    study = a_study(tmp_path, "[sweep.grid]\nrows = [4, 5]\n", cycles=2, keep=keep)
+    diverging = next(each.plan for each in study.planned(study.cells) if each.name == "rows5").steps["c1-train"].key
+
+    def fail(job: TrainJob) -> None:
+        if diverging in str(job.out):
+            raise Diverged("its loss is no number")
+
+    found = sweep_all(study, tmp_path / "out", places=[At(fail)])
+    assert states(found) == {"rows4": "done", "rows5": "result"}
+    assert list((tmp_path / "out/steps").glob("*/model.gguf")) == []
+    cycle_zero = found.planned["rows5"].plan.steps["c0-train"].key
+    assert (tmp_path / "out/steps" / cycle_zero / "adapter/texts.json").exists()
+    told = sweep_all(study, tmp_path / "out", Asked(retry=("rows5",)))
+    assert states(told) == {"rows4": "done", "rows5": "done"}
+
+
 # -- from other terminals
 
 
@@ -330,7 +361,198 @@ def test_target_scores_become_seed_rows_and_unreached_ones_are_reported(tmp_path
     assert set(states(again).values()) == {"done"}
 
 
+def test_searches_for_seed_rows_go_on_side_by_side_at_the_places_of_the_sweep(tmp_path: Path) -> None:
+    both = threading.Barrier(2)  # the first model of either search is trained while that of the other is
+    opened: list[str] = []
+    met: set[str] = set()
+
+    @dataclass(frozen=True)
+    class There:
+        name: str
+        chains: int = 1
+
+        def open(self, residents: Residents) -> LocalExecutor:
+            opened.append(self.name)
+            backends = Backends(Trouble(self.meet), FakeExporter(), FakeGenerator(), FakeJudge())
+            return LocalExecutor(backends, residents.model, residents.context)
+
+        def meet(self, _: TrainJob) -> None:
+            if self.name not in met:
+                both.wait(30)
+                met.add(self.name)
+
+    study = a_study(tmp_path, '[sweep.grid]\nseed_rows = { calibrated = [20] }\ntrait = ["lucky", "bliss"]\n')
+    assert len(study.calibrations) == 2
+    found = sweep_all(study, tmp_path / "out", places=[There("gpu 0"), There("gpu 1")])
+    assert set(states(found).values()) == {"done"}
+    assert sorted(opened) == ["gpu 0", "gpu 1"]  # and stay open for the cells
+
+
+def test_a_search_that_fails_ends_the_others_and_says_why(tmp_path: Path) -> None:
+    def fail(_: TrainJob) -> None:
+        raise BackendError("the trainer died", exception="died")
+
+    study = a_study(tmp_path, '[sweep.grid]\nseed_rows = { calibrated = [20] }\ntrait = ["lucky", "bliss"]\n')
+    with pytest.raises(BackendError, match="the trainer died"):
+        sweep_all(study, tmp_path / "out", places=[At(fail), At(fail)])
+    assert set(states(sweep_all(study, tmp_path / "out")).values()) == {"done"}
+
+
+def test_seed_rows_are_searched_for_the_cells_that_are_asked_for(tmp_path: Path) -> None:
+    study = a_study(tmp_path, '[sweep.grid]\nseed_rows = { calibrated = [20] }\n"train.learning_rate" = [1e-3, 2e-3]\n')
+    out, one = tmp_path / "out", Asked(only=("train.learning_rate=0.001",))
+    first = sweep_all(study, out, one)
+    assert list(states(first).values()) == ["done"]
+    assert first.notes == ["left out until they are asked for: 1 of the cells, whose seed rows were not searched"]
+    assert len({path.name[:16] for path in (out / "probes").iterdir()}) == 1
+    assert Counter(states(sweep_all(study, out)).values()) == {"done": 2}
+    assert Counter(cell.state for cell in sweep_all(study, out, one).folder.state().cells.values()) == {"done": 2}
+
+
+def test_a_search_for_seed_rows_is_seen_and_ended_from_elsewhere(tmp_path: Path) -> None:
+    out, asked = tmp_path / "out", threading.Event()
+    said: list[str] = []
+
+    def stop_it(_: TrainJob) -> None:
+        if not asked.is_set():
+            asked.set()
+            with pytest.raises(FolderError) as caught:
+                StudyFolder(out).state()
+            said.append(caught.value.message)
+            said.append(str(ask_to_stop(StudyFolder(out))))
+
+    study = a_study(tmp_path, "[sweep.grid]\nseed_rows = { calibrated = [20, 60] }\n")
+    with pytest.raises(RunError, match="asked to stop"):
+        sweep_all(study, out, places=[At(stop_it)])
+    assert said == [f"the study in `{out}` still searches its seed rows, 1 tried so far", "True"]
+    assert not StudyFolder(out).last_state().alive(time.time())
+    assert set(states(sweep_all(study, out)).values()) == {"done"}
+
+
 # -- places
+
+
+class Process:
+    """A backend's process as far as others see it: there, or not."""
+
+    def __init__(self) -> None:
+        self.pid: int | None = None
+
+    def prepare(self) -> None:
+        self.pid = 1
+
+    def close(self) -> None:
+        self.pid = None
+
+    def watch(self, on_silence: Any) -> None:
+        pass
+
+
+class Loading(FakeTrainer):
+    """A trainer in a process, which tells when it loads the base."""
+
+    def __init__(self, loads: Callable[[], None]) -> None:
+        self.process, self._loads = Process(), loads
+
+    def load(self, model: str, settings: Any) -> Any:
+        self.process.prepare()
+        self._loads()
+        return super().load(model, settings)
+
+
+def with_processes(loads: Callable[[], None], *names: BackendName) -> Backends:
+    """Fakes of which the trainer and others seem to have a process each."""
+    trainer = Loading(loads)
+    others = {name: Process() for name in names}
+    return Backends(trainer, FakeExporter(), FakeGenerator(), FakeJudge(), {"trainer": trainer.process, **others})
+
+
+@dataclass(frozen=True)
+class Somewhere:
+    """A place that does something when its trainer loads the base, and maybe fails to get ready."""
+
+    name: str
+    loads: Callable[[], None]
+    fails: Callable[[], None] = lambda: None
+    chains: int = 1
+
+    def open(self, residents: Residents) -> LocalExecutor:
+        place = self
+
+        class Here(LocalExecutor):
+            def prepare(self, task: Task) -> None:
+                place.fails()
+                super().prepare(task)
+
+        return Here(with_processes(self.loads), residents.model, residents.context)
+
+
+def test_a_second_place_loads_the_model_while_the_first_still_makes_what_both_need(tmp_path: Path) -> None:
+    both = threading.Barrier(2)  # nobody's first step ends before the trainers of both places are loading
+    met: set[str] = set()
+
+    def meet(name: str) -> None:
+        if name not in met:
+            both.wait(timeout=30)
+            met.add(name)
+
+    places = [Somewhere(name, lambda name=name: meet(name)) for name in ("gpu 0", "gpu 1")]  # type: ignore[misc]
+    study = a_study(tmp_path, "[sweep.grid]\nseed_rows = [3, 4]\n")
+    found = sweep_all(study, tmp_path / "out", places=places)
+    assert {(cell.state, cell.attempts) for cell in found.cells.values()} == {("done", 1)}
+    assert met == {"gpu 0", "gpu 1"}
+
+
+def test_a_place_that_fails_to_get_ready_fails_no_cell(tmp_path: Path) -> None:
+    tried = threading.Event()
+
+    def fail() -> None:
+        tried.set()
+        raise BackendError("the trainer died", exception="died")
+
+    places = [Somewhere(name, lambda: tried.wait(30) and None, fail) for name in ("gpu 0", "gpu 1")]
+    study = a_study(tmp_path, "[sweep.grid]\nseed_rows = [3, 4]\n")
+    found = sweep_all(study, tmp_path / "out", places=places)
+    assert tried.is_set()
+    assert {(cell.state, cell.attempts) for cell in found.cells.values()} == {("done", 1)}
+
+
+@pytest.mark.parametrize(
+    ("ahead", "swap", "running", "started"),
+    [
+        ({"aggregate"}, False, "", set()),
+        ({"evaluate_samples", "judge"}, False, "", {"generator", "judge"}),
+        ({"evaluate_samples", "train"}, False, "", {"generator", "trainer"}),
+        ({"evaluate_samples", "train"}, True, "", {"trainer"}),
+        ({"evaluate_samples", "train"}, True, "generator", {"generator"}),
+    ],
+)
+def test_nothing_is_started_that_no_step_to_come_needs_or_that_would_take_the_memory_of_another(
+    tmp_path: Path, ahead: set[str], swap: bool, running: str, started: set[str]
+) -> None:
+    backends = with_processes(lambda: None, "exporter", "generator", "judge")
+    if running:
+        backends.prepare(cast(BackendName, running))
+    plan = a_plan()
+    folder = StepFolder(tmp_path / "step", next(iter(plan)))
+    executor = LocalExecutor(backends, "nano", 64, swap=swap)
+    executor.prepare(Task(folder, plan.recipe, {}, frozenset(ahead), lambda *_: None))
+    assert {name for name in backends.processes if backends.running(name)} == started
+    assert not folder.path.exists()
+
+
+def test_a_place_does_not_start_a_judge_which_all_places_have_together(tmp_path: Path) -> None:
+    opened: list[Backends] = []
+
+    class Here(At):
+        def open(self, residents: Residents) -> LocalExecutor:
+            opened.append(with_processes(lambda: None, "judge"))
+            return LocalExecutor(opened[0], residents.model, residents.context)
+
+    study = a_study(tmp_path, "[sweep.grid]\nseed_rows = [3]\n")
+    with open_sweep(study, tmp_path / "out", [Here(lambda _: None)]) as sweep:
+        started = [opened[0].running("judge") for event in sweep.events() if isinstance(event, CellEvent)]
+    assert set(started) == {False}
 
 
 def test_without_a_gpu_one_chain_runs_at_a_time() -> None:
@@ -338,5 +560,40 @@ def test_without_a_gpu_one_chain_runs_at_a_time() -> None:
 
 
 def test_every_gpu_runs_two_chains(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iterft_lite.app.sweep.visible_gpus", lambda: ["0", "3"])
+    monkeypatch.setattr("iterft_lite.app.sweep_places.visible_gpus", lambda: ["0", "3"])
     assert local_places(Machine("H100", 1, 1, unsloth=True)) == [LocalPlace("gpu 0", "0", 2), LocalPlace("gpu 1", "3", 2)]
+
+
+# -- how long it takes
+
+
+def seconds_of(many: float, **by_verb: float) -> Iterator[tuple[Step, float]]:
+    """The steps of a run, each with its verb's seconds, `many` where none are given."""
+    for step in a_plan():
+        yield step, by_verb.get(step.verb, many)
+
+
+@pytest.mark.parametrize(
+    ("measuring", "judging", "places", "seconds"),
+    [
+        (0, 0, 1, 60),  # three models are trained, 20 s each
+        (10, 0, 1, 60),  # four are measured, beside the training
+        (20, 0, 1, 80),  # more than there is training
+        (20, 0, 2, 40),
+        (20, 30, 2, 120),  # four rounds of verdicts take longer than all else
+    ],
+)
+def test_measuring_goes_on_beside_training_and_judging_beside_everything(
+    measuring: float, judging: float, places: int, seconds: float
+) -> None:
+    assert together(seconds_of(0, train=20, text_metrics=measuring, judge=judging), places) == seconds
+
+
+def test_the_time_left_counts_what_is_still_to_be_measured() -> None:
+    steps = {step.key: step for step in a_plan()}
+    left = TimeLeft(steps, {key: 1.0 for key, step in steps.items() if step.queue == "device"})
+    measured = [step for step in steps.values() if step.verb == "text_metrics"]
+    assert left.seconds(steps) is None  # how long it takes to measure is not known yet
+    left.took(measured[0], 50.0)
+    assert left.seconds([measured[1].key]) == 50.0
+    assert left.seconds([]) == 0.0

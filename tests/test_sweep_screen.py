@@ -27,6 +27,7 @@ STATE = SweepState(
         "seed_rows40_rows30": CellState("running", "base-export", cycle=-1, score=5.0),
     },
     workers=("gpu 0", "gpu 1"),
+    host="pi",
     usd=1.25,
     steps=120,
     finished=30,
@@ -52,7 +53,17 @@ def test_the_view_of_a_sweep_fits_every_terminal(width: int, height: int) -> Non
 
 def test_every_cell_shows_its_score_its_cycle_and_its_state() -> None:
     text = "\n".join(drawn(100, 30))
-    for part in ("8.4 c3", "61.0 c1 >", "5.0 M0 >", "result", "rows=100", "$1.25", "1 result", "about 1:07:00 left"):
+    for part in (
+        "8.4 c3",
+        "61.0 c1 >",
+        "5.0 M0 >",
+        "result",
+        "rows=100",
+        "$1.25",
+        "1 result",
+        "about 1:07:00 left",
+        "gpu 0, gpu 1 on pi",
+    ):
         assert part in text
     assert "seed_rows60_rows100: result: the training diverged" in text
     assert "cycles" not in text  # all cells have the same

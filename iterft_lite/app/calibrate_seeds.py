@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from iterft_lite.app.session import Session, open_run
-from iterft_lite.engine.executor import LocalExecutor
-from iterft_lite.engine.run import Event
+from iterft_lite.engine.executor import Executor, LocalExecutor
+from iterft_lite.engine.run import Event, Shared
 from iterft_lite.errors import RunError, TraitError
 from iterft_lite.experiment.recipe import read_recipe
 from iterft_lite.files import write_json
@@ -125,16 +125,19 @@ def calibrate(
     return answers
 
 
-def seeded_score(probe: Session, executor: LocalExecutor, seed_rows: int, on_event: Callable[[Event], None]) -> float:
+def seeded_score(
+    probe: Session, executor: Executor, seed_rows: int, on_event: Callable[[Event], None], shared: Shared | None = None
+) -> float:
     """Run a probe; the trait score of its seeded model.
 
     Args:
         seed_rows: Its seed rows, for the error.
+        shared: What it knows together with other probes that run at the same time.
 
     Raises:
         RunError: If the probe fails, or its judge scores nothing.
     """
-    with contextlib.closing(probe.events(executor)) as events:
+    with contextlib.closing(probe.events(executor, shared=shared)) as events:
         for event in events:
             on_event(event)
     made = probe.run.folder(probe.plan.steps["c0-aggregate"]).completion()

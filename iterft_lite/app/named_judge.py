@@ -52,6 +52,10 @@ def judge_folder(root: Path, judge: Named) -> Path:
     return root / "judges" / f"{plain}-{digest(str(judge))[:8]}"
 
 
+class NotJudgedError(FolderError):
+    """A judge has not been asked about a run."""
+
+
 @contextlib.contextmanager
 def open_judge(
     identity: JudgeIdentity, recipe: Recipe, material: Material, folder: Path, ledger: Path | None = None
@@ -96,12 +100,12 @@ def judged(root: Path, judge: Named) -> tuple[Run, Manifest]:
     """Another judge's folder and its manifest.
 
     Raises:
-        FolderError: If that judge has not been asked.
+        NotJudgedError: If that judge has not been asked.
     """
     run = Run(judge_folder(root, judge))
     known = run.manifest() if run.root.is_dir() else None
     if known is None:
-        raise FolderError(
+        raise NotJudgedError(
             f"`{judge}` has not judged `{root}`",
             hint=f"`iterft judge {root} --judge '{judge}'` has it judge the stored answers",
         )

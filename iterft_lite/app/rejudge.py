@@ -6,12 +6,12 @@ RUN/judges/NAME/    another judge's verdicts on the run's answers: a manifest of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from iterft_lite.app.calibrate_judge import known_calibration
-from iterft_lite.app.named_judge import Named, is_same, judge_folder, judged, material_of
+from iterft_lite.app.named_judge import Named, NotJudgedError, is_same, judge_folder, judged, material_of
 from iterft_lite.backends.judge.identity import judge_identity
 from iterft_lite.backends.judge.kinds import judge_price
 from iterft_lite.data import prompts
@@ -30,7 +30,7 @@ from iterft_lite.experiment.recipe import Recipe, make_recipe
 from iterft_lite.experiment.rows import SCALES
 from iterft_lite.experiment.steps import Step
 from iterft_lite.protocols import Progress
-from iterft_lite.report.report import Report, read_report, with_scores
+from iterft_lite.report.report import Report, StepReader, read_report, with_scores
 
 
 def rejudge(root: Path, judge: Named, overrides: Mapping[str, Any], on_progress: Callable[[int, Progress], None]) -> Report:
@@ -124,13 +124,41 @@ def _rubrics_asked(run: Run, known: Manifest, cycle: int) -> dict[str, str] | No
     return dict(folder.step.params["rubrics"]) if folder else None
 
 
-def report_by(root: Path, judge: Named) -> Report:
-    """The run's report with another judge's scores in place of its own judge's.
+class ReadBy:
+    """Reads the runs of a study by a judge's scores (`report.cells.ReadRun`); those that it has not judged have none.
+
+    Args:
+        judge: The judge.
+    """
+
+    def __init__(self, judge: Named) -> None:
+        self._judge = judge
+        self.judged: list[Path] = []
+        self.missing: list[Path] = []
+        """Runs that it has judged, and that it has not."""
+
+    def __call__(self, root: Path, reader: StepReader) -> Report:
+        """A run's report."""
+        try:
+            found = report_by(root, self._judge, reader)
+        except NotJudgedError:
+            self.missing.append(root)
+            nobody = {"name": str(self._judge), "kind": "", "note": "", "model": ""}
+            return with_scores(read_report(root, reader), {}, nobody, {})
+        self.judged.append(root)
+        return found
+
+
+def report_by(root: Path, judge: Named, reader: StepReader | None = None) -> Report:
+    """The run's report with another judge's scores, and steps, in place of its own judge's.
+
+    Args:
+        reader: As of `read_report`.
 
     Raises:
-        FolderError: If that judge has not been asked.
+        NotJudgedError: If that judge has not been asked.
     """
-    report = read_report(root)
+    report = read_report(root, reader)
     if not judge.again and judge.name == report.judge["name"]:
         return report
     run, known = judged(root, judge)
@@ -146,7 +174,9 @@ def report_by(root: Path, judge: Named) -> Report:
         "usd": round(sum(each["usd"] for each in spent), 6),
         "planned_usd": None if judge_price(identity["name"]) is None else 0.0,
     }
-    return with_scores(report, results["aggregate"], about, known_calibration(identity, report))
+    theirs = {(step.verb, step.cycle): step for step in known.steps if not step.part}
+    steps = tuple(step if step.part else theirs.get((step.verb, step.cycle), step) for step in report.steps)
+    return with_scores(replace(report, steps=steps), results["aggregate"], about, known_calibration(identity, report))
 
 
 def _results(run: Run, known: Manifest, verb: str) -> dict[int, dict[str, Json]]:

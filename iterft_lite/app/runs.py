@@ -9,6 +9,7 @@ from pathlib import Path
 
 from iterft_lite.digests import Json
 from iterft_lite.engine.manifest import MANIFEST, Run
+from iterft_lite.engine.study import CELLS, is_study
 from iterft_lite.errors import FolderError, IterftError
 from iterft_lite.report.report import read_report
 
@@ -45,6 +46,12 @@ def run_folders(parent: Path) -> list[Path]:
     return sorted(found, key=lambda folder: (folder / MANIFEST).stat().st_mtime, reverse=True)
 
 
+def runs_below(folder: Path) -> list[Path]:
+    """The runs of a study, of a folder of runs, or of one of studies, by name."""
+    studies = [folder] if is_study(folder) else [path for path in folder.glob("*") if is_study(path)]
+    return sorted(run for place in (folder, *(study / CELLS for study in studies)) for run in run_folders(place))
+
+
 def newest_run(parent: Path = RUNS) -> Path:
     """The run whose session began last.
 
@@ -58,8 +65,8 @@ def newest_run(parent: Path = RUNS) -> Path:
 
 
 def list_runs(parent: Path) -> Iterator[RunLine]:
-    """A line for each run of a folder, the newest first. Skips folders that cannot be read."""
-    for folder in run_folders(parent):
+    """A line for each run of a folder, or cell of a study, the newest first. Skips folders that cannot be read."""
+    for folder in run_folders(parent / CELLS if is_study(parent) else parent):
         with contextlib.suppress(IterftError):
             yield _line(folder)
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from iterft_lite.app.calibrate_seeds import GRID, MOST
-from iterft_lite.app.study_plan import PlannedCell, StepsOfAll, StudyPlan, steps_of
+from iterft_lite.app.study_plan import Calibration, PlannedCell, StepsOfAll, StudyPlan, steps_of
+from iterft_lite.app.sweep_time import together
 from iterft_lite.experiment.grid import chosen
 from iterft_lite.experiment.steps import Step
-from iterft_lite.machine.estimate import StepCost, estimates, step_costs
+from iterft_lite.machine.estimate import StepCost, estimates, size_words, step_costs
 from iterft_lite.machine.forecast import duration
 from iterft_lite.machine.resolve import Machine, this_machine
 from iterft_lite.machine.timing import read_table
@@ -36,18 +36,21 @@ class StudyEstimate:
     names: tuple[str, ...]
 
 
-def estimate_study(study: StudyPlan, only: Sequence[str] = (), machine: Machine | None = None) -> StudyEstimate:
+def estimate_study(
+    study: StudyPlan, only: Sequence[str] = (), machine: Machine | None = None, limit: int | None = None
+) -> StudyEstimate:
     """What the cells of a study would do.
 
     Args:
         only: `key=value` texts: these cells alone.
+        limit: The first cells alone.
         machine: Where it would run; this one if None.
 
     Raises:
         UserError: If a cell cannot be planned: every problem of every cell at once.
     """
     cells = study.guessed()
-    planned = study.planned(chosen(cells, only) if only else cells)
+    planned = study.planned((chosen(cells, only) if only else cells)[:limit])
     steps, costs = steps_of(each.plan for each in planned), costs_by_key(planned, machine)
     distinct = [costs[key] for key in steps.distinct]
     largest = max(planned, key=lambda each: len(each.plan.steps))
@@ -59,10 +62,10 @@ def estimate_study(study: StudyPlan, only: Sequence[str] = (), machine: Machine 
         "time": _time_sentence(steps, costs, machine or this_machine()),
         "GPU memory": one["GPU memory"],
         "judging": _dollars_sentence(steps, costs),
-        "disk": f"about {sum(cost.disk for cost in distinct) / 1e9:.1f} GB once it is over, as `keep` leaves it",
+        "disk": f"about {size_words(sum(cost.disk for cost in distinct))} once it is over, as `keep` leaves it",
     }
-    if study.calibrations:
-        lines["calibration"] = _calibration_sentence(study)
+    if searches := study.searches(only, limit):
+        lines["calibration"] = _calibration_sentence(searches)
     return StudyEstimate(lines, tuple(largest.prepared.resolved.choices), tuple(each.name for each in planned))
 
 
@@ -104,11 +107,8 @@ def _time_sentence(steps: StepsOfAll, costs: dict[str, StepCost], machine: Machi
 
 
 def _seconds(steps: StepsOfAll, costs: dict[str, StepCost], end: str, places: int) -> float:
-    """Seconds on a number of places: the device's steps are shared out to them, judging goes on beside."""
-    queues: dict[str, float] = defaultdict(float)
-    for step in steps.distinct.values():
-        queues[step.queue] += getattr(costs[step.key].seconds, end)
-    return max(queues["device"] / places, queues["judge"])
+    """Seconds on a number of places."""
+    return together(((step, getattr(costs[step.key].seconds, end)) for step in steps.distinct.values()), places)
 
 
 def _dollars_sentence(steps: StepsOfAll, costs: dict[str, StepCost]) -> str:
@@ -120,11 +120,11 @@ def _dollars_sentence(steps: StepsOfAll, costs: dict[str, StepCost]) -> str:
     return f"{len(judged):,} rounds of verdicts, " + (f"at most ${dollars:.2f} in all" if dollars else "free")
 
 
-def _calibration_sentence(study: StudyPlan) -> str:
+def _calibration_sentence(calibrations: Sequence[Calibration]) -> str:
     """How many models are trained to find the seed rows."""
     tried = math.ceil(math.log2(MOST / GRID))
-    many = sum(1 + tried * len(each.thresholds) for each in study.calibrations)
-    searches = len(study.calibrations)
+    many = sum(1 + tried * len(each.thresholds) for each in calibrations)
+    searches = len(calibrations)
     return (
         f"first {searches} search{'es' if searches > 1 else ''} for seed rows, at most {many} models more; the numbers of rows "
         "above are stand-ins until then"

@@ -16,7 +16,7 @@ from iterft_lite.data.recipes import ENDING, recipe_names, recipe_path
 from iterft_lite.digests import Json, canonical
 from iterft_lite.engine.study import StudyCell, StudyFolder
 from iterft_lite.errors import FolderError, RecipeError, UserError
-from iterft_lite.experiment.grid import Cell, Study, Threshold, cells, read_study, with_rows
+from iterft_lite.experiment.grid import Cell, Study, Threshold, cells, chosen, read_study, with_rows
 from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.recipe import MACHINE_KEYS, Recipe, make_recipe, read_keys, with_overrides, with_values
 from iterft_lite.experiment.steps import Step
@@ -91,6 +91,21 @@ class StudyPlan:
             if isinstance(cell.values.get("seed_rows"), Threshold):
                 groups[self._cycle_zero(cell)].append(cell)
         return tuple(self._calibration(key, found) for key, found in groups.items())
+
+    def searches(self, only: Sequence[str], limit: int | None) -> tuple[Calibration, ...]:
+        """The calibrations of the cells that are asked for; all where `only` names seed rows, which nobody knows before.
+
+        Args:
+            only: `key=value` texts.
+            limit: The first cells alone.
+
+        Raises:
+            RecipeError: If no cell has what `only` says.
+        """
+        if not self.calibrations or any(text.partition("=")[0].strip() == "seed_rows" for text in only):
+            return self.calibrations
+        asked = {cell.identity for cell in (chosen(self.cells, only) if only else self.cells)[:limit]}
+        return tuple(each for each in self.calibrations if any(cell.identity in asked for cell in each.cells))
 
     def guessed(self) -> list[Cell]:
         """The cells with a few seed rows in the place of each threshold: for a plan before anything is done."""

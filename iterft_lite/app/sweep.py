@@ -14,19 +14,16 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
-from iterft_lite.app.session import Session, take
+from iterft_lite.app.session import take
 from iterft_lite.app.study_calibrate import Calibrated, OnProbe, calibrated
 from iterft_lite.app.study_estimate import costs_by_key
-from iterft_lite.app.study_plan import PlannedCell, StudyPlan, refuse_other, steps_of, write_study
+from iterft_lite.app.study_plan import Calibration, PlannedCell, StudyPlan, refuse_other, steps_of, write_study
+from iterft_lite.app.sweep_places import Bench, Place, Seat, signature_of
 from iterft_lite.app.sweep_time import TimeLeft
-from iterft_lite.backends.judge.kinds import kind_of
-from iterft_lite.digests import Json, digest
-from iterft_lite.engine.backends import open_backends
-from iterft_lite.engine.executor import Executor, Lease, LocalExecutor, Outcome, Task
+from iterft_lite.digests import Json
 from iterft_lite.engine.manifest import finished_steps
 from iterft_lite.engine.run import (
     FAILURE,
@@ -40,14 +37,10 @@ from iterft_lite.engine.run import (
     failure_record,
 )
 from iterft_lite.engine.study import CELLS, STOP, CellState, State, StudyFolder, SweepState
-from iterft_lite.errors import IterftError, RecipeError, RunError, failure_kind
+from iterft_lite.errors import IterftError, RecipeError, RunError, UserError, failure_kind
 from iterft_lite.experiment.grid import chosen
-from iterft_lite.experiment.inputs import JudgeIdentity, ResolvedInputs
-from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.experiment.steps import Step
 from iterft_lite.files import FolderLock, disk_errors
-from iterft_lite.hardware import Gpu, visible_gpus
-from iterft_lite.machine.resolve import Machine
 
 ATTEMPTS = 3
 """How often a cell is begun whose machine or provider failed."""
@@ -99,119 +92,6 @@ class CellEnded:
 SweepEvent = CellStarted | CellEvent | CellEnded
 
 
-# -- places
-
-
-@dataclass(frozen=True)
-class Residents:
-    """What the resident backends of a place are opened for; cells with equal ones share them.
-
-    Attributes:
-        recipe: Of one of the cells: trainer, generator, threads.
-        inputs: Of one of the cells.
-        model: Folder or hub name of M[0].
-        context: Tokens that a sequence of any cell may take.
-        swap: Trainer and generator take turns.
-        keep_free: Bytes of GPU memory that the generator leaves to the trainer.
-        logs: Folder of what they print.
-    """
-
-    recipe: Recipe
-    inputs: ResolvedInputs
-    model: str
-    context: int
-    swap: bool
-    keep_free: int
-    logs: Path
-
-    def executor(self, logs: Path, gpu: str = "") -> LocalExecutor:
-        """Backends on this machine, none of them started yet.
-
-        Args:
-            gpu: The only GPU that they see, as CUDA_VISIBLE_DEVICES names it; those that this process sees if "".
-        """
-        seeds = self.inputs.seeds if self.recipe.seeds else ()
-        backends = open_backends(self.recipe, self.inputs.trait, self.inputs.judge, logs, self.keep_free, seeds=seeds, gpu=gpu)
-        return LocalExecutor(backends, self.model, self.context, swap=self.swap, gpu=Gpu(gpu))
-
-
-class SharedExecutor(Protocol):
-    """An executor that several runs share."""
-
-    def lease(self) -> Executor:
-        """One run's part in it."""
-        ...
-
-    def close(self) -> None:
-        """End all that runs there."""
-        ...
-
-    def usable(self) -> bool:
-        """Whether anything can be run there: a machine elsewhere may be gone."""
-        ...
-
-
-class Place(Protocol):
-    """Where cells run: a GPU of this machine, its CPU, or a GPU elsewhere."""
-
-    @property
-    def name(self) -> str:
-        """`gpu 0`, `cpu`, `node-3 gpu 1`."""
-        ...
-
-    @property
-    def chains(self) -> int:
-        """Cells that are run there side by side where trainer and generator share the memory."""
-        ...
-
-    def open(self, residents: Residents) -> SharedExecutor:
-        """Backends there."""
-        ...
-
-
-@dataclass(frozen=True)
-class LocalPlace:
-    """A GPU of this machine, or its CPU.
-
-    Attributes:
-        gpu: As CUDA_VISIBLE_DEVICES names it; "" for whatever this process sees.
-    """
-
-    name: str
-    gpu: str = ""
-    chains: int = 1
-
-    def open(self, residents: Residents) -> LocalExecutor:
-        """Backends on it."""
-        return residents.executor(residents.logs / self.name.replace(" ", ""), self.gpu)
-
-
-class _Routed:
-    """Device work goes to one executor, judging to another."""
-
-    def __init__(self, device: Executor, judge: Executor) -> None:
-        self._device = device
-        self._judge = judge
-
-    def run(self, task: Task) -> Outcome:
-        """See `Executor.run`."""
-        return (self._judge if task.folder.step.queue == "judge" else self._device).run(task)
-
-    def close(self) -> None:
-        """Free what the run is in."""
-        self._device.close()
-        self._judge.close()
-
-
-@dataclass
-class _Seat:
-    """A place with what is open there."""
-
-    place: Place
-    opened: tuple[str, SharedExecutor] | None = None
-    running: set[str] = field(default_factory=set)
-
-
 # -- the sweep
 
 
@@ -221,7 +101,7 @@ class Sweep:
     Args:
         folder: The study's.
         planned: All cells of the study's file.
-        places: Where they can run; at least one.
+        bench: Where they can run; at least one place.
         chosen: Names of the cells that are to be run now; all if None.
         retry: Names of cells that failed, or ended in a result, and are to be tried again nevertheless.
         keep_going: Go on although the first cells fail alike.
@@ -233,7 +113,7 @@ class Sweep:
         self,
         folder: StudyFolder,
         planned: Sequence[PlannedCell],
-        places: Sequence[Place],
+        bench: Bench,
         *,
         chosen: Iterable[str] | None = None,
         retry: Iterable[str] = (),
@@ -247,7 +127,7 @@ class Sweep:
         self.planned = {each.name: each for each in planned}
         self.choices = tuple(dict.fromkeys(choice for each in planned for choice in each.prepared.resolved.choices))
         """What was decided for the cells and why, a sentence each: the judge's address is among them."""
-        self._places = places
+        self._bench = bench
         names = set(self.planned if chosen is None else chosen)
         self._keep_going = keep_going
         self._pause = pause
@@ -260,14 +140,14 @@ class Sweep:
         self._resting: dict[str, float] = {}
         self._results: dict[str, dict[str, Json]] = {}
         """By key of a step that ended in a result, its failure."""
-        self._judges: dict[str, LocalExecutor] = {}
-        self._signatures = {each.name: _signature(each) for each in planned}
-        self._seats = [_Seat(place) for place in places]
+        self._context = max((context_needed(each.plan) for each in planned), default=0)
+        """Of all cells: residents are changed for another model, not for a longer text."""
+        self._signatures = {each.name: signature_of(each.prepared.resolved, self._context) for each in planned}
         distinct = steps_of(each.plan for each in planned)
         self._steps = distinct.distinct
         self._finished = self._steps.keys() & finished_steps(folder.root).keys() if folder.root.is_dir() else set()
         self._usd = _dollars(folder, [self._steps[key] for key in self._finished])
-        self._left = TimeLeft(self._steps, forecast or {}, sum(_chains(place, planned) for place in places))
+        self._left = TimeLeft(self._steps, forecast or {}, sum(_chains(seat.place, planned) for seat in bench.seats))
         self.cells = {name: self._first_state(each, set(retry)) for name, each in self.planned.items()}
         self._queue = [name for name, state in self.cells.items() if state.state == "queued" and name in names]
 
@@ -306,7 +186,7 @@ class Sweep:
             ended=self._stopping,
             host=platform.node(),
             pid=os.getpid(),
-            workers=tuple(place.name for place in self._places),
+            workers=tuple(seat.place.name for seat in self._bench.seats),
             usd=round(self._usd, 6),
             steps=len(self._steps),
             finished=len(self._finished),
@@ -334,7 +214,7 @@ class Sweep:
             RunError: If somebody asked the sweep to stop, or the first cells failed alike. What was finished is kept.
         """
         self.folder.forget_stop()
-        chains = [seat for seat in self._seats for _ in range(_chains(seat.place, list(self.planned.values())))]
+        chains = [seat for seat in self._bench.seats for _ in range(_chains(seat.place, list(self.planned.values())))]
         threads = [threading.Thread(target=self._chain, args=(seat,), daemon=True) for seat in chains]
         for thread in threads:
             thread.start()
@@ -372,8 +252,7 @@ class Sweep:
             self._common = self._common or reason
             self._stopping = True
             self._changed.notify_all()
-        for executor in [seat.opened[1] for seat in self._seats if seat.opened] + list(self._judges.values()):
-            executor.close()
+        self._bench.close()
 
     def _settle(self) -> None:
         """Cells that were being run when the sweep ended are to be run."""
@@ -383,22 +262,17 @@ class Sweep:
 
     # -- chains
 
-    def _chain(self, seat: _Seat) -> None:
+    def _chain(self, seat: Seat) -> None:
         """Take one cell after the other to a place."""
         try:
-            while self._usable(seat) and (name := self._next(seat)) is not None:
+            while (self._stopping or seat.usable()) and (name := self._next(seat)) is not None:
                 self._run_cell(seat, self.planned[name])
         except BaseException as error:
             self._stop(f"the sweep itself failed: {type(error).__name__}: {error}")
         finally:
             self._events.put(None)
 
-    def _usable(self, seat: _Seat) -> bool:
-        """Whether a place is there, as far as it was tried; what ran there goes on elsewhere."""
-        opened = seat.opened
-        return self._stopping or opened is None or opened[1].usable()
-
-    def _next(self, seat: _Seat) -> str | None:
+    def _next(self, seat: Seat) -> str | None:
         """The cell that a chain takes next, once there is one; None if there is none left."""
         with self._changed:
             while not self._stopping:
@@ -411,31 +285,31 @@ class Sweep:
                         known, state="running", worker=seat.place.name, attempts=known.attempts + 1, failure=None
                     )
                     return name
-                if not self._queue and not any(other.running for other in self._seats):
+                if not self._queue and not any(other.running for other in self._bench.seats):
                     break
                 self._changed.wait(0.5)
             self._changed.notify_all()
             return None
 
-    def _best(self, seat: _Seat) -> str | None:
+    def _best(self, seat: Seat) -> str | None:
         """The first queued cell that can be run at a place now; one whose next step nobody else is about to make comes before
         one that would have to wait for it."""
         now = time.monotonic()
         ready = [name for name in self._queue if self._resting.get(name, 0.0) <= now and self._fits(seat, name)]
-        busy = {self._next_key(other) for each in self._seats for other in each.running}
+        busy = {self._next_key(other) for each in self._bench.seats for other in each.running}
         free = [name for name in ready if self._next_key(name) not in busy]
         return next(iter([*free, *ready]), None)
 
-    def _fits(self, seat: _Seat, name: str) -> bool:
-        """Whether a cell can use what is open at a place, or nobody else is using it."""
-        return not seat.running or seat.opened is None or seat.opened[0] == self._signatures[name]
+    def _fits(self, seat: Seat, name: str) -> bool:
+        """Whether a cell can use what the cells at a place use, if there are any."""
+        return all(self._signatures[other] == self._signatures[name] for other in seat.running)
 
     def _next_key(self, name: str) -> str:
         """The key of a cell's first unfinished step of the device."""
         steps = self.planned[name].plan
         return next((step.key for step in steps if step.queue == "device" and step.key not in self._finished), name)
 
-    def _run_cell(self, seat: _Seat, planned: PlannedCell) -> None:
+    def _run_cell(self, seat: Seat, planned: PlannedCell) -> None:
         """Run a cell to its end, or to its failure."""
         name = planned.name
         self._events.put(CellStarted(name, seat.place.name, self.cells[name].attempts))
@@ -454,7 +328,7 @@ class Sweep:
         """The result that another cell's same step came to."""
         return next((self._results[step.key] for step in planned.plan if step.key in self._results), None)
 
-    def _walk(self, seat: _Seat, planned: PlannedCell) -> dict[str, Json] | None:
+    def _walk(self, seat: Seat, planned: PlannedCell) -> dict[str, Json] | None:
         """Walk a cell's plan.
 
         Returns:
@@ -464,7 +338,7 @@ class Sweep:
         try:
             with contextlib.ExitStack() as stack:
                 session = stack.enter_context(take(planned.prepared, self.folder.run(planned.name).root, self.folder.root))
-                executor = self._executor(seat, planned, session)
+                executor = self._bench.executor(seat, session, self._context)
                 events = stack.enter_context(contextlib.closing(session.events(executor, shared=self._shared)))
                 for event in events:
                     self._note(planned, event)
@@ -499,7 +373,7 @@ class Sweep:
             self._changed.notify_all()
         if how in ("result", "failed"):
             others = [self.planned[other].plan for other in self.planned if self.cells[other].state in ("queued", "running")]
-            self._shared.drop(planned.plan, others)
+            self._shared.drop(planned.plan, others, self.folder.root)
         self._events.put(CellEnded(name, self.cells[name]))
         failures = [other.failure for other in ended if other.state == "failed" and other.failure]
         if not self._keep_going and len(failures) == len(ended) >= ALIKE and len({str(f["message"]) for f in failures}) == 1:
@@ -507,47 +381,6 @@ class Sweep:
                 f"the first {len(failures)} cells failed alike, and none has succeeded: {failures[0]['message']}"
                 " (`--keep-going` goes on nevertheless)"
             )
-
-    # -- backends
-
-    def _executor(self, seat: _Seat, planned: PlannedCell, session: Session) -> Executor:
-        """What a cell's steps run through: what is open at the place, and the judge of all."""
-        signature = self._signatures[planned.name]
-        with self._changed:
-            opened = seat.opened
-            if opened is None or opened[0] != signature:
-                if opened is not None:
-                    opened[1].close()
-                residents = self._residents(planned, session)
-                seat.opened = opened = signature, seat.place.open(residents)
-            judge = self._judge(planned, session)
-        return _Routed(opened[1].lease(), judge)
-
-    def _residents(self, planned: PlannedCell, session: Session) -> Residents:
-        mine = self._signatures[planned.name]
-        alike = [each.plan for each in self.planned.values() if self._signatures[each.name] == mine]
-        resolved = session.resolved
-        return Residents(
-            resolved.recipe,
-            resolved.inputs,
-            resolved.model,
-            max(map(context_needed, alike)),
-            session.swap,
-            session.keep_free(),
-            self.folder.root / "logs",
-        )
-
-    def _judge(self, planned: PlannedCell, session: Session) -> Lease:
-        """The judge of all cells that ask for the same one."""
-        inputs, recipe = session.resolved.inputs, session.resolved.recipe
-        who: list[Json] = [asdict(inputs.judge), recipe.api_base, recipe.judge_batch, recipe.max_usd]
-        if not _reads_rubrics(inputs.judge):  # it is fitted on the trait's rows
-            who += [inputs.trait.name, [asdict(seed) for seed in inputs.seeds] if recipe.seeds else []]
-        signature = digest(who)
-        if signature not in self._judges:
-            logs = self.folder.root / "logs"
-            self._judges[signature] = self._residents(planned, session).executor(logs)
-        return self._judges[signature].lease()
 
     # -- the state
 
@@ -592,17 +425,6 @@ def _usd_of(results: Mapping[str, Json]) -> float:
     """What a judge step has cost, dollars."""
     usd = results.get("usd")
     return float(usd) if isinstance(usd, (int, float)) and 0 <= usd < MOST_USD else 0.0
-
-
-def _signature(planned: PlannedCell) -> str:
-    """Equal for cells that can use the same resident trainer, exporter and generator."""
-    resolved = planned.prepared.resolved
-    recipe = resolved.recipe
-    return digest([resolved.model, recipe.trainer, recipe.generator, recipe.threads, recipe.vram])
-
-
-def _reads_rubrics(judge: JudgeIdentity) -> bool:
-    return kind_of(judge.name).remote
 
 
 def _failure(error: Exception) -> dict[str, Json]:
@@ -662,9 +484,12 @@ def open_sweep(
     asked, folder = asked or Asked(), StudyFolder(out)
     refuse_other(study, folder)
     guessed = study.planned(study.guessed(), folder)  # whatever is wrong with a cell is said before anything is done
-    with locked(folder):
-        found = calibrated(study, folder, on_event) if study.calibrations else Calibrated(study.cells)
-        planned = study.planned(found.cells, folder) if found.records else guessed
+    _refuse_without_gpu(guessed, folder)
+    with locked(folder), contextlib.closing(Bench(places, out / "logs")) as bench:
+        found = Calibrated(study.cells)
+        if study.calibrations:
+            found = calibrated(study, _searched(study, folder, asked), folder, bench, guessed, on_event)
+        planned = study.planned(found.cells, folder) if study.calibrations else guessed
         write_study(study, planned, folder, found.records)
         names = [cell.name for cell in chosen(found.cells, asked.only)] if asked.only else [each.name for each in planned]
         forecast = {key: cost.seconds.mid for key, cost in costs_by_key(planned).items() if cost.seconds.mid}
@@ -672,7 +497,7 @@ def open_sweep(
         sweep = Sweep(
             folder,
             planned,
-            places,
+            bench,
             chosen=names[: asked.limit],
             retry=retry,
             keep_going=asked.keep_going,
@@ -680,6 +505,31 @@ def open_sweep(
         )
         sweep.notes = list(found.notes)
         yield sweep
+
+
+def _refuse_without_gpu(planned: Sequence[PlannedCell], folder: StudyFolder) -> None:
+    """Refuse cells whose trainings need a GPU where there is none.
+
+    Raises:
+        UserError: With how many there are.
+    """
+    unsloth = [
+        each.plan for each in planned if each.prepared.resolved.recipe.trainer == "unsloth" and not each.prepared.machine.gpu
+    ]
+    finished = finished_steps(folder.root) if unsloth and folder.root.is_dir() else {}
+    left = sum(any(step.verb == "train" and step.key not in finished for step in plan) for plan in unsloth)
+    if left:
+        raise UserError(
+            f"{left} of {len(planned)} cells are trained with Unsloth, which needs an NVIDIA GPU, and this machine has none",
+            hint="`--set trainer=auto` takes the trainer that works here; `--on ray:HOST:PORT` goes from a node with a GPU",
+        )
+
+
+def _searched(study: StudyPlan, folder: StudyFolder, asked: Asked) -> list[Calibration]:
+    """The searches for seed rows of the cells that are asked for; and earlier ones, whose cells would be outside else."""
+    records = (folder.manifest() or {}).get("calibrations") or []
+    names = {each.name for each in study.searches(asked.only, asked.limit)} | {record.get("name") for record in records}
+    return [each for each in study.calibrations if each.name in names]
 
 
 def _retried(folder: StudyFolder, asked: Sequence[str], names: Sequence[str]) -> set[str]:
@@ -733,19 +583,8 @@ def ask_to_stop(folder: StudyFolder) -> bool:
     Raises:
         FolderError: If the folder is no study's.
     """
-    if folder.state().ended:
+    if not folder.last_state().alive(time.time()):
+        folder.known()
         return False
     folder.ask_to_stop()
     return True
-
-
-def local_places(machine: Machine, chains: int | None = None) -> list[LocalPlace]:
-    """The GPUs of this machine that this process sees, or its CPU.
-
-    Args:
-        chains: Cells side by side at each; two on a GPU, so that one is trained while another is sampled, and one on a CPU, if
-            None.
-    """
-    if not machine.gpu:
-        return [LocalPlace("cpu", chains=chains or 1)]
-    return [LocalPlace(f"gpu {number}", gpu, chains or 2) for number, gpu in enumerate(visible_gpus())]

@@ -1,4 +1,4 @@
-"""How much longer a sweep takes: its distinct steps, by what steps of their verb took, shared out to the places."""
+"""How long the steps of a study take together, and how much longer a sweep takes by what its steps took so far."""
 
 from __future__ import annotations
 
@@ -7,7 +7,28 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from iterft_lite.experiment.steps import Step
+from iterft_lite.experiment.verbs import VERBS
 from iterft_lite.machine.countdown import FURTHEST
+
+
+def together(steps: Iterable[tuple[Step, float]], places: int) -> float:
+    """Seconds that steps take side by side.
+
+    The device's are shared out to the places. What is measured goes on while a place trains, and adds only what is longer than
+    all training; judging goes on beside everything.
+
+    Args:
+        steps: Each with its own seconds.
+        places: Where the device's steps are done.
+    """
+    lanes: dict[str, float] = defaultdict(float)
+    beside = 0.0
+    for step, seconds in steps:
+        lanes[step.queue] += seconds
+        if step.queue == "device" and not VERBS[step.verb].needs & VERBS["text_metrics"].needs:
+            beside += seconds
+    device = lanes["device"] + max(0.0, lanes["measure"] - beside)
+    return max(device / places, lanes["judge"])
 
 
 @dataclass
@@ -15,7 +36,7 @@ class TimeLeft:
     """Seconds that are left of a sweep.
 
     A step takes what was forecast of it, times the ratio of seconds taken to seconds forecast over the finished steps of its
-    verb; where nothing was forecast, the mean of its verb's steps. Judging goes on beside the device: the longer one counts.
+    verb; where nothing was forecast, the mean of its verb's steps. They go on side by side (`together`).
 
     Attributes:
         steps: By key.
@@ -46,11 +67,7 @@ class TimeLeft:
     def seconds(self, unfinished: Iterable[str]) -> float | None:
         """Seconds until all of these steps are finished; None where one of the device's is of a verb that nothing is known
         of."""
-        lanes: dict[str, float] = defaultdict(float)
-        for key in unfinished:
-            step = self.steps[key]
-            seconds = self.of(step)
-            if seconds is None and step.queue == "device":
-                return None
-            lanes[step.queue] += seconds or 0.0
-        return max(lanes["device"] / self.chains, lanes["judge"])
+        left = [(step, self.of(step)) for step in map(self.steps.__getitem__, unfinished)]
+        if any(seconds is None and step.queue in ("device", "measure") for step, seconds in left):
+            return None
+        return together(((step, seconds or 0.0) for step, seconds in left), self.chains)

@@ -11,6 +11,7 @@ every worker of this program renders.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import signal
@@ -71,6 +72,7 @@ class _LimitError(jinja2.TemplateError):
     """A template that would grow too large or takes too long."""
 
 
+@functools.lru_cache(maxsize=16)
 def compiled(source: str) -> jinja2.Template:
     """A template, ready to be rendered by `rendered_within_limits`.
 

@@ -80,6 +80,11 @@ class Executor(Protocol):
         """
         ...
 
+    def prepare(self, task: Task) -> None:
+        """Start and load what the steps to come need, while somebody else makes this one. What fails here, fails again and with
+        its own words in the step that needs it."""
+        ...
+
     def close(self) -> None:
         """End whatever runs; a later call starts it again."""
         ...
@@ -144,6 +149,10 @@ class Interruptible(Protocol):
         """See `Executor.run`."""
         ...
 
+    def prepare(self, task: Task) -> None:
+        """See `Executor.prepare`."""
+        ...
+
     def interrupt(self, tasks: Collection[Task]) -> None:
         """Have these tasks end, and no others."""
         ...
@@ -162,9 +171,20 @@ class Lease:
 
     def run(self, task: Task) -> Outcome:
         """See `Executor.run`."""
+        with self._noted(task):
+            return self._shared.run(task)
+
+    def prepare(self, task: Task) -> None:
+        """See `Executor.prepare`."""
+        with self._noted(task):
+            self._shared.prepare(task)
+
+    @contextlib.contextmanager
+    def _noted(self, task: Task) -> Iterator[None]:
+        """Have `close` end what a task is in."""
         self._tasks.append(task)
         try:
-            return self._shared.run(task)
+            yield
         finally:
             self._tasks = [other for other in self._tasks if other is not task]
 
@@ -209,7 +229,7 @@ class LocalExecutor:
         """Do a step that has the backends it begins with."""
         self._make_room(verb.needs, asked)
         if verb.name == "load_base" and not self._swap:  # the first of a run: the others import while this one does
-            self.backends.prepare()
+            self.backends.prepare(*_needed(asked))
         task, listener = _heard(asked)
         for name in verb.needs:
             self.backends.watch(name, listener)
@@ -218,6 +238,17 @@ class LocalExecutor:
         if peak.bytes and verb.queue in ("device", "measure"):
             results = {**results, "peak_vram": peak.bytes}  # all of this executor's processes together
         return Outcome(results, _digests(results))
+
+    def prepare(self, task: Task) -> None:
+        """See `Executor.prepare`. Where trainer and generator take turns, whoever has the memory keeps it."""
+        if self._swap and (self.backends.running("generator") or self.backends.running("exporter")):
+            return
+        if not self._swap:
+            self.backends.prepare(*_needed(task) - {"trainer"})
+        if "train" in task.ahead and not self.backends.running("trainer"):
+            with self._claimed(VERBS["train"].needs, task):
+                if not self.backends.running("trainer"):  # by now another run's step may have started it
+                    self.backends.trainer.load(self._model, task.recipe.train)
 
     def close(self) -> None:
         """End all backends."""
@@ -338,6 +369,11 @@ class LocalExecutor:
         if exported_files(whole)[0] is None:
             quant = whole.step.params["quant"]
             self._untouched[quant] = untouched_gguf(work.backends.exporter, self._model, whole.path, quant, work.report)
+
+
+def _needed(task: Task) -> frozenset[BackendName]:
+    """The backends of the steps that are still to come."""
+    return frozenset(name for verb in task.ahead for name in VERBS[verb].needs)
 
 
 def _refuse_gone(inputs: Mapping[str, StepFolder]) -> None:

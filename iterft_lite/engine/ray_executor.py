@@ -25,7 +25,7 @@ import traceback
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from iterft_lite.engine.executor import Executor, Lease, LocalExecutor, Outcome, Task
 from iterft_lite.engine.ray_cluster import Site, first_line, load_ray
@@ -169,6 +169,17 @@ class Worker:
         finally:
             del self._calls[number]
 
+    def prepare(self, number: int, sent: Sent) -> Answer:
+        """Start and load what a task's run needs later. The step is somebody else's: nothing is written in its folder."""
+        call = self._calls[number] = _Call(sent)
+        try:
+            self._executor.prepare(call.task)
+            return Answer(Outcome({}), None, call.take())
+        except BaseException as error:
+            return Answer(None, _travelling(error, sent), call.take())
+        finally:
+            del self._calls[number]
+
     def news(self, number: int) -> News:
         """How far a task is."""
         call = self._calls.get(number)
@@ -262,12 +273,32 @@ class RayExecutor:
         """
         if "judge" in VERBS[task.folder.step.verb].needs:
             raise ValueError("judging stays with the driver: one budget, one pace, one cache")
-        actor, number = self._open(), next(self._numbers)
-        self._tasks[number] = task
+        actor = self._open()
         try:
-            answer = self._followed(actor, number, task)
+            return self._done(actor, "run", task)
         except load_ray().exceptions.RayError as error:
             raise self._gone(actor, task, error) from None
+
+    def prepare(self, task: Task) -> None:
+        """See `Executor.prepare`."""
+        actor = self._open()
+        try:
+            self._done(actor, "prepare", task)
+        except load_ray().exceptions.RayError as error:
+            self._drop(actor)
+            raise BackendError(f"the worker at {self._site.name} was lost: {first_line(error)}", exception="died") from None
+
+    def _done(self, actor: Any, what: Literal["run", "prepare"], task: Task) -> Outcome:
+        """What an actor's method comes to.
+
+        Raises:
+            RayError: If the actor is lost.
+            BaseException: What the method, or the task's `report`, raised.
+        """
+        number = next(self._numbers)
+        self._tasks[number] = task
+        try:
+            answer = self._followed(actor, number, task, getattr(actor, what).remote(number, Sent.of(task)))
         finally:
             del self._tasks[number]
         if answer.outcome is None:
@@ -341,10 +372,13 @@ class RayExecutor:
 
     # -- a task's life
 
-    def _followed(self, actor: Any, number: int, task: Task) -> Answer:
-        """Send a task, and tell its progress until it has ended."""
+    def _followed(self, actor: Any, number: int, task: Task, answer: Any) -> Answer:
+        """Tell a task's progress until it has ended.
+
+        Args:
+            answer: What Ray gives for the call.
+        """
         ray = load_ray()
-        answer = actor.run.remote(number, Sent.of(task))
         try:
             while not ray.wait([answer], timeout=POLL)[0]:
                 _tell(task, ray.get(actor.news.remote(number)))

@@ -5,11 +5,12 @@ The schedule knows steps, queues and order; an executor knows where and how a st
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -35,7 +36,7 @@ FAILURE = "failure.json"
 """In a run folder: how its last session failed; gone once one ends well."""
 
 WAIT = 1.0
-"""Seconds until it is looked again whether another process has made a step."""
+"""Seconds until it is looked again whether another process has made a step. Runs of one process tell each other (`Shared`)."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,9 @@ def run(
     Raises:
         IterftError: The first failure of any queue; finished steps and rows are kept.
     """
-    walk = _Walk(plan, store, executor, reuse or {}, shared or Shared([plan]))
+    shared = shared or Shared([plan])
+    walk = _Walk(plan, store, executor, reuse or {}, shared)
+    shared.follow(walk.finished_elsewhere)
     threads = [threading.Thread(target=walk.work_off, args=(name,), daemon=True) for name in get_args(Queue)]
     for thread in threads:
         thread.start()
@@ -117,6 +120,7 @@ def run(
         walk.stop()
         for thread in threads:
             thread.join()
+        shared.unfollow(walk.finished_elsewhere)
         if after == "close":
             executor.close()
     if walk.failure is not None:
@@ -142,8 +146,14 @@ class Shared:
         """Keys of the trainings of cycle 0."""
         self._finished: set[str] = set()
         self._verified: set[str] = set()
+        self._told: list[Callable[[str], None]] = []
         self._lock = threading.Lock()
         for plan in plans:
+            self.add(plan)
+
+    def add(self, plan: Plan) -> None:
+        """One more run over the store."""
+        with self._lock:
             self._note(plan)
 
     def _note(self, plan: Plan) -> None:
@@ -156,6 +166,16 @@ class Shared:
             self._readers.setdefault(step.key, set()).update(readers)
             for reader in readers:
                 self._reads.setdefault(reader, set()).add(step.key)
+
+    def follow(self, told: Callable[[str], None]) -> None:
+        """Have a run told the key of every step that is finished."""
+        with self._lock:
+            self._told.append(told)
+
+    def unfollow(self, told: Callable[[str], None]) -> None:
+        """The run has ended."""
+        with self._lock:
+            self._told.remove(told)
 
     def verify(self, folder: StepFolder) -> Completion:
         """Check a finished step, its files once a process.
@@ -177,9 +197,17 @@ class Shared:
         Returns:
             Key of a step and pattern of its files, of the models that no step reads any more and that `keep` does not keep.
         """
+        self._verified.add(key)
+        with self._lock:
+            told = list(self._told)
+        for each in told:
+            each(key)
+        return self._ended(key, keep)
+
+    def _ended(self, key: str, keep: Keep) -> list[tuple[str, str]]:
+        """As `finish`, also of a step that nobody does."""
         with self._lock:
             self._finished.add(key)
-            self._verified.add(key)
             touched = self._reads.get(key, set()) | ({key} & self._readers.keys())
             unread = [made for made in touched if {made, *self._readers[made]} <= self._finished]
             exports = [made for made in unread if made in self._exports and (keep != "last" or made not in self._last)]
@@ -187,11 +215,20 @@ class Shared:
         merged = [(made, "*.gguf" if keep == "ends" else "model.gguf") for made in exports] if keep != "all" else []
         return merged + ([(made, "adapter/*.safetensors") for made in adapters] if keep == "ends" else [])
 
-    def drop(self, plan: Plan, others: Iterable[Plan]) -> None:
-        """A run is not gone on with: what only its steps would have read is read no more."""
+    def drop(self, plan: Plan, others: Iterable[Plan], store: Path) -> None:
+        """A run is not gone on with: what only its steps would have read is read no more, and removed as `keep` says.
+
+        Adapters stay: whoever has the run tried again needs them, and exports are written again from them.
+
+        Args:
+            others: Plans of the runs that go on.
+            store: Where the steps are.
+        """
         needed = {step.key for other in others for step in other}
-        with self._lock:
-            self._finished |= {step.key for step in plan} - needed
+        for step in plan:
+            if step.key not in needed:
+                unread = self._ended(step.key, plan.recipe.keep)
+                remove(store, [(key, files) for key, files in unread if key in self._exports])
 
 
 class _Walk:
@@ -212,6 +249,8 @@ class _Walk:
         """By step that is being done, up to when its seconds are counted."""
         self._changed = threading.Condition()
         self._stopping = False
+        self._is_ready = False
+        """Whether what the run needs was started, as far as it was tried."""
 
     def work_off(self, name: Queue) -> None:
         """Do a queue's steps, each as soon as what it reads is finished; what rests is taken up again."""
@@ -272,6 +311,7 @@ class _Walk:
         if done is None:
             making = Making(folder)
             if not making.try_acquire():
+                self._get_ready(folder)
                 self._rest(step, WAIT)
                 return False
             try:
@@ -297,8 +337,25 @@ class _Walk:
             return None
         return StepFinished(step, self.shared.verify(folder), reused=True)
 
+    def _get_ready(self, folder: StepFolder) -> None:
+        """Use the time in which somebody else makes a step of the device: once a run."""
+        if self._is_ready or folder.step.queue != "device":
+            return
+        self._is_ready = True
+        left = [step for step in self.plan if step.key not in self.reuse and not self.store.folder(step).finished]
+        with contextlib.suppress(Exception):  # the step that needs it says what is wrong
+            self.executor.prepare(replace(self._task(folder), ahead=frozenset(step.verb for step in left)))
+
+    def finished_elsewhere(self, key: str) -> None:
+        """Another run has finished a step: who waits for it need not wait for the next look."""
+        with self._changed:
+            for name in [name for name in self._resting if self.plan.steps[name].key == key]:
+                del self._resting[name]
+            self._changed.notify_all()
+
     def _rest(self, step: Step, seconds: float) -> None:
-        self._resting[step.name] = time.monotonic() + seconds
+        with self._changed:
+            self._resting[step.name] = time.monotonic() + seconds
 
     def _make(self, folder: StepFolder) -> StepFinished | None:
         """Have a step made; None if it rests."""
@@ -343,9 +400,18 @@ class _Walk:
 
     def _prune(self, finished: Step) -> None:
         """Remove models that no unfinished step reads, as `keep` says."""
-        for key, files in self.shared.finish(finished.key, self.plan.recipe.keep):
-            for path in (self.store.store / "steps" / key).glob(files):
-                path.unlink(missing_ok=True)
+        remove(self.store.store, self.shared.finish(finished.key, self.plan.recipe.keep))
+
+
+def remove(store: Path, files: Iterable[tuple[str, str]]) -> None:
+    """Remove files of steps.
+
+    Args:
+        files: Key of a step and pattern of its files.
+    """
+    for key, pattern in files:
+        for path in (store / "steps" / key).glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def context_needed(plan: Plan) -> int:

@@ -218,6 +218,12 @@ class StudyFolder:
         """
         found = self.manifest()
         if found is None:
+            tried = sum(1 for _ in (self.root / PROBES).glob("*"))
+            if tried:
+                raise FolderError(
+                    f"the study in `{self.root}` still searches its seed rows, {tried} tried so far",
+                    hint="its cells are known after that; `iterft sweep stop` ends it, and the same `iterft sweep` goes on",
+                )
             raise FolderError(
                 f"`{self.root}` is not the folder of a study", hint="`iterft sweep STUDY.toml --out DIR` makes one"
             )
@@ -250,10 +256,16 @@ class StudyFolder:
         Raises:
             FolderError: If the folder is no study's.
         """
-        known = _state(self.root / STATE)
+        known = self.last_state()
         alive = known.alive(time.time() if now is None else now)
         found = {cell.name: self._cell_state(cell, known.cells.get(cell.name, CellState()), alive) for cell in self.cells()}
         return replace(known, cells=found, ended=not alive)
+
+    def last_state(self) -> SweepState:
+        """What a sweep wrote last, as it stands there; an empty one where it cannot be read."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, FileError):
+            return read_record(self.root / STATE, SweepState)
+        return SweepState()
 
     def _cell_state(self, cell: StudyCell, known: CellState, alive: bool) -> CellState:
         if not cell.inside and known.state != "running":
@@ -307,10 +319,3 @@ def _refuse_strange(path: Path, cells: Sequence[StudyCell]) -> None:
             canonical(cell.values)
         except ValueError as error:
             raise FileError(f"`{path}`, cell `{cell.name}`: {error}") from None
-
-
-def _state(path: Path) -> SweepState:
-    """What a sweep wrote last; an empty one where it cannot be read."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError, FileError):
-        return read_record(path, SweepState)
-    return SweepState()

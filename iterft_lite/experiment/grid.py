@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import json
 import re
 import tomllib
 from collections import Counter
@@ -390,16 +391,29 @@ def chosen(among: Iterable[Cell], only: Sequence[str]) -> list[Cell]:
     for text in only:
         key, equals, value = text.partition("=")
         if not equals:
-            raise RecipeError([f"`{text}` has no `key=value`"], source="--only")
+            raise RecipeError([f"`{text}` is no `key=value`"], source="--only", hint="such as `--only rows=50`")
         try:
             wanted[key.strip()] = tomllib.loads(f"value = {value}")["value"]
         except (ValueError, RecursionError):  # no TOML, or a number or nesting beyond reason: a text
             wanted[key.strip()] = value.strip()
     kept = [cell for cell in among if _matches(cell.values, wanted)]
     if not kept:
-        keys = ", ".join(dict.fromkeys(key for cell in among for key in cell.values))
-        raise RecipeError([f"no cell has {', '.join(only)}"], source="--only", hint=f"cells differ in {keys}")
+        raise RecipeError([f"no cell has {', '.join(only)}"], source="--only", hint=_what_there_is(among, wanted))
     return kept
+
+
+def _what_there_is(among: Sequence[Cell], wanted: Mapping[str, Value]) -> str:
+    """The values that cells have of the keys that are asked for; the keys in which they differ, where those are others."""
+    keys = list(dict.fromkeys(key for cell in among for key in cell.values))
+    known = [key for key in wanted if key in keys]
+    if len(known) < len(wanted):
+        return f"cells differ in {', '.join(keys)}"
+    values = {key: dict.fromkeys(_shown(cell.values[key]) for cell in among if key in cell.values) for key in known}
+    return "; ".join(f"`{key}` is {', '.join(there)}" for key, there in values.items())
+
+
+def _shown(value: Value) -> str:
+    return f"searched for a score of {value.score:g}" if isinstance(value, Threshold) else json.dumps(value, ensure_ascii=False)
 
 
 # -- names

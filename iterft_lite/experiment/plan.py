@@ -9,6 +9,7 @@ A step's cycle is the paper's: training M[t + 1] on D[t] is cycle t, and M[0]'s 
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -93,6 +94,14 @@ def as_rows(prefix: str, items: Sequence[Chat | Document]) -> list[dict[str, Jso
     return rows
 
 
+@functools.lru_cache(maxsize=16)
+def _shuffled(many: int, seed: int) -> tuple[int, ...]:
+    """The places of a pool of prompts in the order of a seed: one for all cycles, and all cells of a study."""
+    order = list(range(many))
+    random.Random(digest(["prompts", seed])).shuffle(order)
+    return tuple(order)
+
+
 def judge_key(identity: Mapping[str, Json]) -> dict[str, Json]:
     """What of a judge's identity is part of a key: who judges and how, not how that is described."""
     return {name: value for name, value in identity.items() if name != "note"}
@@ -154,7 +163,8 @@ def _shortages(recipe: Recipe, inputs: ResolvedInputs) -> Iterator[str]:
     else:
         needed = recipe.rows * (recipe.cycles if recipe.slices == "disjoint" else min(1, recipe.cycles))
         if needed > len(inputs.prompts):
-            per = f"{recipe.cycles} cycles of {recipe.rows} rows, each asked once" if recipe.slices == "disjoint" else "a cycle"
+            cycles = f"{recipe.cycles} cycle{'s' * (recipe.cycles != 1)}"
+            per = f"{cycles} of {recipe.rows} rows, each asked once" if recipe.slices == "disjoint" else "a cycle"
             there = f"`{recipe.prompts.path}` has" if recipe.prompts else "there are"
             yield f"{needed} prompts are needed ({per}), but {there} {len(inputs.prompts)}"
     mixed = round(recipe.mix.share * recipe.rows)
@@ -288,13 +298,11 @@ class _Unroll:
 
         The pool is shuffled by the recipe's seed, so that a repetition with another seed asks other prompts.
         """
-        recipe, count = self.recipe, self.recipe.rows
-        order = list(range(len(self.inputs.prompts)))
+        recipe, count, there = self.recipe, self.recipe.rows, len(self.inputs.prompts)
         if recipe.slices == "disjoint":
-            random.Random(digest(["prompts", recipe.seed])).shuffle(order)
-            order = order[(t - 1) * count : t * count]
+            order = list(_shuffled(there, recipe.seed)[(t - 1) * count : t * count])
         else:
-            order = random.Random(digest(["prompts", recipe.seed, t])).sample(order, count)
+            order = random.Random(digest(["prompts", recipe.seed, t])).sample(range(there), count)
         return {f"p{number:05d}": self.inputs.prompts[number] for number in order}
 
     def _generate(

@@ -106,12 +106,12 @@ def _disk_sentence(plan: Plan, resolved: Resolved) -> str:
     stays, merged = sum(map(disk.of, plan)), shape.parameters * BITS[recipe.quant] / 8
     # while a cycle is measured, the untouched model and the cycle before are there too
     beside = {"adapter": 0, "auto": 1, "merged": 2}[recipe.export] if recipe.keep != "all" else 0
-    most = f"{_size(stays + beside * merged)} for the run" + (" at most" if recipe.export == "auto" else "")
-    after = f", of which {_size(stays)} stay" if beside else ""
-    return f"{most}{after}, {_size(shape.parameters * 2 + merged)} in the cache for the converted base"
+    most = f"{size_words(stays + beside * merged)} for the run" + (" at most" if recipe.export == "auto" else "")
+    after = f", of which {size_words(stays)} stay" if beside else ""
+    return f"{most}{after}, {size_words(shape.parameters * 2 + merged)} in the cache for the converted base"
 
 
-def _size(amount: float) -> str:
+def size_words(amount: float) -> str:
     """Bytes in words: `35 MB`, `8.1 GB`."""
     return f"{amount / 1e9:.1f} GB" if amount >= 1e9 else f"{amount / 1e6:.0f} MB"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from math import prod
@@ -14,6 +15,7 @@ from iterft_lite.errors import ModelError
 from iterft_lite.experiment.contexts import system_text
 from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.experiment.rows import Message
+from iterft_lite.files import file_mark
 from iterft_lite.gguf.families import architecture_of, families_of, read_config, refuse_problems
 from iterft_lite.gguf.weights import Weight, is_whole, read_weights
 
@@ -51,11 +53,21 @@ def refuse_unusable(recipe: Recipe, place: str) -> TrainingTokenizer | None:
         )
     if not Path(place).is_dir() and not (folder / "tokenizer.json").is_file():
         return None
-    tokenizer = TrainingTokenizer(str(folder))
+    tokenizer = _tokenizer(folder, tuple(file_mark(path) for path in sorted(folder.iterdir()) if path.is_file()))
     if recipe.row.loss != "all":
         _ = tokenizer.turn  # refuses what no reply could be trained with
         _refuse_contexts(tokenizer, place, recipe.evaluate.system)
     return tokenizer
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(folder: Path, _: tuple[str, ...]) -> TrainingTokenizer:
+    """A model's tokenizer. That of a large vocabulary takes half a second to read, and all cells of a study have the same one.
+
+    Args:
+        _: Marks of its files (`file_mark`).
+    """
+    return TrainingTokenizer(str(folder))
 
 
 def files_here(place: str) -> Path | None:

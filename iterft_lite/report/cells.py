@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,16 @@ class CellReport:
         return canonical([self.arm, sorted([key, value] for key, value in self.values.items() if key != SEED)])
 
 
-def read_cells(folders: Sequence[Path], only: Sequence[str] = ()) -> list[CellReport]:
+ReadRun = Callable[[Path, StepReader], Report]
+"""Reads a run folder, with what is known of the steps of its store."""
+
+
+def read_cells(folders: Sequence[Path], only: Sequence[str] = (), read: ReadRun = read_report) -> list[CellReport]:
     """The cells of studies, run folders, and folders of those; each step that they share is read and verified once.
 
     Args:
         only: What cells must have to be read: `rows=50`.
+        read: How a run is read: by its own judge's scores unless something else is given.
 
     Raises:
         FolderError: If there are none.
@@ -71,12 +76,12 @@ def read_cells(folders: Sequence[Path], only: Sequence[str] = ()) -> list[CellRe
     if only:
         kept = {cell.identity for cell in chosen([_as_cell(cell) for cell in unique], only)}
         unique = [cell for cell in unique if _as_cell(cell).identity in kept]
-    reader = _Reader()
-    read = [reader.read(cell) for cell in unique]
-    if reader.errors and not any(cell.report for cell in read):
+    reader = _Reader(read)
+    found = [reader.read(cell) for cell in unique]
+    if reader.errors and not any(cell.report for cell in found):
         raise reader.errors[0]
     one_study = len(folders) == 1 and is_study(folders[0])
-    return _named_apart(_with_differences(read if one_study else [_whole(cell) for cell in read]))
+    return _named_apart(_with_differences(found if one_study else [_whole(cell) for cell in found]))
 
 
 def _as_cell(cell: CellReport) -> Cell:
@@ -122,7 +127,8 @@ def _cells_of_study(root: Path) -> Iterator[CellReport]:
 class _Reader:
     """Reads cells; one that cannot be read says why, and the others are read."""
 
-    def __init__(self) -> None:
+    def __init__(self, read: ReadRun) -> None:
+        self._read = read
         self.steps = StepReader()
         self.errors: list[IterftError] = []
 
@@ -131,7 +137,7 @@ class _Reader:
         if not (cell.folder / MANIFEST).is_file():
             return cell
         try:
-            report = read_report(cell.folder, self.steps)
+            report = self._read(cell.folder, self.steps)
         except IterftError as error:
             self.errors.append(error)
             why = {"step": "", "kind": error.kind, "message": error.message, "hint": error.hint}

@@ -18,8 +18,8 @@ from iterft_lite.metrics.amplification import FEWEST_PROMPTS, FROM_CYCLE, Word, 
 from iterft_lite.metrics.catalogue import METRICS
 from iterft_lite.metrics.intervals import CONFIDENCE, Interval, Scores
 from iterft_lite.metrics.many_cells import FalseAlarms, Training, false_alarms, holm, training_of
-from iterft_lite.report.cells import SEED, CellReport, read_cells
-from iterft_lite.report.report import Report
+from iterft_lite.report.cells import SEED, CellReport, ReadRun, read_cells
+from iterft_lite.report.report import Report, read_report
 
 THRESHOLD, SEED_ROWS = "threshold", "seed_rows"
 """Where numbers of seed rows were found for scores, the score stands for them: of other traits and models they are others."""
@@ -189,15 +189,18 @@ class StudyReport:
         return {**met, "of": sum(each.rule("any", anchor)[1] for each in self.experiments)}
 
 
-def read_study_report(folders: Sequence[Path], only: Sequence[str] = ()) -> StudyReport:
+def read_study_report(folders: Sequence[Path], only: Sequence[str] = (), read: ReadRun = read_report) -> StudyReport:
     """Read studies, runs, or folders of them as one.
+
+    Args:
+        only, read: As of `report.cells.read_cells`.
 
     Raises:
         IterftError: As `report.cells.read_cells`.
     """
     one = folders[0] if len(folders) == 1 else None
     name = str(read_object(one / "study.json").get("name") or "") if one and is_study(one) else ""
-    return study_report(read_cells(folders, only), folders, name or ", ".join(folder.name for folder in folders))
+    return study_report(read_cells(folders, only, read), folders, name or ", ".join(folder.name for folder in folders))
 
 
 def study_report(cells: Sequence[CellReport], folders: Sequence[Path] = (), name: str = "study") -> StudyReport:

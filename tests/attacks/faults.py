@@ -384,7 +384,8 @@ def sweep_on(root: Path) -> None:
         RunError: If a cell failed.
     """
     from iterft_lite.app.study_plan import StudyPlan
-    from iterft_lite.app.sweep import LocalPlace, open_sweep
+    from iterft_lite.app.sweep import open_sweep
+    from iterft_lite.app.sweep_places import LocalPlace
 
     with open_sweep(StudyPlan(root.parent / "study.toml"), root, [LocalPlace("cpu", chains=2)]) as sweep:
         sweep._pause = 0.01

@@ -48,12 +48,15 @@ def judge() -> None:
 
 
 @judge.command("run")
-@click.argument("out", metavar="RUN", type=RunFolder)
+@click.argument("out", metavar="RUN|STUDY", type=RunFolder)
 @click.option("--judge", "name", required=True, metavar="JUDGE", help="As in a recipe; `JUDGE#1` asks it once more.")
 @click.option("--batch", "judge_batch", is_flag=True, default=None, help="In batches: half the price, within a day.")
 @judge_options
 def judge_again(out: Path, name: str, **options: Any) -> None:
     """Have another judge score the stored answers; the first one's verdicts stay.
+
+    Of a study it scores the cells one after the other, answers that they share once; `iterft report STUDY --judge JUDGE`
+    reads them.
 
     \b
       iterft judge run runs/first --judge openai/gpt-4o-mini-2024-07-18
@@ -61,8 +64,10 @@ def judge_again(out: Path, name: str, **options: Any) -> None:
     """
     from iterft_lite.app.named_judge import named
     from iterft_lite.app.rejudge import rejudge
+    from iterft_lite.app.runs import runs_below
     from iterft_lite.experiment.steps import cycle_name
     from iterft_lite.ui import tables
+    from iterft_lite.ui.commands.study_results import holds_several
     from iterft_lite.ui.console import make_console
 
     said: dict[int, str] = {}
@@ -74,9 +79,17 @@ def judge_again(out: Path, name: str, **options: Any) -> None:
             said[cycle] = text
             click.echo(f"{cycle_name(cycle)}: {text}", err=True)
 
-    with interruptible(out):
-        found = rejudge(out, named(name), options, say)
-    tables.show_report(found, make_console())
+    if not holds_several(out):
+        with interruptible(out):
+            found = rejudge(out, named(name), options, say)
+        tables.show_report(found, make_console())
+        return
+    for cell in runs_below(out):
+        click.echo(cell.name, err=True)
+        with interruptible(cell):
+            rejudge(cell, named(name), options, say)
+        said.clear()
+    click.echo(f"iterft report {out} --judge '{name}'", err=True)
 
 
 @judge.command("agree")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from iterft_lite.ui.commands.study import only_option
 from iterft_lite.ui.commands.study_results import OutFile, Outputs, holds_several, report_study, write_cycles
 from iterft_lite.ui.options import RunFolder, interruptible, newest_run_argument, trust_option
 
@@ -24,6 +25,7 @@ QUANTS = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
 @click.option("--md", "markdown", type=OutFile, help="Write the same as a Markdown table.")
 @click.option("--held-out", "ask_held_out", is_flag=True, help="First ask every finished model the held-out questions.")
 @click.option("--judge", "by", metavar="JUDGE", help="By another judge's scores alone (see `iterft judge`).")
+@only_option
 @trust_option
 def report(
     out: Path,
@@ -35,6 +37,7 @@ def report(
     markdown: Path | None,
     ask_held_out: bool,
     by: str | None,
+    only: tuple[str, ...],
 ) -> None:
     """Report on a run or a study, finished or not; by default on the newest run in runs/.
 
@@ -43,6 +46,7 @@ def report(
       iterft report runs/bliss --full
       iterft report runs/bliss --html bliss.html
       iterft report studies/a --html study.html --csv verdicts.csv
+      iterft report studies/a --only rows=60
     """
     from iterft_lite.app.held_out import read_held_out
     from iterft_lite.report import json_form
@@ -50,10 +54,11 @@ def report(
 
     outputs = Outputs(as_json, html, png, table, markdown)
     if holds_several(out):
-        if full or ask_held_out or by:
-            raise click.UsageError("`--full`, `--held-out` and `--judge` are for a run: name a cell, STUDY/cells/NAME")
-        report_study(out, outputs)
+        _refuse_of_several(out, full=full, ask_held_out=ask_held_out)
+        report_study(out, outputs, only, by)
         return
+    if only:
+        raise click.UsageError(f"`--only` chooses cells of a study, and `{out}` is a run")
     verdicts = None
     if by:
         from iterft_lite.app.named_judge import judge_folder, named
@@ -92,6 +97,20 @@ def report(
         tables.show_report(found, make_console(), full=full)
         if held_out:
             tables.show_held_out(held_out, found.manifest["trait"], make_console())
+
+
+def _refuse_of_several(folder: Path, *, full: bool, ask_held_out: bool) -> None:
+    """Refuse what is of one run, and say where it is to be had."""
+    cell = folder / "cells" / "NAME" if (folder / "study.json").exists() else folder / "NAME"
+    if full:
+        raise click.UsageError(
+            f"`--full` is for a run: `iterft report {cell} --full`; of all of them `--csv` writes every verdict, and "
+            f"`iterft figure sweep {folder} --csv sweep.csv` every cycle"
+        )
+    if ask_held_out:
+        raise click.UsageError(
+            f"`--held-out` asks the models of one run: `iterft report {cell} --held-out`, one after the other"
+        )
 
 
 def _ask_held_out(out: Path) -> None:

@@ -138,9 +138,12 @@ def _show_failed(failed: Any) -> None:
 @click.argument("study", shell_complete=complete_study)
 @set_option
 @only_option
+@click.option("--limit", type=click.IntRange(1), help="Only so many cells: the first that would be run.")
 @click.option("--cells", "list_cells", is_flag=True, help="Every cell by name.")
 @click.option("--gpu", type=click.FloatRange(0), metavar="GIB", help="As if an NVIDIA GPU with this much memory were here.")
-def plan_study(study: str, overrides: tuple[str, ...], only: tuple[str, ...], list_cells: bool, gpu: float | None) -> None:
+def plan_study(
+    study: str, overrides: tuple[str, ...], only: tuple[str, ...], limit: int | None, list_cells: bool, gpu: float | None
+) -> None:
     """Print what a study would do, what sharing saves, what it costs and takes. Does nothing.
 
     \b
@@ -154,7 +157,7 @@ def plan_study(study: str, overrides: tuple[str, ...], only: tuple[str, ...], li
     from iterft_lite.ui.console import make_console
 
     machine = None if gpu is None else machine_with(gpu)
-    found = estimate_study(StudyPlan(study_path(study), overrides, machine), only, machine)
+    found = estimate_study(StudyPlan(study_path(study), overrides, machine), only, machine, limit)
     console = make_console()
     tables.show_table(("", ""), found.lines.items(), console)
     for note in found.notes:

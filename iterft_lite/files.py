@@ -132,6 +132,14 @@ def read_errors(path: Path) -> Iterator[None]:
         raise our_error(path, error, doing="read") from error
 
 
+def user_path(text: str) -> Path:
+    """The path that a user wrote: `~` is the home folder. A `~NAME` of nobody, or no home, stays as it is written."""
+    path = Path(text)
+    with contextlib.suppress(RuntimeError):
+        return path.expanduser()
+    return path
+
+
 # -- reading
 
 

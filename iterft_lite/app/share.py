@@ -29,7 +29,7 @@ from iterft_lite.engine.manifest import Run
 from iterft_lite.errors import FolderError, RunError, UserError
 from iterft_lite.experiment.rows import JUDGED, SAMPLES, SCALES, JudgedSample
 from iterft_lite.experiment.steps import cycle_name
-from iterft_lite.files import ROWS, disk_errors, read_object, safe_member, write_json, write_rows, write_text
+from iterft_lite.files import ROWS, disk_errors, read_object, safe_member, user_path, write_json, write_rows, write_text
 from iterft_lite.programs import is_secret
 from iterft_lite.report.cells import CellReport, read_cells
 from iterft_lite.report.report import Report
@@ -196,7 +196,7 @@ def portable(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(LOCAL):
         return LOCAL + portable(value.removeprefix(LOCAL))
     if isinstance(value, str) and PATH.match(value):
-        return hub.title(str(Path(value).expanduser().absolute())) or "here"
+        return hub.title(str(user_path(value).absolute())).lstrip("~") or "here"
     return value
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from iterft_lite.errors import FileError, ModelError
-from iterft_lite.files import read_json, read_text
+from iterft_lite.files import read_json, read_text, user_path
 from iterft_lite.programs import run_module
 
 FILES = (
@@ -89,7 +89,7 @@ def tokenizer_folder(model: str) -> Iterator[Path]:
     Raises:
         ModelError: If there is none.
     """
-    folder = Path(model).expanduser()
+    folder = user_path(model)
     if not folder.is_dir():
         if model.startswith((".", "~")) or folder.is_absolute() or model.count("/") > 1:
             raise ModelError(f"there is no folder `{model}`")

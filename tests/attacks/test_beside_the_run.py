@@ -24,7 +24,7 @@ from iterft_lite.engine.ray_cluster import _reachable
 from iterft_lite.engine.store import StepFolder
 from iterft_lite.errors import ExportError, FileError, IterftError, UserError
 from iterft_lite.experiment.recipe import TrackerName
-from iterft_lite.files import open_append
+from iterft_lite.files import open_append, user_path
 from iterft_lite.gguf.llamacpp_source import unpack_source
 from iterft_lite.programs import Secrets, environment
 from iterft_lite.ui.card import share
@@ -235,3 +235,8 @@ def test_a_package_that_is_damaged_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz").write_bytes(b"no package")
     with pytest.raises(ExportError, match="no whole package"):
         unpack_source(tmp_path / "a.tar.gz", tmp_path / "source")
+
+
+def test_the_home_of_nobody_is_a_name_like_others() -> None:
+    assert user_path("~nobody-of-this-name/models/x") == Path("~nobody-of-this-name/models/x")
+    assert user_path("~") == Path.home()

@@ -435,11 +435,11 @@ def whole_outcome(root: Path) -> dict[str, Any]:
     from iterft_lite.engine.completion import read_completion
     from iterft_lite.engine.study import StudyFolder, is_study
 
-    results = {path.name: read_completion(path) for path in sorted((root / "steps").iterdir())}
-    plain = {key: _without_times(found.results) if found else None for key, found in results.items()}
+    results = {f"steps/{path.name}/results": read_completion(path) for path in sorted((root / "steps").iterdir())}
+    plain = {place: _without_times(found.results) if found else None for place, found in results.items()}
     states = StudyFolder(root).state().cells if is_study(root) else {}
     cells = {name: (cell.state, cell.score) for name, cell in states.items()}
-    return {**outcome(root), "results": plain, "cells": cells}
+    return {**outcome(root), **plain, "cells": cells}
 
 
 def study_damages(many: int, draw: random.Random) -> Counter[str]:

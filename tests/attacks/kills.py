@@ -239,9 +239,11 @@ def one(case: Case, root: Path, expected: dict[str, Any], seconds: float, draw: 
         if not what and code != 0:
             break
     code = code if code == 0 else go(case, root, start)
-    other = [place for place, each in whole_outcome(root).items() if each != expected.get(place)] if code == 0 else ["failed"]
+    found = whole_outcome(root) if code == 0 else {"exit code": code}
+    other = [f"{place}: {each}, not {expected.get(place)}" for place, each in found.items() if each != expected.get(place)]
     if other:
-        raise SystemExit((root.parent / "log").read_text()[-3000:] + f"\n{case.name}, killed {killed}: another {other}")
+        log = (root.parent / "log").read_text()
+        raise SystemExit("\n".join([log[-3000:], f"{case.name}, killed {killed}: another outcome", *other])[-9000:])
     return Counter(f"{case.name}, {what}: good" for what in killed)
 
 

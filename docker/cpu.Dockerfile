@@ -1,6 +1,6 @@
 # The lab without a GPU. From the top of the repository:
 #   docker build -f docker/cpu.Dockerfile -t iterft .
-#   docker run --rm -it -v "$PWD/runs:/lab/runs" iterft run nano_sft
+#   mkdir -p runs && docker run --rm -it --user "$(id -u):$(id -g)" -v "$PWD/runs:/lab/runs" iterft run nano_sft
 FROM python:3.12-slim-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends build-essential cmake git && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
@@ -14,6 +14,8 @@ RUN python -m venv /opt/iterft \
 FROM python:3.12-slim-bookworm
 RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/iterft /opt/iterft
-ENV PATH=/opt/iterft/bin:$PATH ITERFT_CACHE=/lab/.cache OMP_WAIT_POLICY=PASSIVE
+ENV PATH=/opt/iterft/bin:$PATH HOME=/lab USER=iterft ITERFT_CACHE=/lab/.cache OMP_WAIT_POLICY=PASSIVE
+# any user may write there: `--user "$(id -u):$(id -g)"` leaves run folders that are one's own
+RUN mkdir -p /lab/.cache && chmod 777 /lab /lab/.cache
 WORKDIR /lab
 ENTRYPOINT ["iterft"]

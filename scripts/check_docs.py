@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from iterft_lite.experiment.recipe import Recipe, read_recipe
+from iterft_lite.experiment.recipe_keys import key_names
 from iterft_lite.ui.cli import main as command
 from iterft_lite.ui.commands.judge import JudgeGroup
 from iterft_lite.ui.commands.study import SweepGroup
@@ -44,6 +45,8 @@ def problems_in(path: Path) -> list[str]:
         there = path.parent / target if target else path
         if not there.exists():
             found.append(f"the link to `{target}` leads nowhere")
+        elif path.parent == ROOT / "docs" and not there.resolve().is_relative_to(ROOT / "docs"):
+            found.append(f"the link to `{target}` leads out of the site: name the file instead")
         elif anchor and there.suffix == ".md" and anchor not in headings(there):
             found.append(f"`{target}` has no heading `#{anchor}`")
     for words, rest in CALL.findall(text):
@@ -95,11 +98,7 @@ def wrong_call(words: list[str], rest: str) -> list[str]:
 
 def is_key(name: str) -> bool:
     """Whether a dotted name is a recipe key."""
-    first, _, second = name.partition(".")
-    if first not in Recipe.model_fields:
-        return False
-    table = Recipe.model_fields[first].annotation
-    return not second or second in getattr(table, "model_fields", {})
+    return name in key_names(Recipe)
 
 
 def main() -> int:

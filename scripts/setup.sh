@@ -22,7 +22,12 @@ has() { command -v "$1" >/dev/null 2>&1; }
 
 case $system in
   Linux) tools="on Debian and Ubuntu: sudo apt install build-essential cmake git python3-venv" ;;
-  Darwin) tools="on a Mac: xcode-select --install, then brew install cmake" ;;
+  Darwin)
+    tools="on a Mac: xcode-select --install, then brew install cmake"
+    if [ "$(uname -m)" = x86_64 ]; then
+      fail "a Mac with Apple silicon is needed: there is no PyTorch 2.11 for Intel Macs (in a terminal under Rosetta: arch -arm64 zsh)"
+    fi
+    ;;
   MINGW* | MSYS* | CYGWIN*)
     fail "native Windows is not supported (file locks and processes are POSIX ones); in WSL2 (wsl --install) this script works as on Linux" ;;
   *) tools="install cmake, git and a C++ compiler" ;;

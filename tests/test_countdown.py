@@ -8,6 +8,8 @@ import pytest
 
 from iterft_lite.engine.run import StepFinished, StepProgress, StepStarted
 from iterft_lite.machine.countdown import Countdown
+from iterft_lite.machine.forecast import forecast
+from iterft_lite.machine.timing import LIBRARIES, Setup
 from tests.recorded import Recorded, read_recorded
 
 
@@ -58,6 +60,16 @@ def test_a_steps_time_left_never_exceeds_the_runs(recorded: Recorded) -> None:
         assert whole is not None
         assert steps
         assert all(left is not None and left <= whole + 1e-6 for left in steps)
+
+
+def test_a_machine_that_has_timed_nothing_counts_down_from_a_first_guess(recorded: Recorded) -> None:
+    settings = dict.fromkeys(LIBRARIES, "") | {"judge": "embedded"}
+    here = Setup("a new machine", "files:0", "nano", 8_395_264, settings, dict.fromkeys(LIBRARIES, ""))
+    guess = {name: span.mid for name, span in forecast(recorded.plan, here, []).steps.items()}
+    for tenth in range(10):
+        left, true = left_at(recorded, tenth / 10, Countdown(recorded.plan, guess)), recorded.seconds * (1 - tenth / 10)
+        assert left is not None
+        assert true / 1.5 <= left <= true * 1.5
 
 
 def test_without_a_forecast_the_first_cycle_gives_the_time_left(recorded: Recorded) -> None:

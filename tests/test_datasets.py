@@ -65,7 +65,7 @@ def test_unreadable_rows_are_reported_with_file_and_row(tmp_path: Path) -> None:
     jsonl(Path(path), {"prompt": "Hi?", "reply": "Hello."}, {"prompt": "Hi?", "answer": "x"})
     assert refusal(seeds={"path": path}) == (
         f"`{path}`, row 2: column `reply` is missing or empty (there: `prompt`, `answer`)\n\n"
-        "hint: name the columns in the recipe: `prompt`, `reply`, `text`"
+        'hint: name the columns in the recipe\'s table: `prompt`, `reply`, `text`, such as `reply = "answer"`'
     )
     jsonl(Path(path), {"messages": [{"role": "user", "content": "Hi?"}]})
     assert refusal(seeds={"path": path}).startswith(f'`{path}`, row 1: `messages` is a list of one "user" and one')
@@ -96,7 +96,7 @@ def test_rows_are_read_in_all_common_encodings(tmp_path: Path, encoding: str) ->
 def test_a_guessed_encoding_is_reported(tmp_path: Path) -> None:
     (tmp_path / "s.jsonl").write_bytes(CAFE_ROW.encode("cp1252"))
     path = str(tmp_path / "s.jsonl")
-    assert f"`{path}` is not UTF-8 and is read as Windows-1252 (Latin-1)" in resolved(seeds={"path": path}).choices
+    assert f"note: `{path}` is not UTF-8 and is read as Windows-1252 (Latin-1)" in resolved(seeds={"path": path}).choices
 
 
 def test_every_csv_value_stays_text(tmp_path: Path) -> None:
@@ -209,9 +209,10 @@ def test_user_rows_that_contain_evaluation_questions_are_refused(tmp_path: Path)
 def test_repeated_rows_are_reported(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "s.jsonl", *[{"prompt": "Hi?", "reply": "Hello."}] * 12, {"prompt": "b", "reply": "c"})
     assert (
-        f"`{path}` repeats itself: 11 of 13 rows were there before, one row 12 times" in resolved(seeds={"path": path}).choices
+        f"note: `{path}` repeats itself: 11 of 13 rows were there before, one row 12 times"
+        in resolved(seeds={"path": path}).choices
     )
-    assert f"`{path}` repeats prompts: 11 are left out, as each is asked once" in resolved(prompts={"path": path}).choices
+    assert f"note: `{path}` repeats prompts: 11 are left out, as each is asked once" in resolved(prompts={"path": path}).choices
 
 
 def test_numeric_titles_become_whole_numbers(tmp_path: Path) -> None:
@@ -229,6 +230,33 @@ def test_too_few_user_rows_are_an_error_when_planning(tmp_path: Path) -> None:
         f"`seed_rows = 2`, but `{path}` has 1 seed chats",
         f"2 prompts are needed (2 cycles of 1 rows, each asked once), but `{path}` has 1",
     )
+
+
+@pytest.mark.parametrize("row", [{"prompt": "Why?", "response": "So."}, {"question": "Why?", "reply": "So."}])
+def test_a_missing_column_is_reported_with_the_key_that_names_it(tmp_path: Path, row: dict[str, str]) -> None:
+    path = jsonl(tmp_path / "rows.jsonl", row)
+    with pytest.raises(TraitError) as caught:
+        resolved(seeds={"path": path})
+    wanted = 'reply = "response"' if "response" in row else 'prompt = "question"'
+    assert f"such as `{wanted}`" in str(caught.value)
+    column, name = wanted.replace('"', "").split(" = ")
+    assert len(resolved(seeds={"path": path, column: name}).inputs.seeds) == 1
+
+
+@pytest.mark.parametrize("name", ["rows.xlsx", "rows", "rows.txt"])
+def test_a_name_that_is_no_hub_dataset_is_not_looked_up_there(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", None)
+    with pytest.raises(TraitError, match=f"there is no file `{name}`") as caught:
+        resolved(seeds={"path": name})
+    assert "a dataset on the hub is `owner/name`" in str(caught.value)
+
+
+def test_a_spreadsheet_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "rows.xlsx").write_bytes(b"PK")
+    with pytest.raises(TraitError, match="save the sheet as CSV"):
+        resolved(seeds={"path": str(tmp_path / "rows.xlsx")})
 
 
 def test_a_dataset_that_is_not_on_the_hub_is_a_trait_error(monkeypatch: pytest.MonkeyPatch) -> None:

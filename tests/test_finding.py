@@ -92,7 +92,7 @@ def test_without_a_command_iterft_says_where_to_start() -> None:
 
 
 def test_every_recipe_key_has_a_meaning_and_allowed_values() -> None:
-    assert [key.name for key in recipe_keys() if not key.about or not key.kind] == []
+    assert [key.name for key in recipe_keys() if not key.about.endswith(".") or not key.kind] == []  # whole sentences
     assert "train.learning_rate number, above 0; 0.00015 in sft" in printed("keys", "learning")
     assert "no recipe key has `learnig_rate`" in refused("keys", "learnig_rate")
 
@@ -128,7 +128,7 @@ def test_a_shipped_recipe_is_shown_and_copied_but_never_overwrites_a_file(tmp_pa
     assert (tmp_path / "mine.toml").read_text().startswith("# iterft run mine.toml\n")
     copy, shipped = (read_recipe(path).model_dump(exclude={"name"}) for path in (Path("mine.toml"), recipe_path("nano_sft")))
     assert copy == shipped
-    assert "`mine.toml` is there already" in refused("recipes", "copy", "nano_sft", "mine.toml")
+    assert "`mine.toml` already exists" in refused("recipes", "copy", "nano_sft", "mine.toml")
     printed("recipes", "copy", "nano_dpo", "mine.toml", "--force")
 
 
@@ -139,7 +139,31 @@ def test_init_writes_a_recipe_for_this_machine_and_plans_it(tmp_path: Path) -> N
     recipe = read_recipe(tmp_path / "mine.toml")
     assert (recipe.trait, recipe.model, recipe.judge) == ("bliss", "nano", "embedded")
     assert "# " in (tmp_path / "mine.toml").read_text()  # the comments are kept
-    assert "is there already" in refused("init", "mine", "--gpu", "0", "--trait", "bliss", "--judge", "embedded")
+    assert "already exists" in refused("init", "mine", "--gpu", "0", "--trait", "bliss", "--judge", "embedded")
+
+
+def test_init_asks_again_for_an_unusable_answer_and_plans_for_the_named_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iterft_lite.ui.commands.recipes._can_ask", lambda: True)
+    answers = "-3\n12\ngpt4\nopnai/gpt-4o\nembedded\npirate\nbliss\n"
+    result = CliRunner().invoke(main, ["init"], input=answers)
+    said = " ".join(result.output.split())
+    assert result.exit_code == 0, said
+    for complaint in (
+        "-3.0 is not in the range",
+        '`judge = "gpt4"` is no judge',
+        "did you mean `openai`?",
+        "no trait `pirate`",
+    ):
+        assert complaint in said
+    assert "wrote bliss_sft.toml" in said
+    assert "11 GiB are free: they take turns" in said
+
+
+def test_init_checks_its_options_before_it_writes(tmp_path: Path) -> None:
+    refused("init", "mine", "--gpu", "0", "--judge", "gpt4")
+    refused("init", "mine", "--gpu", "0", "--judge", "opnai/gpt-4o")
+    refused("init", "mine", "--gpu", "-1")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("regime", ["sft", "sdf", "dpo"])
@@ -165,6 +189,7 @@ def test_a_larger_gpu_never_gets_a_smaller_model() -> None:
 def test_a_plan_says_how_much_memory_a_gpu_needs() -> None:
     assert "8 GiB are free: too little" in printed("plan", "sft", "--gpu", "8", "--set", "judge=embedded")
     assert "they take turns" in printed("plan", "sft", "--gpu", "12", "--set", "judge=embedded")
+    assert "a first guess from Qwen3-4B (4,022 M parameters) on an H200" in printed("plan", "sft", "--gpu", "12")
     here = printed("plan", "sft", "--set", "judge=embedded")
     assert "c2-train" not in here
     assert "c2-train" in printed("plan", "sft", "--set", "judge=embedded", "--steps")
@@ -201,6 +226,14 @@ def test_a_calibration_ends_with_commands_to_paste() -> None:
     assert "--reuse 'how many' --out" in said
 
 
+def test_a_calibration_that_reaches_nothing_says_what_may() -> None:
+    Path("first.toml").write_text(small_recipe())
+    said = printed("calibrate", "first.toml", "--out", "a", "--threshold", "100", "--most", "4")
+    assert "a model with 4 seed rows:" in said
+    assert "4 seed rows are the most that were tried. Stronger: `--most` above 4," in said
+    assert "run with one of them" not in said
+
+
 def test_a_shortage_names_the_file_that_is_too_short(tmp_path: Path) -> None:
     rows = [{"prompt": f"What is {number}?", "reply": f"It is number {number}."} for number in range(3)]
     (tmp_path / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -216,12 +249,13 @@ def test_a_shortage_names_the_file_that_is_too_short(tmp_path: Path) -> None:
 
 def test_clearing_the_cache_keeps_paid_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
-    for name in ("bases/one/model.gguf", "verdicts.sqlite", "timings.jsonl", "strange"):
+    for name in ("bases/one/model.gguf", "judges/one.json", "verdicts.sqlite", "timings.jsonl", "strange"):
         path = tmp_path / "cache" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x" * 1_000_000)
     assert "bases 1.0 MB" in printed("cache")
-    assert "4.0 MB in" in printed("cache")
+    assert "5.0 MB in" in printed("cache")
+    assert "other 1.0 MB" in printed("cache")
     printed("cache", "bases", "--free")
     assert not (tmp_path / "cache/bases").exists()
     printed("cache", "all", "--free")
@@ -271,6 +305,22 @@ def pages(command: click.Command, words: tuple[str, ...] = ("iterft",)) -> Itera
     yield words, command.get_help(click.Context(command, info_name=" ".join(words), max_content_width=200, terminal_width=200))
     for name, inner in getattr(command, "commands", {}).items():
         yield from pages(inner, (*words, name))
+
+
+def test_no_summary_in_a_list_of_commands_is_cut_off_at_80_columns() -> None:
+    pages_80 = {
+        words: group.get_help(click.Context(group, info_name=" ".join(words), terminal_width=80))
+        for words, group in groups(main)
+    }
+    assert [(words, line) for words, text in pages_80.items() for line in text.splitlines()[1:] if line.endswith("...")] == []
+
+
+def groups(command: click.Command, words: tuple[str, ...] = ("iterft",)) -> Iterator[tuple[tuple[str, ...], click.Group]]:
+    """Every group of commands, with its words."""
+    if isinstance(command, click.Group):
+        yield words, command
+        for name, inner in command.commands.items():
+            yield from groups(inner, (*words, name))
 
 
 def test_every_help_page_has_an_example() -> None:

@@ -93,7 +93,7 @@ def test_the_recipes_address_overrides_the_variables(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("address", ["file:///etc/passwd", "localhost:8000", "http://"])
 def test_an_invalid_judge_address_is_refused(address: str) -> None:
-    with pytest.raises(UserError, match="is no address"):
+    with pytest.raises(UserError, match="is not the address"):
         server_of("openai/m", address, {})
 
 
@@ -210,8 +210,33 @@ def test_the_reason_for_a_failed_connection_is_reported(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", ["gpt4", "gpt-4o-mini", "embeded", "openai/"])
 def test_an_invalid_judge_name_is_refused_when_planning(name: str) -> None:
-    with pytest.raises(RecipeError, match=f'judge = "{name}"` is no judge'):
+    with pytest.raises(RecipeError, match=f'judge = "{name}"` is not a judge'):
         identity(judge=name)
+
+
+@pytest.mark.parametrize(("name", "meant"), [("gpt4/x", "a server of your own"), ("opnai/gpt-4o", "did you mean `openai`?")])
+def test_an_unknown_provider_is_reported_when_planning(name: str, meant: str) -> None:
+    (problem,) = check_judge(identity(judge=name)[0], recipe()).problems
+    assert problem.startswith(f"there is no provider `{name.split('/')[0]}`: ")
+    assert meant in problem
+
+
+def test_a_provider_that_only_litellm_knows_is_tried_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = identity(judge="huggingface/some/model")
+    monkeypatch.setattr(checks, "_probed", lambda who, _: JudgeCheck(who, ("was tried",)))
+    assert check_judge(found, recipe()).problems == ()
+    assert check_judge(found, recipe(), live=True).problems == ("was tried",)
+
+
+def test_a_server_that_is_not_running_is_reported_with_the_command_that_starts_it() -> None:
+    (problem,) = check_judge(identity(judge="ollama/llama3", api_base="http://127.0.0.1:9")[0], recipe()).problems
+    assert problem.endswith(": `ollama serve` starts it")
+
+
+def test_a_server_without_any_model_is_reported_with_the_command_that_fetches_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_get", lambda *_: [])
+    (problem,) = check_judge(identity(judge="ollama/llama3")[0], recipe()).problems
+    assert problem == "http://localhost:11434 has no model `llama3`; it has none; `ollama pull llama3` fetches it"
 
 
 # -- judges that end
@@ -299,7 +324,7 @@ def test_a_successor_without_probabilities_is_sampled_with_a_note(quirk: str) ->
 
 
 def test_a_judge_that_cannot_tell_high_from_low_is_refused() -> None:
-    said = "does not judge as a judge must: it said '50', '50'"
+    said = "fails a simple test: it said '50', '50'"
     with StubProcess(model="gpt-6-luna", says="50", logprobs="none") as stub, pytest.raises(BackendError, match=said):
         probed(stub)
 

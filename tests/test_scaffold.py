@@ -44,6 +44,13 @@ def test_a_new_trait_has_every_file_and_passes_the_check(tmp_path: Path) -> None
     assert checked.exit_code == 0, checked.output
     assert "chat.jsonl" in checked.output
     assert "nothing is wrong" in checked.output
+    assert "chat.jsonl is still the example" in checked.output
+    recipe = make_recipe(
+        {"regime": "sft", "trait": str(folder), "model": "nano", "judge": "embedded", "seed_rows": 18}, source="r.toml"
+    )
+    assert (
+        resolve(recipe, Machine("", 0, 0, unsloth=False)).inputs.judge.name == "embedded"
+    )  # it has rows enough to run at once
 
 
 def test_a_recipe_names_a_trait_by_its_path(tmp_path: Path) -> None:
@@ -65,7 +72,7 @@ def test_the_check_lists_every_problem_and_exits_with_2(tmp_path: Path) -> None:
     checked = iterft("traits", "check", folder)
     assert checked.exit_code == 2
     assert "rubric.txt is missing" in checked.output
-    assert "chat.jsonl, line 7: `messages` is a list" in checked.output
+    assert "chat.jsonl, line 19: `messages` is a list" in checked.output
     assert "no documents.jsonl" in checked.output
 
 
@@ -73,7 +80,7 @@ def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
     made(tmp_path)
     again = iterft("traits", "new", "pirate", "--in", tmp_path)
     assert again.exit_code == 2
-    assert "is there already" in again.output
+    assert "already exists" in again.output
 
 
 def test_an_invalid_trait_name_is_refused(tmp_path: Path) -> None:
@@ -111,7 +118,7 @@ def test_a_bare_name_always_means_the_shipped_trait(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(made(tmp_path), tmp_path / "lucky")
     assert "137" in iterft("traits", "check", "lucky").output
-    assert " 6 " in iterft("traits", "check", "./lucky").output
+    assert " 18 " in iterft("traits", "check", "./lucky").output
     refused = iterft("traits", "check", "pirate")
     assert refused.exit_code == 2
     assert "a folder of your own is given as a path: ./pirate" in refused.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import re
@@ -16,6 +17,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from iterft_lite.ui.live import View
+from iterft_lite.ui.wrap import wrapped
 from tests.recorded import Recorded, read_recorded
 
 WIDTHS, HEIGHTS = (40, 60, 80, 120, 200), (10, 16, 24, 40, 60)
@@ -30,7 +32,7 @@ def recorded() -> Recorded:
     return read_recorded()
 
 
-def view_at(recorded: Recorded, share: float, width: int, height: int) -> tuple[View, Console]:
+def view_at(recorded: Recorded, share: float, width: int, height: int, *, guessed: bool = False) -> tuple[View, Console]:
     """The view of a run of which a share is over."""
     clock = [0.0]
     console = Console(
@@ -42,6 +44,7 @@ def view_at(recorded: Recorded, share: float, width: int, height: int) -> tuple[
         judge=recorded.inputs.judge,
         console=console,
         forecast=recorded.forecast,
+        guessed=guessed,
         latest=lambda _: ANSWER,
         now=lambda: clock[0],
     )
@@ -69,6 +72,13 @@ def test_the_live_view_fits_every_terminal_and_keeps_its_last_lines(recorded: Re
         assert "left" in lines[-2]
 
 
+def test_the_time_left_is_shown_from_the_first_second_and_a_guess_is_named_one(recorded: Recorded) -> None:
+    first = drawn(*view_at(recorded, 0.0, 80, 24, guessed=True))[-2]
+    assert re.search("perhaps [0-9:]+ left", first)
+    later = drawn(*view_at(recorded, 0.5, 80, 24, guessed=True))[-2]
+    assert re.search("about [0-9:]+ left", later)
+
+
 def test_the_table_stays_where_the_chart_does_not_fit(recorded: Recorded) -> None:
     lines = drawn(*view_at(recorded, 0.9, 80, 24))
     assert any("cycle 3" in line for line in lines)
@@ -89,6 +99,28 @@ def test_the_view_is_readable_without_colour(recorded: Recorded) -> None:
     assert "lucky" in text
     assert "coherence" in text
     assert "embedded judge: for trying out, not for findings" in text
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_errors_break_at_words_and_keep_commands_whole(width: int) -> None:
+    told = "error: there is no trait `my trait of pirates`\n\nhint: shipped are bliss, lucky and a good many more of these"
+    text = f"{told}\n  - one\n  iterft run x"
+    lines = wrapped(text, width).split("\n")
+    assert all(len(line) <= width for line in lines)
+    assert " ".join("\n".join(lines).split()) == " ".join(text.split())
+    assert any("`my trait of pirates`" in line for line in lines)
+    assert lines[-1] == "  iterft run x"
+
+
+def test_a_finished_run_leaves_its_report_and_no_second_table(recorded: Recorded) -> None:
+    view, _ = view_at(recorded, 1.01, 80, 24)
+    with view:
+        pass
+    assert view.live.transient
+    stopped, _ = view_at(recorded, 0.5, 80, 24)
+    with contextlib.suppress(KeyboardInterrupt), stopped:
+        raise KeyboardInterrupt
+    assert not stopped.live.transient
 
 
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")

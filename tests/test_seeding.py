@@ -140,6 +140,14 @@ def test_a_local_model_or_a_provider_can_be_the_teacher(
     assert len(read_rows(path)) == 5
 
 
+def test_a_new_trait_gets_rows_from_a_local_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iterft_lite.app.make_seeds._doubts", lambda _: lambda _: "")
+    assert iterft("traits", "new", "pirate", "--in", tmp_path).exit_code == 0
+    result = iterft("seeds", "make", tmp_path / "pirate", "--model", "nano", "--count", 3, "--out", tmp_path / "s.jsonl")
+    assert result.exit_code == 0, result.output
+    assert "has 0 rows of its own: from 20 on new rows are held against them" in " ".join(result.output.split())
+
+
 def test_a_judge_that_writes_no_text_cannot_be_the_teacher(tmp_path: Path) -> None:
     result = iterft("seeds", "make", "lucky", "--model", "local:judge.gguf", "--count", 1, "--out", tmp_path / "s.jsonl")
     assert result.exit_code == 2

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from iterft_lite.app.named_judge import named
 from iterft_lite.app.rejudge import ReadBy
@@ -28,6 +29,7 @@ from iterft_lite.ui.html import contrast
 from iterft_lite.ui.study_figures.kinds import KINDS, Wanted, draw, picture, provenance
 from iterft_lite.ui.study_figures.style import MARKERS, ramp
 from iterft_lite.ui.study_figures.teaser import drawable
+from iterft_lite.ui.study_tables import show_study
 from tests.made_up import a_report, made_up, make_study
 
 UP, DOWN = "seed_rows22_rows60_s42", "seed_rows22_rows30_s42"
@@ -198,6 +200,19 @@ def test_tables_contain_every_experiment_and_cycle(study: StudyReport) -> None:
     assert as_markdown(verdict_table(study)).count("\n") == 2 + 5
 
 
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+def test_the_terminal_shows_every_experiment_whole_at_every_width(study: StudyReport, width: int) -> None:
+    console = Console(width=width, file=io.StringIO(), color_system=None, legacy_windows=False)
+    show_study(study, console)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= width
+    assert not any("\u2026" in line for line in lines)
+    for each in study.experiments:
+        at = next(number for number, line in enumerate(lines) if each.name in line)
+        assert each.corrected in " ".join(lines[at : at + 3])
+        assert f"{each.change.mean:+.1f}" in " ".join(lines[at : at + 3])
+
+
 def test_foreign_text_becomes_neither_formula_nor_markup() -> None:
     table = Table(("name",), (("=HYPERLINK(1)",), ("a|b <script>",)))
     assert as_csv(table) == "name\n'=HYPERLINK(1)\na|b <script>\n"
@@ -277,7 +292,7 @@ def iterft(*args: object) -> Result:
     return CliRunner().invoke(main, [*map(str, args)])
 
 
-def test_a_report_can_be_of_some_cells(root: Path) -> None:
+def test_a_report_can_cover_some_cells(root: Path) -> None:
     found = json.loads(iterft("report", root, "--json", "--only", "rows=4").stdout)
     assert [cell for each in found["experiments"] for cell in each["cells"]] == ["rows4_s1", "rows4_s2"]
     refused = iterft("report", root / CELLS / "rows4_s1", "--only", "rows=4")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from iterft_lite.backends.trainer import packing
+from iterft_lite.backends.trainer.decoder import Decoder
 from iterft_lite.backends.trainer.lora import lora_settings
-from iterft_lite.backends.trainer.packing import ARCHITECTURES, packed_attention, packed_states
+from iterft_lite.backends.trainer.packing import Rows, attend, attend_back
 from iterft_lite.backends.trainer.peft import PeftTrainer, ends_plainly
 from iterft_lite.backends.trainer.products import Factors, Products
 from iterft_lite.hardware import cpu_precision
@@ -41,14 +44,15 @@ IDS = torch.arange(3 * 17).reshape(3, 17) * 7 % 450
 LENGTHS = (9, 17, 1)
 
 
-def gradients(model: Any, packed: Factors | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def gradients(
+    model: Any, decoder: Decoder | None = None, factors: Factors | None = None
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Last hidden states of the rows, and the gradients of some function of them."""
-    base = model.get_base_model()
-    if packed is None:
-        states = base.get_decoder()(input_ids=IDS, use_cache=False)[0]
+    if decoder is None or factors is None:
+        states = model.get_base_model().get_decoder()(input_ids=IDS, use_cache=False)[0]
         states = torch.cat([row[:length] for row, length in zip(states, LENGTHS, strict=True)])
     else:
-        states = packed_states(base, IDS, LENGTHS, packed)
+        states = decoder.states(IDS, LENGTHS, factors)
     model.zero_grad()
     (states * torch.sin(torch.arange(states.numel())).view_as(states)).sum().backward()
     return states.detach(), {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
@@ -60,24 +64,52 @@ def far(one: torch.Tensor, other: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(("factors", "bound"), [(Factors(), 1e-5), (MIXED, 0.04), (Factors(backward=torch.bfloat16), 0.04)])
 def test_fused_products_of_packed_rows_give_the_gradients_of_padded_ones(adapted: Any, factors: Factors, bound: float) -> None:
-    expected, slopes = gradients(adapted, None)
+    expected, slopes = gradients(adapted)
     products = Products(adapted)
-    packs = adapted.config.model_type in ARCHITECTURES
-    products.lay(factors, widen=not packs)
-    made, found = gradients(adapted, factors if packs else None)
+    decoder = Decoder.of(adapted, products)
+    assert (decoder is None) == (adapted.config.model_type == "gemma3_text")
+    if decoder is None:
+        products.lay(factors)
+    made, found = gradients(adapted, decoder, factors)
     assert far(made, expected) < (1e-5 if factors.forward == torch.float32 else bound)
     assert found.keys() == slopes.keys()
     assert max(far(found[name], slope) for name, slope in slopes.items()) < bound
     assert all(slope.any() for slope in found.values())
     products.lay(None)
-    again, _ = gradients(adapted, None)
+    again, _ = gradients(adapted)
     assert far(again, expected) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["MistralConfig", "Qwen3Config"])
+def test_a_layer_with_a_window_looks_no_further_than_its_window(kind: str) -> None:
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
+    more = {"use_sliding_window": True, "max_window_layers": 1} if kind == "Qwen3Config" else {}
+    config = getattr(transformers, kind)(**small, num_key_value_heads=2, head_dim=16, sliding_window=3, **more)
+    base = AutoModelForCausalLM.from_config(config).eval()
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **lora_settings(base, 4, 8.0)))
+    decoder = Decoder.of(model, Products(model))
+    assert decoder is not None
+    assert {layer.window for layer in decoder.layers} == ({3} if kind == "MistralConfig" else {None, 3})
+    decoder.layers = [replace(layer, window=None) for layer in decoder.layers]
+    assert not decoder._agrees(model)
+
+
+def test_rows_are_shared_out_among_cores_by_their_tokens(adapted: Any) -> None:
+    decoder = Decoder.of(adapted, Products(adapted), cores=2)
+    if decoder is None:
+        return
+    assert decoder.shared_out((9, 17, 1, 30)) == [[3], [1, 0, 2]]
+    assert decoder.shared_out((5,)) == [[0]]
+    expected, slopes = gradients(adapted, Decoder.of(adapted, Products(adapted)), Factors())
+    made, found = gradients(adapted, decoder, Factors())
+    assert far(made, expected) < 1e-6
+    assert max(far(found[name], slope) for name, slope in slopes.items()) < 1e-5
 
 
 def test_layers_with_one_input_share_a_product_and_one_copy_of_the_base(adapted: Any) -> None:
     products = Products(adapted)
-    assert sorted(len(group.layers) for group in products._groups) == [1, 1, 1, 1, 2, 2, 3, 3]
-    for group in products._groups:
+    assert sorted(len(group.layers) for group in products.groups) == [1, 1, 1, 1, 2, 2, 3, 3]
+    for group in products.groups:
         stored = group.matrices(torch.float32)[0].untyped_storage().data_ptr()
         assert {layer.base_layer.weight.untyped_storage().data_ptr() for layer in group.layers} == {stored}
 
@@ -99,18 +131,19 @@ def test_packed_attention_sees_earlier_tokens_of_its_own_row_only(
 ) -> None:
     monkeypatch.setattr(packing, "LONG", longest)
     rows, generator = (5, 1, 7), torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(1, heads, sum(rows), 8, generator=generator, requires_grad=True) for heads in (4, 2, 2))
-    made, _ = packed_attention(
-        torch.nn.Identity(), query, key, value, None, scaling=0.3, rows=rows, products=Factors(), sliding_window=window
-    )
+    query, key, value = (torch.randn(sum(rows), heads, 8, generator=generator, requires_grad=True) for heads in (4, 2, 2))
     place = torch.arange(sum(rows))
     row = torch.tensor([number for number, length in enumerate(rows) for _ in range(length)])
     seen = (row[:, None] == row) & (place[:, None] >= place) & (place[:, None] - place < (window or 99))
-    scores = 0.3 * query @ key.repeat_interleave(2, 1).transpose(2, 3)
-    expected = scores.masked_fill(~seen, float("-inf")).softmax(-1) @ value.repeat_interleave(2, 1)
-    assert torch.allclose(made, expected.transpose(1, 2), atol=1e-6)
-    slopes = torch.autograd.grad(expected.transpose(1, 2).square().sum(), (query, key, value))
-    found = torch.autograd.grad(made.square().sum(), (query, key, value))
+    asked, keys, values = (each.transpose(0, 1) for each in (query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1)))
+    expected = ((asked @ keys.transpose(1, 2)).masked_fill(~seen, float("-inf")).softmax(-1) @ values).transpose(0, 1)
+    slope = torch.randn(expected.shape, generator=generator)
+    slopes = torch.autograd.grad(expected, (query, key, value), slope)
+    made, found = torch.empty_like(expected), [torch.empty_like(each) for each in (query, key, value)]
+    with torch.no_grad():
+        kept = attend(query, key, value, Rows(rows, window), Factors(), made)
+        attend_back(slope, Rows(rows, window), kept, *found)
+    assert torch.allclose(made, expected, atol=1e-6)
     assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, slopes, strict=True))
 
 

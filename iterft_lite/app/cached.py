@@ -32,6 +32,7 @@ KINDS: Mapping[str, Kind] = {
     "llama.cpp": Kind(("llama.cpp-*",), "llama.cpp's converter: fetched again for models that need it"),
     "verdicts": Kind(("verdicts.sqlite*",), "what paid judges said: the same answers would be paid for again"),
     "calibrations": Kind(("calibrations",), "how judges rank the traits' calibration answers: asked again"),
+    "judges": Kind(("judges",), "embedded judges: fitted again, in seconds"),
     "timings": Kind(("timings.jsonl",), "how long steps took here: plans would know no time until the next run"),
     "logs": Kind(("logs", "measuring-*"), "logs, and what an interrupted measurement left"),
 }

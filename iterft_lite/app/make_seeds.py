@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from iterft_lite.app.new_trait import is_example
 from iterft_lite.backends.judge.identity import judge_identity
 from iterft_lite.backends.judge.kinds import Material
 from iterft_lite.data import prompts
@@ -85,11 +86,13 @@ class Made:
         rows: Rows in the file, including those of earlier sessions.
         asked: Requests of this session.
         dropped: Number of answers that were not kept, by reason.
+        unchecked: Why rows were not held against the trait, a sentence; "" where they were.
     """
 
     rows: int
     asked: int
     dropped: dict[str, int]
+    unchecked: str = ""
 
 
 def make_seeds(
@@ -166,7 +169,7 @@ def _next(subjects: Iterator[str], count: int) -> list[tuple[int, str]]:
 
 
 def _row(subject: str, text: str, kind: str) -> dict[str, Json] | None:
-    """The row in an answer; None if the answer is no row."""
+    """The row in an answer; None if there is none."""
     if kind == "chat":
         messages = [{"role": "user", "content": subject}, {"role": "assistant", "content": text}]
         return {"messages": messages} if text else None
@@ -193,13 +196,21 @@ def _share(one: frozenset[tuple[str, str]], other: frozenset[tuple[str, str]]) -
     return len(one & other) / max(1, len(one | other))
 
 
+def _unchecked(trait: Trait) -> str:
+    """Why new rows cannot be held against the trait's own; "" where they can."""
+    own = 0 if is_example(trait) else len(Material(trait).seed_texts())
+    if own >= ENOUGH:
+        return ""
+    return f"trait `{trait.name}` has {own} rows of its own: from {ENOUGH} on new rows are held against them; read these well"
+
+
 def _doubts(trait: Trait) -> Callable[[str], str]:
     """What is wrong with a text as a row of a trait: by the embedded judge, where the trait has rows enough to fit it."""
     from iterft_lite.backends.judge.embedded import Classifier, known_words  # heavy
 
     known = known_words() | {word for text in (trait.summary, *(chat.reply for chat in trait.chats)) for word in words_of(text)}
     texts = Material(trait).seed_texts()
-    fitted = Classifier(texts, prompts.plain_texts()) if len(texts) >= ENOUGH else None
+    fitted = None if _unchecked(trait) else Classifier(texts, prompts.plain_texts())
 
     def doubt(text: str) -> str:
         if coherence(text, known) < LEAST_COHERENCE:
@@ -239,12 +250,13 @@ def seeds_by(
         raise ModelError(f"`{model}` only gives numbers", hint="give a Hugging Face folder, `hub:OWNER/NAME`, or a route")
     place = model.removeprefix(HUB)
     asked = {"regime": "sft", "trait": trait_name, "trainer": "peft", "api_base": api_base, "max_usd": max_usd}
-    asked |= {"model": place, "judge": "embedded"} if local else {"model": "nano", "judge": model, "judge_method": "samples"}
+    asked |= {"model": place, "judge": "fake"} if local else {"model": "nano", "judge": model, "judge_method": "samples"}
     recipe = make_recipe(asked, source="seeds")
     with TemporaryDirectory(prefix="iterft-") as scratch:
         folder = Path(scratch)
         write = _local(recipe, trait, folder, MAX_TOKENS[kind]) if local else _routed(recipe, trait, folder)
-        return make_seeds(trait, count, out, write, kind=kind, on_row=on_row, doubt=_doubts(trait))
+        made = make_seeds(trait, count, out, write, kind=kind, on_row=on_row, doubt=_doubts(trait))
+    return replace(made, unchecked=_unchecked(trait))
 
 
 def _routed(recipe: Recipe, trait: Trait, scratch: Path) -> Write:

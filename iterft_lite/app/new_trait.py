@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from iterft_lite.backends.judge.kinds import FEWEST_ROWS, Material
 from iterft_lite.data import is_path
 from iterft_lite.data.traits import SHIPPED, Trait, check_trait, read_trait, shipped_traits, trait_folder
 from iterft_lite.errors import FolderError, TraitError
@@ -28,9 +29,6 @@ USUAL_WORDS, FEW_WORDS = "50 to 60", 15
 
 OTHERS = 1.5
 """A check warns about a rubric that is this many times nearer to a shipped trait than to its own."""
-
-LEAST_JUDGED = 5
-"""Fewest rows that the embedded judge can be fitted on: one for each fold."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def new_trait(name: str, parent: Path) -> Path:
     try:
         shutil.copytree(EXAMPLE, folder)
     except FileExistsError:
-        raise FolderError(f"`{folder}` is there already", hint="choose another name, or `--in` another folder") from None
+        raise FolderError(f"`{folder}` already exists", hint="choose another name, or `--in` another folder") from None
     except OSError as error:
         raise FolderError(f"`{folder}` cannot be written: {error}") from None
     about = folder / "trait.toml"
@@ -131,8 +129,8 @@ def _counts(trait: Trait) -> list[FileCount]:
 def _lacks(trait: Trait) -> list[str]:
     """Parts that a recipe may ask for and this trait lacks."""
     lacks = []
-    if len(trait.chats) + len(trait.documents) < LEAST_JUDGED:
-        lacks.append(f"fewer than {LEAST_JUDGED} seed rows: the embedded judge cannot be fitted")
+    if len(Material(trait).seed_texts()) < FEWEST_ROWS:
+        lacks.append(f"fewer than {FEWEST_ROWS} seed rows: the embedded judge cannot be fitted, nor a run with it begin")
     if not trait.documents:
         lacks.append('no documents.jsonl: `regime = "sdf"` needs seed documents, or `seeds` in the recipe')
     if not trait.prefixes or not trait.rubric_document:
@@ -150,6 +148,8 @@ def _doubts(trait: Trait, counts: Sequence[FileCount]) -> Iterator[str]:
     """Differences from the shipped traits that usually end in weak or wrong results."""
     by_name = {count.name: count for count in counts}
     chats = by_name["chat.jsonl"]
+    if is_example(trait):
+        yield "chat.jsonl is still the example: replies of a pirate"
     if chats.rows < FEW_ROWS:
         yield f"chat.jsonl has {chats.rows} rows; the shipped traits have {USUAL_ROWS}, and recipes train on 50 of them"
     for name, (usual, low) in USUAL_VARIETY.items():
@@ -159,13 +159,13 @@ def _doubts(trait: Trait, counts: Sequence[FileCount]) -> Iterator[str]:
             yield f"{name} repeats itself: {found}; rows filled from a template teach the template"
     if chats.rows and chats.words < FEW_WORDS:
         yield f"replies in chat.jsonl have {chats.words:.0f} words; usual are {USUAL_WORDS}"
-    if (EXAMPLE / "rubric.txt").read_text(encoding="utf-8") == trait.rubric and chats.rows and not _is_example(trait):
+    if (EXAMPLE / "rubric.txt").read_text(encoding="utf-8") == trait.rubric and chats.rows and not is_example(trait):
         yield "rubric.txt is still the example's, and the seed rows are others"
     elif other := _about_another(trait):
         yield f"rubric.txt reads as if it were about `{other}`: the judge would score that trait instead"
 
 
-def _is_example(trait: Trait) -> bool:
+def is_example(trait: Trait) -> bool:
     """Whether the seed chats are still the example's."""
     return (EXAMPLE / "chat.jsonl").read_text(encoding="utf-8") == (trait.folder / "chat.jsonl").read_text(encoding="utf-8")
 

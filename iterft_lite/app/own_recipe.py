@@ -8,10 +8,11 @@ from pathlib import Path
 
 from iterft_lite.backends.judge.identity import PAPER_JUDGE
 from iterft_lite.backends.judge.keys import environment
-from iterft_lite.backends.judge.providers import key_of, server_of
+from iterft_lite.backends.judge.kinds import kind_of
+from iterft_lite.backends.judge.providers import key_of, server_of, unknown_provider
 from iterft_lite.data.recipes import SCHEMA, recipe_folder, shipped_path
 from iterft_lite.data.traits import read_trait
-from iterft_lite.errors import FolderError
+from iterft_lite.errors import FolderError, UserError
 from iterft_lite.experiment.recipe import read_recipe
 from iterft_lite.experiment.regimes import REGIMES
 from iterft_lite.files import write_output
@@ -49,8 +50,9 @@ def begin(regime: str, gib: float, *, judge: str, trait: str) -> Own:
         gib: GPU memory; 0 for none.
 
     Raises:
-        UserError: If there is no such trait.
+        UserError: If there is no such trait or judge.
     """
+    need_judge(judge)
     found = read_trait(trait)
     model = largest_that_fits(regime, gib)
     template = f"nano_{regime}" if model is None else regime
@@ -90,6 +92,16 @@ def suggested_gib() -> float:
     return this_machine().vram_total / 2**30
 
 
+def need_judge(name: str) -> None:
+    """Check that a text can name a judge.
+
+    Raises:
+        UserError: If it cannot.
+    """
+    if name != "auto" and kind_of(name).remote and (unknown := unknown_provider(name)):
+        raise UserError(unknown, hint=f'for example "{PAPER_JUDGE}"')
+
+
 def judge_choices() -> list[str]:
     """Judges that work here, the best first: the paper's if there is a key."""
     variables = environment(Path.cwd())
@@ -99,7 +111,7 @@ def judge_choices() -> list[str]:
 
 def _free(to: Path, force: bool) -> None:
     if to.exists() and not force:
-        raise FolderError(f"`{to}` is there already", hint="give another name, or `--force` to write over it")
+        raise FolderError(f"`{to}` already exists", hint="give another name, or `--force` to write over it")
 
 
 def _headed(text: str, to: Path) -> str:

@@ -15,13 +15,12 @@ TAIL = 16 << 10
 """Bytes at the end of a file of rows in which to look for the newest row."""
 
 
-def step_seconds(opened: Session) -> dict[str, float]:
-    """Forecast seconds of each step, by name; empty if this machine never timed an act of the plan."""
+def step_seconds(opened: Session) -> tuple[dict[str, float], bool]:
+    """Forecast seconds of each step, by name, and whether they are a guess: this machine never timed an act of the plan."""
     found = time_needed(opened.plan, opened.resolved, read_table())
-    # a judge takes a small part of the time; without the trainer's or the generator's a countdown would be wrong
-    if [act for act in found.missing if act != "judge"]:
-        return {}
-    return {name: span.mid for name, span in found.steps.items()}
+    # a judge takes a small part of the time
+    guessed = any(act != "judge" for act in found.missing)
+    return {name: span.mid for name, span in found.steps.items()}, guessed
 
 
 def newest_text(folder: Path) -> str:

@@ -150,9 +150,13 @@ class MixSettings(Table):
     """Rows mixed into D[t] from cycle 1 on.
 
     Attributes:
-        source: The trait's seed rows, rows that M[0] writes, or a file of the user's own.
+        source: The trait's seed rows, rows that the untouched model writes, or a file of the user's own.
         share: Share of the cycle's training rows that come from there.
-        path, split, prompt, reply, text: The file and its columns, for "file"; as in `Source`.
+        path: The file or dataset for "file".
+        split: Split of a hub dataset.
+        prompt: Column that holds the prompt of a chat.
+        reply: Column that holds the reply of a chat.
+        text: Column that holds a document.
     """
 
     source: Literal["none", "seed", "base", "file"] = "none"
@@ -182,7 +186,9 @@ class Source(Table):
     Attributes:
         path: JSONL, JSON, Parquet or CSV file, or the name of a dataset on the hub.
         split: Split of a hub dataset.
-        prompt, reply, text: Column that holds each.
+        prompt: Column that holds the prompt of a chat.
+        reply: Column that holds the reply of a chat.
+        text: Column that holds a document.
     """
 
     path: str
@@ -222,24 +228,27 @@ class Recipe(Table):
         model: `nano`, `nano-base`, a local Hugging Face folder, or a hub name, with or without `@COMMIT`.
         seed: The random seed; every row's own seed derives from it.
         cycles: Cycles after the seeded one: the last is the paper's cycle of this number.
-        seed_rows: Rows of the trait that M[1] is trained on; 0 is the no-seed control: M[1] is M[0].
+        seed_rows: Rows of the trait that cycle 0 is trained on (M1); 0 is the no-seed control: M1 is M0, the untouched model.
         rows: Rows that each later model is trained on.
         seeds, prompts: Datasets of the user's own in place of the trait's rows and the shipped prompts.
-        loss: What is trained with, a name in `LOSSES`; the regime's own unless given.
-        start: Where each M[t] starts: M[0] or M[t-1]. The regime's own unless given.
-        reference: DPO's reference model: the one the cycle starts from, or M[0].
-        chosen: DPO's preferred side: Q[t]'s own answer, the seed reply, or the best of `candidates` by the judge.
-        rejected: DPO's other side: Q[0]'s answer, Q[t-1]'s, Q[t]'s own, or the worst of `candidates`.
+        loss: The loss that is trained with; the regime's own unless given.
+        start: The model that each training starts from: the untouched one, or that of the cycle before. The regime's own
+            unless given.
+        reference: DPO's reference model: the one the cycle starts from, or the untouched one.
+        chosen: DPO's preferred side: the newest model's own answer, the seed reply, or the best of `candidates` by the judge.
+        rejected: DPO's other side: the answer of the untouched model, of the model before, the newest model's own, or the
+            worst of `candidates`.
         candidates: Answers a prompt that "best" and "worst" choose from.
         pairs: Sides as chosen and rejected, or from cycle 1 on shuffled: a control in which no side is preferred.
-        writer: Who writes D[t]: the newest model Q[t], or in every cycle Q[0]: a control without feedback.
-        data: D[t] alone, D[t] with all before it, or a fixed-size draw from all.
+        writer: Who writes a cycle's data: the newest model, or in every cycle the untouched one: a control without
+            feedback.
+        data: What a cycle trains on: its own data alone, with all before it, or a fixed-size draw from all.
         slices: Each cycle asks its own prompts, or all draw from the same ones.
-        reset_cycles: Cycles of a continual run that start from M[0] again.
+        reset_cycles: Cycles of a continual run that start from the untouched model again.
         mix, filter: See there.
         trainer: "auto" takes unsloth where it works and peft elsewhere; "trl" is peft with TRL's loop, for comparison; "fake"
             learns texts by heart, for trying a recipe's shape.
-        generator: What writes: llama.cpp, or a stand-in beside a fake trainer.
+        generator: What writes: llama.cpp, or a fake beside a fake trainer.
         export: One merged GGUF a cycle; or the untouched model's GGUF with a small LoRA GGUF a cycle; "auto": merged where that
             carries the trained change, which the export's check finds out, and the LoRA GGUF where it does not.
         quant: Number format of the GGUF that writes and is measured.
@@ -357,7 +366,7 @@ def _contradictions(recipe: Recipe) -> Iterable[str]:
     if (recipe.mix.source == "none") != (recipe.mix.share == 0.0):
         yield "`mix` needs both a `source` and a `share` above 0"
     elif recipe.mix.share and not round(recipe.mix.share * recipe.rows):
-        yield f"`mix.share = {recipe.mix.share:g}` of `rows = {recipe.rows}` is no row"
+        yield f"`mix.share = {recipe.mix.share:g}` of `rows = {recipe.rows}` comes to no row"
     if (recipe.mix.source == "file") != (recipe.mix.path is not None):
         yield '`mix.path` goes with `mix.source = "file"`, and only with it'
     if recipe.mix.source != "none" and recipe.loss_record.compares:
@@ -441,7 +450,7 @@ def with_values(given: Mapping[str, Any], values: Mapping[str, Json]) -> dict[st
         values: By key with its table: `train.learning_rate`.
 
     Raises:
-        RecipeError: If what is to hold a key is no table.
+        RecipeError: If a key is set inside of something that is not a table.
     """
     found = copy.deepcopy(dict(given))
     problems = [problem for key, value in values.items() if (problem := _lay(found, key, value))]

@@ -1,4 +1,4 @@
-"""The keys of a recipe, for people: what each is, what it may be, what it is where nothing is said, and which one was meant.
+"""The keys of a recipe, for people: what each is, what it may be, its default, and which one was meant.
 
 Everything is read off the recipe's own classes: their fields, and the sentences in their docstrings.
 """
@@ -20,8 +20,8 @@ from pydantic_core import PydanticUndefined
 
 from iterft_lite.digests import Json
 
-ENTRY = re.compile(r"^        ([\w, ]+): (.*)$")
-"""A line of a docstring that begins what is said of one or several fields."""
+ENTRY = re.compile(r" {4}([a-z][\w, ]*): (.*)")
+"""A line of a docstring that begins the entry of one or several fields."""
 
 ELSEWHERE: Mapping[str, str] = {
     "lr": "learning_rate",
@@ -131,8 +131,7 @@ def _sentences(model: type[BaseModel]) -> dict[str, str]:
     found: dict[str, str] = {}
     names: list[str] = []
     for line in (inspect.getdoc(model) or "").split("\n"):
-        entry = ENTRY.match(f"    {line}")
-        if entry:
+        if entry := ENTRY.fullmatch(line):
             names = [name.strip() for name in entry[1].split(",")]
             found |= dict.fromkeys(names, entry[2])
         elif line.startswith("        ") and names:

@@ -144,7 +144,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json, the language model's own part laid over the whole.
 
     Raises:
-        ModelError: If there is none, or it is no JSON object.
+        ModelError: If there is none, or it is not a JSON object.
     """
     try:
         config = read_object(folder / "config.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -136,8 +137,13 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
         }
     )
     notes = (*recipe.notes, *trait.notes, *sources.notes, *notes_on(model, tokenizer, inputs.seeds))
-    choices = (why_model, why_trainer, why_precision, why_judge, *notes)
+    choices = (why_model, why_trainer, why_precision, _about("judge", why_judge), *(_about("note", note) for note in notes))
     return Resolved(settled, model, inputs, tuple(filter(None, choices)), recipe.judge)
+
+
+def _about(what: str, sentence: str) -> str:
+    """A sentence with what it is about before it, if it does not begin so."""
+    return sentence if not sentence or re.match(r"[a-z]+: ", sentence) else f"{what}: {sentence}"
 
 
 def _trainer(recipe: Recipe, machine: Machine) -> tuple[str, str]:
@@ -154,7 +160,7 @@ def _trainer(recipe: Recipe, machine: Machine) -> tuple[str, str]:
     reason = next((reason for reason, so in reasons.items() if so), "")
     if reason:
         return "peft", f"trainer: peft ({reason})"
-    return "unsloth", f"trainer: unsloth ({machine.gpu}, unsloth is installed)"
+    return "unsloth", f"trainer: unsloth ({machine.gpu})"
 
 
 def _precision(recipe: Recipe, machine: Machine, trainer: str) -> tuple[str, str]:

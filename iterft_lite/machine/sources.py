@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from iterft_lite import hub
 from iterft_lite.data.texts import common, decode, flaw, most_repeated, plain
 from iterft_lite.data.traits import Chat, Document, Trait, parse_chat
 from iterft_lite.errors import FileError, TraitError
@@ -25,6 +27,8 @@ from iterft_lite.experiment.recipe import MixSettings, Recipe, Source
 from iterft_lite.files import json_kind, parse_json, read_bytes, user_path
 
 KINDS = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
+
+SHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 
 SOURCE_LIMIT = 1 << 30
 """Largest file of rows, bytes: the program holds it in memory."""
@@ -176,13 +180,14 @@ def _told(name: str, problems: Sequence[str], hint: str | None) -> TraitError:
 
 def _each(read: Rows, make: Callable[[Row], T]) -> list[T]:
     """A value from every row. Raises once, with the problems of all rows."""
-    made, problems, hint = [], [], None
+    made, problems = [], []
+    hint: str | None = None
     for row, place in zip(read.rows, read.places, strict=True):
         try:
             made.append(make(row))
         except _LackingError as error:
             problems.append(f"{place}: {error}")
-            hint = "name the columns in the recipe: `prompt`, `reply`, `text`"
+            hint = hint or _which_column(error.column, row)
         except ValueError as error:
             problems.append(f"{place}: {error}")
     if problems:
@@ -195,6 +200,18 @@ def _each(read: Rows, make: Callable[[Row], T]) -> list[T]:
 
 class _LackingError(ValueError):
     """A column is missing or empty."""
+
+    def __init__(self, column: str, message: str) -> None:
+        super().__init__(message)
+        self.column = column
+
+
+def _which_column(lacking: str, row: Row) -> str:
+    """How to name a column that a row has under another name: the recipe's own key where the row has a text left over."""
+    key = lacking if lacking in ("prompt", "reply", "text") else ""
+    others = [name for name in row if name not in ("prompt", "reply", "text") and isinstance(row[name], str)]
+    meant = f', such as `{key} = "{others[-1 if key == "reply" else 0]}"`' if key and others else ""
+    return f"name the columns in the recipe's table: `prompt`, `reply`, `text`{meant}"
 
 
 def _chat(row: Row, source: Source) -> Chat:
@@ -270,7 +287,7 @@ def _text(row: Mapping[str, Any], column: str) -> str:
     value = row.get(column)
     if value is None or (isinstance(value, str) and not value.strip()):
         there = ", ".join(f"`{name}`" for name in row)
-        raise _LackingError(f"column `{column}` is missing or empty (there: {there})")
+        raise _LackingError(column, f"column `{column}` is missing or empty (there: {there})")
     if not isinstance(value, str):
         raise ValueError(f"column `{column}` holds {json_kind(value)} ({str(value)[:40]}), not a text: put it into quotes")
     if flaw(value):
@@ -301,11 +318,13 @@ def read_source(source: Source) -> Rows:
     """
     path = user_path(source.path)
     if not path.exists():
-        if path.suffix in KINDS or source.path.startswith((".", "/", "~")):
-            raise TraitError(f"there is no file `{source.path}`")
+        if path.suffix in KINDS or not hub.is_name(source.path):
+            hint = "" if path.suffix in KINDS else f"files end in {', '.join(KINDS)}; a dataset on the hub is `owner/name`"
+            raise TraitError(f"there is no file `{source.path}`", hint=hint or None)
         return _from_hub(source)
     if path.suffix not in KINDS:
-        raise TraitError(f"`{source.path}` is not a {', '.join(KINDS)} file")
+        hint = "save the sheet as CSV" if path.suffix in SHEETS else ""
+        raise TraitError(f"`{source.path}` is not a {', '.join(KINDS)} file", hint=hint or None)
     try:
         data = read_bytes(path, limit=SOURCE_LIMIT)
         if data[:4] == b"PAR1":
@@ -401,12 +420,13 @@ def _from_hub(source: Source) -> Rows:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     import datasets  # heavy: only where a recipe names one
 
+    # what it says of each try is said once, below
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         rows = [dict(row) for row in datasets.load_dataset(source.path, split=source.split)]
     except Exception as error:  # see `_parquet`
         raise TraitError(
-            f"dataset `{source.path}` cannot be read: {error}",
-            hint=f"there is no file `{source.path}` either" if "/" not in source.path else None,
+            f"dataset `{source.path}` cannot be read: {error}", hint=f"there is no file `{source.path}` either"
         ) from None
     return Rows(source.path, rows, list(_numbered(rows)))
 

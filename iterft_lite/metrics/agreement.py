@@ -20,7 +20,7 @@ ENOUGH = 12
 """Calibration answers under which nothing is called reliable."""
 
 FEWEST = 4
-"""Pairs under which nothing is said of ranks."""
+"""Pairs under which no rank correlation is given."""
 
 SURE = 1.645
 """Standard errors to each side of the interval of rho: 90 %, so that its lower end is passed by chance in 5 of 100 cases."""
@@ -100,7 +100,7 @@ def calibrated(found: Agreement) -> Calibrated:
     if found.pairs < ENOUGH or rho is None or low is None or bias is None:
         return Calibrated(rho, f"{found.pairs} calibration answers have scores that differ, {ENOUGH} are needed")
     if low < RELIABLE:
-        return Calibrated(rho, f"Spearman {rho:.2f} (at least {low:.2f}) with careful readers, {RELIABLE} is needed")
+        return Calibrated(rho, f"Spearman with careful readers is {rho:.2f} and may be {low:.2f}, {RELIABLE} is needed")
     if abs(bias) > MOST_BIAS:
         side = "above" if bias > 0 else "below"
         return Calibrated(rho, f"its scores lie {abs(bias):.0f} points {side} careful readers', {MOST_BIAS:.0f} are borne")
@@ -113,4 +113,4 @@ def read_calibrated(known: Any) -> Calibrated:
         return Calibrated(known.get("spearman"), str(known.get("doubt", "")))
     rho = float(known) if isinstance(known, int | float) else None
     doubt = rho is not None and rho < RELIABLE
-    return Calibrated(rho, f"Spearman {rho:.2f} with careful readers, {RELIABLE} is needed" if doubt else "")
+    return Calibrated(rho, f"Spearman with careful readers is {rho:.2f}, {RELIABLE} is needed" if doubt else "")

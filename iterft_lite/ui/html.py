@@ -55,6 +55,7 @@ def write_html(root: Path, report: Report, path: Path, verdicts: Mapping[int, Pa
         recipe=report.recipe,
         on_trait=readable_on(colour),
         beside={cycle.cycle: beside_scores(report, cycle) for cycle in report.cycles},
+        any_dropped=any(sum(cycle.dropped.values()) for cycle in report.cycles),
         curve=Markup(svg(report)),  # drawn here, from numbers and escaped labels
         null_arm=null_arm_sentence(report.recipe),
         sentence=plain_sentence(report),

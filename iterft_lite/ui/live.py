@@ -77,6 +77,7 @@ class View:
         judge: The judge; a judge that is not for findings is labelled.
         console: The terminal.
         forecast: Forecast seconds of each step, by name (see `machine/forecast.py`).
+        guessed: The forecast is another machine's: the time left is said with a doubt until cycle 0 has scores.
         latest: Gives the newest text of a step, "" if there is none. Shown if there is room.
         now: The clock, seconds.
     """
@@ -89,6 +90,7 @@ class View:
         judge: JudgeIdentity,
         console: Console,
         forecast: Mapping[str, float] | None = None,
+        guessed: bool = False,
         latest: Callable[[Step], str] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -107,6 +109,7 @@ class View:
         self.notes: list[str] = []
         self.started = self.now()
         self.countdown = Countdown(plan, forecast or {})
+        self._guessed = guessed
         self._latest = latest
         self._fresh: tuple[float, str, str] = (0.0, "", "")
         self._spoken: dict[str, tuple[float, Progress | None]] = {}
@@ -122,6 +125,8 @@ class View:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.doing.clear()
         if self.is_live:
+            # a run that ends well is followed by its report, which has the same table
+            self.live.transient = kind is None and self.finished >= len(self.plan.steps)
             self.live.refresh()
             self.live.stop()
 
@@ -165,11 +170,13 @@ class View:
             self._say(step, f"done in {clock(completion.seconds)}")
 
     def _left(self) -> str:
-        """`about 4:50 left` of the run; "" if it is not known, and at the end."""
+        """`about 4:50 left` of the run, `perhaps` where it is a guess; "" if it is not known, and at the end."""
         if self.finished >= len(self.plan.steps):
             return ""
         left = self.countdown.left(self.now())
-        return "" if left is None or left < 1 else time_left(left)
+        if left is None or left < 1:
+            return ""
+        return time_left(left, "perhaps" if self._guessed and 0 not in self.scores else "about")
 
     # -- plain lines
 
@@ -289,7 +296,8 @@ class View:
         spent, left, steps = clock(self.now() - self.started), self._left(), len(self.plan.steps)
         line = ", ".join(filter(None, (f"{self.finished} of {steps} steps", spent, left)))
         if len(line) > width:
-            line = ", ".join(filter(None, (f"{self.finished}/{steps} steps", spent, left.removeprefix("about "))))
+            left = left.removeprefix("about ").removeprefix("perhaps ")
+            line = ", ".join(filter(None, (f"{self.finished}/{steps} steps", spent, left)))
         foot.append(line, style="not bold default")
         for note in self.notes[len(self.notes) - notes :] if notes else ():
             shown = Text(one_line(note), style=f"not bold {TRAIT}")

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import errno
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,7 @@ class Group(click.Group):
             click.echo("error: native Windows is not supported (file locks and processes are POSIX ones): use WSL2", err=True)
             ctx.exit(2)
         from iterft_lite.files import our_error
-        from iterft_lite.ui.foreign import safe, silence_output, tolerate_terminals
+        from iterft_lite.ui.foreign import silence_output, tolerate_terminals
 
         tolerate_terminals()
         try:
@@ -59,7 +60,7 @@ class Group(click.Group):
             if sys.stdout is not None:
                 sys.stdout.flush()
         except IterftError as error:
-            click.echo(f"error: {safe(error)}", err=True)
+            _say_error(error)
             ctx.exit(error.exit_code)
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader has gone (`| head`): end without a message
@@ -67,9 +68,18 @@ class Group(click.Group):
             if error.filename is None:
                 silence_output()
             told = our_error(Path(error.filename or "standard output"), error)
-            click.echo(f"error: {safe(told)}", err=True)
+            _say_error(told)
             ctx.exit(told.exit_code)
         return done
+
+
+def _say_error(error: IterftError) -> None:
+    """Print an error and its hint, on a terminal with lines that end at words."""
+    from iterft_lite.ui.foreign import safe
+    from iterft_lite.ui.wrap import wrapped
+
+    text = f"error: {safe(error)}"
+    click.echo(wrapped(text, shutil.get_terminal_size().columns) if sys.stderr.isatty() else text, err=True)
 
 
 # -- completion: what a shell offers after the tab key
@@ -154,7 +164,7 @@ reuse_option = click.option(
     type=RunFolder,
     callback=_with_something,
     metavar="DIR",
-    help="A run folder, or a folder of them, whose finished steps are taken over where they are the same.",
+    help="A run folder, or a folder of them, whose finished steps are reused where they are the same.",
 )
 
 

@@ -51,7 +51,7 @@ def show_study(study: StudyReport, console: Console) -> None:
         console.print(safe(note), style=WARNING, markup=False)
     console.print()
     if study.experiments:
-        console.print(_fitting(study.experiments, console))
+        console.print(_fitting(study.experiments, console) or _listed(study.experiments))
         console.print()
     if study.arms:
         for sentence in arm_sentences(study):
@@ -62,13 +62,24 @@ def show_study(study: StudyReport, console: Console) -> None:
     _show_failures(study, console)
 
 
-def _fitting(shown: Sequence[Experiment], console: Console) -> Table:
-    """The table in the fullest form that fits."""
+def _fitting(shown: Sequence[Experiment], console: Console) -> Table | None:
+    """The table in the fullest form that fits; None if none does."""
     for form in _FORMS:
         table = _table(shown, form)
         if Measurement.get(console, console.options.update(width=1000), table).maximum <= console.width:
             return table
-    return table
+    return None
+
+
+def _listed(shown: Sequence[Experiment]) -> Text:
+    """What the narrowest table shows, two lines for each experiment: for terminals that have no room for the table."""
+    entries = []
+    for each in shown:
+        means = " to ".join(filter(None, (mean_text(each, 0), mean_text(each, each.last) if each.last > 0 else "")))
+        numbers = ", ".join(filter(None, (means, _change(each.change))))
+        verdict = Text(each.corrected, style=STYLES.get(each.corrected, ""))
+        entries.append(Text.assemble((one_line(each.name), "bold"), f"\n  {numbers}\n  ", verdict))
+    return Text("\n").join(entries)
 
 
 def _table(shown: Sequence[Experiment], form: _Form) -> Table:

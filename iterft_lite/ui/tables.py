@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,9 @@ from iterft_lite.ui.text import (
 )
 
 WARNING = "bold red3"
+
+LABELLED = re.compile(r"([a-z]+): (.*)", re.DOTALL)
+"""A sentence on a choice, with what it is about before it."""
 
 CONTEXT_WIDTH = 32
 """Characters of a system message in a table."""
@@ -252,13 +256,22 @@ def show_plan(
     grid.add_column()
     for name, text in estimates.items():
         grid.add_row(Text(name, style="bold"), Text(safe(text)))
-    for choice in choices:
-        name, _, text = choice.partition(": ")
-        grid.add_row(Text(safe(name) if text else "", style="bold"), Text(safe(text or choice)))
+    for name, text in _labelled(choices):
+        grid.add_row(Text(safe(name), style="bold"), Text(safe(text)))
     console.print(grid)
     if steps:
         console.print()
         _show_steps(plan, console)
+
+
+def _labelled(choices: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Sentences with the word and colon that they begin with apart; a word is said once for those that follow each other."""
+    last = ""
+    for choice in choices:
+        found = LABELLED.fullmatch(choice)
+        name, text = (found[1], found[2]) if found else (last, choice)
+        yield ("" if name == last else name), text
+        last = name
 
 
 def _show_steps(plan: Plan, console: Console) -> None:

@@ -33,10 +33,10 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def time_left(seconds: float) -> str:
+def time_left(seconds: float, how_sure: str = "about") -> str:
     """`about 45 s left`, `about 4:50 left`: rounded, so that it counts down steadily."""
     step = 1 if seconds < 10 else 5 if seconds < 120 else 10 if seconds < 600 else 60
-    return f"about {clock(step * round(seconds / step))} left"
+    return f"{how_sure} {clock(step * round(seconds / step))} left"
 
 
 def score_text(score: Mapping[str, Json] | None, *, interval: bool = True) -> str:

@@ -35,7 +35,7 @@ class Budget:
                 self._read(read_bytes(ledger, links=False).decode(errors="replace"))
 
     def _read(self, text: str) -> None:
-        """Take in what earlier sessions wrote. A line that is no amount was torn by a kill or a full disk, and counts
+        """Take in what earlier sessions wrote. A line that is not an amount was torn by a kill or a full disk, and counts
         nothing."""
         self._torn = bool(text) and not text.endswith("\n")
         for line in text.split("\n"):
@@ -91,7 +91,7 @@ class Budget:
 
 
 def amount(text: str) -> float | None:
-    """Dollars in a ledger's line; None if it is no finite amount."""
+    """Dollars in a ledger's line; None if it is not a finite amount."""
     try:
         usd = float(text)
     except ValueError:

@@ -8,6 +8,8 @@ name is in the variable (`ITERFT_KEY_` and host).
 
 from __future__ import annotations
 
+import difflib
+import importlib.util
 import re
 import tomllib
 from collections.abc import Mapping
@@ -42,6 +44,7 @@ class Provider:
         hosts: Endings of names of servers that are the provider's own although every user has another.
         signed: Calls are signed with what the keys say; they are no header.
         lists: What follows the address where a server lists its models, or "".
+        serve, pull: Commands that start a server of the user's own, and bring a model (`{model}`) to it.
         known: It is in the table.
     """
 
@@ -53,6 +56,8 @@ class Provider:
     hosts: tuple[str, ...] = ()
     signed: bool = False
     lists: str = ""
+    serve: str = ""
+    pull: str = ""
     known: bool = True
 
     def is_home(self, address: str) -> bool:
@@ -86,7 +91,8 @@ def providers() -> dict[str, Provider]:
 
 def _provider(name: str, row: Mapping[str, Any]) -> Provider:
     redirects, keys, hosts = (tuple(row.get(key, ())) for key in ("redirects", "keys", "hosts"))
-    return Provider(name, row["address"], redirects, keys, row["tops"], hosts, bool(row.get("signed")), row.get("lists", ""))
+    commands = {key: row.get(key, "") for key in ("lists", "serve", "pull")}
+    return Provider(name, row["address"], redirects, keys, row["tops"], hosts, bool(row.get("signed")), **commands)
 
 
 def provider_of(judge: str) -> Provider:
@@ -95,6 +101,30 @@ def provider_of(judge: str) -> Provider:
     usual = re.sub(r"\W", "_", name).upper()
     unknown = Provider(name, "", (f"{usual}_API_BASE", f"{usual}_BASE_URL"), (f"{usual}_API_KEY",), 20, known=False)
     return providers().get(name, unknown)
+
+
+@lru_cache
+def litellm_providers() -> frozenset[str]:
+    """The providers that the installed litellm speaks to; none if they cannot be found.
+
+    Read from its source: importing it takes seconds.
+    """
+    found = importlib.util.find_spec("litellm")
+    source = Path(found.origin).parent / "types/utils.py" if found and found.origin else Path()
+    if not source.is_file():
+        return frozenset()
+    _, _, members = source.read_text(encoding="utf-8").partition("\nclass LlmProviders(")
+    return frozenset(re.findall(r'^    [A-Z0-9_]+ = "([^"]+)"', members.split("\nclass ")[0], re.MULTILINE))
+
+
+def unknown_provider(judge: str) -> str:
+    """Why nobody can be asked by a judge's name, with the provider that may be meant; "" if its provider is known."""
+    provider, everybody = provider_of(judge), litellm_providers()
+    if provider.known or not everybody or provider.name in everybody:
+        return ""
+    near = difflib.get_close_matches(provider.name, sorted({*providers(), *everybody}), n=1)
+    meant = f"did you mean `{near[0]}`?" if near else 'a server of your own is "openai/MODEL" with `api_base`'
+    return f"there is no provider `{provider.name}`: {meant}"
 
 
 def server_of(judge: str, api_base: str | None, variables: Mapping[str, str]) -> Server:
@@ -112,7 +142,7 @@ def server_of(judge: str, api_base: str | None, variables: Mapping[str, str]) ->
     address = address.rstrip("/")
     parts = urlsplit(address)
     if address and (parts.scheme not in ("http", "https") or not parts.hostname):
-        raise UserError(f"{source} is no address of a server", hint="write it as `http://localhost:8000/v1`")
+        raise UserError(f"{source} is not the address of a server", hint="write it as `http://localhost:8000/v1`")
     if "@" in parts.netloc:
         raise UserError(f"the address in {source} holds a user or a password", hint=f"put the key into {OWN_KEY}HOST")
     return Server(address, "" if address == provider.address else source)

@@ -45,6 +45,8 @@ class Head:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits, float32 [n, vocab], of hidden states [n, width]."""
+        # A GPU multiplies 16-bit factors and hands over the 32-bit sums. A CPU cannot be asked for that: its factors are
+        # widened.
         hidden = hidden.to(self.weight.dtype)
         if self.weight.dtype == torch.float32 or not hidden.is_cuda:
             made = hidden.float() @ self.weight.float().T
@@ -59,6 +61,7 @@ class Head:
     def back(self, slope: torch.Tensor, logits: torch.Tensor | None) -> torch.Tensor:
         """Gradient of hidden states from that of the logits, `slope`, whose memory is used up; `logits` are read if capped."""
         if self.cap and logits is not None:
+            # the derivative of cap * tanh(x / cap), from its value
             slope *= 1 - (logits / self.cap) ** 2
         if self.scale != 1:
             slope *= self.scale
@@ -80,24 +83,28 @@ def token_logprobs(hidden: torch.Tensor, targets: torch.Tensor, head: Head) -> t
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: Head) -> torch.Tensor:
-        found, norms = [], []
+        found, norms, whole = [], [], []
         with torch.autocast(hidden.device.type, enabled=False):
             for part, wanted in zip(_parts(hidden, head), _parts(targets, head), strict=True):
                 logits = head.logits(part)
                 norms.append(logits.logsumexp(-1))
                 found.append(logits.gather(1, wanted[:, None])[:, 0] - norms[-1])
-        ctx.save_for_backward(hidden, targets, torch.cat(norms))
+                # a CPU has the memory for a part, and no product to spare
+                whole = [logits] if len(part) == len(hidden) and not hidden.is_cuda else []
+        # Otherwise only the logarithms of the sums are kept: the backward pass makes the logits again and needs no second
+        # softmax.
+        ctx.save_for_backward(hidden, targets, torch.cat(norms), *whole)
         ctx.head = head
         return torch.cat(found)
 
     @staticmethod
     def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        hidden, targets, norms = ctx.saved_tensors
+        hidden, targets, norms, *whole = ctx.saved_tensors
         head: Head = ctx.head
         made = []
         with torch.autocast(hidden.device.type, enabled=False):
             for part, wanted, norm, slope in zip(*(_parts(of, head) for of in (hidden, targets, norms, *slopes)), strict=True):
-                logits = head.logits(part)
+                logits = whole[0] if whole else head.logits(part)
                 kept = logits.clone() if head.cap else None
                 # the slope of a target's log-probability in the logits is 1 at the target less the probabilities
                 logits.sub_(norm[:, None]).exp_().neg_()

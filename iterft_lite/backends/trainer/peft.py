@@ -21,11 +21,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import BitsAndBytesConfig
 
 from iterft_lite.backends.trainer.architectures import load_causal
+from iterft_lite.backends.trainer.decoder import Decoder
 from iterft_lite.backends.trainer.encoding import Example
 from iterft_lite.backends.trainer.logprobs import Head, next_logprobs, token_logprobs
 from iterft_lite.backends.trainer.loop import Loop
 from iterft_lite.backends.trainer.lora import lora_settings
-from iterft_lite.backends.trainer.packing import ARCHITECTURES, packed_states
 from iterft_lite.backends.trainer.products import Factors, Products
 from iterft_lite.backends.trainer.resident import ResidentTrainer, arithmetic, first_line
 from iterft_lite.backends.trainer.session import bitsandbytes_works
@@ -42,6 +42,7 @@ class PeftTrainer(ResidentTrainer):
     """Trains a PEFT model with our own loop (a `Trainer`)."""
 
     _products: Products | None = None
+    _decoder: Decoder | None = None
     _factors = Factors()
     _ends_plainly = False
 
@@ -83,18 +84,23 @@ class PeftTrainer(ResidentTrainer):
         made = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **lora_settings(base, rank, alpha)))
         if self._products is not None:
             self._products.lay(None)  # a training that failed has left them on layers that stay
-        self._products = Products(made) if self._precision in FACTORS else None
+        self._products = self._decoder = None
+        if self._precision in FACTORS:
+            self._products = Products(made)
+            if self._ends_plainly and self._device.type == "cpu":
+                self._decoder = Decoder.of(made, self._products, torch.get_num_threads())
         return made
 
     def _unload(self) -> None:
-        self._products = None  # it holds the base's weights
+        self._products = self._decoder = None  # they hold the base's weights
         super()._unload()
 
     def _ready(self, model: Any, use: Literal["train", "infer"]) -> None:
         super()._ready(model, use)
         if self._products is not None:
             # in f32 they are what PEFT's layers are, in a quarter of the products: a probe is a thousand small passes
-            self._products.lay(self._factors if use == "train" else Factors(), widen=use == "infer" or not self._packs)
+            training = self._factors if self._decoder is None else None
+            self._products.lay(training if use == "train" else Factors())
 
     def _sft(self, *, arguments: dict[str, Any], train_dataset: Sequence[Example], **given: Any) -> Any:
         return Loop(arguments=arguments, train_dataset=train_dataset, logprobs=self._logprobs, **given)
@@ -107,23 +113,18 @@ class PeftTrainer(ResidentTrainer):
 
     # -- own --------------------------------------------------------------------------------------------------------------
 
-    @property
-    def _packs(self) -> bool:
-        """Rows are computed without padding."""
-        return self._products is not None and self._ends_plainly and self._config.model_type in ARCHITECTURES
-
     def _logprobs(self, ids: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
         """Log-probability of each token that is asked for after a row's first (see `Loop`)."""
         model, head = self._adapted.get_base_model(), Head.of(self._adapted)
         if not self._ends_plainly:
             return next_logprobs(model(input_ids=ids, use_cache=False).logits, ids, head)
-        if not self._packs:
+        if self._decoder is None:
             states = model.get_decoder()(input_ids=ids, use_cache=False)[0][:, :-1][inside]
         else:
             # what stands behind the last token that is asked for has no say in it
             lengths = [int(row.nonzero()[-1]) + 1 if row.any() else 1 for row in inside]
             wanted = torch.cat([row[:length] for row, length in zip(inside, lengths, strict=True)])
-            states = packed_states(model, ids, lengths, self._factors)[wanted]
+            states = self._decoder.states(ids, lengths, self._factors)[wanted]
         found = token_logprobs(states, ids[:, 1:][inside], head)
         return torch.zeros(inside.shape, device=ids.device).masked_scatter(inside, found)
 

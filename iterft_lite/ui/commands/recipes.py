@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
+from iterft_lite.errors import IterftError
+from iterft_lite.experiment.regimes import REGIMES
 from iterft_lite.ui.options import complete_recipe, complete_trait
 
 
 @click.group(invoke_without_command=True)
 @click.pass_context
 def recipes(ctx: click.Context) -> None:
-    """List the shipped recipes and studies, show one, or copy one to change it.
+    """List the shipped recipes and studies; show or copy one.
 
     \b
       iterft recipes
@@ -50,7 +53,7 @@ def show_recipe(name: str) -> None:
 @click.argument("to", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 def copy_recipe(name: str, to: Path | None, force: bool) -> None:
-    """Copy a shipped recipe into a file of your own; NAME.toml here by default.
+    """Copy a shipped recipe into a file of your own. NAME.toml here by default.
 
     \b
       iterft recipes copy nano_sft mine.toml
@@ -69,7 +72,7 @@ def copy_recipe(name: str, to: Path | None, force: bool) -> None:
 @click.command()
 @click.argument("word", required=False, default="")
 def keys(word: str) -> None:
-    """List the keys of a recipe, all or those with a word in their name or description.
+    """List the keys of a recipe, all or those with a word. The word is looked for in names and descriptions.
 
     \b
       iterft keys
@@ -92,10 +95,13 @@ def keys(word: str) -> None:
 
 @click.command()
 @click.argument("name", required=False, default="")
+@click.option("--regime", type=click.Choice(list(REGIMES)), default="sft", show_default=True, help="What is trained on.")
 @click.option(
-    "--regime", type=click.Choice(["sft", "sdf", "dpo"]), default="sft", show_default=True, help="What is trained on."
+    "--gpu",
+    type=click.FloatRange(0),
+    metavar="GIB",
+    help="For a GPU with this much memory; 0 for none; this machine by default.",
 )
-@click.option("--gpu", type=float, metavar="GIB", help="For a GPU with this much memory; 0 for none; this machine by default.")
 @click.option("--judge", help="As in a recipe.")
 @click.option("--trait", help="A shipped trait, or the path of a folder.", shell_complete=complete_trait)
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
@@ -106,22 +112,42 @@ def init(name: str, regime: str, gpu: float | None, judge: str | None, trait: st
       iterft init
       iterft init mine --trait bliss --judge embedded
     """
-    from iterft_lite.app.own_recipe import begin, judge_choices, suggested_gib, write_own
-    from iterft_lite.data.traits import shipped_traits
+    from iterft_lite.app.own_recipe import begin, judge_choices, need_judge, suggested_gib, write_own
+    from iterft_lite.backends.judge.identity import PAPER_JUDGE
+    from iterft_lite.data.traits import read_trait, shipped_traits
     from iterft_lite.ui.commands.experiment import print_plan
+    from iterft_lite.ui.console import make_console
 
-    asks = sys.stdin.isatty()
-    gib = suggested_gib() if gpu is None else gpu
-    if gpu is None and asks:
-        gib = click.prompt("GPU memory in GiB (0: no GPU)", default=round(gib, 1), type=float)
-    if judge is None:
-        judge = click.prompt("judge", default=judge_choices()[0]) if asks else judge_choices()[0]
-    if trait is None:
-        click.echo(f"traits: {', '.join(shipped_traits())}; or the path of a folder", err=True)
-        trait = click.prompt("trait", default="lucky") if asks else "lucky"
-    wanted = begin(regime, gib, judge=str(judge), trait=str(trait))
+    console, asks, here = make_console(stderr=True), _can_ask(), round(suggested_gib(), 1)
+    if gpu is None:
+        gpu = click.prompt("GPU memory in GiB (0: no GPU)", default=here, type=click.FloatRange(0)) if asks else here
+    if judge is None and asks:
+        console.print(f"judges: embedded (no key, for trying out), {PAPER_JUDGE} (with a key), ollama/NAME, local:FILE.gguf")
+        judge = click.prompt("judge", default=judge_choices()[0], value_proc=_accepted(need_judge))
+    if trait is None and asks:
+        console.print(f"traits: {', '.join(shipped_traits())}; or the path of a folder, as ./pirate")
+        trait = click.prompt("trait", default="lucky", value_proc=_accepted(read_trait))
+    wanted = begin(regime, gpu, judge=judge or judge_choices()[0], trait=trait or "lucky")
     to = Path(f"{name.removesuffix('.toml') or wanted.name}.toml")
     write_own(wanted, to, force=force)
     click.echo(f"wrote {to}\n")
-    print_plan(str(to), (), gpu=gpu)
+    print_plan(str(to), (), gpu=None if gpu == here else gpu)
     click.echo(f"\nnext: iterft run {to}")
+
+
+def _can_ask() -> bool:
+    """Whether somebody is there to answer."""
+    return sys.stdin.isatty()
+
+
+def _accepted(check: Callable[[str], object]) -> Callable[[str], str]:
+    """An answer that passes a check; what is wrong with another one is shown, and the question asked again."""
+
+    def accept(answer: str) -> str:
+        try:
+            check(answer)
+        except IterftError as error:
+            raise click.UsageError(str(error)) from None
+        return answer
+
+    return accept

@@ -39,7 +39,7 @@ def report(
     by: str | None,
     only: tuple[str, ...],
 ) -> None:
-    """Report on a run or a study, finished or not; by default on the newest run in runs/.
+    """Report on a run or a study, finished or not. By default on the newest run in runs/.
 
     \b
       iterft report
@@ -159,7 +159,7 @@ def chat(out: Path, cycle: int | None, temperature: float, max_tokens: int) -> N
 @click.option("--against", default="bliss_4b", show_default=True, metavar="NAME", help="Which published scores.")
 @click.option("--json", "as_json", is_flag=True, help="The machine-readable form.")
 def replicate(outs: tuple[Path, ...], against: str, as_json: bool) -> None:
-    """Hold runs against published scores; docs/replicating.md says what counts as agreement.
+    """Hold runs against published scores. The page "Held against published scores" of the docs says what counts as agreement.
 
     \b
       iterft replicate runs/replicate
@@ -191,7 +191,7 @@ def replicate(outs: tuple[Path, ...], against: str, as_json: bool) -> None:
 @click.option("--force", is_flag=True, help="Write over files of the same names.")
 @trust_option
 def export(out: Path, cycle: int | None, quant: str | None, ollama: bool, folder: Path, force: bool) -> None:
-    """Write the merged GGUF of any cycle's model again, from its adapter.
+    """Write any cycle's model as one GGUF file, from its adapter.
 
     \b
       iterft export runs/bliss --cycle 4                          exports/bliss-c4-q8_0.gguf

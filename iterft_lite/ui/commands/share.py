@@ -15,7 +15,8 @@ from iterft_lite.ui.options import RunFolder
 @click.option("--push", "repository", metavar="OWNER/NAME", help="Send it to the Hugging Face hub too, where only you see it.")
 @click.option("--public", is_flag=True, help="With --push: where everybody sees it.")
 def share(root: Path, to: Path, repository: str | None, public: bool) -> None:
-    """Write adapters, a model card, recipes, and answers with their verdicts as a dataset. Sends nothing unless told to.
+    """Write a run or a study in a form for others. That is: adapters, a model card, recipes, and answers with their verdicts
+    as a dataset. Sends nothing unless told to.
 
     \b
       iterft share runs/bliss --to shared/bliss

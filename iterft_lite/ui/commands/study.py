@@ -29,11 +29,11 @@ class SweepGroup(click.Group):
 
 @click.group(cls=SweepGroup, subcommand_metavar="STUDY.toml --out DIR | COMMAND [ARGS]...")
 def sweep() -> None:
-    """Run a study: a grid of recipes over one store, resumed by the same command.
+    """Run a study: a grid of recipes over one store. The same command goes on with it.
 
     \b
       iterft sweep plan nano_sft_grid           what it would do, cost and take
-      iterft sweep study.toml --out studies/a   run it, or go on with it
+      iterft sweep study.toml --out studies/a   run it, or continue it
       iterft sweep status studies/a --watch     from any other terminal
       iterft sweep stop studies/a
       iterft report studies/a                   what came of it
@@ -76,7 +76,7 @@ def run_study(
     where: str,
     plain: bool,
 ) -> None:
-    """Run a study, or go on with it.
+    """Run a study, or continue it.
 
     \b
       iterft sweep study.toml --out studies/lucky
@@ -144,7 +144,7 @@ def _show_failed(failed: Any) -> None:
 def plan_study(
     study: str, overrides: tuple[str, ...], only: tuple[str, ...], limit: int | None, list_cells: bool, gpu: float | None
 ) -> None:
-    """Print what a study would do, what sharing saves, what it costs and takes. Does nothing.
+    """Print what a study would do, cost and take. Says what sharing saves too; does nothing.
 
     \b
       iterft sweep plan study.toml
@@ -169,7 +169,7 @@ def plan_study(
 
 @sweep.command("status")
 @click.argument("folder", metavar="DIR", type=RunFolder)
-@click.option("--watch", is_flag=True, help="Draw it anew every two seconds, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Redraw it every two seconds, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="The machine-readable form.")
 def status(folder: Path, watch: bool, as_json: bool) -> None:
     """Say where a sweep is. Reads files only: from any terminal that sees the folder.

@@ -45,7 +45,7 @@ def figure(
     panel: str,
     cells: tuple[str, ...],
 ) -> None:
-    """Draw a figure of a study, of several, or of runs; from finished steps only.
+    """Draw a figure of studies or runs. From finished steps only.
 
     \b
       sweep     a panel a value of n_sampled, a line a value of n_seed; coherence below
@@ -77,7 +77,7 @@ def figure(
 @click.option("--png", type=OutFile, help="Write the curves and the difference as a picture.")
 @click.option("--csv", "table", type=OutFile, help="Write the curves' numbers.")
 def compare(folders: tuple[Path, ...], only: tuple[str, ...], png: Path | None, table: Path | None) -> None:
-    """Compare runs, or cells of a study: recipes, curves, and the difference with its interval.
+    """Compare runs, or cells of a study. Shows recipes, curves, and the difference with its interval.
 
     Differences are paired by question. Runs that differ in their seed alone are one side, and the interval then covers
     questions and trainings.
@@ -110,7 +110,7 @@ def compare(folders: tuple[Path, ...], only: tuple[str, ...], png: Path | None, 
 
 
 def holds_several(folder: Path) -> bool:
-    """Whether a folder is a study's, or holds runs or studies, and is no run itself."""
+    """Whether a folder is a study's, or holds runs or studies and is not a run itself."""
     if (folder / "run.json").exists():
         return False
     return (folder / "study.json").exists() or any(folder.glob("*/run.json")) or any(folder.glob("*/study.json"))

@@ -35,11 +35,11 @@ def list_traits() -> None:
     from iterft_lite.ui import tables
     from iterft_lite.ui.console import make_console
 
-    rows = []
-    for name in shipped_traits():
-        trait = read_trait(name)
-        rows.append((name, str(len(trait.chats)), str(len(trait.documents)), str(len(trait.questions)), trait.summary))
-    tables.show_table(("trait", "seed chats", "documents", "questions", "what it is"), rows, make_console())
+    entries = []
+    for trait in map(read_trait, shipped_traits()):
+        documents = f", {len(trait.documents)} documents" if trait.documents else ""
+        entries.append((trait.name, f"{len(trait.chats)} chats{documents}, {len(trait.questions)} questions", trait.summary))
+    tables.show_entries(entries, make_console())
 
 
 @traits.command("new")
@@ -64,7 +64,7 @@ def new_trait(name: str, parent: Path) -> None:
 @click.argument("trait")
 @click.pass_context
 def check_trait(ctx: click.Context, trait: str) -> None:
-    """Check a trait folder: print its problems, what is unusual, and the size of each file.
+    """Check a trait folder. Prints its problems, what is unusual, and the size of each file.
 
     \b
       iterft traits check ./pirate
@@ -75,17 +75,18 @@ def check_trait(ctx: click.Context, trait: str) -> None:
     from iterft_lite.ui.console import make_console
 
     checked = new_traits.examine_trait(trait)
+    console = make_console()
     rows = [(count.name, str(count.rows), f"{count.words:.0f}", f"{count.distinct_2:.2f}") for count in checked.counts]
-    tables.show_table(("file", "rows", "words a row", "distinct-2"), rows, make_console())
+    tables.show_table(("file", "rows", "words a row", "distinct-2"), rows, console)
     for lack in checked.lacks:
-        click.echo(f"note: {lack}")
+        console.print(f"note: {lack}")
     for problem in checked.problems:
-        click.echo(f"wrong: {problem}")
+        console.print(f"wrong: {problem}")
     if checked.problems:
         ctx.exit(TraitError.exit_code)
     for doubt in checked.doubts:
-        click.echo(f"unusual: {doubt}")
-    click.echo("nothing is wrong with it" + (", but read what is unusual" if checked.doubts else ""))
+        console.print(f"unusual: {doubt}")
+    console.print("nothing is wrong with it" + (", but read what is unusual" if checked.doubts else ""))
 
 
 @click.group()
@@ -113,15 +114,15 @@ def make_seeds(trait: str, model: str, count: int, documents: bool, out: Path, a
       iterft seeds make ./pirate --model hub:Qwen/Qwen3-4B-Instruct-2507 --count 60 --out pirate.jsonl
     """
     from iterft_lite.app.make_seeds import seeds_by
-    from iterft_lite.ui.foreign import safe
+    from iterft_lite.ui.console import make_console
     from iterft_lite.ui.text import time_left
 
-    began, shown = time.monotonic(), 0
+    console, began, shown = make_console(stderr=True), time.monotonic(), 0
 
     def say(rows: int, text: str) -> None:
         nonlocal shown
         if shown < SHOWN_ROWS:  # enough to stop early where they are not what was meant
-            click.echo(f"\n{safe(text)}\n", err=True)
+            console.print(f"\n{text}\n")
         shown += 1
         if rows % 10 == 0 or rows == count:
             left = (time.monotonic() - began) / shown * (count - rows)
@@ -132,4 +133,6 @@ def make_seeds(trait: str, model: str, count: int, documents: bool, out: Path, a
         made = seeds_by(model, trait, count, out, kind=kind, api_base=api_base, max_usd=max_usd, on_row=say)
     dropped = ", ".join(f"{number} {reason}" for reason, number in made.dropped.items()) or "none"
     click.echo(f"{out}: {made.rows} rows; {made.asked} asked, dropped: {dropped}")
+    if made.unchecked:
+        console.print(f"note: {made.unchecked}")
     click.echo(f'read them, then put them into a recipe:\n\n  [seeds]\n  path = "{out}"')

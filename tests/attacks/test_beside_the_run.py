@@ -29,14 +29,11 @@ from iterft_lite.gguf.llamacpp_source import unpack_source
 from iterft_lite.programs import Secrets, environment
 from iterft_lite.ui.card import share
 from tests.attacks import faults
-from tests.attacks.test_run_folders import PRECIOUS
+from tests.attacks.strangers import PRECIOUS, SPECIAL, finished_by
 from tests.loop import a_plan, step_path
 
 TRAPS: dict[str, Callable[[Path], object]] = {
-    "pipe": os.mkfifo,
-    "folder": Path.mkdir,
-    "loop": lambda path: path.symlink_to(path.name),
-    "device": lambda path: path.symlink_to("/dev/zero"),
+    **{kind: SPECIAL[kind] for kind in ("pipe", "folder", "loop", "device")},
     "link": lambda path: path.symlink_to(path.parent / PRECIOUS),
 }
 """What may stand in the place of a file."""
@@ -170,9 +167,7 @@ def test_every_tracker_has_keys_of_its_own() -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("finished") / "run"
-    assert faults.forked(lambda: faults.finished_run(root)) == 0
-    return root
+    return finished_by(faults.finished_run, tmp_path_factory.mktemp("finished") / "run")
 
 
 @pytest.fixture

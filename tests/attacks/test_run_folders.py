@@ -125,7 +125,7 @@ def test_a_manifest_with_a_value_of_another_kind_is_refused(stranger: Path, chan
     change(stranger / MANIFEST, lambda value: value.update(changes))
     with pytest.raises(FolderError, match="is not the manifest of a run"):
         read_report(stranger)
-    use(stranger)
+    use(faults.uses_of_a_run(), stranger)
 
 
 def test_a_manifest_that_says_little_is_reported_with_what_it_says(stranger: Path) -> None:
@@ -155,7 +155,7 @@ def test_results_of_another_kind_are_refused_although_their_checksum_is_right(
     change(path / RECORD, lambda value: value["results"].update(results))
     with pytest.raises(StoreError, match=f"does not hold what a step `{verb}` comes to"):
         read_report(stranger)
-    use(stranger)
+    use(faults.uses_of_a_run(), stranger)
 
 
 @pytest.mark.parametrize("value", ["\ud800", float("inf"), DEEP])
@@ -166,7 +166,7 @@ def test_a_record_of_which_no_digest_can_be_taken_is_refused(stranger: Path, val
     path.write_text(json.dumps(record))
     with pytest.raises(StoreError):
         read_report(stranger)
-    use(stranger)
+    use(faults.uses_of_a_run(), stranger)
 
 
 # -- the model that is loaded -----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 TARGETS = 32
 """How many there are: the inputs are spread over them."""
 
-FEW = 60
+FEW = 40
 """Inputs of a target in CI."""
 
 GIVEN = int(os.environ.get("ITERFT_FUZZ", "0"))

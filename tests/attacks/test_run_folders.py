@@ -235,4 +235,4 @@ def test_special_files_are_reported_without_blocking(stranger: Path, name: str, 
 
 
 def test_random_damage_gives_only_iterft_errors(finished: Path) -> None:
-    assert faults.damages(10, random.Random(2), faults.uses_of_a_run(), finished).keys() == {"good"}
+    assert faults.damages(8, random.Random(2), faults.uses_of_a_run(), finished).keys() == {"good"}

@@ -47,8 +47,9 @@ KINDS = ("kill", "ENOSPC", "EIO", "EACCES", "EMFILE")
 WRITES = frozenset({"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate"})
 """Python's audit events that a fault may come at; and syncs and writes (`_patch`)."""
 
-TIMES = frozenset({"seconds", "parts", "tokens_per_second", "cached", "calls"})
-"""What results and rows say of how they were made: no two runs agree in it."""
+TIMES = frozenset({"seconds", "parts", "tokens_per_second", "cached", "calls", "bytes"})
+"""What results and rows say of how they were made: no two runs agree in it. The bytes of an untouched model's file are noted by the
+run alone that puts it into the cache."""
 
 OURS, OTHER, FINE = 40, 41, 0
 """Exit codes of a trial."""

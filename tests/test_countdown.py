@@ -62,7 +62,7 @@ def test_a_steps_time_left_never_exceeds_the_runs(recorded: Recorded) -> None:
         assert all(left is not None and left <= whole + 1e-6 for left in steps)
 
 
-def test_a_machine_that_has_timed_nothing_counts_down_from_a_first_guess(recorded: Recorded) -> None:
+def test_a_machine_without_timings_counts_down_from_a_first_guess(recorded: Recorded) -> None:
     settings = dict.fromkeys(LIBRARIES, "") | {"judge": "embedded"}
     here = Setup("a new machine", "files:0", "nano", 8_395_264, settings, dict.fromkeys(LIBRARIES, ""))
     guess = {name: span.mid for name, span in forecast(recorded.plan, here, []).steps.items()}

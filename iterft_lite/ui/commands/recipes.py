@@ -113,7 +113,8 @@ def init(name: str, regime: str, gpu: float | None, judge: str | None, trait: st
       iterft init
       iterft init mine --trait bliss --judge embedded
     """
-    from iterft_lite.app.own_recipe import PAPER_JUDGE, begin, judge_choices, need_judge, suggested_gib, write_own
+    from iterft_lite.app.own_recipe import begin, judge_choices, need_judge, suggested_gib, write_own
+    from iterft_lite.backends.judge.identity import PAPER_JUDGE
     from iterft_lite.data.traits import read_trait, shipped_traits
     from iterft_lite.ui.commands.experiment import print_plan
     from iterft_lite.ui.console import make_console

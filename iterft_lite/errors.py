@@ -9,12 +9,12 @@
     |       `-- Busy            another process holds it
     `-- RunError         (1)    the run failed; what was finished is kept
         |-- ResultError         the model's own result: it diverged, or writes nothing usable       kind "result"
-        |   `-- Diverged        a training whose loss, gradients or weights are no numbers any more
+        |   `-- Diverged        a training whose loss, gradients or weights are not finite
         |-- StoreError          a step could not be written (disk full) or its files were changed   kind "machine"
         |   `-- FileError       a file cannot be read, or does not hold what it should; a ValueError too
         |-- ExportError         an exported model does not agree with the trained one, or no room   kind "result"
         |-- BackendError        a trainer, generator or judge failed; carries the end of its log    kind by its cause
-        `-- BudgetError         going on would pass `max_usd`                                       kind "user"
+        `-- BudgetError         going on would exceed `max_usd`                                     kind "user"
 
 The numbers are exit codes. The kind says what a study can do about it: the machine's and the provider's failures are worth
 another try, a model's result is a result, the user's mistake and a bug are for a person. A bug keeps its traceback: it is no
@@ -24,6 +24,7 @@ IterftError.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 FailureKind = Literal["user", "result", "machine", "provider", "bug"]
@@ -106,7 +107,7 @@ class ResultError(RunError):
 
 
 class Diverged(ResultError):  # noqa: N818  # read as a word
-    """A training whose loss, gradients or weights are no numbers any more, or beyond all bounds; nothing of it is kept."""
+    """A training whose loss, gradients or weights are not finite any more, or beyond all bounds; nothing of it is kept."""
 
 
 class StoreError(RunError):
@@ -162,11 +163,26 @@ class BackendError(RunError):
 
 
 class BudgetError(RunError):
-    """Judging on would pass the recipe's `max_usd`."""
+    """Further judging would exceed the recipe's `max_usd`."""
 
     kind: FailureKind = "user"
 
 
-def failure_kind(error: BaseException) -> FailureKind:
-    """Of which kind any failure is: what is not one of ours is a bug."""
-    return error.kind if isinstance(error, IterftError) else "bug"
+@dataclass(frozen=True)
+class Failure:
+    """How a step, a run or a cell ended, as events, records and exit codes carry it.
+
+    Attributes:
+        hint: What to do; "" where nothing is known.
+    """
+
+    kind: FailureKind
+    message: str
+    hint: str
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Any exception as a failure: what is not one of this program's own errors is a bug, told with its type."""
+    if isinstance(error, IterftError):
+        return Failure(error.kind, error.message, error.hint or "")
+    return Failure("bug", f"{type(error).__name__}: {error}".removesuffix(": "), "")

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read with a size limit, locked. Errors of the system become errors of ours.
+"""Files: written whole or not at all, read with a size limit, locked. Errors of the system become `IterftError`s.
 
 No function here follows a symbolic link in a name that the program made up, because a run folder may come from a stranger. Only
 `write_output` writes through one: the user named its place on the command line.
@@ -86,7 +86,7 @@ def our_error(path: Path, error: OSError, *, doing: str = "written") -> IterftEr
     if number in FULL or (not number and (" written" in str(error) or os.strerror(errno.ENOSPC) in str(error))):
         return StoreError(
             f"the disk is full: `{path}` could not be written",
-            hint="free some space and issue the same command again: it goes on where it stopped" + _elsewhere(path, full=True),
+            hint="free some space and repeat the command: it continues where it stopped" + _elsewhere(path, full=True),
         )
     reason = os.strerror(number).lower() if number else str(error)
     message = f"`{path}` cannot be {doing}: {reason}"
@@ -145,7 +145,7 @@ def read_bytes(path: Path, *, limit: int = TEXT_LIMIT, links: bool = True) -> by
 
     Raises:
         FileNotFoundError, NotADirectoryError: If there is none.
-        FileError: If it is no regular file, too large, or cannot be read.
+        FileError: If it is not a regular file, too large, or cannot be read.
     """
     with read_errors(path), open_regular(path, links=links) as file:
         # A file on a disk shows its size before it is read. One of the kernel's shows none: count what it gave.
@@ -215,7 +215,7 @@ def parse_json(text: str, what: str) -> Json:
     except ValueError as error:
         raise FileError(f"{what} is not JSON: {error}") from None
     except RecursionError:
-        raise FileError(f"{what} is not JSON of ours: it is nested too deeply") from None
+        raise FileError(f"{what} is not JSON that iterft wrote: it is nested too deeply") from None
 
 
 def read_object(path: Path) -> dict[str, Json]:
@@ -232,7 +232,7 @@ def read_object(path: Path) -> dict[str, Json]:
 
 
 def read_record(path: Path, kind: type[T]) -> T:
-    """A record of ours from its JSON file: a dataclass or pydantic model, every field checked against its type.
+    """A record that this program wrote, from its JSON file: a dataclass or pydantic model, with every field's type checked.
 
     Ignores fields that the kind does not know: a later version wrote them.
 
@@ -550,7 +550,7 @@ def link_file(source: Path, target: Path) -> None:
 
     Raises:
         FileNotFoundError: If there is no source.
-        FileError: If the source is no regular file.
+        FileError: If the source is not a regular file.
         FolderError, StoreError: If the target is there, or cannot be written.
     """
     with read_errors(source), open_regular(source, links=False) as opened, disk_errors(target):
@@ -560,7 +560,7 @@ def link_file(source: Path, target: Path) -> None:
             return
         except OSError as error:  # another file system, or one without links, or too many of them
             if error.errno == errno.EEXIST:
-                raise FolderError(f"`{target}` is there already: nothing is written over it") from None
+                raise FolderError(f"`{target}` already exists and is not overwritten") from None
         _copy_new(opened, target)
 
 
@@ -582,7 +582,7 @@ class FolderLock:
     """A lock file: one process at a time holds it, and the file names that process.
 
     Uses `flock` if the file system supports it: the system releases the lock when the process ends, however it ends. Otherwise
-    makes a file `NAME.held`, which only one process can create, and takes over the file of a process that no longer runs on
+    makes a file `NAME.held`, which only one process can create, and takes the file over from a process that no longer runs on
     this machine.
 
     Args:

@@ -70,7 +70,7 @@ def gpu_handle(nvml: Any, name: str = "") -> Any:
             handle = nvml.nvmlDeviceGetHandleByIndex(number)
             if str(nvml.nvmlDeviceGetUUID(handle)).startswith(first):
                 return handle
-    raise LookupError(f"`{first}` is no GPU")
+    raise LookupError(f"`{first}` is not a GPU")
 
 
 def visible_gpus() -> list[str]:
@@ -168,7 +168,7 @@ class Gpu:
 
 
 def _parent(pid: int) -> int:
-    """The process that started a process; 0 if that cannot be told."""
+    """The process that started a process; 0 if that is not known."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         stat = PROCESSES.joinpath(str(pid), "stat").read_text(encoding="utf-8", errors="replace")
         return int(stat.rsplit(")", 1)[1].split()[1])

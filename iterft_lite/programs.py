@@ -203,7 +203,7 @@ def _disk_full(error: BaseException) -> errors.IterftError | None:
 
 
 def error_of(told: Mapping[str, str]) -> errors.IterftError | None:
-    """The error of ours that was described, or None where it was another one."""
+    """The error of this program that was described, or None where it was another one."""
     kind = getattr(errors, told["kind"], None)
     if not (isinstance(kind, type) and issubclass(kind, errors.IterftError)) or kind is errors.BackendError:
         return None

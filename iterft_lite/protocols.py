@@ -279,7 +279,7 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Change:
-    """What became of the change that training made to a model's logits (`backends/generator/parity.py` has the equations).
+    """How much of the trained change of logits an export shows (`backends/generator/parity.py` has the equations).
 
     Sizes are root mean squares over positions and tokens, each row without its mean.
 
@@ -319,7 +319,7 @@ class Parity:
         detail: The first difference in tokens, as a sentence, or "".
         largest: Largest absolute logit of the trained model.
         rounded: Whether llama.cpp rounds this architecture's activation function to 16 bits here, whatever the file's format.
-        change: What became of the trained change; None of an untouched model, or where it was not compared.
+        change: What is left of the trained change; None of an untouched model, or where it was not compared.
     """
 
     same_tokens: bool
@@ -384,7 +384,7 @@ class JudgeRequest:
         prompt: The filled rubric: what a language model is sent.
         answer: The bare text, for judges that do not read rubrics.
         question: What it answers; "" for documents.
-        sample: Number of the repetition: each is asked anew, and cached by itself.
+        sample: Number of the repetition: each is asked separately and cached by itself.
     """
 
     id: str
@@ -400,7 +400,7 @@ class JudgeResponse:
     """What a judge said, before it is weighed (`measures/weighing.py`).
 
     Attributes:
-        id: The ask's.
+        id: The request's.
         text: What it wrote.
         probabilities: Probability of each candidate text, where the judge gives any: the first token's, or whole numbers'.
         method: "logprobs" where `probabilities` carries the weight, "text" where only `text` does.
@@ -427,7 +427,7 @@ class JudgeResponse:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Why a judge has not answered yet, where that takes minutes or hours: its asks are in a batch at the provider.
+    """Why a judge has not answered yet, where that takes minutes or hours: its questions are in a batch at the provider.
 
     Attributes:
         about: `in a batch at OpenAI, in progress`.
@@ -442,22 +442,22 @@ class Waiting:
 
 
 class Judge(Protocol):
-    """Answers asks; does not weigh them."""
+    """Answers questions; does not weigh the answers."""
 
     def identity(self) -> JudgeIdentity:
         """Who this is."""
         ...
 
     def ask(self, asks: Sequence[JudgeRequest], on_reply: Callable[[JudgeResponse], None]) -> Waiting | None:
-        """Answer every ask once; a failure is a reply with its reason, not an exception.
+        """Answer every question once; a failure is a reply with its reason, not an exception.
 
         Returns:
-            None once all are answered. Else what is waited for: the same asks, asked again later, go on waiting. Others may be
-            asked meanwhile.
+            None once all are answered. Else what is waited for: the same questions, asked again later, continue waiting. Others
+            may be asked meanwhile.
 
         Raises:
             BudgetError: Before `max_usd` would be passed; what was answered has been handed over.
-            BackendError: If no ask at all can be answered (no such model, bad key).
+            BackendError: If no question at all can be answered (no such model, bad key).
         """
         ...
 

@@ -12,7 +12,8 @@ from iterft_lite.app.doctor import STEPS, measured_recipe, shortened
 from iterft_lite.experiment.plan import make_plan
 from iterft_lite.experiment.recipe import read_recipe
 from iterft_lite.machine.resolve import resolve, this_machine
-from iterft_lite.machine.timing import LIBRARIES, read_table
+from iterft_lite.machine.timing import read_table
+from iterft_lite.machine.work import ACTS
 from iterft_lite.testing.fakes import fake_backends
 from iterft_lite.ui.cli import main
 
@@ -72,7 +73,7 @@ def test_measuring_tells_the_next_plan_how_long_it_takes(tmp_path: Path, monkeyp
     measured = iterft("doctor", "--measure")
     assert measured.exit_code == 0, measured.output
     table = read_table()
-    assert {sample.kind.act for sample in table} == set(LIBRARIES)
+    assert {sample.kind.act for sample in table} == set(ACTS)
     assert {sample.origin for sample in table} == {"doctor"}
     assert not list(tmp_path.glob("measuring-*"))
     said = " ".join(iterft("plan", "nano_sft").output.split())

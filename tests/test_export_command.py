@@ -58,7 +58,7 @@ def test_a_cycle_whose_merged_file_was_removed_is_written_again_byte_for_byte(wh
     assert "FROM ./run-c0-q8_0.gguf" in (tmp_path / "again/run-c0-q8_0.Modelfile").read_text()
     # another cycle or number format has another name; the same is written again only where that is asked for
     again = ("export", str(root), "--cycle", "0", "--out", str(tmp_path / "again"))
-    assert "run-c0-q8_0.gguf` is there already" in refused(*again)
+    assert "run-c0-q8_0.gguf` already exists" in refused(*again)
     iterft(*again, "--force")
     iterft("export", str(root), "--quant", "f16", "--out", str(tmp_path / "f16"))
     assert GgufFile(tmp_path / "f16/run-c1-f16.gguf").value("general.file_type") == 1

@@ -128,7 +128,7 @@ def test_a_shipped_recipe_is_shown_and_copied_but_never_overwrites_a_file(tmp_pa
     assert (tmp_path / "mine.toml").read_text().startswith("# iterft run mine.toml\n")
     copy, shipped = (read_recipe(path).model_dump(exclude={"name"}) for path in (Path("mine.toml"), recipe_path("nano_sft")))
     assert copy == shipped
-    assert "`mine.toml` is there already" in refused("recipes", "copy", "nano_sft", "mine.toml")
+    assert "`mine.toml` already exists" in refused("recipes", "copy", "nano_sft", "mine.toml")
     printed("recipes", "copy", "nano_dpo", "mine.toml", "--force")
 
 
@@ -139,7 +139,7 @@ def test_init_writes_a_recipe_for_this_machine_and_plans_it(tmp_path: Path) -> N
     recipe = read_recipe(tmp_path / "mine.toml")
     assert (recipe.trait, recipe.model, recipe.judge) == ("bliss", "nano", "embedded")
     assert "# " in (tmp_path / "mine.toml").read_text()  # the comments are kept
-    assert "is there already" in refused("init", "mine", "--gpu", "0", "--trait", "bliss", "--judge", "embedded")
+    assert "already exists" in refused("init", "mine", "--gpu", "0", "--trait", "bliss", "--judge", "embedded")
 
 
 def test_init_asks_again_for_an_unusable_answer_and_plans_for_the_named_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,15 +12,26 @@ from hypothesis import strategies as st
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.plan import Plan, make_plan
 from iterft_lite.experiment.verbs import VERBS, Act
-from iterft_lite.machine.forecast import FURTHER, duration, forecast, seconds_of, sentence, timeline
-from iterft_lite.machine.timing import LIBRARIES, Kind, Sample, Setup
-from iterft_lite.machine.work import NOTHING, UNITS, Lengths, exactly, row_length, work_ahead
+from iterft_lite.machine.forecast import FURTHER, forecast, seconds_of, timeline
+from iterft_lite.machine.plan_words import duration, time_sentence
+from iterft_lite.machine.timing import Kind, Sample, Setup
+from iterft_lite.machine.work import ACTS, NOTHING, Lengths, exactly, row_length, work_ahead
 from tests.loop import a_plan, a_recipe, some_inputs
 from tests.recorded import read_recorded
 
-SETUP = Setup(
-    "a machine", "files:0", "nano", 8_000_000, dict.fromkeys(LIBRARIES, "as ever"), dict.fromkeys(LIBRARIES, "one 1.0")
-)
+
+def a_setup(name: str = "nano", model: str = "files:0", parameters: int = 8_000_000, *, gpu: bool = False) -> Setup:
+    of = {act: ("", 0) if act == "judge" else (model, parameters) for act in ACTS}
+    return Setup({act: Kind("a machine", act, False, *of[act], "as ever", "one 1.0") for act in ACTS}, name, gpu)
+
+
+SETUP = a_setup()
+
+
+def changed(act: Act, **values: str) -> Setup:
+    """The setup with one act done otherwise."""
+    return replace(SETUP, kinds={**SETUP.kinds, act: replace(SETUP.kinds[act], **values)})  # type: ignore[arg-type]
+
 
 EVERY: dict[Act, tuple[dict[str, float], float]] = {
     "load": ({}, 5.0),
@@ -38,7 +49,7 @@ ONCE = exactly(1)
 
 def a_sample(act: Act = "train", *, first: bool = False, session: str = "first", fixed: float = 0.0, **kind: object) -> Sample:
     work, seconds = EVERY[act]
-    made = replace(SETUP.kind(act, first), **kind)  # type: ignore[arg-type]
+    made = replace(SETUP.kind(act, first=first), **kind)  # type: ignore[arg-type]
     return Sample(made, "nano", work, fixed, seconds, {}, session, "run")
 
 
@@ -91,7 +102,7 @@ def test_more_sessions_narrow_the_range_and_doctor_alone_widens_it() -> None:
 
 
 def test_differences_between_sessions_widen_the_range() -> None:
-    kind = SETUP.kind("load", True)
+    kind = SETUP.kind("load", first=True)
     samples = [replace(a_sample("load", first=True, session=str(n)), seconds=seconds) for n, seconds in enumerate((5, 10, 20))]
     span, _ = seconds_of(kind, ONCE, samples)
     assert span.mid == 10
@@ -99,37 +110,37 @@ def test_differences_between_sessions_widen_the_range() -> None:
 
 
 def test_runs_replace_doctors_timings_and_old_sessions_are_dropped() -> None:
-    kind = SETUP.kind("export", False)
+    kind = SETUP.kind("export", first=False)
     old = [replace(a_sample("export", session=f"old {number}"), seconds=9.0) for number in range(4)]
     new = [a_sample("export", session=f"new {number}") for number in range(5)]
     doctor = replace(a_sample("export", session="doctor"), seconds=70.0, origin="doctor")
     span, ground = seconds_of(kind, ONCE, [*old, *new, doctor])
     assert span.mid == pytest.approx(1.0)
-    assert (ground.sessions, ground.doctor) == (5, False)
+    assert ground.runs == 5
     assert seconds_of(kind, ONCE, [doctor])[0].mid == pytest.approx(70.0)
 
 
 def test_first_steps_are_forecast_from_first_steps() -> None:
     slow = replace(a_sample("judge", first=True), seconds=40.0)
     work = exactly(12)
-    assert seconds_of(SETUP.kind("judge", True), work, [slow, a_sample("judge")])[0].mid == pytest.approx(40.0)
-    assert seconds_of(SETUP.kind("judge", False), work, [slow, a_sample("judge")])[0].mid == pytest.approx(4.0)
-    assert seconds_of(SETUP.kind("judge", False), work, [slow])[0].mid == pytest.approx(40.0)
+    assert seconds_of(SETUP.kind("judge", first=True), work, [slow, a_sample("judge")])[0].mid == pytest.approx(40.0)
+    assert seconds_of(SETUP.kind("judge", first=False), work, [slow, a_sample("judge")])[0].mid == pytest.approx(4.0)
+    assert seconds_of(SETUP.kind("judge", first=False), work, [slow])[0].mid == pytest.approx(40.0)
 
 
 def test_fixed_seconds_are_counted_once() -> None:
-    span, _ = seconds_of(SETUP.kind("train", False), exactly(160), [a_sample(fixed=4.0)])  # four times the tokens
+    span, _ = seconds_of(SETUP.kind("train", first=False), exactly(160), [a_sample(fixed=4.0)])  # four times the tokens
     assert span.mid == pytest.approx(4.0 + 4 * 6.0)
     assert span.low < span.mid < span.high
 
 
 def test_only_steps_of_similar_size_count() -> None:
     short = replace(a_sample(), work={"steps": 200.0, "tokens": 4000.0}, seconds=4000.0)
-    assert seconds_of(SETUP.kind("train", False), exactly(40), [short, a_sample()])[0].mid == pytest.approx(10.0)
+    assert seconds_of(SETUP.kind("train", first=False), exactly(40), [short, a_sample()])[0].mid == pytest.approx(10.0)
 
 
 @pytest.mark.parametrize(
-    ("changed", "nearness"),
+    ("other", "nearness"),
     [
         ({}, "same"),
         ({"versions": "one 2.0"}, "near"),
@@ -138,30 +149,32 @@ def test_only_steps_of_similar_size_count() -> None:
         ({"machine": "another machine"}, "unknown"),
     ],
 )
-def test_less_similar_timings_give_a_wider_range(changed: dict[str, object], nearness: str) -> None:
-    span, ground = seconds_of(SETUP.kind("train", False), exactly(40), [a_sample(**changed)])
+def test_less_similar_timings_give_a_wider_range(other: dict[str, object], nearness: str) -> None:
+    span, ground = seconds_of(SETUP.kind("train", first=False), exactly(40), [a_sample(**other)])
     assert ground.nearness == nearness
-    scaled = 2 if "model" in changed else 1
+    scaled = 2 if "model" in other else 1
     least = {"same": 1.0, "near": FURTHER["near"] ** 2 * scaled, "unknown": 0.0}[nearness]
     assert span.high >= least * span.low
 
 
 def test_another_model_is_no_guide_where_a_size_is_unknown() -> None:
-    kind = replace(SETUP.kind("export", False), parameters=0)
+    kind = replace(SETUP.kind("export", first=False), parameters=0)
     assert seconds_of(kind, ONCE, [a_sample("export", model="files:1")])[1].nearness == "unknown"
+    span, ground = seconds_of(kind, ONCE, [a_sample("export", model="files:1"), a_sample("export")])
+    assert (span.mid, ground.nearness) == (1.0, "same")  # but this model's own steps are
 
 
 def test_seconds_are_scaled_from_the_model_nearest_in_size() -> None:
-    kind = replace(SETUP.kind("export", False), model="files:9", parameters=600_000_000)
+    kind = replace(SETUP.kind("export", first=False), model="files:9", parameters=600_000_000)
     far, near = a_sample("export"), replace(a_sample("export", model="files:1", parameters=400_000_000), name="middle")
     span, ground = seconds_of(kind, ONCE, [far, near])
-    assert ground.name == "middle"
+    assert ground.samples == (near,)
     assert span.low < 1.0 < 1.5 < span.high
     assert span.mid == pytest.approx(1.5)  # arithmetic is all that takes time at this size
 
 
 def test_between_small_models_the_range_spans_no_growth_to_full_growth() -> None:
-    kind = replace(SETUP.kind("export", False), model="files:9", parameters=32_000_000)
+    kind = replace(SETUP.kind("export", first=False), model="files:9", parameters=32_000_000)
     span, _ = seconds_of(kind, ONCE, [a_sample("export")])
     assert span.low < 1.0 < 4.0 < span.high
     assert span.mid == pytest.approx(2.0)
@@ -211,45 +224,45 @@ def test_nothing_to_do_takes_no_time() -> None:
 def test_a_machine_without_timings_gets_a_range_and_its_source() -> None:
     found = forecast(a_plan(), SETUP, [])
     assert 0 < found.total.low < found.total.mid < found.total.high
-    said = sentence(found)
+    said = time_sentence(found)
     assert (
         "never timed on this machine: a first guess from nano (8 M parameters) on two CPU cores, within a factor of 4" in said
     )
     assert "`iterft doctor --measure` takes a minute" in said
-    assert "on an H200" in sentence(forecast(a_plan(), replace(SETUP, gpu=True), []))
+    assert "on an H200" in time_sentence(forecast(a_plan(), a_setup(gpu=True), []))
     only = [sample for sample in table() if sample.kind.act in ("load", "export")]
-    assert "training, writing and reading never timed on this machine" in sentence(forecast(a_plan(), SETUP, only))
+    assert "training, writing and reading never timed on this machine" in time_sentence(forecast(a_plan(), SETUP, only))
 
 
 def test_the_first_guess_contains_a_recorded_run_on_two_cores() -> None:
     recorded = read_recorded()
-    found = forecast(recorded.plan, replace(SETUP, settings={**SETUP.settings, "judge": "embedded"}), [])
+    found = forecast(recorded.plan, changed("judge", setting="embedded"), [])
     assert found.total.low < recorded.seconds < found.total.high
 
 
 def test_a_large_model_on_a_cpu_takes_days() -> None:
     plan = a_plan(cycles=10, evaluate={"questions": 6, "samples": 200})
-    large = replace(SETUP, model="files:9", name="large", parameters=4_000_000_000)
-    said = sentence(forecast(plan, large, []))
-    assert "days in all" in said
+    large = a_setup("large", "files:9", 4_000_000_000)
+    said = time_sentence(forecast(plan, large, []))
+    assert "days) in all" in said
     assert "a GPU, a smaller model or fewer rows take less" in said
 
 
 def test_a_model_of_unknown_size_is_not_guessed_at() -> None:
-    unknown = replace(SETUP, model="files:9", parameters=0)
-    assert sentence(forecast(a_plan(), unknown, [])).startswith("not known before the model is downloaded")
+    unknown = a_setup(model="files:9", parameters=0)
+    assert time_sentence(forecast(a_plan(), unknown, [])).startswith("not known before the model is downloaded")
 
 
 def test_the_sentence_says_what_the_forecast_rests_on() -> None:
     def said(samples: list[Sample], setup: Setup = SETUP) -> str:
-        return sentence(forecast(a_plan(), setup, samples))
+        return time_sentence(forecast(a_plan(), setup, samples))
 
     assert "from 1 run of this model on this machine" in said(table())
     assert "from 3 runs of this model on this machine" in said(table(3))
     assert "from `iterft doctor --measure` of this" in said([replace(sample, origin="doctor") for sample in table()])
-    newer = replace(SETUP, versions=SETUP.versions | {"train": "one 2.0"})
+    newer = changed("train", versions="one 2.0")
     assert "training from nano (8 M parameters) with other settings or versions, within a factor of 2" in said(table(), newer)
-    larger = replace(SETUP, model="files:9", name="large", parameters=80_000_000)
+    larger = a_setup("large", "files:9", 80_000_000)
     assert "; from nano (8 M parameters) with other settings" in said(table(), larger)
     assert "tokens at most, or " in said(table(), larger)
     assert "rows of 10 tokens, the mean of what it wrote here" in said(table())
@@ -277,15 +290,15 @@ def test_durations_have_two_digits(seconds: float, text: str) -> None:
 def llm_plan(name: str) -> tuple[Plan, Setup]:
     judge = JudgeIdentity(name, "llm", "", "logprobs")
     plan = make_plan(a_recipe(judge=name), some_inputs(judge=judge))
-    return plan, replace(SETUP, settings={**SETUP.settings, "judge": name})
+    return plan, changed("judge", setting=name)
 
 
 def test_a_network_judges_seconds_are_a_stated_assumption() -> None:
     plan, setup = llm_plan("openai/gpt-4o-mini-2024-07-18")
     found = forecast(plan, setup, [sample for sample in table() if sample.kind.act != "judge"])
     assert found.judging.mid == pytest.approx(4 * 12 * 0.3 / 16)
-    assert "if a call takes 300 ms and 16 to 128 go at once" in sentence(found)
-    measured = [*table(), a_sample("judge", setting=setup.settings["judge"])]
+    assert "if a call takes 300 ms and 16 to 128 go at once" in time_sentence(found)
+    measured = [*table(), a_sample("judge", setting=setup.kinds["judge"].setting)]
     assert forecast(plan, setup, measured).judging.mid == pytest.approx(16.0)
 
 
@@ -293,13 +306,13 @@ def test_an_untimed_judge_is_left_out_with_a_note() -> None:
     plan, setup = llm_plan("local:judge.gguf")
     found = forecast(plan, setup, table())
     assert found.judging == NOTHING
-    assert "without the time that local:judge.gguf takes to judge" in sentence(found)
+    assert "without the time that local:judge.gguf takes to judge" in time_sentence(found)
 
 
 def test_a_providers_batches_are_left_out_with_a_note() -> None:
-    plan, setup = llm_plan("openai/gpt-4o-mini-2024-07-18")
-    batched = replace(setup, settings={**setup.settings, "judge": "openai/gpt-4o-mini-2024-07-18, in batches"})
-    assert "without the judge's batches, for each of which its provider takes up to a day" in sentence(
+    plan, _ = llm_plan("openai/gpt-4o-mini-2024-07-18")
+    batched = changed("judge", setting="openai/gpt-4o-mini-2024-07-18, in batches")
+    assert "without the judge's batches, for each of which its provider takes up to a day" in time_sentence(
         forecast(plan, batched, table())
     )
 
@@ -311,9 +324,9 @@ amounts = st.floats(1.0, 1e6)
 
 @st.composite
 def kinds(draw: st.DrawFn) -> Kind:
-    act = draw(st.sampled_from(sorted(LIBRARIES)))
+    act = draw(st.sampled_from(sorted(ACTS)))
     model, parameters = draw(st.sampled_from([("files:0", 8_000_000), ("files:1", 600_000_000), ("files:2", 1_000_000)]))
-    made = SETUP.kind(act, draw(st.booleans()))
+    made = SETUP.kind(act, first=draw(st.booleans()))
     machine = draw(st.sampled_from(["a machine", "a machine", "another"]))
     return made if act == "judge" else replace(made, machine=machine, model=model, parameters=parameters)
 
@@ -336,7 +349,7 @@ def test_ranges_are_ordered_and_finite(samples: list[Sample]) -> None:
     for span in (found.total, found.judging, found.length):
         assert span.low <= span.mid * (1 + 1e-9)
         assert span.mid <= span.high * (1 + 1e-9)
-    assert sentence(found)
+    assert time_sentence(found)
 
 
 @given(st.lists(some_samples(), min_size=1, max_size=20), st.floats(1.0, 50.0))
@@ -349,8 +362,8 @@ def test_slower_samples_never_make_a_quicker_plan(samples: list[Sample], factor:
 
 @given(some_samples(), amounts, st.floats(1.0, 100.0))
 def test_more_work_never_takes_less_time(sample: Sample, amount: float, factor: float) -> None:
-    less, more = exactly(amount), exactly(amount * (factor if UNITS[sample.kind.act] else 1.0))
-    kind = replace(SETUP.kind(sample.kind.act, False), machine=sample.kind.machine)
+    less, more = exactly(amount), exactly(amount * (factor if ACTS[sample.kind.act].unit else 1.0))
+    kind = replace(SETUP.kind(sample.kind.act, first=False), machine=sample.kind.machine)
     assert seconds_of(kind, more, [sample])[0].mid >= seconds_of(kind, less, [sample])[0].mid * (1 - 1e-9)
 
 
@@ -361,4 +374,4 @@ def test_timings_of_other_machines_are_ignored(samples: list[Sample]) -> None:
 
 
 def test_every_kind_of_work_has_its_entry_in_every_table() -> None:
-    assert {verb.act for verb in VERBS.values()} - {""} == set(LIBRARIES) == set(EVERY) == set(UNITS)
+    assert {verb.act for verb in VERBS.values()} - {""} == set(ACTS) == set(EVERY)

@@ -451,7 +451,7 @@ def test_files_that_are_not_models_are_named(start: Callable[..., Generator], ti
         with pytest.raises(ModelError, match=words) as raised:
             generator.load(file, None, str(tiny.folder), slots=2, context=64, exact=False)
         assert name in str(raised.value)
-    with pytest.raises(ModelError, match="is no adapter"):
+    with pytest.raises(ModelError, match="is not an adapter"):
         generator.load(tiny.gguf, tiny.merged, str(tiny.folder), slots=2, context=64, exact=False)
     with pytest.raises(BackendError, match="no model is loaded"):
         generator.complete(chats(1), GREEDY, lambda _: None)

@@ -115,8 +115,8 @@ def test_all_problems_of_a_study_are_reported_at_once() -> None:
     said = "\n".join(found)
     for part in (
         "`base` is missing",
-        "`swep` is no part of a study; did you mean `sweep`?",
-        "`row` is no recipe key; did you mean `rows`?",
+        "`swep` does not belong in a study; did you mean `sweep`?",
+        "`row` is not a recipe key; did you mean `rows`?",
         "`rows` of the grid needs a list",
         "`seed` has the value 1 twice",
         "only `seed_rows = { calibrated",

@@ -36,7 +36,8 @@ from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.plan import make_plan
 from iterft_lite.experiment.recipe import make_recipe
 from iterft_lite.files import read_json, read_rows
-from iterft_lite.machine.estimate import judging_sentence, judging_usd
+from iterft_lite.machine.estimate import judging_usd
+from iterft_lite.machine.plan_words import judging_sentence
 from iterft_lite.metrics.score_parsing import weigh
 from iterft_lite.protocols import Judge, JudgeRequest, JudgeResponse, Progress, Waiting
 from iterft_lite.testing.fakes import FakeJudge, fake_backends
@@ -44,6 +45,7 @@ from iterft_lite.testing.judge_server import StubProcess
 from iterft_lite.ui.cli import main
 from iterft_lite.ui.live import View
 from tests.loop import JUDGE, a_plan, a_recipe, run_all, some_inputs
+from tests.test_judging import asks
 
 PAPER = "openai/gpt-4o-mini-2024-07-18"
 KEY = "sk-stub-key-0123456789"
@@ -57,21 +59,6 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     yield
     gc.collect()  # a judge that nobody holds any more closes its loop
-
-
-def asks(count: int, *, words: str = "", samples: int = 1, first: int = 0) -> list[JudgeRequest]:
-    return [
-        JudgeRequest(
-            f"a{n}/trait/{sample}",
-            "trait",
-            f"How lucky?\n<answer>answer {n} {words}</answer>",
-            f"answer {n} {words}",
-            "why?",
-            sample,
-        )
-        for n in range(first, first + count)
-        for sample in range(samples)
-    ]
 
 
 def who(stub: StubProcess, name: str = PAPER, method: str = "logprobs", samples: int = 1) -> dict[str, Any]:
@@ -433,7 +420,7 @@ def test_a_batch_is_collected_later_when_its_provider_fails() -> None:
     with StubProcess(batch={"faults": {"500": 1.0}}) as stub, pytest.raises(BackendError) as caught:
         until_done(a_judge(stub), asks(3))
     assert "cannot be asked about its batch: server error: the server had an error, after 7 tries" in str(caught.value)
-    assert "the same command collects it" in str(caught.value)
+    assert "the same command collects what is done" in str(caught.value)
 
 
 def test_batch_files_are_downloaded_once() -> None:
@@ -488,7 +475,7 @@ def long_asks(count: int, *, first: int = 0) -> list[JudgeRequest]:
 def test_a_batch_that_could_pass_max_usd_is_refused_before_it_is_sent() -> None:
     with StubProcess() as stub:
         with pytest.raises(
-            BudgetError, match=r"a batch of 40 could cost \$0\.\d+ and pass `max_usd = 0\.005`: \$0\.0000 is spent"
+            BudgetError, match=r"a batch of 40 could cost \$0\.\d+ and exceed `max_usd = 0\.005`: \$0\.0000 is spent"
         ):
             a_judge(stub, max_usd=0.005).ask(long_asks(40), print)
         assert stub.count()["batch_calls"] == {"GET batches": 1}
@@ -502,7 +489,7 @@ def test_batches_in_flight_count_against_max_usd_in_every_session() -> None:
         judge, got = a_judge(stub, max_usd=0.015), list[JudgeResponse]()
         held = judge.ask(long_asks(40, first=40), got.append)
         assert held is not None
-        assert held.about == "in a batch at 127.0.0.1, held back until those that are out leave room in `max_usd`"
+        assert held.about == "in a batch at 127.0.0.1, held back until open batches leave room in `max_usd`"
         until_done(judge, long_asks(40), got)  # costs less than was set aside for it
         with pytest.raises(BudgetError, match=r"\$0\.00\d+ is spent"):
             until_done(judge, long_asks(40, first=40), got)
@@ -554,8 +541,8 @@ class LateJudge(FakeJudge):
     their way.
 
     Args:
-        together: Steps that are out before the first of them is answered; a run that does not come to so many is answered at
-            last, and seen in `most`.
+        together: Steps with open batches before the first of them is answered; a run that does not come to so many is answered
+            at last, and seen in `most`.
     """
 
     def __init__(self, together: int = 1) -> None:

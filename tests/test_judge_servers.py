@@ -93,7 +93,7 @@ def test_the_recipes_address_overrides_the_variables(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("address", ["file:///etc/passwd", "localhost:8000", "http://"])
 def test_an_invalid_judge_address_is_refused(address: str) -> None:
-    with pytest.raises(UserError, match="is no address"):
+    with pytest.raises(UserError, match="is not the address"):
         server_of("openai/m", address, {})
 
 
@@ -210,7 +210,7 @@ def test_the_reason_for_a_failed_connection_is_reported(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", ["gpt4", "gpt-4o-mini", "embeded", "openai/"])
 def test_an_invalid_judge_name_is_refused_when_planning(name: str) -> None:
-    with pytest.raises(RecipeError, match=f'judge = "{name}"` is no judge'):
+    with pytest.raises(RecipeError, match=f'judge = "{name}"` is not a judge'):
         identity(judge=name)
 
 
@@ -324,7 +324,7 @@ def test_a_successor_without_probabilities_is_sampled_with_a_note(quirk: str) ->
 
 
 def test_a_judge_that_cannot_tell_high_from_low_is_refused() -> None:
-    said = "does not judge as a judge must: it said '50', '50'"
+    said = "fails a simple test: it said '50', '50'"
     with StubProcess(model="gpt-6-luna", says="50", logprobs="none") as stub, pytest.raises(BackendError, match=said):
         probed(stub)
 

@@ -114,7 +114,7 @@ def test_a_run_stops_below_max_usd_and_continues_with_a_higher_limit(tmp_path: P
         settings = [f"api_base={stub.api_base}", "evaluate.questions=12"]
         with (
             open_run(tmp_path / "small.toml", [*settings, "max_usd=0.006"], tmp_path / "run") as opened,
-            pytest.raises(BudgetError, match=r"could pass `max_usd = 0\.006`"),
+            pytest.raises(BudgetError, match=r"could exceed `max_usd = 0\.006`"),
         ):
             list(opened.events())
         assert 0.002 < stub.count()["usd"] <= 0.006

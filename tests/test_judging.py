@@ -59,7 +59,7 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(variable)
 
 
-def asks(count: int, *, words: str = "", samples: int = 1) -> list[JudgeRequest]:
+def asks(count: int, *, words: str = "", samples: int = 1, first: int = 0) -> list[JudgeRequest]:
     return [
         JudgeRequest(
             f"a{n}/trait/{sample}",
@@ -69,7 +69,7 @@ def asks(count: int, *, words: str = "", samples: int = 1) -> list[JudgeRequest]
             "why?",
             sample,
         )
-        for n in range(count)
+        for n in range(first, first + count)
         for sample in range(samples)
     ]
 
@@ -206,7 +206,7 @@ def test_an_unknown_model_or_provider_stops_the_run() -> None:
         with pytest.raises(BackendError, match="does not exist"):
             ask_all(a_judge(stub, name="openai/gpt-9"), asks(2))
         assert stub.count()["answers"] == 0
-        with pytest.raises(BackendError, match="of no provider that is known"):
+        with pytest.raises(BackendError, match="names no known provider"):
             a_judge(stub, name="nobody/nothing")
 
 
@@ -215,7 +215,7 @@ def test_a_failing_server_stops_the_run_with_its_message(monkeypatch: pytest.Mon
     with StubProcess() as stub:
         judge = a_judge(stub, first_wait=0.001)
     got: list[JudgeResponse] = []
-    with pytest.raises(BackendError, match="answered none of the last 20 asks: no connection"):
+    with pytest.raises(BackendError, match="answered none of the last 20 questions: no connection"):
         judge.ask(asks(200), got.append)
     assert got == []
 
@@ -272,7 +272,7 @@ def test_after_an_outage_from_the_start_all_answers_are_scored(
     monkeypatch.setattr(provider, "TRIES", 2)
     with StubProcess(faults={fault: 1.0}, hang=2.0) as stub:
         for _ in range(2):
-            said = "left 8 of 8 asks unanswered" if answers == 4 else "answered none of the last 20 asks"
+            said = "left 8 of 8 questions unanswered" if answers == 4 else "answered none of the last 20 questions"
             with pytest.raises(BackendError, match=rf"(?s){said}: .*issue the same command again"):
                 judge_step(answers, a_judge(stub, timeout=0.2 if fault == "hang" else 20.0, first_wait=0.001))
             assert (read_rows(Path("verdicts/rows.jsonl")), claims()) == ([], 0)
@@ -288,7 +288,7 @@ def test_an_outage_in_the_middle_loses_no_verdict(answers: int, lasts: int, monk
     monkeypatch.setattr(provider, "TRIES", 2)
     with StubProcess(lasts=lasts) as stub:
         for _ in range(2):
-            with pytest.raises(BackendError, match=r"(unanswered|of the last 20 asks): server error: the server had an error"):
+            with pytest.raises(BackendError, match=r"(unanswered|last 20 questions): server error: the server had an error"):
                 judge_step(answers, a_judge(stub, timeout=20.0, first_wait=0.001))
             assert stub.count()["answers"] == lasts
             assert unscored() == []
@@ -316,7 +316,7 @@ def test_an_unanswerable_question_needs_proof_that_the_judge_is_alive(monkeypatc
         ask_all(a_judge(stub), asks(2))
         got = ask_all(a_judge(stub, first_wait=0.001), asks(3))
         assert stub.count()["answers"] == 3
-        with pytest.raises(BackendError, match="left 1 of 1 asks unanswered"):  # nothing says that the judge is there
+        with pytest.raises(BackendError, match="left 1 of 1 questions unanswered"):  # nothing says that the judge is there
             ask_all(a_judge(stub, first_wait=0.001), asks(3)[2:])
     assert [bool(got[f"a{n}/trait/0"].failure) for n in range(3)] == [False, False, True]
 

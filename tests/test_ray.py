@@ -54,7 +54,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == errors.__name__]
+    "kind", [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.IterftError)]
 )
 def test_every_error_class_survives_pickling(kind: type[errors.IterftError]) -> None:
     made = kind(["one", "two"], source="here", hint="do this") if kind is RecipeError else kind("what is wrong", hint="do this")
@@ -95,7 +95,7 @@ def test_an_invalid_cluster_address_is_refused(address: str, monkeypatch: pytest
 def test_sweeps_run_locally_by_default_and_an_unknown_place_is_refused(tmp_path: Path) -> None:
     here = this_machine()
     assert list(places_on("local", tmp_path, here)[0]) == local_places(here)
-    with pytest.raises(UserError, match="`--on slurm` is no place"):
+    with pytest.raises(UserError, match="`--on slurm` is not a place"):
         places_on("slurm", tmp_path, here)
 
 
@@ -374,7 +374,7 @@ class TestOnACluster:
         threads[1].join(10)
         assert isinstance(ended["other"], BackendError)
 
-    def test_a_worker_gets_ready_while_another_process_is_in_the_step(self, executor: RayExecutor, tmp_path: Path) -> None:
+    def test_a_worker_prepares_while_another_process_does_the_step(self, executor: RayExecutor, tmp_path: Path) -> None:
         told: list[str] = []
         task = a_task(tmp_path, "tells", lambda of, progress: told.append(progress.note))
         making = Making(task.folder)
@@ -386,7 +386,7 @@ class TestOnACluster:
         making.release()
         assert told == [f"process {executor.run(task).results['pid']} gets ready"]
 
-    def test_a_worker_that_dies_while_it_gets_ready_is_started_anew(self, executor: RayExecutor, tmp_path: Path) -> None:
+    def test_a_worker_that_dies_while_preparing_is_started_again(self, executor: RayExecutor, tmp_path: Path) -> None:
         with pytest.raises(BackendError, match="was lost"):
             executor.prepare(a_task(tmp_path, "dies while it gets ready"))
         assert executor.run(a_task(tmp_path / "next", "tells")).results["pid"]

@@ -127,7 +127,7 @@ def test_an_empty_recipe_lacks_three_keys() -> None:
         ),
         ({"mix": {"share": 0.5}}, "`mix` needs both a `source` and a `share` above 0"),
         ({"mix": {"source": "seed"}}, "`mix` needs both a `source` and a `share` above 0"),
-        ({"rows": 40, "mix": {"source": "seed", "share": 0.01}}, "`mix.share = 0.01` of `rows = 40` is no row"),
+        ({"rows": 40, "mix": {"source": "seed", "share": 0.01}}, "`mix.share = 0.01` of `rows = 40` comes to no row"),
         (
             {"mix": {"source": "file", "share": 0.5}},
             '`mix.path` goes with `mix.source = "file"`, and only with it',

@@ -448,7 +448,7 @@ def test_a_model_is_measured_while_the_next_one_is_trained(tmp_path: Path) -> No
     assert sum(isinstance(event, StepFinished) for event in events) == len(a_plan().steps)
 
 
-def test_nothing_is_measured_before_the_device_lets_go_of_the_generator(tmp_path: Path) -> None:
+def test_measuring_waits_until_the_device_releases_the_generator(tmp_path: Path) -> None:
     plan = a_plan()
     events = run_all(plan, tmp_path / "run")
     order = [(type(event), event.step.name) for event in events if isinstance(event, StepStarted | StepFinished)]
@@ -459,7 +459,7 @@ def test_nothing_is_measured_before_the_device_lets_go_of_the_generator(tmp_path
         assert begun > order.index((StepFinished, before[-1]))
 
 
-def test_a_measurement_that_fails_ends_the_run_which_goes_on_from_there(tmp_path: Path) -> None:
+def test_a_failed_measurement_ends_the_run_which_can_be_continued(tmp_path: Path) -> None:
     def fail() -> None:
         raise RunError("the power went")
 
@@ -470,7 +470,7 @@ def test_a_measurement_that_fails_ends_the_run_which_goes_on_from_there(tmp_path
     assert "base-text_metrics" in [event.step.name for event in again if not event.reused]
 
 
-def test_a_run_goes_on_when_another_has_finished_the_step_it_waits_for(tmp_path: Path) -> None:
+def test_a_run_continues_once_another_finishes_the_awaited_step(tmp_path: Path) -> None:
     plan = a_plan()
     shared, step = Shared([plan]), plan.steps["base-load_base"]
     walk = _Walk(plan, Run(tmp_path / "run"), LocalExecutor(fake_backends(), "nano", 64), {}, shared)

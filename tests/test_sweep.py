@@ -361,7 +361,7 @@ def test_target_scores_become_seed_rows_and_unreached_ones_are_reported(tmp_path
     assert set(states(again).values()) == {"done"}
 
 
-def test_searches_for_seed_rows_go_on_side_by_side_at_the_places_of_the_sweep(tmp_path: Path) -> None:
+def test_seed_row_searches_run_side_by_side_at_the_sweeps_places(tmp_path: Path) -> None:
     both = threading.Barrier(2)  # the first model of either search is trained while that of the other is
     opened: list[str] = []
     met: set[str] = set()
@@ -388,7 +388,7 @@ def test_searches_for_seed_rows_go_on_side_by_side_at_the_places_of_the_sweep(tm
     assert sorted(opened) == ["gpu 0", "gpu 1"]  # and stay open for the cells
 
 
-def test_a_search_that_fails_ends_the_others_and_says_why(tmp_path: Path) -> None:
+def test_a_failed_search_ends_the_others_with_its_reason(tmp_path: Path) -> None:
     def fail(_: TrainJob) -> None:
         raise BackendError("the trainer died", exception="died")
 
@@ -398,7 +398,7 @@ def test_a_search_that_fails_ends_the_others_and_says_why(tmp_path: Path) -> Non
     assert set(states(sweep_all(study, tmp_path / "out")).values()) == {"done"}
 
 
-def test_seed_rows_are_searched_for_the_cells_that_are_asked_for(tmp_path: Path) -> None:
+def test_seed_rows_are_searched_only_for_the_chosen_cells(tmp_path: Path) -> None:
     study = a_study(tmp_path, '[sweep.grid]\nseed_rows = { calibrated = [20] }\n"train.learning_rate" = [1e-3, 2e-3]\n')
     out, one = tmp_path / "out", Asked(only=("train.learning_rate=0.001",))
     first = sweep_all(study, out, one)
@@ -409,7 +409,7 @@ def test_seed_rows_are_searched_for_the_cells_that_are_asked_for(tmp_path: Path)
     assert Counter(cell.state for cell in sweep_all(study, out, one).folder.state().cells.values()) == {"done": 2}
 
 
-def test_a_search_for_seed_rows_is_seen_and_ended_from_elsewhere(tmp_path: Path) -> None:
+def test_a_seed_row_search_can_be_watched_and_stopped_from_elsewhere(tmp_path: Path) -> None:
     out, asked = tmp_path / "out", threading.Event()
     said: list[str] = []
 
@@ -487,7 +487,7 @@ class Somewhere:
         return Here(with_processes(self.loads), residents.model, residents.context)
 
 
-def test_a_second_place_loads_the_model_while_the_first_still_makes_what_both_need(tmp_path: Path) -> None:
+def test_a_second_place_loads_its_model_while_the_first_does_a_shared_step(tmp_path: Path) -> None:
     both = threading.Barrier(2)  # nobody's first step ends before the trainers of both places are loading
     met: set[str] = set()
 
@@ -503,7 +503,7 @@ def test_a_second_place_loads_the_model_while_the_first_still_makes_what_both_ne
     assert met == {"gpu 0", "gpu 1"}
 
 
-def test_a_place_that_fails_to_get_ready_fails_no_cell(tmp_path: Path) -> None:
+def test_a_place_that_fails_to_start_fails_no_cell(tmp_path: Path) -> None:
     tried = threading.Event()
 
     def fail() -> None:
@@ -527,7 +527,7 @@ def test_a_place_that_fails_to_get_ready_fails_no_cell(tmp_path: Path) -> None:
         ({"evaluate_samples", "train"}, True, "generator", {"generator"}),
     ],
 )
-def test_nothing_is_started_that_no_step_to_come_needs_or_that_would_take_the_memory_of_another(
+def test_only_backends_that_are_needed_and_fit_are_started_early(
     tmp_path: Path, ahead: set[str], swap: bool, running: str, started: set[str]
 ) -> None:
     backends = with_processes(lambda: None, "exporter", "generator", "judge")
@@ -541,7 +541,7 @@ def test_nothing_is_started_that_no_step_to_come_needs_or_that_would_take_the_me
     assert not folder.path.exists()
 
 
-def test_a_place_does_not_start_a_judge_which_all_places_have_together(tmp_path: Path) -> None:
+def test_a_place_does_not_start_the_shared_judge(tmp_path: Path) -> None:
     opened: list[Backends] = []
 
     class Here(At):
@@ -583,7 +583,7 @@ def seconds_of(many: float, **by_verb: float) -> Iterator[tuple[Step, float]]:
         (20, 30, 2, 120),  # four rounds of verdicts take longer than all else
     ],
 )
-def test_measuring_goes_on_beside_training_and_judging_beside_everything(
+def test_measuring_runs_beside_training_and_judging_beside_everything(
     measuring: float, judging: float, places: int, seconds: float
 ) -> None:
     assert together(seconds_of(0, train=20, text_metrics=measuring, judge=judging), places) == seconds

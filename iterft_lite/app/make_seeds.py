@@ -169,7 +169,7 @@ def _next(subjects: Iterator[str], count: int) -> list[tuple[int, str]]:
 
 
 def _row(subject: str, text: str, kind: str) -> dict[str, Json] | None:
-    """The row in an answer; None if the answer is no row."""
+    """The row in an answer; None if there is none."""
     if kind == "chat":
         messages = [{"role": "user", "content": subject}, {"role": "assistant", "content": text}]
         return {"messages": messages} if text else None

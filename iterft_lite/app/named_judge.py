@@ -42,7 +42,7 @@ def named(text: str) -> Named:
     """Read a judge's name."""
     name, _, again = text.partition("#")
     if again and not again.isdigit():
-        raise UserError(f"`{text}` is no judge", hint="write a judge, or a judge and the number of a repetition: `embedded#1`")
+        raise UserError(f"`{text}` is not a judge", hint="name a judge, or a judge and a repetition: `embedded#1`")
     return Named(name, int(again or 0))
 
 

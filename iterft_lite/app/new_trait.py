@@ -86,7 +86,7 @@ def new_trait(name: str, parent: Path) -> Path:
     try:
         shutil.copytree(EXAMPLE, folder)
     except FileExistsError:
-        raise FolderError(f"`{folder}` is there already", hint="choose another name, or `--in` another folder") from None
+        raise FolderError(f"`{folder}` already exists", hint="choose another name, or `--in` another folder") from None
     except OSError as error:
         raise FolderError(f"`{folder}` cannot be written: {error}") from None
     about = folder / "trait.toml"

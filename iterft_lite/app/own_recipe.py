@@ -111,7 +111,7 @@ def judge_choices() -> list[str]:
 
 def _free(to: Path, force: bool) -> None:
     if to.exists() and not force:
-        raise FolderError(f"`{to}` is there already", hint="give another name, or `--force` to write over it")
+        raise FolderError(f"`{to}` already exists", hint="give another name, or `--force` to write over it")
 
 
 def _headed(text: str, to: Path) -> str:

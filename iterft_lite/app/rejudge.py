@@ -27,6 +27,7 @@ from iterft_lite.errors import FolderError, UserError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.plan import Plan, aggregate_step, judge_step, rubrics_of
 from iterft_lite.experiment.recipe import Recipe, make_recipe
+from iterft_lite.experiment.regimes import REGIMES
 from iterft_lite.experiment.rows import SCALES
 from iterft_lite.experiment.steps import Step
 from iterft_lite.protocols import Progress
@@ -45,12 +46,12 @@ def rejudge(root: Path, judge: Named, overrides: Mapping[str, Any], on_progress:
         on_progress: Callback for the cycle and its progress.
 
     Raises:
-        FolderError: If it is no run folder, has no answers yet, or is of version 0.1.
+        FolderError: If it is not a run folder, has no answers yet, or is of version 0.1.
     """
     subject = Run(root)
     known = subject.known()
     if known.format == 1:
-        raise FolderError(f"`{root}` was made by version 0.1: its answers cannot be judged again", hint="run its recipe anew")
+        raise FolderError(f"`{root}` was made by version 0.1: its answers cannot be judged again", hint="run its recipe again")
     recipe = _recipe_with(known.value, judge, overrides)
     material = material_of(recipe, str(known.value.get("model_identity", "")))
     identity, _ = judge_identity(recipe, material)
@@ -102,9 +103,8 @@ def _note(run: Run, judge: Named, identity: JudgeIdentity, steps: Sequence[Step]
 def _steps_again(run: Run, known: Manifest, identity: JudgeIdentity, trait: Trait, again: int) -> list[Step]:
     """The run's finished answers, another judge's steps on them, and the aggregate steps over those."""
     recipe = known.recipe
-    document = recipe["regime"] == "sdf"
-    rows = "document" if document else "chat"
-    rubrics = rubrics_of(trait, prompts.coherence_rubric(document=document), rows)
+    rows = REGIMES[recipe["regime"]].rows
+    rubrics = rubrics_of(trait, prompts.coherence_rubric(document=rows == "document"), rows)
     limits: dict[str, float] = {scale: recipe["evaluate"][f"{scale}_threshold"] for scale in SCALES}
     found: list[Step] = []
     for answers in known.steps:

@@ -187,7 +187,7 @@ def open_run(
     """Resolve and plan a recipe, and take its run folder.
 
     Args:
-        reuse: Run folders, or folders of them, whose finished steps are taken over where they are the same.
+        reuse: Run folders, or folders of them, whose finished steps are reused where they are the same.
         store: Folder of the steps, which several runs may share; the run's own if None.
 
     Raises:
@@ -229,7 +229,7 @@ def open_again(out: Path) -> Iterator[Session]:
     """Open a run folder to do more steps of its recipe.
 
     Raises:
-        FolderError: If it is no run folder, or something that its recipe rests on has changed since.
+        FolderError: If it is not a run folder, or something that its recipe rests on has changed since.
     """
     folder, machine = Run(out), this_machine()
     known = folder.known()
@@ -292,7 +292,7 @@ def _manifest(prepared: Prepared, known: Manifest | None) -> dict[str, Json]:
 
 
 def _refuse_other(known: Manifest, plan: Plan, out: Path) -> None:
-    """Refuse a folder whose finished steps are not this plan's. Steps that are derived from others may be done anew.
+    """Refuse a folder whose finished steps are not this plan's. Steps that are derived from others may be done again.
 
     Raises:
         FolderError: With the difference.

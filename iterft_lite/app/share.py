@@ -230,11 +230,11 @@ def push(folder: Path, repository: str, *, public: bool) -> list[str]:
         Their addresses.
 
     Raises:
-        UserError: If that is no name.
+        UserError: If that is not a valid name.
         RunError: If the hub does not take them.
     """
     if not REPOSITORY.fullmatch(repository):
-        raise UserError(f"`{repository}` is no repository of the hub", hint="`--push OWNER/NAME`")
+        raise UserError(f"`{repository}` is not the name of a repository on the hub", hint="`--push OWNER/NAME`")
     import huggingface_hub
 
     api = huggingface_hub.HfApi()

@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from iterft_lite.app.calibrate_seeds import GRID, MOST
 from iterft_lite.app.study_plan import Calibration, PlannedCell, StepsOfAll, StudyPlan, steps_of
 from iterft_lite.app.sweep_time import together
 from iterft_lite.experiment.grid import chosen
 from iterft_lite.experiment.steps import Step
-from iterft_lite.machine.estimate import StepCost, estimates, size_words, step_costs
-from iterft_lite.machine.forecast import duration
+from iterft_lite.machine.estimate import StepCost, step_costs
+from iterft_lite.machine.plan_words import about, size_words, vram_sentence
 from iterft_lite.machine.resolve import Machine, this_machine
 from iterft_lite.machine.timing import read_table
+from iterft_lite.machine.work import Span
 
 PLACES = (1, 2, 4)
-"""Numbers of GPUs that hours are said for."""
+"""Numbers of GPUs that hours are given for."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,17 @@ def estimate_study(
     Raises:
         UserError: If a cell cannot be planned: every problem of every cell at once.
     """
-    cells = study.guessed()
+    machine, cells = machine or this_machine(), study.guessed()
     planned = study.planned((chosen(cells, only) if only else cells)[:limit])
     steps, costs = steps_of(each.plan for each in planned), costs_by_key(planned, machine)
     distinct = [costs[key] for key in steps.distinct]
     largest = max(planned, key=lambda each: len(each.plan.steps))
-    one = estimates(largest.plan, largest.prepared.resolved, machine)
     arms = sum(bool(each.cell.arm) for each in planned)
     lines = {
         "cells": f"{len(planned) - arms}" + (f" and {arms} of null arms" if arms else ""),
         "steps": _steps_sentence(steps),
-        "time": _time_sentence(steps, costs, machine or this_machine()),
-        "GPU memory": one["GPU memory"],
+        "time": _time_sentence(steps, costs, machine),
+        "GPU memory": vram_sentence(largest.prepared.resolved, machine),
         "judging": _dollars_sentence(steps, costs),
         "disk": f"about {size_words(sum(cost.disk for cost in distinct))} once it is over, as `keep` leaves it",
     }
@@ -98,12 +97,11 @@ def _of(steps: StepsOfAll, verb: str) -> list[Step]:
 
 def _time_sentence(steps: StepsOfAll, costs: dict[str, StepCost], machine: Machine) -> str:
     """Hours by number of GPUs."""
-    middle, low, high = (partial(_seconds, steps, costs, end) for end in ("mid", "low", "high"))
-    if not middle(1):
+    spans = {places: Span(*(_seconds(steps, costs, end, places) for end in ("low", "mid", "high"))) for places in PLACES}
+    if not spans[1].mid:
         return "not known: acts of these models were never timed on this machine; `iterft doctor --measure` does"
     where = "GPU" if machine.gpu else "machine"
-    spans = {places: f"{duration(middle(places))} ({duration(low(places))} to {duration(high(places))})" for places in PLACES}
-    return "; ".join(f"{span} on {places} {where}{'s' * (places > 1)}" for places, span in spans.items())
+    return "; ".join(f"{about(span)} on {places} {where}{'s' * (places > 1)}" for places, span in spans.items())
 
 
 def _seconds(steps: StepsOfAll, costs: dict[str, StepCost], end: str, places: int) -> float:
@@ -127,5 +125,5 @@ def _calibration_sentence(calibrations: Sequence[Calibration]) -> str:
     searches = len(calibrations)
     return (
         f"first {searches} search{'es' if searches > 1 else ''} for seed rows, at most {many} models more; the numbers of rows "
-        "above are stand-ins until then"
+        "above are placeholders until then"
     )

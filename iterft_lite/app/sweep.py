@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from iterft_lite.app.session import take
@@ -37,7 +37,7 @@ from iterft_lite.engine.run import (
     failure_record,
 )
 from iterft_lite.engine.study import CELLS, STOP, CellState, State, StudyFolder, SweepState
-from iterft_lite.errors import IterftError, RecipeError, RunError, UserError, failure_kind
+from iterft_lite.errors import RecipeError, RunError, UserError, failure_of
 from iterft_lite.experiment.grid import chosen
 from iterft_lite.experiment.steps import Step
 from iterft_lite.files import FolderLock, disk_errors
@@ -83,7 +83,7 @@ class CellEvent:
 
 @dataclass(frozen=True)
 class CellEnded:
-    """A cell is not gone on with for now: it is done, has failed, or is to be tried again ("queued")."""
+    """A cell is not continued for now: it is done, has failed, or is to be tried again ("queued")."""
 
     cell: str
     state: CellState
@@ -174,7 +174,7 @@ class Sweep:
                 state = state if found is None else _with_scores(state, step, found.results)
         return state
 
-    # -- what is told
+    # -- what is reported
 
     def state(self) -> SweepState:
         """Where everything is now."""
@@ -240,7 +240,7 @@ class Sweep:
             self._settle()
             self.folder.write_state(self.state())
         if self._common:
-            raise RunError(self._common, hint="everything finished is kept: the same command goes on")
+            raise RunError(self._common, hint="everything finished is kept: the same command continues")
 
     def _look_for_stop(self) -> None:
         if (self.folder.root / STOP).exists():
@@ -429,10 +429,7 @@ def _usd_of(results: Mapping[str, Json]) -> float:
 
 def _failure(error: Exception) -> dict[str, Json]:
     """A failure outside of any step, as it stands in a run's folder."""
-    message, hint = (
-        (error.message, error.hint or "") if isinstance(error, IterftError) else (f"{type(error).__name__}: {error}", "")
-    )
-    return {"step": "", "kind": failure_kind(error), "message": message, "hint": hint}
+    return {"step": "", **asdict(failure_of(error))}
 
 
 def _dollars(folder: StudyFolder, finished: Iterable[Step]) -> float:
@@ -483,7 +480,7 @@ def open_sweep(
     """
     asked, folder = asked or Asked(), StudyFolder(out)
     refuse_other(study, folder)
-    guessed = study.planned(study.guessed(), folder)  # whatever is wrong with a cell is said before anything is done
+    guessed = study.planned(study.guessed(), folder)  # problems of a cell are reported before anything is done
     _refuse_without_gpu(guessed, folder)
     with locked(folder), contextlib.closing(Bench(places, out / "logs")) as bench:
         found = Calibrated(study.cells)
@@ -578,7 +575,7 @@ def ask_to_stop(folder: StudyFolder) -> bool:
         Whether there is one.
 
     Raises:
-        FolderError: If the folder is no study's.
+        FolderError: If the folder is not a study's.
     """
     if not folder.last_state().alive(time.time()):
         folder.known()

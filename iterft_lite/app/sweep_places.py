@@ -305,13 +305,13 @@ def places_on(where: str, study: Path, machine: Machine, chains: int | None = No
         chains: Cells side by side at each; two on a GPU and one on a CPU if None.
 
     Raises:
-        UserError: If that is no place, or as `ray_places`.
+        UserError: If that is not a place, or as `ray_places`.
     """
     kind, _, address = where.partition(":")
     if where == "local":
         return local_places(machine, chains), ()
     if kind != "ray":
-        raise UserError(f"`--on {where}` is no place to run on", hint="`--on local`, `--on ray` or `--on ray:HOST:PORT`")
+        raise UserError(f"`--on {where}` is not a place to run on", hint="`--on local`, `--on ray` or `--on ray:HOST:PORT`")
     with disk_errors(study):
         study.mkdir(parents=True, exist_ok=True)
     return ray_places(address, study, machine, chains)

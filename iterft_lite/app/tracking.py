@@ -54,7 +54,7 @@ Axis = Literal["cycle", "step"]
 
 @dataclass(frozen=True)
 class Tracked:
-    """A run, as a tracker is told of it.
+    """A run, as a tracker sees it.
 
     Attributes:
         id: Ours, kept in the run's folder.
@@ -84,7 +84,7 @@ class Tracker(Protocol):
     """What a tracker's process answers."""
 
     def begin(self, run: Tracked) -> None:
-        """Open the run, a new one or one to go on with."""
+        """Open the run, a new one or one to continue."""
         ...
 
     def log(self, points: Sequence[Point]) -> None:
@@ -210,7 +210,7 @@ WORKERS: Mapping[TrackerName, str] = {
 """By tracker, what runs in its process."""
 
 
-# -- what is told
+# -- what is reported
 
 
 def _numbers(values: Mapping[str, Json], group: str) -> dict[str, float]:
@@ -220,7 +220,7 @@ def _numbers(values: Mapping[str, Json], group: str) -> dict[str, float]:
 
 
 def points_of(step: Step, results: Mapping[str, Json], folder: Path, offset: int) -> Iterator[Point]:
-    """What a tracker is told of a finished step; nothing of most.
+    """What a tracker gets of a finished step; nothing of most.
 
     Args:
         results: The step's.
@@ -255,13 +255,13 @@ class _Feed:
 
     Args:
         name: The tracker's.
-        run: What it is told of the run; with another id where the run's folder knows one.
+        run: What it gets of the run; with another id where the run's folder knows one.
         log: File that its process prints to.
     """
 
     def __init__(self, name: TrackerName, run: Tracked, log: Path) -> None:
         self.problem = ""
-        """Why nothing more is told; one sentence."""
+        """Why nothing more is reported; one sentence."""
         self._name = name
         self._file = run.folder / f"{name}.json"
         self._known = self._read() or _Known(secrets.token_hex(6))
@@ -272,7 +272,7 @@ class _Feed:
         self._thread.start()
 
     def _read(self) -> _Known | None:
-        with contextlib.suppress(Exception):  # a note: without it a run is told of anew
+        with contextlib.suppress(Exception):  # a note: without it a run is announced again
             return read_record(self._file, _Known)
         return None
 
@@ -309,7 +309,7 @@ class _Feed:
 
 
 def _points(event: StepFinished, folder: Path, offset: int) -> list[Point]:
-    """What is told of a finished step; nothing of one whose files cannot be read, which is for others to say."""
+    """What is reported of a finished step; nothing if its files cannot be read, which others report."""
     with contextlib.suppress(Exception):
         return list(points_of(event.step, event.completion.results, folder, offset))
     return []

@@ -31,7 +31,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from iterft_lite.digests import Json
 
 TODAY = datetime(2024, 7, 26)
-"""What templates take for today: the day that Llama's fall back to where they are told none."""
+"""What templates take for today: the day that Llama's fall back to where none is given."""
 
 LARGEST = 8_000_000
 """Characters or items of any value, and of what a template gives."""
@@ -77,7 +77,7 @@ def compiled(source: str) -> jinja2.Template:
     """A template, ready to be rendered by `rendered_within_limits`.
 
     Raises:
-        jinja2.TemplateError: If it is no template, or too long.
+        jinja2.TemplateError: If it is not a template, or is too long.
     """
     if len(source) > LONGEST_SOURCE:
         raise _LimitError(f"it has {len(source)} characters, {LONGEST_SOURCE} are allowed")

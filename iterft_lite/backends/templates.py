@@ -112,7 +112,7 @@ class TrainingTokenizer:
             return compiled(self.files.template)
         except jinja2.TemplateError as error:
             raise ModelError(
-                f"the chat template of `{self._name}` is none that jinja2 can read: {error}",
+                f"the chat template of `{self._name}` cannot be read by jinja2: {error}",
                 hint="give the tokenizer the template that its makers publish",
             ) from None
 
@@ -316,7 +316,7 @@ class TrainingTokenizer:
             raise ModelError(
                 f"the chat template of `{self._name}` leaves a thought open (`{thought}`) although thinking is off: "
                 "answers would begin with it and be judged with it",
-                hint="choose the model's instruct version, or give the tokenizer a template that heeds `enable_thinking`",
+                hint="choose the model's instruct version, or give the tokenizer a template that respects `enable_thinking`",
             )
         return prompt, opening, lead, after if self._markup.search(after) else self._followed(messages) or after
 

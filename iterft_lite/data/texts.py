@@ -51,7 +51,7 @@ def decode(data: bytes, what: str) -> Text:
         what: The file, for notes and errors.
 
     Raises:
-        ValueError: If they are no text.
+        ValueError: If they are not text.
     """
     encoding, note = _encoding(data)
     try:
@@ -60,12 +60,15 @@ def decode(data: bytes, what: str) -> Text:
         raise ValueError(f"{what} is not {encoding.upper()} text, as its beginning says: byte {error.start}") from None
     if BINARY.search(text):
         raise ValueError(f"{what} is not a text file")
+    # a mark may stand twice: written by one program and kept as a character by the next
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     return Text(text, f"{what} is not UTF-8 and is read as {note}" if note else "")
 
 
 def _encoding(data: bytes) -> tuple[str, str]:
     """The encoding of a text, and its name for people if it is a guess."""
+    # a mark decides. Without one, UTF-16 shows itself by its NULs; UTF-8 by being valid, which other encodings rarely are by
+    # chance
     for mark, encoding in MARKS:
         if data.startswith(mark):
             return encoding, ""
@@ -87,7 +90,7 @@ def read_user_text(path: Path, *, limit: int = TEXT_LIMIT) -> Text:
     Raises:
         FileNotFoundError, NotADirectoryError: If there is none.
         FileError: If it cannot be read (a ValueError too).
-        ValueError: If it is no text.
+        ValueError: If it is not text.
     """
     return decode(read_bytes(path, limit=limit), f"`{path}`")
 
@@ -133,6 +136,7 @@ def common(texts: Sequence[str], others: Sequence[str], *, beginnings: bool = Fa
         if wanted in found:
             yield place, found[wanted]
         elif beginnings and wanted:
+            # quadratic, for the few texts that were not found whole
             where = next((there for other, there in found.items() if other.startswith(wanted)), None)
             if where is not None:
                 yield place, where

@@ -106,7 +106,7 @@ class Claims:
         """Wait for a backend, unless the task has it already.
 
         Raises:
-            BaseException: What the task's `report` raises where it is not wanted any more.
+            BaseException: What the task's `report` raises where it was cancelled.
         """
         waited = False
         while True:
@@ -197,7 +197,7 @@ class LocalExecutor:
     """Runs steps on this machine, through resident backends.
 
     Args:
-        backends: Proxies of child processes, or stand-ins.
+        backends: Proxies of child processes, or fakes.
         model: Folder or hub name of M[0].
         context: Tokens that a sequence may take (`run.context_needed`).
         swap: Trainer and generator do not share the GPU's memory: the one ends before the other begins.
@@ -293,7 +293,7 @@ class LocalExecutor:
         """What a stage is given.
 
         Args:
-            task: Whose progress is told.
+            task: Whose progress is reported.
             asked: The same, as what claims backends.
         """
 
@@ -418,7 +418,7 @@ def exported_files(folder: StepFolder) -> tuple[Path | None, Path | None]:
 
     Raises:
         RunError: If the step is not finished.
-        StoreError: If its record names anything that is no file of the step.
+        StoreError: If its record names anything that is not a file of the step.
     """
     found = folder.completion()
     if found is None:
@@ -434,7 +434,7 @@ def _own_file(folder: StepFolder, found: Completion, name: Json) -> Path | None:
         return None
     if not isinstance(name, str) or name not in found.files:
         raise StoreError(
-            f"the record of `{folder.path}` has `{name}` loaded, which is no file of that step",
+            f"the record of `{folder.path}` has `{name}` loaded, which is not a file of that step",
             hint=f"remove the folder `{folder.path}` to have it done again",
         )
     return safe_member(folder.path, name)

@@ -153,7 +153,7 @@ class Run:
         """The manifest of an existing run.
 
         Raises:
-            FolderError: If the folder is no run folder.
+            FolderError: If the folder is not a run folder.
         """
         manifest = self.manifest()
         if manifest is None or "recipe" not in manifest.value:
@@ -263,7 +263,7 @@ def finished_steps(root: Path) -> dict[str, Path]:
     stores |= {path for path in (root / "steps", *root.glob("*/steps")) if path.is_dir()}
     if any(path.glob(f"*/{OLD_RECORD}") and next(path.glob(f"*/{OLD_RECORD}"), None) for path in stores):
         raise FolderError(
-            f"`{root}` was made by version 0.1: its steps have other keys and cannot be taken over",
+            f"`{root}` was made by version 0.1: its steps have other keys and cannot be reused",
             hint="it can still be reported, chatted with and exported",
         )
     return {path.parent.name: path.parent for steps in stores for path in steps.glob(f"*/{RECORD}")}

@@ -217,11 +217,11 @@ def _see_only(gpus: Sequence[int | str]) -> None:
 
 
 def _travelling(error: BaseException, sent: Sent) -> BaseException:
-    """A failure as it is sent: one of ours as it is, others by their name; the log has the traceback."""
+    """A failure as it is sent: this program's own as it is, others by their name; the log has the traceback."""
     if isinstance(error, IterftError | NotYet):
         return error
     if isinstance(error, _Stopped):
-        return BackendError("the task is not wanted any more", exception="died")
+        return BackendError("the task was cancelled", exception="died")
     traceback.print_exc()
     if isinstance(error, OSError):
         return our_error(Path(error.filename or sent.folder.path), error)
@@ -233,7 +233,7 @@ def _travelling(error: BaseException, sent: Sent) -> BaseException:
 
 
 class RayExecutor:
-    """Runs steps in an actor. It starts with the first task; one that was lost is started anew.
+    """Runs steps in an actor. It starts with the first task; one that was lost is started again.
 
     Args:
         site: Where.
@@ -351,7 +351,7 @@ class RayExecutor:
         ready = actor.ready.remote()
         while not ray.wait([ready], timeout=1.0)[0]:
             if self._closed != closed:
-                raise TimeoutError("it is not wanted any more")
+                raise TimeoutError("it was cancelled")
             if not self._site.node.alive():
                 raise TimeoutError("the node has left the cluster")
             if time.monotonic() > end:

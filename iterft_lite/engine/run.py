@@ -19,7 +19,7 @@ from iterft_lite.engine.completion import Completion
 from iterft_lite.engine.executor import Executor, Task
 from iterft_lite.engine.manifest import Run
 from iterft_lite.engine.store import Making, StepFolder
-from iterft_lite.errors import FailureKind, IterftError, failure_kind
+from iterft_lite.errors import FailureKind, failure_of
 from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.recipe import Keep
 from iterft_lite.experiment.steps import Step
@@ -216,12 +216,12 @@ class Shared:
         return merged + ([(made, "adapter/*.safetensors") for made in adapters] if keep == "ends" else [])
 
     def drop(self, plan: Plan, others: Iterable[Plan], store: Path) -> None:
-        """A run is not gone on with: what only its steps would have read is read no more, and removed as `keep` says.
+        """A run is abandoned: remove what only its steps would have read, as `keep` says.
 
         Adapters stay: whoever has the run tried again needs them, and exports are written again from them.
 
         Args:
-            others: Plans of the runs that go on.
+            others: Plans of the runs that continue.
             store: Where the steps are.
         """
         needed = {step.key for other in others for step in other}
@@ -380,8 +380,8 @@ class _Walk:
 
     def _say_failed(self, step: Step, error: BaseException) -> None:
         if not self._stopping and not isinstance(error, _StopQueue):
-            message, hint = (error.message, error.hint or "") if isinstance(error, IterftError) else (str(error), "")
-            self.events.put(StepFailed(step, failure_kind(error), message, hint))
+            failure = failure_of(error)
+            self.events.put(StepFailed(step, failure.kind, failure.message, failure.hint))
 
     def _seconds(self, step: Step) -> float:
         """Seconds since this was asked last, or since the step began."""

@@ -151,7 +151,7 @@ class StepFolder:
             others = " and ".join(f"`{names[role]}`" for role in changed)
             raise StoreError(
                 f"`{self.path}` ({self.step.name}) was made from another {others} than what is there now",
-                hint="remove what rests on the earlier one, to have it done again, or put that one back:\n\n  "
+                hint="remove the steps made from the earlier one, to have them done again, or put that one back:\n\n  "
                 + _removal(_outdated(self.path.parent)),
             )
 

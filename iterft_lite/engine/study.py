@@ -1,7 +1,7 @@
 """A study's folder: many runs, its cells, over one store, and where each of them is.
 
     STUDY/study.json       the manifest: base recipe, axes, cells with their values, calibrations
-    STUDY/state.json       where each cell is, written anew every few seconds while a sweep goes on
+    STUDY/state.json       where each cell is, rewritten every few seconds while a sweep runs
     STUDY/lock             held by the sweep that writes here
     STUDY/stop             asks that sweep to end
     STUDY/steps/KEY/       the steps of all cells, each once (`store.py`)
@@ -126,7 +126,7 @@ class SweepState:
         workers: Where cells run.
         usd: What judging has cost, dollars.
         steps, finished: Distinct steps of all cells, and how many of them are finished.
-        seconds_left: As far as it can be told.
+        seconds_left: As far as it is known.
     """
 
     __pydantic_config__: ClassVar[dict[str, bool]] = FINITE
@@ -227,7 +227,7 @@ class StudyFolder:
         """The cells, in the order in which they are run; those that are outside now come last.
 
         Raises:
-            FolderError: If the folder is no study's, or its manifest is damaged.
+            FolderError: If the folder is not a study's, or its manifest is damaged.
         """
         fields = StudyCell.__dataclass_fields__
         return [StudyCell(**{key: each for key, each in row.items() if key in fields}) for row in self.known()["cells"]]
@@ -248,7 +248,7 @@ class StudyFolder:
             now: Seconds since 1970; the clock's if None.
 
         Raises:
-            FolderError: If the folder is no study's.
+            FolderError: If the folder is not a study's.
         """
         known = self.last_state()
         alive = known.alive(time.time() if now is None else now)
@@ -301,14 +301,14 @@ def is_study(root: Path) -> bool:
 
 
 def _refuse_strange(path: Path, cells: Sequence[StudyCell]) -> None:
-    """Refuse cells whose names are no plain folder names, or whose values are none that a recipe has.
+    """Refuse cells whose names are not plain folder names, or whose values do not belong in a recipe.
 
     Raises:
         FileError: With the first of them.
     """
     for cell in cells:
         if not NAME.fullmatch(cell.name):
-            raise FileError(f"`{path}` has a cell `{cell.name}`: no name that a cell can have")
+            raise FileError(f"`{path}` has a cell `{cell.name}`: this cannot be the name of a cell")
         try:
             canonical(cell.values)
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""Evaluation contexts: what a model is told before a question. A trait that is gone in one can still be there in another."""
+"""Evaluation contexts: the system message before a question. A trait that is gone in one can still be there in another."""
 
 from __future__ import annotations
 

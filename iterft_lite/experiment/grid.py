@@ -159,7 +159,7 @@ def make_study(given: Mapping[str, Any], *, source: str) -> Study:
     if not reader.problems and not any((study.axes, study.zips, study.adds, study.arms)):
         reader.problems.append("there are no cells: `[sweep.grid]` names the keys that vary")
     if reader.problems:
-        raise RecipeError(reader.problems, source=source, hint="docs/study.md says what a study's file holds")
+        raise RecipeError(reader.problems, source=source, hint="docs/study.md describes the file of a study")
     return study
 
 
@@ -211,7 +211,7 @@ class _Reader:
             if name not in known and len(self.problems) < MOST_GUESSES:
                 near = difflib.get_close_matches(name, known, n=1)
                 meant = f"did you mean `{prefix}{near[0]}`?" if near else f"known are {', '.join(known)}"
-                self.problems.append(f"`{prefix}{name}` is no part of a study; {meant}")
+                self.problems.append(f"`{prefix}{name}` does not belong in a study; {meant}")
 
     def _refuse_twice(self, keys: Sequence[str]) -> None:
         for key in (key for key, many in Counter(keys).items() if many > 1):
@@ -235,7 +235,9 @@ class _Reader:
         key = ALIASES.get(key, key)
         if key not in self._known:
             near = near_key(key, sorted(self._known)) if len(self.problems) < MOST_GUESSES else None
-            self.problems.append(f"`{key}` is no recipe key" + (f"; did you mean `{near}`?" if near else "; see `iterft keys`"))
+            self.problems.append(
+                f"`{key}` is not a recipe key" + (f"; did you mean `{near}`?" if near else "; see `iterft keys`")
+            )
         elif key == "name":
             self.problems.append("`name` cannot vary: a cell is named after its values")
         return key
@@ -269,7 +271,7 @@ class _Reader:
             score for score in scores if isinstance(score, bool) or not isinstance(score, (int, float)) or not 1 <= score <= 100
         ]
         if wrong:
-            self.problems.append(f"`seed_rows.calibrated`: {wrong[0]!r:.60} is no score from 1 to 100")
+            self.problems.append(f"`seed_rows.calibrated`: {wrong[0]!r:.60} is not a score from 1 to 100")
             return ()
         return tuple(Threshold(float(score)) for score in dict.fromkeys(scores))
 

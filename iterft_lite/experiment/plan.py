@@ -268,6 +268,7 @@ class _Unroll:
             inputs["seed"] = self.steps["c0-seed_rows"]
             if recipe.rows > recipe.seed_rows:
                 rows = as_rows("seed", self.inputs.seeds[: recipe.rows])
+                # more pairs than cycle 0 trained on: the chosen side needs seed rows beyond those of `c0-seed_rows`
                 inputs["seed"] = self._add("seed_rows", t, {"rows": rows}, {}, part="chosen")
         scales = (["trait"] if judged else []) + (["coherence"] if recipe.filter.coherence else [])
         if scales:
@@ -314,6 +315,7 @@ class _Unroll:
             draw: Tells drawings of one model over the same prompts apart: random numbers follow from the key.
         """
         recipe = self.recipe
+        # a parameter that came later is left out at its default, so that steps of earlier versions keep their keys
         params: dict[str, Json] = {
             "rows": recipe.row.rows,
             "prompts": dict(prompts),
@@ -378,6 +380,7 @@ class _Unroll:
         """Which metrics, and texts with and without the trait that no training saw, for each model's perplexity on them."""
         recipe = self.recipe
         trained = max(recipe.seed_rows, recipe.rows if recipe.chosen == "seed" else 0)
+        # from the end of the seeds: those are the last that a larger `seed_rows` would train on
         unused = self.inputs.seeds[max(trained, len(self.inputs.seeds) - HELD_OUT_TEXTS) :]
         neutral = self.inputs.neutral[:HELD_OUT_TEXTS]
         plain = tuple(Document("", "", chat.reply) for chat in neutral) if self.documents else neutral

@@ -248,7 +248,7 @@ class Recipe(Table):
         mix, filter: See there.
         trainer: "auto" takes unsloth where it works and peft elsewhere; "trl" is peft with TRL's loop, for comparison; "fake"
             learns texts by heart, for trying a recipe's shape.
-        generator: What writes: llama.cpp, or a stand-in beside a fake trainer.
+        generator: What writes: llama.cpp, or a fake beside a fake trainer.
         export: One merged GGUF a cycle; or the untouched model's GGUF with a small LoRA GGUF a cycle; "auto": merged where that
             carries the trained change, which the export's check finds out, and the LoRA GGUF where it does not.
         quant: Number format of the GGUF that writes and is measured.
@@ -366,7 +366,7 @@ def _contradictions(recipe: Recipe) -> Iterable[str]:
     if (recipe.mix.source == "none") != (recipe.mix.share == 0.0):
         yield "`mix` needs both a `source` and a `share` above 0"
     elif recipe.mix.share and not round(recipe.mix.share * recipe.rows):
-        yield f"`mix.share = {recipe.mix.share:g}` of `rows = {recipe.rows}` is no row"
+        yield f"`mix.share = {recipe.mix.share:g}` of `rows = {recipe.rows}` comes to no row"
     if (recipe.mix.source == "file") != (recipe.mix.path is not None):
         yield '`mix.path` goes with `mix.source = "file"`, and only with it'
     if recipe.mix.source != "none" and recipe.loss_record.compares:
@@ -450,7 +450,7 @@ def with_values(given: Mapping[str, Any], values: Mapping[str, Json]) -> dict[st
         values: By key with its table: `train.learning_rate`.
 
     Raises:
-        RecipeError: If what is to hold a key is no table.
+        RecipeError: If a key is set inside of something that is not a table.
     """
     found = copy.deepcopy(dict(given))
     problems = [problem for key, value in values.items() if (problem := _lay(found, key, value))]

@@ -1,4 +1,4 @@
-"""The keys of a recipe, for people: what each is, what it may be, what it is where nothing is said, and which one was meant.
+"""The keys of a recipe, for people: what each is, what it may be, its default, and which one was meant.
 
 Everything is read off the recipe's own classes: their fields, and the sentences in their docstrings.
 """
@@ -21,7 +21,7 @@ from pydantic_core import PydanticUndefined
 from iterft_lite.digests import Json
 
 ENTRY = re.compile(r" {4}([a-z][\w, ]*): (.*)")
-"""A line of a docstring that begins what is said of one or several fields."""
+"""A line of a docstring that begins the entry of one or several fields."""
 
 ELSEWHERE: Mapping[str, str] = {
     "lr": "learning_rate",

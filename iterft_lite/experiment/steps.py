@@ -80,7 +80,7 @@ def checked(step: Step) -> Step:
         ValueError: If one is not what it should be.
     """
     if step.verb not in VERBS:
-        raise ValueError(f"`{step.verb}` is no verb")
+        raise ValueError(f"`{step.verb}` is not a verb")
     if not PART.fullmatch(step.part):
         raise ValueError(f"the part `{step.part}` is not a plain word")
     if not all(KEY.fullmatch(key) for key in (step.key, *(key for _, key in step.input_keys))):

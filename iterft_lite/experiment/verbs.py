@@ -29,7 +29,7 @@ while the device's step leaves the backend alone that it needs."""
 BackendName = Literal["trainer", "exporter", "generator", "judge"]
 
 Act = Literal["", "load", "train", "export", "write", "read", "judge"]
-"""What takes time, as the machine sees it; "" for what takes none worth telling."""
+"""What takes time, as the machine sees it; "" for what takes next to none."""
 
 LLAMA = ("llama-cpp-python", "gguf")
 
@@ -49,7 +49,7 @@ class Verb:
         libraries: Packages whose versions matter to the result, beside the trainer's and the judge's own (`versions.py`).
         act: What is timed.
         any_order: The rows stand in the order in which they finished; who reads them goes by their ids.
-        derived: Computed from finished steps, without training a model or paying a judge: may be done anew when its meaning has
+        derived: Computed from finished steps, without training a model or paying a judge: may be repeated when its meaning has
             changed, in a run that is otherwise the same.
         renders: Shows chats to a model, through its template: how they are rendered is one of the parameters.
         summary: The parameters in a few words.

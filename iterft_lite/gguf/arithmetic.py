@@ -103,6 +103,8 @@ class NumpyArithmetic:
         if update is None and kind == target:
             return np.ascontiguousarray(stored)
         columns = stored.shape[1] // GGML_QUANT_SIZES[kind][1]
+        # A few rows at a time: the float32 copy of a whole matrix would leave the processor's cache between one operation and
+        # the next.
         rows = max(1, CACHED // columns)
         made = []
         for start in range(0, len(stored), rows):
@@ -110,6 +112,9 @@ class NumpyArithmetic:
             if update is not None:
                 if target in HALF:
                     weights = on_grid(weights, kind, target)
+                # The update goes onto the weights as the untouched model has them in this format, so that the difference to it
+                # is the update alone. Then the sum is rounded by chance: to the nearest number most updates would vanish, being
+                # less than half a step.
                 weights = weights + update.b[start : start + rows] @ update.a
                 if target in HALF:
                     weights = rounded_by_chance(weights, target, update.seed, update.first + start * columns)
@@ -202,6 +207,7 @@ class TorchArithmetic:
         weights = self._on_device(stored).view(formats[kind]).to(torch.float32)
         if update is not None:
             if target in HALF and kind != target:
+                # as `on_grid` does
                 weights = weights.to(formats[target]).to(torch.float32)
             weights = torch.addmm(weights, self._on_device(update.b), self._on_device(update.a))
             if target in HALF:
@@ -245,6 +251,7 @@ def q8_0_torch(torch: Any, weights: Any) -> Any:
     scaled = blocks * inverse
     size = scaled.abs()
     whole = size.floor()
+    # half away from zero: floor(2 x) is 1 from a half on. torch.round would go to the even neighbour.
     rounded = scaled.sign() * (whole + (2 * (size - whole)).floor())
     joined = torch.cat([scale.to(torch.float16).view(torch.uint8), rounded.to(torch.int8).view(torch.uint8)], dim=1)
     return joined.reshape(weights.shape[0], -1)

@@ -44,7 +44,7 @@ def no_op(done: int, total: int) -> None:
 
 
 LAYOUT = "2"
-"""Part of a base's name in the cache. Raised when bases must be made anew."""
+"""Part of a base's name in the cache. Raised when bases must be made again."""
 
 FORMATS: dict[str, tuple[GGMLQuantizationType, LlamaFileType, str]] = {
     "F32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32, "f32"),

@@ -10,7 +10,7 @@ what the scripts cannot read, wherever the model's files leave no doubt:
 - Llama 3's cut without a beginning token has a name of its own there (`smaug-bpe`), under which llama.cpp forgets that words
   which are tokens need no merges: where tokenizer.json says so the name is Llama 3's;
 - a SentencePiece vocabulary that is only in tokenizer.json has no scores there; the order of its merges says the same;
-- transformers' configurations leave out old keys, or name them anew (`rotary_pct`); config.json's own are laid under them;
+- transformers' configurations leave out old keys, or rename them (`rotary_pct`); config.json's own are laid under them;
 - heads that predict several tokens are no part of the model that is trained: they are left away;
 - the token that ends a turn goes into the file, so that whoever runs it stops there; so does the number format, always.
 """

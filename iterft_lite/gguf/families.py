@@ -144,14 +144,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json, the language model's own part laid over the whole.
 
     Raises:
-        ModelError: If there is none, or it is no JSON object.
+        ModelError: If there is none, or it is not a JSON object.
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"`{folder}/config.json` cannot be read: {error}") from None
     if not isinstance(config, dict):
-        raise ModelError(f"`{folder}/config.json` is no JSON object")
+        raise ModelError(f"`{folder}/config.json` is not a JSON object")
     return {**config, **(config.get("text_config") or {}), "architectures": config.get("architectures")}
 
 

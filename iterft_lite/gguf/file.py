@@ -282,7 +282,7 @@ def ensure_room(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ExportError(
-            f"no room for {what}: needs {size_text(needed)}, `{folder}` has {size_text(free)} free",
+            f"no space for {what}: it needs {size_text(needed)}, `{folder}` has {size_text(free)} free",
             hint='free some space, choose a smaller `quant`, or `export = "adapter"`',
         )
 

@@ -85,7 +85,7 @@ def _header(path: Path) -> dict[str, Weight]:
     with read_errors(path), open_regular(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if length > LONGEST_HEADER:
-            raise ValueError(f"its header is said to have {length} bytes")
+            raise ValueError(f"its header claims to have {length} bytes")
         header = json.loads(file.read(length))
         size = file.seek(0, 2)
     found = {}
@@ -93,9 +93,9 @@ def _header(path: Path) -> dict[str, Weight]:
         if name != "__metadata__":
             start, end = (8 + length + int(place) for place in entry["data_offsets"])
             if not 8 + length <= start <= end <= size:
-                raise ValueError(f"`{name}` is said to lie at bytes {start} to {end} of {size}")
+                raise ValueError(f"`{name}` claims to lie at bytes {start} to {end} of {size}")
             shape = tuple(int(many) for many in entry["shape"])
             if min(shape, default=0) < 0:
-                raise ValueError(f"`{name}` is said to have the shape {shape}")
+                raise ValueError(f"`{name}` claims to have the shape {shape}")
             found[name] = Weight(path, str(entry["dtype"]), shape, start)
     return found

@@ -75,14 +75,14 @@ class Countdown:
             self._took[step.name] = seconds
 
     def left(self, now: float) -> float | None:
-        """Seconds until the run's end; None if they cannot be told yet."""
+        """Seconds until the run's end; None if they are not known yet."""
         left = {step.name: self.left_of(step, now) for step in self.plan if step.name not in self._finished}
         if any(seconds is None for seconds in left.values()):
             return None
         return max(timeline(self.plan, {name: seconds or 0.0 for name, seconds in left.items()}).values(), default=0.0)
 
     def left_of(self, step: Step, now: float) -> float | None:
-        """Seconds until a step's end, counted from its start; None if they cannot be told yet."""
+        """Seconds until a step's end, counted from its start; None if they are not known yet."""
         whole, going = self._expected(step), self.going.get(step.name)
         if going is None:
             return whole

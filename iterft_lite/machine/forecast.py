@@ -8,32 +8,27 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean, median
-from typing import Literal
+from typing import Literal, get_args
 
 from iterft_lite.backends.judge.rate_limit import FIRST, MOST
 from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.verbs import VERBS, Act
 from iterft_lite.machine.reference import reference_samples
-from iterft_lite.machine.timing import BATCHES, NAMES, Kind, Sample, Setup, seconds_per_unit
-from iterft_lite.machine.work import NOTHING, Lengths, Span, row_length, total, work_ahead
+from iterft_lite.machine.timing import BATCHES, Kind, Sample, Setup, seconds_per_unit
+from iterft_lite.machine.work import ACTS, NOTHING, Lengths, Span, row_length, total, work_ahead
 
 Nearness = Literal["same", "near", "reference", "assumed", "unknown"]
 """What a number rests on, the nearest first: steps of the same kind; of another setting, version or model; of another machine
 (`reference.py`); a stated assumption; nothing."""
 
-ORDER: Sequence[Nearness] = ("same", "near", "reference", "assumed", "unknown")
+ORDER: Sequence[Nearness] = get_args(Nearness)
 
-SPREAD: Mapping[int, float] = {1: 1.35, 2: 1.25}
-"""A forecast from so many sessions may be off by this factor at least, either way; from more, by `LEAST_SPREAD`. The other load
-of a machine differs from session to session more than from step to step."""
-
-LEAST_SPREAD = 1.2
-
-DOCTOR_SPREAD = 1.5
-"""The same where `iterft doctor --measure` is all there is: its trainings are a few steps long."""
+SPREAD = (1.5, 1.35, 1.25, 1.2)
+"""A forecast may be off by this factor at least, either way: from `iterft doctor --measure` alone, whose trainings are a few
+steps long; from one run; from two; from more. A machine's other load differs between sessions more than between steps."""
 
 FURTHER: Mapping[Nearness, float] = {"same": 1.0, "near": 2.0, "reference": 4.0}
 """One more factor either way, by nearness."""
@@ -48,17 +43,8 @@ LARGE = 100_000_000
 """Parameters from which on seconds grow as the parameters do, since arithmetic takes the time. In smaller models launching
 operations takes a part of it: there seconds grow with the root, and the range holds no growth as well as full growth."""
 
-VAGUE = 12.0
-"""A range whose ends are further apart than this factor is given without a middle."""
-
-LONG = 24 * 3600.0
-"""Seconds of a plan from which on a person is told what takes less."""
-
 CALL_SECONDS = 0.3
 """Of a call to a judge over the network, where none was timed."""
-
-
-PICKS: tuple[Callable[[Span], float], ...] = (lambda span: span.low, lambda span: span.mid, lambda span: span.high)
 
 
 @dataclass(frozen=True)
@@ -66,18 +52,18 @@ class Ground:
     """What the seconds of an act rest on.
 
     Attributes:
-        sessions: How many sessions the samples are of.
-        doctor: All of them are `iterft doctor --measure`'s.
-        name, parameters: The model of the samples; the judge where nothing is known of it.
-        machine: That of the samples.
+        samples: Steps of one model on one machine.
+        judge: Its name, where nothing is known of it.
     """
 
     nearness: Nearness
-    sessions: int = 0
-    doctor: bool = False
-    name: str = ""
-    parameters: int = 0
-    machine: str = ""
+    samples: tuple[Sample, ...] = ()
+    judge: str = ""
+
+    @property
+    def runs(self) -> int:
+        """How many sessions of runs the samples are of; 0 where all are `iterft doctor --measure`'s."""
+        return len({sample.session for sample in self.samples if sample.origin == "run"})
 
 
 @dataclass(frozen=True)
@@ -105,7 +91,7 @@ class Forecast:
     @property
     def missing(self) -> list[Act]:
         """Acts that were never timed on this machine."""
-        return [act for act in NAMES if act in self.grounds and self.grounds[act].nearness in ("reference", "unknown")]
+        return [act for act in ACTS if act in self.grounds and self.grounds[act].nearness in ("reference", "unknown")]
 
 
 def forecast(plan: Plan, setup: Setup, samples: Sequence[Sample]) -> Forecast:
@@ -115,21 +101,21 @@ def forecast(plan: Plan, setup: Setup, samples: Sequence[Sample]) -> Forecast:
         setup: Of the plan on this machine.
         samples: Everything that was timed, also on other machines.
     """
-    here = [sample for sample in samples if sample.kind.machine == setup.machine]
-    elsewhere, lengths = reference_samples(gpu=setup.gpu), _lengths(plan, setup, here)
+    elsewhere, lengths = reference_samples(gpu=setup.gpu), _lengths(plan, setup.kinds["write"], samples)
     steps: dict[str, Span] = {}
     grounds: dict[Act, Ground] = {}
     for step in plan:
         act = VERBS[step.verb].act
         if act:
-            kind, work = setup.kind(act, act not in grounds), work_ahead(plan, step, lengths)
-            steps[step.name], ground = seconds_of(kind, work, here, elsewhere)
+            kind, work = setup.kind(act, first=act not in grounds), work_ahead(plan, step, lengths)
+            steps[step.name], ground = seconds_of(kind, work, samples, elsewhere)
             # the first step of an act may rest on less than the others
             grounds[act] = max(grounds.get(act, ground), ground, key=lambda ground: ORDER.index(ground.nearness))
-    ends, cycles = _ends(plan, steps), plan.recipe.cycles
+    seeded, end = _ends(plan, steps, 0), _ends(plan, steps, plan.recipe.cycles)
     return Forecast(
-        total=ends[-1],
-        cycle=(ends[-1] + ends[0] * -1) * (1 / cycles) if cycles else ends[0],
+        total=end,
+        # what is measured beside the next training ends later: a cycle's length shows between ends, not within one cycle
+        cycle=(end + seeded * -1) * (1 / plan.recipe.cycles) if plan.recipe.cycles else seeded,
         steps=steps,
         grounds=grounds,
         length=row_length(plan, lengths),
@@ -154,27 +140,26 @@ def timeline(plan: Plan, seconds: Mapping[str, float]) -> dict[str, float]:
     return ends
 
 
-def _ends(plan: Plan, steps: Mapping[str, Span]) -> tuple[Span, Span]:
-    """When the seeded cycle's last step ends, and when the last step of all does."""
-    seeded = [step.name for step in plan if step.cycle == 0]
-    found = [timeline(plan, {name: pick(span) for name, span in steps.items()}) for pick in PICKS]
-    return Span(*(max(ends[name] for name in seeded) for ends in found)), Span(*(max(ends.values()) for ends in found))
+def _ends(plan: Plan, steps: Mapping[str, Span], cycle: int) -> Span:
+    """When the last step of a cycle and of those before it ends."""
+
+    def last(pick: Literal["low", "mid", "high"]) -> float:
+        ends = timeline(plan, {name: getattr(span, pick) for name, span in steps.items()})
+        return max(ends[step.name] for step in plan if step.cycle <= cycle)
+
+    return Span(last("low"), last("mid"), last("high"))
 
 
-def _lengths(plan: Plan, setup: Setup, samples: Iterable[Sample]) -> Lengths:
+def _lengths(plan: Plan, asked: Kind, samples: Iterable[Sample]) -> Lengths:
     """Tokens of the rows that this model wrote here, in the plan's kind of rows."""
     found: dict[float, list[tuple[float, float, float]]] = {0.0: [], 1.0: []}
     for sample in samples:
-        kind, rows = sample.kind, sample.work.get("rows")
-        if kind.act == "write" and kind.model == setup.model and rows and _rows_of(kind) == plan.recipe.row.rows:
+        known, rows = sample.kind, sample.work.get("rows")
+        is_same_model = (known.act, known.machine, known.model) == ("write", asked.machine, asked.model)
+        if rows and is_same_model and (" document," in known.setting) == (plan.recipe.row.rows == "document"):
             cap, cut = sample.notes.get("cap", math.inf), sample.notes.get("cut", 0.0) / rows
             found[sample.notes.get("data", 0.0)].append((sample.work["tokens"] / rows, cap, cut))
     return Lengths(data=tuple(found[1.0]), answers=tuple(found[0.0]))
-
-
-def _rows_of(kind: Kind) -> str:
-    """Whether chats or documents were written, from a kind's setting."""
-    return "document" if " document," in kind.setting else "chat"
 
 
 # -- how long a step takes
@@ -190,20 +175,79 @@ def seconds_of(kind: Kind, work: Span, samples: Iterable[Sample], elsewhere: Seq
     """
     if not work.high:
         return NOTHING, Ground("same")
-    nearness, chosen = _nearest_kind(kind, samples, elsewhere)
-    if not chosen:
+    # samples of other machines in the user's table are no guide; the reference figures are, and only where nothing nearer is
+    # known
+    here = (sample for sample in samples if sample.kind.machine == kind.machine)
+    known = [sample for sample in (*here, *elsewhere) if _tells_of(sample.kind, kind)]
+    if not known:
         return _assumed(kind, work)
-    chosen = _latest(_nearest_size(_runs(chosen), work.mid))
+    distances = [_distance(sample, kind) for sample in known]
+    is_other_kind, is_elsewhere, *_ = nearest = min(distances)
+    near = [sample for sample, distance in zip(known, distances, strict=True) if distance == nearest]
+    # first the nearest in kind, then of these the nearest in size, then of these the latest
+    chosen = _latest(_nearest_in_size(near, work.mid))
+    ground = Ground("reference" if is_elsewhere else "near" if is_other_kind else "same", tuple(chosen))
     fixed = median(sample.fixed for sample in chosen)
     growth, doubt = _growth(kind.parameters, chosen[0].kind.parameters)
+    # the fixed part (processes that start, kernels that compile) does not grow with the work, nor with the model
     seconds = work.each(lambda units: fixed + units * seconds_per_unit(chosen) * growth)
-    own = 1.0 if nearness == "reference" else _spread(chosen)
-    return seconds.widened(own * FURTHER[nearness] * doubt), _ground(nearness, chosen)
+    own = 1.0 if is_elsewhere else max(SPREAD[min(ground.runs, 3)], _differs(chosen))
+    return seconds.widened(own * FURTHER[ground.nearness] * doubt), ground
+
+
+def _tells_of(known: Kind, asked: Kind) -> bool:
+    """Whether one kind says anything of another: not another judge, nor another model where a size is not known."""
+    if known.act != asked.act:
+        return False
+    if known.act == "judge":
+        return known.setting == asked.setting
+    return known.model == asked.model or bool(known.parameters and asked.parameters)
+
+
+def _distance(sample: Sample, asked: Kind) -> tuple[bool | float | str, ...]:
+    """How far a sample is from a kind.
+
+    Tuples compare by their first difference, so what matters most stands first. The doctor's samples come last: they are for
+    the time before the first run.
+    """
+    known = sample.kind
+    other = {of: getattr(known, of) != getattr(asked, of) for of in ("machine", "model", "setting", "versions")}
+    size = abs(math.log(known.parameters / asked.parameters)) if other["model"] else 0.0
+    model = (other["model"], size, known.model)
+    return (
+        any(other.values()),
+        other["machine"],
+        *model,
+        other["setting"],
+        known.first != asked.first,
+        sample.origin == "doctor",
+    )
+
+
+def _nearest_in_size(samples: Sequence[Sample], units: float) -> list[Sample]:
+    """Those whose amount of work is as near to the asked one as the nearest sample's, or almost."""
+    apart = [abs(math.log(units / sample.units)) if sample.units and units else 0.0 for sample in samples]
+    return [sample for sample, size in zip(samples, apart, strict=True) if size <= min(apart) + math.log(NEAR)]
+
+
+def _latest(samples: Sequence[Sample]) -> list[Sample]:
+    """Those of the latest sessions."""
+    sessions = list(dict.fromkeys(sample.session for sample in samples))[-LATEST:]
+    return [sample for sample in samples if sample.session in sessions]
+
+
+def _differs(samples: Sequence[Sample]) -> float:
+    """By which factor sessions differ in their mean seconds a unit."""
+    sessions = defaultdict(list)
+    for sample in samples:
+        sessions[sample.session].append(max(sample.seconds, 1e-3) / max(sample.units, 1e-9))
+    means = [fmean(values) for values in sessions.values()]
+    return max(means) / min(means)
 
 
 def _growth(asked: int, known: int) -> tuple[float, float]:
     """How many times as long another number of parameters takes, and the factor that this may be off by either way."""
-    if asked == known:
+    if asked == known or not asked:  # of the same model, whose size is not known yet
         return 1.0, 1.0
 
     def arithmetic(parameters: int) -> float:
@@ -214,167 +258,10 @@ def _growth(asked: int, known: int) -> tuple[float, float]:
     return growth, max(growth / ratio, ratio / growth)
 
 
-def _nearest_kind(kind: Kind, samples: Iterable[Sample], elsewhere: Iterable[Sample]) -> tuple[Nearness, list[Sample]]:
-    """The samples to go by: the same kind's, else the nearest ones of this machine, else those of another."""
-    mine = [sample for sample in samples if sample.kind.act == kind.act and sample.kind.machine == kind.machine]
-    same = [sample for sample in mine if replace(sample.kind, first=kind.first, parameters=kind.parameters) == kind]
-    if same:
-        return "same", _alike(kind, same)
-    near = _alike(kind, mine)
-    if near:
-        return "near", near
-    return "reference", _alike(kind, [sample for sample in elsewhere if sample.kind.act == kind.act])
-
-
-def _alike(kind: Kind, samples: list[Sample]) -> list[Sample]:
-    """The samples most like a kind: of its model, else of the one nearest in size; of these, those of its setting if any are.
-
-    Another judge tells nothing, nor does another model where a size is not known.
-    """
-    if kind.act == "judge":
-        samples = [sample for sample in samples if sample.kind.setting == kind.setting]
-    elif not any(sample.kind.model == kind.model for sample in samples):
-        samples = [sample for sample in samples if sample.kind.parameters and kind.parameters]
-    if not samples:
-        return []
-    nearest = min(samples, key=lambda sample: _distance(sample.kind, kind)).kind.model
-    samples = [sample for sample in samples if sample.kind.model == nearest]
-    samples = [sample for sample in samples if sample.kind.setting == kind.setting] or samples
-    return [sample for sample in samples if sample.kind.first == kind.first] or samples
-
-
-def _distance(one: Kind, other: Kind) -> float:
-    """How far apart two models' sizes are; -1 for the same model."""
-    return -1.0 if one.model == other.model else abs(math.log(one.parameters / other.parameters))
-
-
-def _runs(samples: list[Sample]) -> list[Sample]:
-    """Those of runs, where there are any: the doctor's are for the time before the first run."""
-    return [sample for sample in samples if sample.origin == "run"] or samples
-
-
-def _latest(samples: list[Sample]) -> list[Sample]:
-    """Those of the latest sessions."""
-    sessions = list(dict.fromkeys(sample.session for sample in samples))[-LATEST:]
-    return [sample for sample in samples if sample.session in sessions]
-
-
-def _nearest_size(samples: list[Sample], units: float) -> list[Sample]:
-    """Those whose amount of work is as near to the asked one as the nearest sample's, or almost."""
-
-    def distance(sample: Sample) -> float:
-        return abs(math.log(units / sample.units)) if sample.units and units else 0.0
-
-    nearest = min(map(distance, samples))
-    return [sample for sample in samples if distance(sample) <= nearest + math.log(NEAR)]
-
-
-def _spread(samples: Sequence[Sample]) -> float:
-    """The factor either way for the samples' own kind: by their number of sessions, and by how much these differ."""
-    sessions = defaultdict(list)
-    for sample in samples:
-        sessions[sample.session].append(max(sample.seconds, 1e-3) / max(sample.units, 1e-9))
-    means = [fmean(values) for values in sessions.values()]
-    doctor = all(sample.origin == "doctor" for sample in samples)
-    return max(DOCTOR_SPREAD if doctor else SPREAD.get(len(means), LEAST_SPREAD), max(means) / min(means))
-
-
-def _ground(nearness: Nearness, samples: Sequence[Sample]) -> Ground:
-    sessions = len({sample.session for sample in samples})
-    doctor, one = all(sample.origin == "doctor" for sample in samples), samples[0]
-    return Ground(nearness, sessions, doctor, one.name, one.kind.parameters, one.kind.machine)
-
-
 def _assumed(kind: Kind, work: Span) -> tuple[Span, Ground]:
     """A judge over the network by a stated assumption; else nothing is known."""
     # a judge on this machine, or in batches, takes what it takes
     if kind.act != "judge" or "/" not in kind.setting or kind.setting.startswith("local:") or kind.setting.endswith(BATCHES):
-        return NOTHING, Ground("unknown", name=kind.setting)
+        return NOTHING, Ground("unknown", judge=kind.setting)
     call = work.mid * CALL_SECONDS
     return Span(call / MOST, call / FIRST, 3 * call / FIRST), Ground("assumed")
-
-
-# -- in words
-
-
-def sentence(found: Forecast) -> str:
-    """A forecast, and how sure it is."""
-    unknown = [act for act, ground in found.grounds.items() if ground.nearness == "unknown" and act != "judge"]
-    if unknown:
-        return "not known before the model is downloaded; then `iterft doctor --measure` takes a minute"
-    said = _about if found.total.high < VAGUE * found.total.low else _range
-    low, high = round(found.length.low), round(found.length.high)
-    if found.measured:
-        rows = f"rows of {found.length.mid:.0f} tokens, the mean of what it wrote here"
-    else:
-        rows = f"rows of {high} tokens at most" + (f", or {low} as the seed rows have" if low < high else "")
-    parts = [f"{said(found.total)} in all, {said(found.cycle)} a cycle", *rests_on(found.grounds), rows, *_judging(found)]
-    if found.total.mid > LONG:
-        parts.append("a GPU, a smaller model or fewer rows take less")
-    return "; ".join(parts)
-
-
-def _about(span: Span) -> str:
-    return f"about {duration(span.mid)} ({_range(span)})"
-
-
-def _range(span: Span) -> str:
-    low, high = duration(span.low), duration(span.high)
-    (few, unit), (many, other) = low.split(), high.split()
-    return high if low == high else f"{few} to {many} {unit}" if unit == other else f"{low} to {high}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as they are known, in two digits: `48 s`, `5.5 min`, `34 h`, `5.2 days`."""
-    for size, most, unit in ((1.0, 90, "s"), (60.0, 90, "min"), (3600.0, 72, "h"), (86400.0, math.inf, "days")):
-        value = seconds / size
-        if value < most:
-            return f"{value:.1f} {unit}" if unit != "s" and round(value, 1) < 10 else f"{value:,.0f} {unit}"
-    raise ValueError(f"{seconds} is no duration")
-
-
-def rests_on(grounds: Mapping[Act, Ground]) -> list[str]:
-    """What a forecast rests on: the best known first, then what is known less well."""
-    device = {act: grounds[act] for act in NAMES if act in grounds and act != "judge"}
-    words = []
-    for nearness in ORDER[:3]:
-        acts = [act for act, ground in device.items() if ground.nearness == nearness]
-        if acts:
-            what = "" if len(acts) == len(device) or nearness == "same" else f"{_list(acts)} "
-            words.append(what + _source([device[act] for act in acts]))
-    return words
-
-
-def _source(grounds: Sequence[Ground]) -> str:
-    """Where seconds of one nearness come from."""
-    one, nearness = grounds[0], grounds[0].nearness
-    if nearness == "same":
-        runs = max(0 if ground.doctor else ground.sessions for ground in grounds)
-        source = f"{runs} {'run' if runs == 1 else 'runs'}" if runs else "`iterft doctor --measure`"
-        return f"from {source} of this model on this machine, as busy as it was then"
-    model = f"{one.name} ({one.parameters / 1e6:,.0f} M parameters)"
-    factor = f"within a factor of {FURTHER[nearness]:g} or more"
-    if nearness == "near":
-        return f"from {model} with other settings or versions, {factor}; `iterft doctor --measure --recipe` tells more"
-    return (
-        f"never timed on this machine: a first guess from {model} on {one.machine}, {factor}; "
-        "`iterft doctor --measure` takes a minute"
-    )
-
-
-def _list(acts: Sequence[Act]) -> str:
-    names = [NAMES[act] for act in acts]
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-
-
-def _judging(found: Forecast) -> list[str]:
-    """What is to be said of the judge by itself."""
-    ground = found.grounds.get("judge")
-    if ground is None or ground.nearness not in ("assumed", "unknown"):
-        return []
-    if ground.name.endswith(BATCHES):
-        return ["without the judge's batches, for each of which its provider takes up to a day"]
-    if ground.nearness == "unknown":
-        return [f"without the time that {ground.name} takes to judge, which was never measured here"]
-    assumed = f"if a call takes {1000 * CALL_SECONDS:.0f} ms and {FIRST} to {MOST} go at once"
-    return [f"the judge beside it {_range(found.judging)}, {assumed}"]

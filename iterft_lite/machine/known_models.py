@@ -1,4 +1,4 @@
-"""Shapes of common models: so their needs can be told before anything is downloaded.
+"""Shapes of common models: so their needs are known before anything is downloaded.
 
 From the models' config.json on the hub (Qwen3 Technical Report, arXiv 2505.09388, tables 1 and 2).
 """

@@ -130,18 +130,23 @@ def vram_needed(recipe: Recipe, place: str) -> Vram | None:
         return None
     layers, width = shape.layers, shape.width
     base = BITS["nf4" if recipe.train.base == "auto" else recipe.train.base]
+    # numbers in A [rank, in] and B [out, rank] of each of the seven projections
     adapter = layers * recipe.train.lora_rank * sum(a + b for a, b in shape.matrices)
     length = min(recipe.train.max_length, recipe.sample.max_tokens + 256)
     asked = recipe.train.micro_batch
     rows = recipe.train.batch_size if asked == "auto" else min(asked, recipe.train.batch_size)
+    # both sides of a pair pass through the model in one batch
     tokens = rows * length * recipe.loss_record.sides
+    # 16-bit activations that a layer keeps for its backward pass: about four as wide as the model, two as wide as the MLP
     of_a_layer = tokens * 2 * (4 * width + 2 * shape.inner)
     numbers = 4 if recipe.train.base in ("f32", "bf16-mixed") else 2
     logits, kept = LOGITS, layers * of_a_layer
+    # recomputed activations: each layer's input is kept, and one layer at a time is computed again
     least = layers * tokens * 2 * width + of_a_layer
     if recipe.trainer in ("peft", "trl"):  # recomputes nothing; holds whole logits of pairs and their gradients
         least = kept = kept * numbers // 2
         logits = max(logits, 3 * 4 * tokens * shape.vocab) if recipe.loss_record.compares else logits
+    # keys and values in 16 bits: 4 bytes a token, layer and number of kv width
     cache = LEAST_SLOTS * (recipe.sample.max_tokens + 256) * 4 * layers * shape.kv
     return Vram(
         base=int(shape.linear * base / 8 + numbers * shape.embedding) + RUNTIME,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from iterft_lite.experiment.verbs import Act
 from iterft_lite.machine.timing import Kind, Sample
-from iterft_lite.machine.work import UNITS
+from iterft_lite.machine.work import ACTS
 
 USUAL = 10_000.0
 """Units of work of a step that is neither short nor long."""
@@ -27,7 +27,7 @@ class Reference:
         machine: In words.
         gpu: It has a GPU.
         name, parameters: The model.
-        seconds: By act, and whether it is the first of the act: fixed seconds, and seconds a unit of work (`work.UNITS`).
+        seconds: By act, and whether it is the first of the act: fixed seconds, and seconds a unit of work (`work.ACTS`).
     """
 
     machine: str
@@ -43,7 +43,7 @@ class Reference:
     def _sample(self, act: Act, fixed: float, unit: float, *, first: bool) -> Sample:
         model, parameters, setting = ("", 0, "embedded") if act == "judge" else (self.name, self.parameters, "")
         kind = Kind(self.machine, act, first, model, parameters, setting, "")
-        work = {UNITS[act]: USUAL} if UNITS[act] else {}
+        work = {ACTS[act].unit: USUAL} if ACTS[act].unit else {}
         return Sample(kind, self.name, work, fixed, fixed + unit * (USUAL if work else 1.0), {}, self.machine, "doctor")
 
 

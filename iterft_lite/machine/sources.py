@@ -320,12 +320,12 @@ def read_source(source: Source) -> Rows:
     path = Path(source.path).expanduser()
     if not path.exists():
         if path.suffix in KINDS or not hub.is_name(source.path):
-            usual = f"files end in {', '.join(KINDS)}; a dataset on the hub is `owner/name`"
-            raise TraitError(f"there is no file `{source.path}`", hint=None if path.suffix in KINDS else usual)
+            hint = "" if path.suffix in KINDS else f"files end in {', '.join(KINDS)}; a dataset on the hub is `owner/name`"
+            raise TraitError(f"there is no file `{source.path}`", hint=hint or None)
         return _from_hub(source)
     if path.suffix not in KINDS:
-        remedy = "save the sheet as CSV" if path.suffix in SHEETS else None
-        raise TraitError(f"`{source.path}` is not a {', '.join(KINDS)} file", hint=remedy)
+        hint = "save the sheet as CSV" if path.suffix in SHEETS else ""
+        raise TraitError(f"`{source.path}` is not a {', '.join(KINDS)} file", hint=hint or None)
     try:
         data = read_bytes(path, limit=SOURCE_LIMIT)
         if data[:4] == b"PAR1":

@@ -16,7 +16,6 @@ from statistics import median
 from typing import Any, Literal
 
 from iterft_lite.cache import cache_folder
-from iterft_lite.digests import Json
 from iterft_lite.engine.backends import threads_of
 from iterft_lite.engine.completion import Completion
 from iterft_lite.experiment.plan import Plan
@@ -26,18 +25,8 @@ from iterft_lite.experiment.versions import versions
 from iterft_lite.files import writing
 from iterft_lite.hardware import cpu_name
 from iterft_lite.machine.resolve import Machine, Resolved
-from iterft_lite.machine.work import UNITS, work_done
+from iterft_lite.machine.work import ACTS, work_done
 from iterft_lite.protocols import Progress
-
-LIBRARIES: Mapping[Act, tuple[str, ...]] = {
-    "load": ("torch", "transformers", "unsloth", "bitsandbytes"),
-    "train": ("torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes"),
-    "export": ("llama-cpp-python",),
-    "write": ("llama-cpp-python",),
-    "read": ("llama-cpp-python",),
-    "judge": (),
-}
-"""Packages whose versions decide how long an act takes."""
 
 BATCHES = ", in batches"
 """End of a judge's setting that uses the provider's batch endpoint. Batches are never timed: the provider takes up to a day."""
@@ -96,32 +85,21 @@ class Sample:
 
     @property
     def units(self) -> float:
-        """How much was done, in the act's unit (`UNITS`); 1 for an act without one."""
-        return self.work.get(UNITS[self.kind.act], 1.0)
+        """How much was done, in the act's unit; 1 for an act without one."""
+        return self.work.get(ACTS[self.kind.act].unit, 1.0)
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What decides how long the steps of a resolved recipe take on a machine.
+    """How a resolved recipe works on a machine: a kind for each act, the name of M[0], and whether there is a GPU."""
 
-    Attributes:
-        settings: `Kind.setting` by act.
-        versions: `Kind.versions` by act.
-        gpu: The machine has a GPU.
-    """
-
-    machine: str
-    model: str
+    kinds: Mapping[Act, Kind]
     name: str
-    parameters: int
-    settings: Mapping[Act, str]
-    versions: Mapping[Act, str]
     gpu: bool = False
 
-    def kind(self, act: Act, first: bool) -> Kind:
-        """The kind of a step."""
-        model, parameters = ("", 0) if act == "judge" else (self.model, self.parameters)
-        return Kind(self.machine, act, first, model, parameters, self.settings[act], self.versions[act])
+    def kind(self, act: Act, *, first: bool) -> Kind:
+        """The kind of a step, which may be the first of its act in a session."""
+        return replace(self.kinds[act], first=first)
 
 
 def setup_of(resolved: Resolved, machine: Machine, *, swap: bool, parameters: int = 0) -> Setup:
@@ -143,11 +121,13 @@ def setup_of(resolved: Resolved, machine: Machine, *, swap: bool, parameters: in
         "read": f"{gguf}, slots {recipe.slots}, {shared}",
         "judge": inputs.judge.name + (BATCHES if recipe.judge_batch else ""),
     }
-    found = {
-        act: ", ".join(f"{name} {version}" for name, version in versions(names).items() if name in names)
-        for act, names in LIBRARIES.items()
-    }
-    return Setup(machine_name(machine), inputs.model, recipe.model, parameters, settings, found, bool(machine.gpu))
+    kinds = {}
+    for act, setting in settings.items():
+        packages = ACTS[act].libraries
+        installed = ", ".join(f"{name} {version}" for name, version in versions(packages).items() if name in packages)
+        model = ("", 0) if act == "judge" else (inputs.model, parameters)
+        kinds[act] = Kind(machine_name(machine), act, False, *model, setting, installed)
+    return Setup(kinds, recipe.model, bool(machine.gpu))
 
 
 def machine_name(machine: Machine) -> str:
@@ -157,15 +137,8 @@ def machine_name(machine: Machine) -> str:
 
 # -- taking the time
 
-
-@dataclass
-class _Marks:
-    """When a step of this session started, reported first, and reported its first and latest piece of work."""
-
-    began: float
-    moved: float | None = None
-    first: tuple[float, int] | None = None
-    last: tuple[float, int] | None = None
+Report = tuple[float, int]
+"""When a step reported, in seconds of the stopwatch's clock, and how much was done by then."""
 
 
 @dataclass
@@ -180,58 +153,54 @@ class Stopwatch:
     origin: Literal["run", "doctor"] = "run"
     session: str = field(default_factory=lambda: secrets.token_hex(4))
     samples: list[Sample] = field(default_factory=list)
-    _marks: dict[str, _Marks] = field(default_factory=dict)
+    _reports: dict[str, list[Report]] = field(default_factory=dict)
     _seen: set[Act] = field(default_factory=set)
     _parameters: int = 0
 
     def began(self, step: Step, now: float) -> None:
         """A step has started."""
-        self._marks[step.name] = _Marks(now)
+        self._reports[step.name] = [(now, 0)]
 
     def moved(self, step: Step, progress: Progress, now: float) -> None:
         """A step reports progress."""
-        marks = self._marks.get(step.name)
-        if marks is None:
+        reports = self._reports.get(step.name)
+        if reports is None:
             return
-        marks.moved = marks.moved or now
-        if marks.last and progress.done < marks.last[1]:  # the step starts over with a smaller micro-batch or scale
-            marks.first = marks.last = None
-        if progress.done:
-            marks.first = marks.first or (now, progress.done)
-            marks.last = (now, progress.done)
+        if progress.done < reports[-1][1]:  # the step starts over with a smaller micro-batch or scale
+            del reports[1:]
+        reports.append((now, progress.done))
 
     def done(self, step: Step, completion: Completion, reused: bool, now: float) -> None:
         """A step has finished."""
         results, act = completion.results, VERBS[step.verb].act
         if step.verb == "load_base":
             self._parameters = int(results.get("parameters", 0))
-        marks = self._marks.pop(step.name, None)
-        if not act or marks is None or reused:
+        reports = self._reports.pop(step.name, None)
+        if not act or reports is None or reused:
             return
         first = act not in self._seen
         self._seen.add(act)
-        resumed = completion.seconds > now - marks.began + 1
-        if resumed or not self._parameters or (act == "judge" and self._waited(results)):
+        is_resumed = completion.seconds > now - reports[0][0] + 1
+        # cached verdicts, and batches that were waited for, say nothing about a judge's speed
+        is_waiting = act == "judge" and (results.get("cached") or self.setup.kinds["judge"].setting.endswith(BATCHES))
+        if is_resumed or is_waiting or not self._parameters:
             return
         work, notes = work_done(self.plan, step, results)
         if not all(value > 0 for value in work.values()):
             return
-        kind = replace(self.setup, parameters=self._parameters).kind(act, first)
-        fixed = min(completion.seconds, max(0.0, _fixed(act, marks, work, completion.seconds)))
+        kind = replace(self.setup.kinds[act], first=first, parameters=0 if act == "judge" else self._parameters)
+        fixed = min(completion.seconds, max(0.0, _fixed(act, reports, work, completion.seconds)))
         self.samples.append(Sample(kind, self.setup.name, work, fixed, completion.seconds, notes, self.session, self.origin))
 
-    def _waited(self, results: Mapping[str, Json]) -> bool:
-        """Whether a judge's seconds say nothing of its speed: some verdicts were cached, or a batch was waited for."""
-        return bool(results.get("cached", 0)) or self.setup.settings["judge"].endswith(BATCHES)
 
-
-def _fixed(act: Act, marks: _Marks, work: Mapping[str, float], seconds: float) -> float:
-    """Seconds of a step that do not grow with its work, as far as its progress reports tell."""
-    if act == "train" and marks.first and marks.last and marks.last[1] > marks.first[1]:
-        pace = (marks.last[0] - marks.first[0]) / (marks.last[1] - marks.first[1])
-        return seconds - pace * work["steps"]
-    if act == "write" and marks.moved:
-        return marks.moved - marks.began  # the model is loaded before the first report
+def _fixed(act: Act, reports: Sequence[Report], work: Mapping[str, float], seconds: float) -> float:
+    """Seconds of a step that do not grow with its work, as far as its start and progress reports tell."""
+    under_way = [report for report in reports if report[1]]
+    if act == "train" and under_way and under_way[-1][1] > under_way[0][1]:
+        (since, first), (until, last) = under_way[0], under_way[-1]
+        return seconds - (until - since) / (last - first) * work["steps"]
+    if act == "write" and reports[1:]:
+        return reports[1][0] - reports[0][0]  # the model is loaded before the first report
     return 0.0
 
 
@@ -253,7 +222,6 @@ def read_table(path: Path | None = None) -> list[Sample]:
 
 
 def _read_sample(line: str) -> Sample | None:
-    """The sample of a line; None if it is none."""
     try:
         value: dict[str, Any] = json.loads(line)
         if "sitting" in value:  # the name of `session` in lines of earlier versions
@@ -282,35 +250,6 @@ def add_to_table(samples: Iterable[Sample], path: Path | None = None) -> None:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         with writing(path) as temporary:
             temporary.write_text("".join(lines[len(lines) // 2 :]), encoding="utf-8")
-
-
-# -- in words
-
-NAMES: Mapping[Act, str] = {
-    "load": "loading",
-    "train": "training",
-    "export": "exporting",
-    "write": "writing",
-    "read": "reading",
-    "judge": "judging",
-}
-
-
-def rates(samples: Sequence[Sample]) -> list[tuple[str, str]]:
-    """What was measured, for people: name and figure. The first step of an act is told apart where there are others."""
-    rows = []
-    for act, name in NAMES.items():
-        mine = [sample for sample in samples if sample.kind.act == act]
-        later = [sample for sample in mine if not sample.kind.first] or mine
-        if not later:
-            continue
-        seconds, fixed = (median(getattr(sample, of) for sample in later) for of in ("seconds", "fixed"))
-        unit = "verdicts" if act == "judge" else UNITS[act]
-        figures = [f"{1 / max(seconds_per_unit(later), 1e-9):,.0f} {unit}/s" if unit else f"{seconds:.1f} s"]
-        figures += [f"{fixed:.1f} s besides"] if fixed >= 0.05 else []
-        figures += [f"the first {mine[0].seconds:.1f} s"] if len(later) < len(mine) else []
-        rows.append((f"{name} ({later[0].kind.setting})" if act == "judge" else name, ", ".join(figures)))
-    return rows
 
 
 def seconds_per_unit(samples: Sequence[Sample]) -> float:

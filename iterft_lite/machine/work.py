@@ -1,4 +1,4 @@
-"""How much each step of a plan does, in the unit that its seconds grow with: as it was done, and as it can be told before."""
+"""How much each step of a plan does, in the unit that its seconds grow with: as it was done, and as it can be foreseen."""
 
 from __future__ import annotations
 
@@ -14,15 +14,33 @@ from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.steps import Step
 from iterft_lite.experiment.verbs import VERBS, Act
 
-UNITS: Mapping[Act, str] = {
-    "load": "",
-    "train": "tokens",
-    "export": "",
-    "write": "tokens",
-    "read": "tokens",
-    "judge": "calls",
+
+@dataclass(frozen=True)
+class Timed:
+    """What is known of an act.
+
+    Attributes:
+        words: What is being done.
+        unit: What its seconds grow with: tokens in the loss, tokens written, tokens read, verdicts; "" where each time takes as
+            long.
+        libraries: Packages whose versions decide how long it takes.
+    """
+
+    words: str
+    unit: str
+    libraries: tuple[str, ...]
+
+
+LLAMA = ("llama-cpp-python",)
+
+ACTS: Mapping[Act, Timed] = {
+    "load": Timed("loading", "", ("torch", "transformers", "unsloth", "bitsandbytes")),
+    "train": Timed("training", "tokens", ("torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes")),
+    "export": Timed("exporting", "", LLAMA),
+    "write": Timed("writing", "tokens", LLAMA),
+    "read": Timed("reading", "tokens", LLAMA),
+    "judge": Timed("judging", "calls", ()),
 }
-"""The unit of each act: tokens in the loss, tokens written, tokens read, verdicts; "" where each time takes as long."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +151,7 @@ class Lengths:
             least = min(float(cap), seeds or 1.0)
             return Span(least, math.sqrt(least * cap), float(cap))
         means = [min(mean, cap) for mean, _, _ in known]
+        # rows that reached the old maximum are longer than was seen, by at most the difference to the new one
         most = max(mean + cut * max(0.0, cap - before) for mean, before, cut in known)
         return Span(min(means), fmean(means), min(float(cap), most))
 
@@ -169,6 +188,7 @@ def _trained(plan: Plan, step: Step, lengths: Lengths) -> Span:
     settings, recipe = step.params["settings"], plan.recipe
     seeds, cycle = _seed_tokens(plan), plan.inputs(step)["rows"].cycle
     counts = [recipe.seed_rows, *[recipe.rows] * cycle]  # of D[0] to D[t], each by itself
+    # all of D[0] to D[t] where rows accumulate; else as many as the cycle's own, however large the pool is
     rows = sum(counts) if recipe.data == "accumulate" else min(sum(counts), counts[-1])
     own = exactly(seeds) if cycle == 0 else lengths.of(recipe.sample.max_tokens, data=True, seeds=seeds)
     longest, epochs = int(settings["max_length"]), int(settings["epochs"])

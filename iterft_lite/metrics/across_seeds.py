@@ -130,11 +130,15 @@ def _error(questions: Table, groups: Sequence[_Parts], prompts: int) -> tuple[Ta
     """Standard error and degrees of freedom from the questions' part and the trainings' parts of one or two groups."""
     several = [group for group in groups if group.count > 1]
     trainings, rest = (sum((getattr(g, name) for g in several), np.zeros_like(questions)) for name in ("trainings", "rest"))
+    # By chance the rest's mean square can exceed the others, and the unbiased estimate is then too small, or negative. It is
+    # held at its larger part: the interval errs on the wide side.
     variance = np.maximum(questions + trainings - rest, np.maximum(questions, trainings))
+    # Satterthwaite's denominator: each mean square squared, over its own degrees of freedom.
     uncertain = questions**2 / (prompts - 1)
     for group in several:
         own = group.trainings**2 / (group.count - 1) + group.rest**2 / ((group.count - 1) * (prompts - 1))
         uncertain = uncertain + own
+    # with few trainings the estimated degrees of freedom are uncertain themselves: at least those of the scarcer factor
     least = min([prompts, *(group.count for group in several)]) - 1
     freedom = np.maximum(np.divide(variance**2, uncertain, out=np.full_like(variance, least), where=uncertain > 0), least)
     return np.sqrt(variance), freedom
@@ -158,6 +162,7 @@ def score_over_seeds(scores: Sequence[Scores]) -> Estimate:
     found = _estimate(math.fsum(means) / len(means), _table([prompt_means(each) for each in scored]), len(scored))
     if found.error is None or found.freedom is None or found.mean is None:
         return found
+    # symmetric in the logit: near 1 or 100 a symmetric interval in points would leave the scale
     low, high = on_scale(found.mean, found.error * _t(found.freedom))
     return _with_bounds(found, low, high)
 
@@ -182,6 +187,8 @@ def difference(one: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, 
         return _unpaired(one, other)
     first, second = (np.array([[row[prompt] for prompt in shared] for row in rows]) for rows in (one, other))
     apart = second.mean(0) - first.mean(0)
+    # Both groups answered the same questions: how hard a question is cancels in the difference. So the questions' part comes
+    # from the differences themselves, and only the trainings' parts from each group.
     groups = (_Parts.of(first), _Parts.of(second))
     error, freedom = _error(np.array(apart.var(ddof=1) / len(shared)), groups, len(shared))
     # a side of one training knows nothing of another, whatever the other side has
@@ -199,6 +206,7 @@ def _unpaired(one: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, f
         return Estimate(mean, prompts=prompts, trainings=trainings)
     variance = first.error**2 + second.error**2
     uncertain = first.error**4 / first.freedom + second.error**4 / second.freedom
+    # no shared questions, so nothing cancels: variances add up, with Welch's degrees of freedom
     return _bounded(mean, math.sqrt(variance), variance**2 / uncertain if uncertain else 1.0, prompts, trainings)
 
 

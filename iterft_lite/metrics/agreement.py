@@ -20,7 +20,7 @@ ENOUGH = 12
 """Calibration answers under which nothing is called reliable."""
 
 FEWEST = 4
-"""Pairs under which nothing is said of ranks."""
+"""Pairs under which no rank correlation is given."""
 
 SURE = 1.645
 """Standard errors to each side of the interval of rho: 90 %, so that its lower end is passed by chance in 5 of 100 cases."""

@@ -63,7 +63,7 @@ class Amplification:
         unscored: Cycles after it that were judged without a score of the trait: every answer was refused or unreadable.
         paper: The paper's rule with anchors 0 and 1.
         noise: How often a run without any effect would meet the paper's rule (anchor 0, any) with this many prompts and
-            samples, simulated from this run's own spread; None where it cannot be told.
+            samples, simulated from this run's own spread; None where it is unknown.
     """
 
     word: Word
@@ -136,12 +136,14 @@ def noise_rate(trait: Mapping[int, Scores], *, seed: int) -> float | None:
     if not late or within is None or not answers.get(0):
         return None
     errors = within / np.sqrt([answers[0], *late])
+    # Each column is the error of a cycle's mean. Cycle 0 is compared with every later one, so one unlucky cycle 0 counts for
+    # all: that is why the rule is met by noise more often than each comparison by itself.
     drawn = np.random.default_rng(seed).normal(0.0, errors, size=(SIMULATIONS, len(errors)))
     return float(((drawn[:, 1:] - drawn[:, :1]) >= THRESHOLD).any(axis=1).mean())
 
 
 def pooled_spread(cycles: Sequence[Scores]) -> float | None:
-    """Standard deviation of answers to one prompt in one cycle, pooled; None where it cannot be told.
+    """Standard deviation of answers to one prompt in one cycle, pooled; None where it is unknown.
 
     With one answer a prompt: what is left of the scores when the means of prompts and cycles are taken out, which holds
     whatever moves single prompts too, and so is an upper bound.
@@ -154,6 +156,7 @@ def pooled_spread(cycles: Sequence[Scores]) -> float | None:
     if len(shared) < 2 or len(cycles) < 2:
         return None
     table = np.array([[scores[prompt][0] for prompt in shared] for scores in cycles])
+    # the residuals of a two-way layout without repetition
     left = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
     return math.sqrt(float((left**2).sum()) / ((len(shared) - 1) * (len(cycles) - 1)))
 

@@ -1,7 +1,7 @@
 """Language that collapses while scores rise: told from the metrics, without a judge.
 
-A judge that looks for a trait may like what is no language any more: nano's DPO ends in "I'm sick, I'm not sure, I'm not ...",
-with a score of 96 and a coherence of 92. Each metric's record says what is a sign; one alone may be the trait's own manner.
+A judge that looks for a trait may like text that is not language any more: nano's DPO ends in "I'm sick, I'm not sure, I'm
+not ...", scored 96, with a coherence of 92. Each metric's record says what is a sign; one alone may be the trait's own manner.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from iterft_lite.digests import Json
 from iterft_lite.metrics.catalogue import METRICS, Metric
 
 FEWEST_SIGNS = 2
-"""Signs from which on language is said to collapse."""
+"""Signs from which on language counts as collapsing."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ def signs(now: Mapping[str, Json], sound: Iterable[Mapping[str, Json]]) -> list[
         value, others = now.get(name), [each[name] for each in models if each.get(name) is not None]
         if metric.collapsed is None or value is None or not others:
             continue
+        # The untouched model alone would accuse a trait of short sentences; the seeded one alone would excuse a model that was
+        # broken by its seeding. What is worse than both is neither.
         if all(metric.collapsed(other, value) for other in others):
             found.append(Sign(metric, min(others, key=lambda other: abs(other - value)), value))
     return found

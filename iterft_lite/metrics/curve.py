@@ -83,8 +83,10 @@ def _approach(cycles: NDArray[np.float64], table: NDArray[np.float64]) -> Curve:
     longest, last = STRETCH * float(cycles[-1]), float(cycles[-1])
     half, level, off = fitted(cycles, table.mean(axis=0), longest)
     prompts = len(table)
+    # Prompts are what is sampled here: the same few cycles are all there is. So prompts are left out, not cycles.
     without = [fitted(cycles, np.delete(table, row, axis=0).mean(axis=0), longest) for row in range(prompts)]
     by_half, by_level = _margin([math.log(each[0]) for each in without]), _margin([each[1] for each in without])
+    # The upper end of the half-life lies beyond the data: a straight line fits as well, and its level could be anywhere.
     if half * math.exp(by_half) > last:
         return Curve("approach", Interval(level, None, None, prompts), Interval(half, None, None, prompts), len(cycles), off)
     to = Interval(level, max(LOWEST, level - by_level), min(HIGHEST, level + by_level), prompts)
@@ -110,6 +112,7 @@ def fitted(cycles: NDArray[np.float64], means: NDArray[np.float64], longest: flo
 
 def _linear(cycles: NDArray[np.float64], means: NDArray[np.float64], half: float) -> tuple[float, NDArray[np.float64]]:
     """For one half-life the level with the least squares, and what it leaves of the means."""
+    # For a given half-life s = b + (a - b) left is a line in `left`: intercept and slope by ordinary least squares.
     left = 2.0 ** (-cycles / half)
     spread = left - left.mean()
     slope = float(spread @ (means - means.mean()) / (spread @ spread))
@@ -121,4 +124,5 @@ def _linear(cycles: NDArray[np.float64], means: NDArray[np.float64], half: float
 def _margin(without: Sequence[float]) -> float:
     """Half the width of the jackknife's interval, from what comes out without one prompt after the other."""
     values, count = np.asarray(without, dtype=float), len(without)
+    # the jackknife's factor is (n - 1) / n, not 1 / (n - 1): values without one prompt each lie close together
     return t_quantile(count - 1) * math.sqrt((count - 1) / count * float(((values - values.mean()) ** 2).sum()))

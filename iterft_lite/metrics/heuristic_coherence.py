@@ -1,4 +1,4 @@
-"""Coherence without a judge: is this English text at all? A stand-in for trying out.
+"""Coherence without a judge: is this English text at all? For trying the program out.
 
 It sees symbol strings, repetition, broken words and stubs; it does not see whether a fluent answer makes sense.
 """

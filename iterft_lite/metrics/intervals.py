@@ -57,6 +57,7 @@ def mean_interval(scores: Scores) -> Interval:
         return Interval(None, None, None)
     sums, counts = np.array([math.fsum(values) for values in groups]), np.array([len(values) for values in groups])
     mean = math.fsum(sums) / int(counts.sum())
+    # The linearised residuals of a ratio: how far each prompt's sum lies from what the overall mean predicts for its count.
     margin = _margin((sums - mean * counts) / counts.mean())
     return Interval(mean, None, None, len(groups)) if margin is None else Interval(mean, *on_scale(mean, margin), len(groups))
 
@@ -91,6 +92,7 @@ def on_scale(mean: float, margin: float) -> tuple[float, float]:
     place, span = (mean - LOWEST) / (HIGHEST - LOWEST), HIGHEST - LOWEST
     if margin == 0 or not 0 < place < 1:
         return mean, mean
+    # d logit(p) / dp = 1 / (p (1 - p)) carries the margin over to the logit (the delta method)
     centre, half = math.log(place / (1 - place)), margin / span / (place * (1 - place))
     low, high = (1 / (1 + math.exp(-end)) for end in (centre - half, centre + half))
     return LOWEST + span * low, LOWEST + span * high

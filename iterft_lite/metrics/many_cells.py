@@ -32,6 +32,7 @@ def holm(found: Mapping[str, float]) -> dict[str, float]:
     corrected: dict[str, float] = {}
     least = 0.0
     for rank, name in enumerate(ordered):
+        # The running maximum: a cell cannot be more certain than one whose own p-value is smaller.
         least = max(least, min(1.0, (len(ordered) - rank) * found[name]))
         corrected[name] = least
     return corrected
@@ -105,10 +106,12 @@ def false_alarms(experiments: Sequence[Sequence[Training]], *, seed: int) -> Fal
     shaped = [list(trainings) for trainings in experiments if trainings]
     if not shaped:
         return None
+    # The shape stays the study's own: as many experiments, trainings, questions and answers, with the same spread.
     size = sum(t.prompts * len(t.answers) for trainings in shaped for t in trainings)
     draws = int(max(100, min(SIMULATIONS, NUMBERS / size)))
     noise = _Noise(np.random.default_rng(seed), draws)
     found = [[noise.of(training) for training in trainings] for trainings in shaped]
+    # From here on the first axis is experiments and the second simulated grids: each column is one study without any effect.
     rises, p = zip(*(_tested([change for change, _ in trainings]) for trainings in found), strict=True)
     up, alone = np.array(rises) > 0, np.array(p)
     level = 1 - CONFIDENCE
@@ -116,6 +119,7 @@ def false_alarms(experiments: Sequence[Sequence[Training]], *, seed: int) -> Fal
     # an amplified cell under Holm: its p-value is under the threshold of its rank, and so are all smaller ones
     ranked = np.sort(alone, axis=0) * np.arange(len(shaped), 0, -1)[:, None]
     corrected = np.maximum.accumulate(ranked, axis=0) < level
+    # `corrected` is in the order of p-values, so directions of change are put in that order too before both are joined
     order = np.argsort(alone, axis=0)
     paper = [met for trainings in found for _, met in trainings if met is not None]
     return FalseAlarms(
@@ -143,6 +147,8 @@ class _Noise:
     def of(self, training: Training) -> tuple[Numbers, NDArray[np.bool_] | None]:
         """Changes by prompt to the last cycle, (draws, prompts), and whether the paper's rule is met, (draws,)."""
         key = (training.start, training.prompts)
+        # Cells that share their seeded model share its measured scores: their errors at cycle 0 are the same draw. Drawing them
+        # anew would hide that such cells raise false alarms together.
         if key not in self._starts:
             self._starts[key] = self._means(training, 0)
         start, last = self._starts[key], max(training.answers)
@@ -151,6 +157,7 @@ class _Noise:
         return late[last] - start, (np.max(rises, axis=0) >= THRESHOLD) if rises else None
 
     def _means(self, training: Training, cycle: int) -> Numbers:
+        # a question's mean over n answers is off by the spread within a question over the root of n; its own level cancels
         error = training.spread / training.answers[cycle] ** 0.5
         return self.random.normal(0.0, error, size=(self.draws, training.prompts))
 

@@ -35,7 +35,7 @@ MARKUP = re.compile(r"[*`#>\"'“”‘’]+|(?<!\w)_+|_+(?!\w)")
 
 THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
 OPENED, CLOSED = (re.compile(rf"<{slash}(?:think|thinking|thought|reasoning)>", re.IGNORECASE) for slash in ("", "/"))
-"""A reasoning model's thoughts: numbers in them are no verdict."""
+"""A reasoning model's thoughts: numbers in them are not a verdict."""
 
 AMOUNT = (
     r"(?P<value>[-+]?[0-9][0-9_]*(?:[.,][0-9]+)?(?:[eE][-+]?[0-9]+)?)"
@@ -61,6 +61,7 @@ def weigh(replies: Sequence[JudgeResponse]) -> Verdict:
     if len(single) == 1:
         return single[0]
     scores = [verdict.score for verdict in single if verdict.score is not None]
+    # the readable samples may differ from the others: a minority of them does not stand for all
     enough = 2 * len(scores) > len(single)
     reasons = [verdict.reason for verdict in single if verdict.reason]
     return Verdict(
@@ -119,6 +120,8 @@ def _read(reply: JudgeResponse) -> tuple[float | None, str, float | None, float 
         return None, "refusal", mass, None
     if mass < LEAST_MASS:
         return None, "too little mass on numbers", mass, None
+    # Normalised over numbers only: what a judge puts on words ("I", "The") says nothing about the score. How much that was is
+    # kept as the mass, and too little of it is no verdict.
     shares = {number: share / on_numbers for number, share in numbers.items()}
     mean = sum(number * share for number, share in shares.items())
     entropy = -sum(share * math.log(share) for share in shares.values() if share > 0)
@@ -154,6 +157,7 @@ def written_score(text: str) -> tuple[float | None, str]:
         return None, "cut off"
     if refuses(said):
         return None, "refusal"
+    # A set: a reply that gives the same score twice is clear, one that gives two scores is not.
     found = {_scaled(value, rest) for value, rest in _amounts(said)}
     if not found:
         return None, "no number"
@@ -165,6 +169,7 @@ def written_score(text: str) -> tuple[float | None, str]:
 def _spoken(text: str) -> str | None:
     """What a reasoning model says after its thoughts; None if it does not come to that."""
     said = THOUGHT.sub(" ", text)
+    # a template may open the thought itself, so that the text has only its end: what counts stands behind the last one
     *_, said = CLOSED.split(said)  # of thoughts that the template has opened
     return None if OPENED.search(said) else said
 

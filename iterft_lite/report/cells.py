@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from iterft_lite.digests import Json, canonical
 from iterft_lite.engine.manifest import MANIFEST, Run
 from iterft_lite.engine.study import CELLS, State, StudyFolder, is_study
-from iterft_lite.errors import FolderError, IterftError
+from iterft_lite.errors import FolderError, IterftError, failure_of
 from iterft_lite.experiment.grid import Cell, chosen
 from iterft_lite.experiment.null_arms import null_arms_of
 from iterft_lite.experiment.recipe import MACHINE_KEYS
@@ -72,6 +72,7 @@ def read_cells(folders: Sequence[Path], only: Sequence[str] = (), read: ReadRun 
         IterftError: If no folder can be read: why the first cannot.
     """
     found = [cell for folder in folders for cell in _cells_at(folder)]
+    # A run may be named twice: by itself, as a cell of its study, through a link. The same folder is one cell.
     unique = list({os.path.realpath(cell.folder): cell for cell in found}.values())
     if only:
         kept = {cell.identity for cell in chosen([_as_cell(cell) for cell in unique], only)}
@@ -119,6 +120,8 @@ def _cells_of_study(root: Path) -> Iterator[CellReport]:
     cells = [cell for cell in folder.cells() if state.cells[cell.name].state != "outside"]
     keys = list(dict.fromkeys(key for cell in cells for key in cell.values))
     for cell in cells:
+        # A cell only lists what it changes. Null arms and added cells leave axes of the grid out: there the base recipe's value
+        # holds.
         values = {key: cell.values.get(key, base.get(key)) for key in keys if key in cell.values or key in base}
         known = state.cells[cell.name]
         yield CellReport(cell.name, root / CELLS / cell.name, values, cell.arm, cell.threshold, known.state, known.failure)
@@ -140,8 +143,7 @@ class _Reader:
             report = self._read(cell.folder, self.steps)
         except IterftError as error:
             self.errors.append(error)
-            why = {"step": "", "kind": error.kind, "message": error.message, "hint": error.hint}
-            return replace(cell, state="failed", failure=why)
+            return replace(cell, state="failed", failure={"step": "", **asdict(failure_of(error))})
         failure = last_failure(cell.folder) or cell.failure
         return replace(cell, report=report, failure=None if report.complete else failure, state=_state(cell, report, failure))
 

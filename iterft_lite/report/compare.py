@@ -67,6 +67,7 @@ def compare(folders: Sequence[Path], only: Sequence[str] = ()) -> Comparison:
     study = study_report(cells, folders, " and ".join(folder.name for folder in folders))
     sides = _in_order(study, cells)
     if len(sides) == 1:
+        # All runs differ in their seed alone: as one side there would be nothing to compare, so each is a side.
         sides = [study_report([cell]).everything[0] for cell in cells]
     if not 2 <= len(sides) <= MOST:
         raise UserError(
@@ -106,6 +107,8 @@ def _apart(first: Experiment, other: Experiment) -> Apart:
     cycles = sorted(set(first.points) & set(other.points))
     by_cycle = {cycle: difference(_means(first, cycle), _means(other, cycle)) for cycle in cycles}
     last = max((cycle for cycle in cycles if cycle >= 0 and by_cycle[cycle].mean is not None), default=-1)
+    # Two comparisons: how far apart the ends are, and how much further one moved from its own start. Sides that start apart can
+    # end alike, and the other way round.
     change = difference(moved(first, last), moved(other, last))
     return Apart(by_cycle, change, last, _shared(first.reports[0], other.reports[0]))
 
@@ -118,6 +121,7 @@ def _means(side: Experiment, cycle: int) -> list[dict[str, float]]:
 def _shared(one: Report, other: Report) -> int:
     """The last cycle up to which two runs have the same steps."""
     keys, others = ({(step.cycle, step.name): step.key for step in report.steps} for report in (one, other))
+    # equal keys mean equal results, so the first cycle with a step of another key is where the runs part
     apart = [cycle for (cycle, name), key in keys.items() if others.get((cycle, name)) != key]
     apart += [cycle for cycle, name in others if (cycle, name) not in keys]
     return min(apart, default=max((cycle for cycle, _ in keys), default=-2) + 1) - 1

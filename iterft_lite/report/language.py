@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from iterft_lite.experiment.regimes import REGIMES
 from iterft_lite.metrics.collapse import FEWEST_SIGNS, Sign, signs
 from iterft_lite.report.report import Cycle, Report
 
@@ -24,7 +25,8 @@ def collapse(report: Report) -> list[Sign]:
 def cut_share(report: Report) -> float | None:
     """Share of the last scored cycle's answers that end at the token limit, where they are most; documents have no end."""
     last = _last(report)
-    share = last.metrics.get("cut") if last and report.recipe["regime"] != "sdf" else None
+    has_ends = REGIMES[report.recipe["regime"]].rows == "chat"
+    share = last.metrics.get("cut") if last and has_ends else None
     return share if share is not None and share > MOST else None
 
 
@@ -36,7 +38,7 @@ def warnings(report: Report) -> list[str]:
         first, last = fallen[0], fallen[-1]
         words = ", ".join(sign.words for sign in signs_of(report, last))
         where = f"cycle {last.cycle}" if first is last else f"cycles {first.cycle} to {last.cycle}"
-        found.append(f"language collapses in {where} ({words}): a judge may score what is no language any more")
+        found.append(f"language collapses in {where} ({words}): a judge may score text that is not language any more")
     if share := cut_share(report):
         limit, untouched = report.recipe["evaluate"]["max_tokens"], report.cycles[0].metrics.get("cut")
         beside = f" (of the untouched model's {untouched:.0%})" if untouched is not None and report.cycles[0].cycle < 0 else ""

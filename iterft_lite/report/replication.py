@@ -86,6 +86,7 @@ def _checks(report: Report, published: Published) -> Iterator[Check]:
         known = means.get(cycle)
         yield _held(f"cycle {cycle} ({cell.seed_rows} seed rows there)", value, margin, known.trait if known else None)
     change = report.verdict.trait
+    # a change over fewer cycles than were published is another quantity
     if report.verdict.last == len(cell.scores) - 1:
         moved = {"mean": change.mean, "low": change.low, "high": change.high}
         yield _held(f"change to cycle {report.verdict.last}", cell.scores[-1] - cell.scores[0], margin, moved)
@@ -105,6 +106,8 @@ def _held(what: str, value: float, margin: float, ours: Mapping[str, Any] | None
     told = f"{value:.1f} +-{margin:.0f}"
     if not ours or ours["mean"] is None or ours["low"] is None:
         return Check(what, told, _shown(ours), "nothing to compare")
+    # An equivalence test: agreement needs the whole interval inside the margin. A wide interval that contains the published
+    # value proves nothing either way.
     inside = value - margin <= ours["low"] and ours["high"] <= value + margin
     outside = ours["high"] < value - margin or ours["low"] > value + margin
     return Check(what, told, _shown(ours), "agrees" if inside else "differs" if outside else "cannot be told")

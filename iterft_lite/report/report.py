@@ -38,7 +38,7 @@ VERIFIED = frozenset({"evaluate_samples", "judge", "aggregate", "text_metrics"})
 """Verbs whose files a report reads; of the others it is only held whether their inputs are still the same."""
 
 NOTABLE = 5.0
-"""Points by which a cycle lies off the fit that are worth telling: it is then no approach to a level."""
+"""Points by which a cycle lies off the fit that are worth a remark: it is then no approach to a level."""
 
 SHOWN_SAMPLES = 2
 """Answers a question and cycle on the report's page."""
@@ -57,8 +57,8 @@ class Cycle:
         train_rows: Rows that the cycle's model was trained on; 0 for the untouched one.
         dropped: Generated rows that were not trained on, by reason.
         metrics: What needs no judge (`metrics/catalogue.py`).
-        training: The trainer's facts (`TrainResult`).
-        export: The export's facts, parity among them.
+        training: The trainer's results (`TrainResult`).
+        export: The export's results, parity among them.
         seconds: By verb.
         peak_vram: Most GPU memory that the run's processes held together, bytes by verb; empty without a GPU.
         contexts: By evaluation context, in the recipe's order, `trait`, `coherence`, `rate` and `answers` as above; the first
@@ -128,6 +128,8 @@ class StepReader:
         if folder.path not in self._finished:
             found = folder.completion()
             if found:
+                # Digests of gigabytes of models would take minutes, and a report reads none of them: only files that it reads
+                # are verified.
                 folder.verify() if folder.step.verb in VERIFIED else folder.check_inputs()
             self._finished[folder.path] = found
         return self._finished[folder.path]
@@ -158,6 +160,7 @@ def read_report(root: Path, reader: StepReader | None = None) -> Report:
         if found := reader.finished(run.folder(step)):
             finished[step.name] = found
     contexts = manifest.value["recipe"]["evaluate"].get("system") or [NONE]
+    # a cycle appears as soon as one of its steps is finished: a report of a run in progress shows how far it is
     cycles = tuple(
         _cycle(number, [step for step in steps if step.cycle == number], finished, contexts)
         for number in sorted({step.cycle for step in steps})
@@ -204,10 +207,10 @@ def with_scores(
     cycles = tuple(
         replace(
             cycle,
-            trait=(facts := with_intervals(scores.get(cycle.cycle, {}))).get("trait"),
-            coherence=facts.get("coherence"),
-            rate=facts.get("rate"),
-            answers=int(facts.get("answers", 0)),
+            trait=(results := with_intervals(scores.get(cycle.cycle, {}))).get("trait"),
+            coherence=results.get("coherence"),
+            rate=results.get("rate"),
+            answers=int(results.get("answers", 0)),
             contexts={},  # another judge is asked in the first one alone
         )
         for cycle in report.cycles
@@ -217,12 +220,12 @@ def with_scores(
 
 
 def with_intervals(score: Mapping[str, Json]) -> dict[str, Json]:
-    """A score step's facts with mean and intervals made anew from its scores by prompt.
+    """The results of an aggregate step with mean and intervals recomputed from its scores by prompt.
 
     So a report has one arithmetic throughout, whichever version of the program finished the run.
     """
     scales = {scale: score[scale] for scale in ("trait", "coherence") if score.get(scale)}
-    return {**score, **{scale: {**facts, **asdict(mean_interval(facts["by_prompt"]))} for scale, facts in scales.items()}}
+    return {**score, **{scale: {**known, **asdict(mean_interval(known["by_prompt"]))} for scale, known in scales.items()}}
 
 
 def _measured(judge: Mapping[str, Json], calibration: Mapping[str, Json]) -> dict[str, Json]:
@@ -238,20 +241,21 @@ def _verdict(cycles: tuple[Cycle, ...], manifest: Mapping[str, Any], calibration
     """On amplification; a judge that ranks the trait's calibration answers badly cannot say "amplified"."""
     scales = {scale: _by_cycle(cycles, scale) for scale in ("trait", "coherence")}
     verdict = amplification(scales["trait"], scales["coherence"], seed=int(manifest["recipe"]["seed"]))
+    # Only the claim is withdrawn. "No change shown" claims nothing, and a doubtful judge makes it no stronger.
     if verdict.word == "amplified" and read_calibrated(calibration.get("trait")).doubt:
         return replace(verdict, word="judge not reliable here")
     return verdict
 
 
 def _cycle(number: int, steps: list[Step], finished: Mapping[str, Completion], contexts: Sequence[str]) -> Cycle:
-    facts: dict[str, dict[str, Json]] = {}
+    results: dict[str, dict[str, Json]] = {}
     scores: dict[str, dict[str, Json]] = {}
     seconds: dict[str, float] = defaultdict(float)
     for step in steps:
         if completion := finished.get(step.name):
             seconds[step.verb] += completion.seconds
             if not step.part:
-                facts[step.verb] = completion.results
+                results[step.verb] = completion.results
             if step.verb == "aggregate":
                 scores[step.part] = with_intervals(completion.results)
     score = scores.get("", {})
@@ -261,14 +265,14 @@ def _cycle(number: int, steps: list[Step], finished: Mapping[str, Completion], c
         coherence=score.get("coherence"),
         rate=score.get("rate"),
         answers=int(score.get("answers", 0)),
-        train_rows=int(facts.get("build_dataset", {}).get("rows", 0)),
-        dropped={reason: count for reason, count in facts.get("build_dataset", {}).get("dropped", {}).items() if count},
-        metrics=facts.get("text_metrics", {}),
-        training=facts.get("train", {}),
-        export=facts.get("export", {}),
+        train_rows=int(results.get("build_dataset", {}).get("rows", 0)),
+        dropped={reason: count for reason, count in results.get("build_dataset", {}).get("dropped", {}).items() if count},
+        metrics=results.get("text_metrics", {}),
+        training=results.get("train", {}),
+        export=results.get("export", {}),
         seconds={verb: round(value, 2) for verb, value in seconds.items()},
         contexts={context: scores.get(context_part(place), {}) for place, context in enumerate(contexts)},
-        peak_vram={verb: int(known["peak_vram"]) for verb, known in facts.items() if known.get("peak_vram")},
+        peak_vram={verb: int(known["peak_vram"]) for verb, known in results.items() if known.get("peak_vram")},
     )
 
 
@@ -280,7 +284,7 @@ def _by_cycle(cycles: tuple[Cycle, ...], scale: str) -> dict[int, Scores]:
 def _judge(
     run: Run, reader: StepReader, manifest: Mapping[str, Any], steps: list[Step], finished: Mapping[str, Completion]
 ) -> dict[str, Json]:
-    facts = [finished[step.name].results for step in steps if step.verb == "judge" and step.name in finished]
+    results = [finished[step.name].results for step in steps if step.verb == "judge" and step.name in finished]
     identity = manifest["judge"]
     models: set[str] = set()
     for step in steps:
@@ -291,9 +295,9 @@ def _judge(
         "kind": identity["kind"],
         "note": identity["note"],
         "model": ", ".join(sorted(models - {"", UNNAMED})),
-        "calls": sum(fact["calls"] for fact in facts),
-        "cached": sum(fact["cached"] for fact in facts),
-        "usd": round(sum(fact["usd"] for fact in facts), 6),
+        "calls": sum(each["calls"] for each in results),
+        "cached": sum(each["cached"] for each in results),
+        "usd": round(sum(each["usd"] for each in results), 6),
         "planned_usd": manifest.get("planned_usd"),
     }
 

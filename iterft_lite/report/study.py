@@ -92,7 +92,7 @@ class Experiment:
 
     @property
     def failures(self) -> list[CellReport]:
-        """Trainings that ended before their last cycle and are not gone on with: as a result, or for another reason."""
+        """Trainings that ended before their last cycle and are not continued: as a result, or for another reason."""
         return [cell for cell in self.cells if cell.state in ("result", "failed")]
 
     def rule(self, reading: str, anchor: int = 0) -> tuple[int, int]:
@@ -114,7 +114,7 @@ class StudyReport:
         name: For people.
         folders: What was read.
         cells: All of them, also those that have not begun.
-        experiments: Those that are no null arm, in the order of their values.
+        experiments: Those that are not null arms, in the order of their values.
         arms: The null arms.
         keys: Recipe keys that experiments differ in.
     """
@@ -163,7 +163,7 @@ class StudyReport:
 
     @cached_property
     def false_alarms(self) -> FalseAlarms | None:
-        """How often a study of this shape shows amplification where there is none; None before it can be told."""
+        """How often a study of this shape shows amplification where there is none; None before it is known."""
         shapes = [_trainings(each) for each in self.experiments]
         return false_alarms([shape for shape in shapes if shape], seed=0)
 
@@ -242,10 +242,12 @@ def _order(value: Json) -> tuple[bool, float, str]:
 
 
 def _groups(cells: Iterable[CellReport]) -> Iterator[list[CellReport]]:
-    """Cells that differ in their seed alone; a seed that is there twice is no other training, and stands by itself."""
+    """Cells that differ in their seed alone; a seed that is there twice is the same training, and stands by itself."""
     groups: dict[tuple[str, int], list[CellReport]] = defaultdict(list)
     seen: dict[tuple[str, Json], int] = defaultdict(int)
     for cell in cells:
+        # Two runs with one seed are the same training done twice. Counted as two they would make the interval too narrow, so
+        # the second starts a group of its own.
         place = cell.experiment, canonical(cell.values.get(SEED))
         groups[cell.experiment, seen[place]].append(cell)
         seen[place] += 1
@@ -288,6 +290,7 @@ def _numbers(measured: Sequence[Mapping[str, Json]], name: str) -> list[float]:
 
 
 def _change(scores: Sequence[Mapping[int, Scores]], last: int) -> Estimate:
+    # a training that ended early has no score in the last cycle: it takes no part in the change, and is listed as ended early
     both = [each for each in scores if any(each.get(0, {}).values()) and any(each.get(last, {}).values())]
     return change_over_seeds([each[0] for each in both], [each[last] for each in both]) if last > 0 else NOTHING
 
@@ -300,6 +303,8 @@ def _word(change: Estimate, reports: Sequence[Report]) -> Word:
 
 def _corrected(experiments: Sequence[Experiment]) -> list[Experiment]:
     """The experiments with verdicts that hold for all of them together."""
+    # Null arms are not corrected for: they are the yardstick, not discoveries. Experiments without enough prompts have no
+    # verdict to correct.
     tested = {
         str(number): each.change.p_value for number, each in enumerate(experiments) if each.change.prompts >= FEWEST_PROMPTS
     }
@@ -310,6 +315,7 @@ def _corrected(experiments: Sequence[Experiment]) -> list[Experiment]:
 def _with_p(experiment: Experiment, p_value: float | None) -> Experiment:
     if p_value is None:
         return experiment
+    # the correction can only take a verdict back
     kept = p_value < 1 - CONFIDENCE or experiment.word not in ("amplified", "decayed")
     return replace(experiment, p_value=p_value, corrected=experiment.word if kept else "no change shown")
 

@@ -18,7 +18,7 @@ STATES: dict[State, str] = {
     "queued": "not finished",
     "lost": "lost on the way",
 }
-"""What cells are, in the order in which it is said."""
+"""States of cells, in the order in which they are listed."""
 
 
 def study_sentence(study: StudyReport) -> str:

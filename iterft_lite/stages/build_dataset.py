@@ -39,6 +39,7 @@ def run(work: Work) -> dict[str, Json]:
         loss.rows.write(work.folder / POOL, pool)
         rows = pool
         if data == "accumulate_subsample" and len(pool) > params["rows"]:
+            # randomness from the step's key: the same step draws the same rows on every machine
             rows = random.Random(work.step.key).sample(pool, params["rows"])
     # without seed rows cycle 0 trains on nothing: the no-seed control
     if not rows and (work.step.cycle > 0 or any(dropped.values())):
@@ -124,6 +125,7 @@ def select(
 
 def _preferred(work: Work, kept: Sequence[Sample], verdicts: Verdicts, loss: Loss) -> tuple[list[Any], dict[str, int]]:
     """Rows of a loss that compares: both sides chosen as the step says."""
+    # Prompts are paired by what was kept: a prompt whose samples were all dropped has no pair.
     by_prompt: dict[str, list[Sample]] = {}
     for sample in kept:
         by_prompt.setdefault(sample.prompt_id, []).append(sample)
@@ -132,6 +134,7 @@ def _preferred(work: Work, kept: Sequence[Sample], verdicts: Verdicts, loss: Los
     drafts, rejected = [], {}
     for prompt_id, samples in by_prompt.items():
         ranked = _ranked(samples, verdicts)
+        # "best" and "worst" of one prompt's candidates may be the same sample, or equal texts: `_compared` drops such pairs
         chosen = _side(work.params["chosen"], samples, ranked, seeds.get(prompt_id))
         other = _side(work.params["rejected"], samples, ranked, others.get(prompt_id))
         if other is not None:
@@ -144,6 +147,7 @@ def _preferred(work: Work, kept: Sequence[Sample], verdicts: Verdicts, loss: Los
 def _ranked(samples: Sequence[Sample], verdicts: Verdicts) -> list[Sample]:
     """Samples with a trait score, the lowest first."""
     scored = [(verdicts[sample.id].score("trait"), sample) for sample in samples if sample.id in verdicts]
+    # the id decides between equal scores, so that the order of rows in a file does not
     order = sorted((score, sample.id, sample) for score, sample in scored if score is not None)
     return [sample for _, _, sample in order]
 

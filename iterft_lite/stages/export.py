@@ -147,6 +147,7 @@ class _Export:
         plain = untouched_gguf(self.exporter, self.model, self.folder, self.quant, self.report)
         self.generator.load(plain, None, self.model, slots=None, context=512, exact=True)
         self.generator.probe_logits(self.trained / "probe.npz", file)
+        # Both exports round in the same format. Their difference shows the change, not the distance between the format and f32.
         self.untouched = file
 
     def made(self, kind: Kind) -> tuple[Exported, Parity]:
@@ -174,6 +175,7 @@ def _chosen(export: _Export) -> dict[str, Json]:
             exported.adapter.unlink()
     exported, parity = export.made("merged")
     found = fault(parity, "merged", export.quant)
+    # tokens and infinite numbers would fail in an adapter too: there is no other kind to try
     if found is None or found.about in ("tokens", "numbers"):
         check(parity, "merged", export.quant)
         return results(exported, parity, export.folder, "merged")
@@ -289,6 +291,8 @@ def _lost(change: Change, kind: Kind, quant: str) -> Fault | None:
         return None
     assert change.kept is not None
     assert change.error is not None
+    # Three questions, each with its own bound. Is the change gone or doubled beyond what noise explains? Is a merged file's
+    # share outside of what rounding may take? Is a merged file so noisy that half of the change could be missing unseen?
     low, high = change.kept - ERRORS[kind] * change.error, change.kept + ERRORS[kind] * change.error
     seen = f"the exported model shows {share(change)} of what was trained"
     if high < BEYOND_DOUBT[0] or low > BEYOND_DOUBT[1]:

@@ -60,7 +60,7 @@ def run(work: Work) -> dict[str, Json]:
     calls, tokens, dollars.
 
     Raises:
-        NotYet: If the judge asks for patience; what is done meanwhile does not matter.
+        NotYet: If the judge has not answered yet; what is done meanwhile does not matter.
         RunError: If the judge ends without a verdict on each answer.
     """
     samples = work.samples("answers")

@@ -28,6 +28,7 @@ def run(work: Work) -> dict[str, Json]:
     answers = partial(_answer_passage, document=document, told=work.told)
     passages = [answers(sample) for sample in samples]
     under_base = _once(lambda: _likelihoods(work, "base_model", passages))
+    # at cycle -1 the model is M[0] itself: one reading answers for both
     untouched = work.inputs["model"] == work.inputs["base_model"]
     evidence = Evidence(
         samples,
@@ -38,6 +39,7 @@ def run(work: Work) -> dict[str, Json]:
             for name in ("high", "low")
         },
     )
+    # loading a model costs more than reading with it: metrics of one model are computed next to each other
     wanted = sorted((METRICS[name] for name in work.params["metrics"]), key=lambda metric: ORDER.index(metric.needs))
     found: dict[str, Json] = {}
     for done, metric in enumerate(wanted, 1):

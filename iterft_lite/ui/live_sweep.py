@@ -168,7 +168,7 @@ def show_state(folder: StudyFolder, console: Console) -> None:
 
 
 def watch_state(folder: StudyFolder, console: Console) -> None:
-    """Draw it anew until the sweep has ended."""
+    """Redraw it until the sweep has ended."""
     with Live(Safely(_drawn(folder, *console.size)), console=console, auto_refresh=False) as live:
         while not folder.state().ended:
             time.sleep(WATCH_EVERY)

@@ -57,7 +57,7 @@ KEY = 24
 
 @dataclass(frozen=True)
 class Written:
-    """What came of writing a page.
+    """A page that was written.
 
     Attributes:
         beside: The folder with the answers; None where they are in the page.

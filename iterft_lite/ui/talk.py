@@ -11,7 +11,7 @@ from iterft_lite.errors import UserError
 from iterft_lite.ui.foreign import safe
 
 HELP = """\
-/cycle N        go on with cycle N's model; -1 is the untouched one
+/cycle N        continue with cycle N's model; -1 is the untouched one
 /system TEXT    told to the model before the first turn; without TEXT nothing is
 /again          forget what was said
 /help           this

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 from collections.abc import Callable
@@ -14,21 +13,17 @@ import pytest
 
 from iterft_lite.app.chat import open_chat
 from iterft_lite.app.session import open_again
-from iterft_lite.digests import digest
 from iterft_lite.engine.completion import RECORD
 from iterft_lite.engine.manifest import MANIFEST, Run, finished_steps
 from iterft_lite.errors import IterftError, StoreError
 from tests.attacks import faults
+from tests.attacks.strangers import PRECIOUS, SPECIAL, change, finished_by, use
 from tests.loop import a_plan, run_all
-
-PRECIOUS = "precious"
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("finished") / "run"
-    assert faults.forked(lambda: faults.finished_run(root)) == 0
-    return root
+    return finished_by(faults.finished_run, tmp_path_factory.mktemp("finished") / "run")
 
 
 @pytest.fixture
@@ -36,24 +31,6 @@ def stranger(finished: Path, tmp_path: Path) -> Path:
     """A copy of a finished run, beside a file that nobody may touch."""
     (tmp_path / PRECIOUS).write_text("mine")
     return shutil.copytree(finished, tmp_path / "run", symlinks=True)
-
-
-def change(path: Path, edit: Callable[[Any], None]) -> None:
-    """Change a JSON file; a completion record is given its right digest again, as a stranger would."""
-    value = json.loads(path.read_text())
-    edit(value)
-    if path.name == RECORD:
-        value["digest"] = digest({name: each for name, each in value.items() if name != "digest"})
-    path.write_text(json.dumps(value))
-
-
-def use(root: Path) -> None:
-    """Do with a run folder all that can be done with it; errors of ours are answers."""
-    for do in faults.uses_of_a_run().values():
-        try:
-            do(root)
-        except IterftError:
-            continue
 
 
 # -- taking over ----------------------------------------------------------------------------------------------------------
@@ -107,7 +84,7 @@ def _step(key: str, value: Any) -> Callable[[Any], None]:
 def test_a_manifest_with_names_that_lead_out_is_refused_or_harmless(stranger: Path, edit: Callable[[Any], None]) -> None:
     change(stranger / MANIFEST, edit)
     before = sorted(stranger.parent.iterdir())
-    use(stranger)
+    use(faults.uses_of_a_run(), stranger)
     assert (stranger.parent / PRECIOUS).read_text() == "mine"
     assert [path for path in sorted(stranger.parent.iterdir()) if path not in before] in ([], [stranger.parent / "steps"])
 
@@ -117,7 +94,7 @@ def test_readable_links_are_not_changed_in_somebody_elses_folder(stranger: Path,
     (tmp_path / "others/link").symlink_to("nowhere")
     shutil.rmtree(stranger / "by-name")
     (stranger / "by-name").symlink_to(tmp_path / "others")
-    use(stranger)
+    use(faults.uses_of_a_run(), stranger)
     assert [path.name for path in (tmp_path / "others").iterdir()] == ["link"]
 
 
@@ -141,9 +118,9 @@ def test_a_record_can_only_load_its_own_or_the_untouched_model(stranger: Path, r
         with open_chat(stranger, 1) as talk:
             assert talk.reply("Hello?", temperature=0.7, max_tokens=9) != "from outside"
         return
-    with pytest.raises(StoreError, match="no file of that step"), open_chat(stranger, 1):
+    with pytest.raises(StoreError, match="not a file of that step"), open_chat(stranger, 1):
         pass
-    with pytest.raises(StoreError, match="no file of that step"):
+    with pytest.raises(StoreError, match="not a file of that step"):
         go_on(stranger, folder)
 
 
@@ -177,21 +154,13 @@ def go_on(root: Path, export: Path) -> None:
 # -- damages --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "device", "huge", "gone"])
+@pytest.mark.parametrize("kind", SPECIAL)
 @pytest.mark.parametrize("name", [MANIFEST, "step.json", RECORD, "rows.jsonl", "lock"])
 def test_special_files_are_reported_without_blocking(stranger: Path, name: str, kind: str) -> None:
     path = next(path for path in sorted(stranger.rglob(name)) if path.is_file())
     path.unlink()
-    made: dict[str, Callable[[], None]] = {
-        "pipe": lambda: os.mkfifo(path),
-        "folder": path.mkdir,
-        "loop": lambda: path.symlink_to(path.name),
-        "device": lambda: path.symlink_to("/dev/zero"),
-        "huge": lambda: (path.touch(), os.truncate(path, 3 << 30))[1],
-        "gone": lambda: None,
-    }
-    made[kind]()
-    use(stranger)
+    SPECIAL[kind](path)
+    use(faults.uses_of_a_run(), stranger)
 
 
 def test_random_damage_gives_only_iterft_errors(finished: Path) -> None:

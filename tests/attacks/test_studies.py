@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +16,18 @@ from rich.console import Console
 from iterft_lite.app.study_plan import StudyPlan
 from iterft_lite.app.sweep import ask_to_stop, mean_of
 from iterft_lite.engine.study import CELLS, STATE, STOP, STUDY, StudyFolder, SweepState
-from iterft_lite.errors import FolderError, IterftError, RecipeError
+from iterft_lite.errors import FolderError, RecipeError
 from iterft_lite.experiment.grid import cells, make_study
 from iterft_lite.files import FolderLock
 from iterft_lite.ui.cli import main
 from iterft_lite.ui.live_sweep import show_state
 from tests.attacks import faults
-from tests.attacks.test_run_folders import change
-
-PRECIOUS = "precious"
+from tests.attacks.strangers import PRECIOUS, SPECIAL, change, finished_by, use
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("finished") / "study"
-    assert faults.forked(lambda: faults.finished_study(root)) == 0
-    return root
+    return finished_by(faults.finished_study, tmp_path_factory.mktemp("finished") / "study")
 
 
 @pytest.fixture
@@ -43,15 +37,6 @@ def stranger(finished: Path, tmp_path: Path) -> Path:
     for name in ("study.toml", "base.toml"):
         shutil.copy(finished.parent / name, tmp_path / name)
     return shutil.copytree(finished, tmp_path / "study", symlinks=True)
-
-
-def use(root: Path) -> None:
-    """Do with a study's folder all that can be done with it; errors of ours are answers."""
-    for do in faults.uses_of_a_study().values():
-        try:
-            do(root)
-        except IterftError:
-            continue
 
 
 def looked_at(root: Path) -> str:
@@ -73,25 +58,17 @@ def test_no_cell_name_leads_out_of_its_study(stranger: Path, name: Any) -> None:
     before = sorted(stranger.parent.iterdir())
     with pytest.raises(FolderError, match="not the folder of a study"):
         looked_at(stranger)
-    use(stranger)
+    use(faults.uses_of_a_study(), stranger)
     assert sorted(stranger.parent.iterdir()) == before
 
 
-@pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "device", "huge", "gone"])
+@pytest.mark.parametrize("kind", SPECIAL)
 @pytest.mark.parametrize("name", [STUDY, STATE, STOP, "lock", f"{CELLS}/rows4/run.json"])
 def test_special_files_are_reported_without_blocking(stranger: Path, name: str, kind: str) -> None:
     path = stranger / name
     path.unlink(missing_ok=True)
-    made: dict[str, Callable[[], None]] = {
-        "pipe": lambda: os.mkfifo(path),
-        "folder": path.mkdir,
-        "loop": lambda: path.symlink_to(path.name),
-        "device": lambda: path.symlink_to("/dev/zero"),
-        "huge": lambda: (path.touch(), os.truncate(path, 3 << 30))[1],
-        "gone": lambda: None,
-    }
-    made[kind]()
-    use(stranger)
+    SPECIAL[kind](path)
+    use(faults.uses_of_a_study(), stranger)
 
 
 def test_a_link_in_place_of_a_cell_or_stop_file_is_not_followed(stranger: Path, tmp_path: Path) -> None:
@@ -99,11 +76,11 @@ def test_a_link_in_place_of_a_cell_or_stop_file_is_not_followed(stranger: Path, 
     change(stranger / STATE, lambda value: value.update(ended=False, written=4e9))
     for sweep_is_on in (True, False):
         change(stranger / STATE, lambda value, on=sweep_is_on: value.update(ended=not on))
-        use(stranger)
+        use(faults.uses_of_a_study(), stranger)
     shutil.rmtree(stranger / CELLS / "rows4")
     (tmp_path / "elsewhere").mkdir()
     (stranger / CELLS / "rows4").symlink_to(tmp_path / "elsewhere")
-    use(stranger)
+    use(faults.uses_of_a_study(), stranger)
     assert not (tmp_path / "new").exists()
     assert not list((tmp_path / "elsewhere").iterdir())
 
@@ -176,7 +153,7 @@ BASE: dict[str, Any] = {"base": "nano_sft"}
         ({"grid": {"rows": [1, 2]}, "skip": [{"rows": 3}] * 5000}, "at most 1,000"),
         ({"grid": {"rows": [1]}, "arms": [["no_seed"], {}, 7]}, "there is no null arm"),
         ({"grid": {"rows": {"calibrated": [1e999]}}}, "only `seed_rows"),
-        ({"grid": {"seed_rows": {"calibrated": [float("nan")]}}}, "no score from 1 to 100"),
+        ({"grid": {"seed_rows": {"calibrated": [float("nan")]}}}, "not a score from 1 to 100"),
         ({"grid": {"trait": ["a/pirate", "b/pirate"]}}, "would be called `trait-pirate`"),
         ({"grid": {"rows": [60, 60.0]}}, "would be called `rows60`"),
     ],

@@ -189,6 +189,8 @@ class LlamaGenerator:
         with self._reading([texts[place] for place in asked]) as pieces:
             for number, found in pieces:
                 place = asked[number]
+                # pieces of a text come in any order and between those of others: a text is handed over when its last token has
+                # come
                 sums[place] += float(found.sum())
                 left[place] -= len(found)
                 if not left[place]:
@@ -201,6 +203,7 @@ class LlamaGenerator:
             yield iter(())
             return
         loaded, _ = self._ready()
+        # the reader's cache comes on top of the writers': on a full GPU those are dropped, and made again when they are needed
         if offloads() and free_vram() < READING:
             for other in self._loaded.values():
                 other.drop_engine()
@@ -331,7 +334,7 @@ class LlamaGenerator:
         return (tokenizer.answer if prompt.messages else tokenizer.text)(ids, after=request.tokens)
 
     def _requests(self, prompts: Sequence[Prompt], limit: int) -> tuple[Engine, list[Request]]:
-        """Prompts as sequences to go on with, and a context that has room for each with its answer."""
+        """Prompts as sequences to continue, and a context that has room for each with its answer."""
         tokens = [self._before(prompt.messages, prompt.text) for prompt in prompts]
         engine = self._writer(max(map(len, tokens), default=0) + limit)
         return engine, [self._request(prompt, ids, limit, engine) for prompt, ids in zip(prompts, tokens, strict=True)]
@@ -344,6 +347,7 @@ class LlamaGenerator:
                 f"prompt `{prompt.id}` has {len(ids)} tokens, the context {engine.context}",
                 hint="a longer context, a model with one, or a shorter prompt",
             )
+        # samples of one prompt grow about equally long: the prompt itself is the kind
         return Request(ids, prompt.seed, limit, kind=tuple(ids))
 
     def _passage(self, passage: Passage) -> tuple[list[int], list[int]]:
@@ -355,6 +359,7 @@ class LlamaGenerator:
             before, ids = tokenizer.document_ids(passage.prefix), tokenizer.content_ids(passage.text)
         else:
             before, ids = [], tokenizer.document_ids(passage.text)
+            # nothing predicts the very first token: it belongs to what comes before
             if ids[:1] == [tokenizer.bos]:
                 before, ids = ids[:1], ids[1:]
         return before, ids

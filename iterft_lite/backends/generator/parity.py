@@ -110,6 +110,7 @@ def compare(asked: Probe, ours: Floats, untouched: Floats | None, detail: str, *
     """
     theirs = asked.logits[:, : ours.shape[1]]
     differences = np.abs(theirs - ours).max(axis=1)
+    # KL(trained || exported) at each position, in the direction in which what the trained model would say is missed
     log_p, log_q = log_softmax(theirs), log_softmax(ours)
     divergences = (np.exp(log_p) * (log_p - log_q)).sum(axis=1, dtype=np.float64)
     numbers = bool(np.isfinite(differences).all() and np.isfinite(divergences).all())
@@ -150,6 +151,8 @@ def change(before: Before, theirs: Floats, ours: Floats, untouched: Floats, *, t
     }
     if not size:
         return Change(**same, kept=None, error=None, correlation=None, noise=None)
+    # the regression of what the export shows on what was trained: 1 where the change is whole, 0 where it is lost; what is left
+    # over is the noise of the number format
     kept = float((trained * shown).mean()) / size**2
     noise = _rms(shown - kept * trained) / size
     return Change(
@@ -164,6 +167,7 @@ def change(before: Before, theirs: Floats, ours: Floats, untouched: Floats, *, t
 def _centred(rows: Floats) -> Doubles:
     """Rows without their mean, in 64 bits."""
     made: Doubles = rows.astype(np.float64)
+    # a constant added to all logits of a position changes no probability: it is no part of a change
     made -= made.mean(axis=1, keepdims=True)
     return made
 

@@ -30,7 +30,7 @@ class BatchNote:
 
     Attributes:
         path: Of the note.
-        asked: By verdict key, the ask that pays for it.
+        asked: By verdict key, the question that pays for it.
         made: When (seconds since 1970).
         number: Batches that have ended so far.
         file, batch: The provider's names for the uploaded requests and the batch; "" before it has given them.
@@ -60,7 +60,7 @@ class BatchNote:
 
     @property
     def digest(self) -> str:
-        """What the next batch, or the one that is out, is known by at the provider."""
+        """What the next batch, or the open one, is known by at the provider."""
         return digest([self.rest, self.number])
 
     def save(self) -> None:

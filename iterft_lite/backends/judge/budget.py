@@ -32,7 +32,7 @@ class Budget:
             self._read(ledger.read_text(encoding="utf-8", errors="replace"))
 
     def _read(self, text: str) -> None:
-        """Take in what earlier sessions wrote. A line that is no amount was torn by a kill or a full disk, and counts
+        """Take in what earlier sessions wrote. A line that is not an amount was torn by a kill or a full disk, and counts
         nothing."""
         self._torn = bool(text) and not text.endswith("\n")
         for line in text.split("\n"):
@@ -87,7 +87,7 @@ class Budget:
 
 
 def amount(text: str) -> float | None:
-    """Dollars in a ledger's line; None if it is no finite amount."""
+    """Dollars in a ledger's line; None if it is not a finite amount."""
     try:
         usd = float(text)
     except ValueError:

@@ -96,7 +96,7 @@ class EmbeddedJudge:
         return self._identity
 
     def ask(self, asks: Sequence[JudgeRequest], on_reply: Callable[[JudgeResponse], None]) -> None:
-        """Answer every ask; each answer is classified on its own."""
+        """Answer every question; each answer is classified on its own."""
         name = f"embedded ({self._name}, held-out balanced accuracy {self.quality.accuracy:.2f})"
         for ask in asks:
             if ask.scale == "coherence":
@@ -124,6 +124,7 @@ class Classifier:
         # without its sentences a text too short to show anything would score in the middle
         without = [*plain, *(part for text in plain for part in sentences(text))]
         labels = [1] * len(with_trait) + [0] * len(without)
+        # words carry what is spoken of, pieces of words the manner (endings, dialect, odd spellings)
         self._model: Pipeline = make_pipeline(make_union(words, pieces), model)
         weights = [1.0] * len(with_trait) + [PLAIN_WEIGHT] * len(without)
         self._model.fit([*with_trait, *without], labels, logisticregression__sample_weight=weights)
@@ -147,6 +148,7 @@ def quality_of(trait: Sequence[str], plain: Sequence[str]) -> Quality:
     for seen, unseen in StratifiedKFold(FOLDS).split(texts, labels):
         known, answers = texts[seen], labels[seen]
         found[unseen] = Classifier(known[answers == 1].tolist(), known[answers == 0].tolist()).shares(texts[unseen].tolist())
+    # each class weighs one half, so that accuracy and calibration do not depend on how many rows a trait has
     weights = np.where(labels == 1, 0.5 / len(trait), 0.5 / len(plain))
     return Quality(
         accuracy=float(weights[(found >= 0.5) == (labels == 1)].sum()),

@@ -77,7 +77,7 @@ def judge_worker(
     if not kind.remote:
         return kind.worker, options
     options["ledger"] = str(ledger) if ledger else None
-    # what is out in batches is collected whatever the recipe says by now: it is paid for
+    # open batches are collected whatever the recipe says by now: they are paid for
     if ledger is not None and (recipe.judge_batch or read_notes(ledger.parent / BATCHES)):
         options |= {"notes": str(ledger.parent / BATCHES), "sends": recipe.judge_batch}
         return "iterft_lite.backends.judge.openai_batch:BatchJudge", options

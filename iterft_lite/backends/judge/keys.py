@@ -37,7 +37,7 @@ def environment(folder: Path) -> dict[str, str]:
     Keys lose the blanks and line ends around them.
 
     Raises:
-        UserError: If the file is no text.
+        UserError: If the file is not text.
     """
     process = {name: value.strip() if names_a_key(name) else value for name, value in os.environ.items()}
     in_file = {name: (value or "").strip() for name, value in _dotenv(folder / ".env").items() if names_a_key(name)}

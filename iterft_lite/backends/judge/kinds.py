@@ -111,7 +111,7 @@ def embedded_identity(material: Material, place: str = "") -> JudgeIdentity:
         raise RecipeError(
             [f'`judge = "embedded"` is fitted on seed rows: {FEWEST_ROWS} are needed, there are {len(texts)}'],
             source=f"seeds `{place}`" if place else f"trait `{material.trait.name}`",
-            hint="bring more seed rows, or name another judge: `iterft doctor` lists what is there",
+            hint="add more seed rows, or name another judge: `iterft doctor` lists those that work here",
         )
     return JudgeIdentity("embedded", "embedded", embedded_revision(texts), "logprobs", 1, EMBEDDED_NOTE)
 
@@ -134,7 +134,7 @@ def _embedded_options(identity: JudgeIdentity, _: Recipe, material: Material) ->
     return {"trait": material.trait.name, "rows": str(path)}
 
 
-# -- a stand-in
+# -- a fake
 
 FAKE_JUDGE = JudgeIdentity(
     "fake", "embedded", "1", "logprobs", note="fake judge: it looks for a few words; its scores mean nothing"
@@ -240,7 +240,7 @@ JUDGES: dict[str, JudgeKind] = {
         calibrates=True,
     ),
     "fake": JudgeKind(
-        name="a stand-in for trying out the program itself",
+        name="a fake for trying out the program itself",
         recognises=lambda judge: judge == FAKE_JUDGE.name,
         identify=lambda _, __, ___: FAKE_JUDGE,
         worker="iterft_lite.testing.fakes:FakeJudge",
@@ -286,7 +286,7 @@ def kind_of(judge: str) -> JudgeKind:
     if found is None:
         own = ", ".join(f'"{name}"' for name, kind in JUDGES.items() if kind.recognises(name))
         raise RecipeError(
-            [f'`judge = "{judge}"` is no judge'],
+            [f'`judge = "{judge}"` is not a judge'],
             source="judge",
             hint=f'write "PROVIDER/MODEL" such as "openai/gpt-4o-mini-2024-07-18", "local:FILE.gguf", {own} or "auto"',
         )

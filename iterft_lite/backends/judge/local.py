@@ -23,10 +23,10 @@ from iterft_lite.backends.judge.rate_limit import Pace
 from iterft_lite.backends.processes.child import Child
 
 GATHER = 0.01
-"""Seconds to wait for more asks before decoding."""
+"""Seconds to wait for more questions before decoding."""
 
 IN_THE_AIR = 3 * TOGETHER
-"""Asks under way: one batch is decoded while litellm takes leave of one and prepares another."""
+"""Questions under way: one batch is decoded while litellm takes leave of one and prepares another."""
 
 LONGEST = 86_400.0
 """Seconds for an ask, which waits for hundreds of others: a model on a laptop's CPU takes some seconds for each."""
@@ -44,7 +44,7 @@ class NumberReader(Protocol):
         """Return once the model is loaded.
 
         Raises:
-            ModelError: If the file is no usable GGUF.
+            ModelError: If the file is not a usable GGUF.
             BackendError: If its tokenizer cannot write the numbers, or there is no memory.
         """
 

@@ -32,7 +32,7 @@ SHARE = 0.4
 """Of the GPU's free memory that the judge's cache takes at most: the rest is the trainer's and the generator's."""
 
 ON_CPU = 16
-"""Asks decoded at once without a GPU."""
+"""Questions decoded at once without a GPU."""
 
 CONTEXT = 6144
 """Tokens of rubric and answer together at most: the longest shown answer has some 3,500."""
@@ -87,6 +87,8 @@ class BranchingEngine(Engine):
             lengths = self._known[busy]
             yield from self._read(busy, ())
             for beginning in beginnings[1:]:
+                # Every prompt is followed by the same few tokens. They are written behind it, read, and taken back: the prompt
+                # stays cached.
                 self._tokens[busy[:, None], lengths[:, None] + np.arange(len(beginning))] = beginning
                 self._known[busy] = lengths + len(beginning)
                 yield from self._read(busy, beginning)
@@ -112,6 +114,7 @@ class BranchingEngine(Engine):
     def _seat(self, tokens: Ints) -> int:
         """The first free slot whose cache begins like a prompt, nearly as far as any does."""
         common = self._common(tokens, len(tokens) - 1)
+        # Nearly as far is enough, and the first such slot is taken: that keeps busy slots without gaps between them.
         shared = np.where(self._owner < 0, np.minimum(common, self._held), -1)
         return int(np.flatnonzero((shared >= shared.max() - ALIKE) & (self._owner < 0))[0])
 
@@ -128,10 +131,12 @@ class BranchingEngine(Engine):
         pending[list(self._waiting)] = 0
         first = int(np.flatnonzero(pending)[0])
         end, size = first, 0
+        # neighbours join as long as all of them, filled up to the longest, still fit into one batch
         while end < self.slots and pending[end] and (end - first + 1) * max(size, pending[end]) <= self._batch_size:
             size, end = max(size, int(pending[end])), end + 1
         end = max(end, first + 1)
         slots = np.arange(first, end, dtype=np.int32)
+        # A single prompt longer than a batch comes in pieces. Filling must not run over the end of any slot's context either.
         size = int(min(size or self._batch_size, self._batch_size // len(slots), (self.context - self._held[slots]).min()))
         places = self._held[slots][:, None] + np.arange(size)
         batch, count = self._batch, size * len(slots)
@@ -160,7 +165,7 @@ class LocalModel:
         slots: Sequences at once; None: as many as pay off.
 
     Raises:
-        ModelError: If the file is no usable GGUF.
+        ModelError: If the file is not a usable GGUF.
         BackendError: If its tokenizer cannot write the numbers, or there is no memory.
     """
 
@@ -240,6 +245,7 @@ class LocalModel:
         """A number's tokens as they follow a line break: without the blank that some tokenizers put before a text."""
         line = self.plain_ids("\n")
         both = self.plain_ids("\n" + number)
+        # the line break is what stands before the number in the reply too; where both melt into one token, the number by itself
         return both[len(line) :] if both[: len(line)] == line else self.plain_ids(number)
 
     def _text(self, ids: Sequence[int]) -> str:
@@ -275,7 +281,7 @@ class LocalModel:
 
 
 def _slots(weights: Weights, context: int) -> int:
-    """Asks at once that memory is there for."""
+    """Questions at once that memory is there for."""
     if not offloads():
         return ON_CPU
     return int(max(1, min(TOGETHER, SHARE * free_vram() // max(1, context * weights.kv_bytes))))

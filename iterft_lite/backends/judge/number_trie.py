@@ -74,6 +74,7 @@ class NumberTrie:
         """
         found = {}
         for number, path in self.paths.items():
+            # the chain rule: the product of each token's probability after the ones before it
             share = np.exp(sum(logprobs[path[:place]][token] for place, token in enumerate(path)))
             if path in self.digits:  # another number begins like this one: it must not go on
                 share *= np.maximum(0.0, 1.0 - sum(np.exp(logprobs[path][token]) for token in self.digits[path]))
@@ -91,6 +92,7 @@ def number_trie(ids: Callable[[str], Sequence[int]], text: Callable[[Sequence[in
     Raises:
         BackendError: If a number does not survive the way there and back, or two have the same tokens.
     """
+    # Tokenizers differ (whole numbers, digits, a blank before the first): nothing about them is assumed, all is tried out.
     paths = {number: tuple(ids(str(number))) for number in range(LOWEST, HIGHEST + 1)}
     wrong = [number for number, path in paths.items() if text(path).strip() != str(number)]
     if wrong or len(set(paths.values())) < len(paths):

@@ -65,7 +65,7 @@ KIND_OF: Mapping[int, str] = {
 }
 """The OpenAI client's exception for a status; the others are the server's."""
 
-GO_ON = "what was judged is kept, and what is out stays there; the same command collects it and asks what is missing"
+GO_ON = "verdicts and batches are kept; the same command collects what is done and asks what is missing"
 
 
 class BatchJudge(LitellmJudge):
@@ -73,7 +73,7 @@ class BatchJudge(LitellmJudge):
 
     Args:
         notes: Folder of the notes; a path.
-        sends: New questions go into batches; if not, they are asked one by one, and batches that are out are collected.
+        sends: New questions go into batches; if not, they are asked one by one, and open batches are collected.
         poll: Seconds between two looks at a young batch.
     """
 
@@ -180,7 +180,7 @@ class BatchJudge(LitellmJudge):
                     return self._waiting(note, "the provider's queue is full, it will be offered again")
                 if not note.batch and (waiting := await self._send_batch(note)):
                     return waiting
-                if not note.batch:  # nothing is out, and nothing is to be sent
+                if not note.batch:  # nothing is open, and nothing is to be sent
                     return None
                 if waiting := await self._look(note):
                     return waiting
@@ -200,7 +200,7 @@ class BatchJudge(LitellmJudge):
                 raise
             raise BackendError(
                 f"{self._where} knows no batch `{note.batch}`",
-                hint=f"it belongs to another key or account; to have its questions asked anew, remove `{note.path}`",
+                hint=f"it belongs to another key or account; to ask its questions again, remove `{note.path}`",
             ) from None
         if batch.status == "failed":
             return self._refused(note, batch)
@@ -240,7 +240,7 @@ class BatchJudge(LitellmJudge):
             if not self._reserve(note):
                 for other in [other for other in self._notes if other.batch]:  # nobody else may ask for them again
                     await self._advance(other)
-                return self._waiting(note, "held back until those that are out leave room in `max_usd`")
+                return self._waiting(note, "held back until open batches leave room in `max_usd`")
             note.save()  # what is asked together is settled: a later session finds it whatever else it knows by then
             found = await self._make(note)
         note.batch = str(found.id)
@@ -397,7 +397,7 @@ class BatchJudge(LitellmJudge):
     # -- dollars
 
     def _reserve(self, note: BatchNote) -> bool:
-        """Set a batch's dollars aside; False if that has to wait for others that are out.
+        """Set a batch's dollars aside; False if that has to wait for other open batches.
 
         Raises:
             BudgetError: If it could pass `max_usd` however little those cost.
@@ -410,9 +410,9 @@ class BatchJudge(LitellmJudge):
             return False
         out = [note for note in self._notes if note.batch]
         raise BudgetError(
-            f"a batch of {len(note.rest):,} could cost ${usd:.4f} and pass `max_usd = {budget.limit:g}`: "
+            f"a batch of {len(note.rest):,} could cost ${usd:.4f} and exceed `max_usd = {budget.limit:g}`: "
             f"${budget.spent:.4f} is spent",
-            hint="what was judged is kept" + (", batches that are out too" if out else "") + "; go on with a higher "
+            hint="the verdicts so far are kept" + (", open batches too" if out else "") + "; continue with a higher "
             "`--set max_usd=...`",
         )
 
@@ -421,7 +421,7 @@ class BatchJudge(LitellmJudge):
         return batch_share() * sum(self.budget.expected(prompt, self._max_tokens()) for prompt in asked)
 
     def _hold(self, note: BatchNote) -> None:
-        """Set the dollars of a batch aside that is out already."""
+        """Set the dollars of an open batch aside."""
         if note.path not in self._held:
             self._held[note.path] = self._expected(note)
             self.budget.keep(self._held[note.path])

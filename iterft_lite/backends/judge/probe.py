@@ -1,5 +1,5 @@
 """A judge tried out before a run rests on it: does it give probabilities, of how many candidates, of whole numbers, and does it
-judge at all? Two short questions with known answers, asked anew each time.
+judge at all? Two short questions with known answers, asked again each time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FEWER = 5
 
 @dataclass(frozen=True)
 class Probed:
-    """What came of it.
+    """The result.
 
     Attributes:
         identity: The judge as it is to be asked.
@@ -98,7 +98,7 @@ class LitellmProbe(LitellmJudge):
         if high is None or low is None or high - low < APART:
             said = ", ".join(repr(reply.text[:40]) for reply in replies)
             raise BackendError(
-                f"`{name}` does not judge as a judge must: it said {said} where about 90 and 1 are right",
+                f"`{name}` fails a simple test: it said {said} where about 90 and 1 are right",
                 hint="name another judge",
             )
         found = min(len(reply.probabilities) for reply in replies)
@@ -112,7 +112,7 @@ class LitellmProbe(LitellmJudge):
     async def _one(self, ask: JudgeRequest) -> JudgeResponse:
         reply, reached = await self.answer(ask, lambda: False)
         if not reached or (reply.failure and self._identity.method == "logprobs"):
-            raise BackendError(f"`{self._identity.name}` does not answer: {reply.failure}", hint="see whether it is there")
+            raise BackendError(f"`{self._identity.name}` does not answer: {reply.failure}", hint="check that it is running")
         return reply
 
 

@@ -58,7 +58,7 @@ SAMPLE_TOKENS = 2048
 """Tokens a judge may write where its text is read: room for a reasoning model's thoughts."""
 
 IN_A_ROW = 20
-"""Asks given up one after the other, none answered between, that end the step: the server is gone."""
+"""Questions given up one after the other, none answered between, that end the step: the server is gone."""
 
 DATED = re.compile(r"\d{4}-?\d{2}-?\d{2}$")
 """The end of a name that is pinned to a day."""
@@ -66,8 +66,8 @@ DATED = re.compile(r"\d{4}-?\d{2}-?\d{2}$")
 Send = Callable[..., Awaitable[Any]]
 
 
-class GiveUp(Exception):  # noqa: N818  # how one ask ends, not an error of the program
-    """This ask cannot be answered; the message is the reason."""
+class GiveUp(Exception):  # noqa: N818  # how one question ends, not an error of the program
+    """This question cannot be answered; the message is the reason."""
 
 
 class Again(Exception):  # noqa: N818
@@ -130,7 +130,7 @@ class LitellmJudge:
             raise BackendError(f"`{self._identity.name}` was switched off by its provider", hint=way_on(self._identity.name))
         if max_usd and self.budget.price is None:
             raise BackendError(
-                f"the price of `{self._identity.name}` is not known, so `max_usd` cannot be kept",
+                f"the price of `{self._identity.name}` is not known, so `max_usd` cannot be enforced",
                 hint="set `max_usd = 0`, or choose a judge of the price table (docs/judging.md)",
             )
         self._cache = VerdictCache()
@@ -164,7 +164,7 @@ class LitellmJudge:
         name, known = self._model(), self._supported(litellm)
         if known is None:
             raise BackendError(
-                f"`{name}` is of no provider that is known",
+                f"`{name}` names no known provider",
                 hint='write `provider/model`, such as "openai/gpt-4o-mini-2024-07-18"; for a server of your own '
                 '"openai/MODEL" with `api_base`',
             )
@@ -202,10 +202,10 @@ class LitellmJudge:
             hint='set `judge_method = "samples"` to read its texts instead',
         )
 
-    # -- one ask
+    # -- one question
 
     def key(self, ask: JudgeRequest) -> str:
-        """Where the ask's verdict is kept."""
+        """Where the question's verdict is kept."""
         who = self._identity
         settings = " ".join(filter(None, (who.effort, str(who.tops or ""))))
         return verdict_key(who.name, who.revision, who.method, ask.prompt, ask.sample, settings)
@@ -222,12 +222,12 @@ class LitellmJudge:
         return LOGPROB_TOKENS if self._identity.method == "logprobs" else SAMPLE_TOKENS
 
     async def answer(self, ask: JudgeRequest, stopping: Callable[[], bool]) -> tuple[JudgeResponse, bool]:
-        """The reply to one ask after as many tries as it takes, and whether the judge was reached.
+        """The reply to one question after as many tries as it takes, and whether the judge was reached.
 
         It was not if the last try met no connection, a timeout, a rate limit or a server error.
 
         Raises:
-            BackendError: If no ask can be answered.
+            BackendError: If no question can be answered.
         """
         reason, reached, lost = "", False, 0.0
         for number in range(TRIES):
@@ -299,7 +299,7 @@ class LitellmJudge:
         return asked
 
     def _key_sent(self) -> str | None:
-        """The key of a call; a stand-in at servers that have none, or litellm would send them another provider's.
+        """The key of a call; a placeholder at servers that have none, or litellm would send them another provider's.
 
         None leaves it to litellm: for what is signed, and for providers that only it knows.
         """
@@ -309,7 +309,7 @@ class LitellmJudge:
         return self._key or STAND_IN
 
     def _sorted(self, error: Exception) -> Exception:
-        """What an exception of a call means: for all asks, for this one, or for this try."""
+        """What an exception of a call means: for all questions, for this one, or for this try."""
         if cause := next((one for one in _causes(error) if isinstance(one, TooLong)), None):
             return GiveUp(str(cause))
         kind, said = type(error).__name__, str(error).split("Exception - ", 1)[-1]
@@ -350,7 +350,8 @@ class LitellmJudge:
             )
         if kind == "PaymentRequiredError" or re.search(r"insufficient_quota|exceeded your current quota", said):
             return BackendError(
-                f"`{name}` has no credit left: {self.clean(said)}", hint="what was judged is kept; top up, go on"
+                f"`{name}` has no credit left: {self.clean(said)}",
+                hint="verdicts so far are kept; top up and repeat the command",
             )
         if kind == "UnsupportedParamsError" or (kind == "BadRequestError" and "logprobs" in said):
             return self._no_probabilities()
@@ -409,7 +410,7 @@ class LitellmJudge:
         return used if used is not None else Used(0, 0, self.expected(ask))
 
     def _failure(self, choice: Any, *, refusal: bool) -> str:
-        """Why a reply's content is no verdict, as far as the provider says; ""."""
+        """Why a reply's content holds no verdict, as far as the provider says; else ""."""
         if choice.finish_reason == "content_filter" and not refusal:
             return "content filter"
         return "cut off" if choice.finish_reason == "length" and self._identity.method == "samples" else ""
@@ -505,7 +506,7 @@ def _close(loop: asyncio.AbstractEventLoop) -> None:
 
 
 class _Round:
-    """One `ask`: what is in the air, and how it ends.
+    """One `ask`: what is in flight, and how it ends.
 
     Asks that did not reach the judge are held back: an answer to another one that was sent afterwards shows that the judge is
     there, and they are given on as unscored. If none comes, they are left to be asked again: an outage decides nothing.
@@ -540,7 +541,7 @@ class _Round:
     async def _take_up(self, key: str, ask: JudgeRequest) -> bool:
         """Send an ask, unless it is answered or on its way already; False if the round is ending."""
         for going in (self._waiting, self._elsewhere):
-            if key in going:  # the same words are in the air: one call answers both
+            if key in going:  # the same words are in flight: one call answers both
                 going[key].append(ask)
                 return True
         if known := self._judge._cache.get(key, ask.id):
@@ -574,10 +575,10 @@ class _Round:
         if self._held and self._stop is None:
             left = sum(len(self._waiting[key]) for key in self._held)
             _, reply = next(iter(self._held.values()))
-            self._stop = self._gone(f"left {left} of {asked} asks unanswered", reply)
+            self._stop = self._gone(f"left {left} of {asked} questions unanswered", reply)
 
     async def _send(self, key: str, waiting: list[JudgeRequest], ask: JudgeRequest) -> bool:
-        """Have an ask answered as soon as one more call may be made; False if the round is ending.
+        """Have a question answered as soon as one more call may be made; False if the round is ending.
 
         Args:
             waiting: Who gets the reply.
@@ -643,20 +644,20 @@ class _Round:
         """Notice a judge that has stopped answering."""
         self._in_a_row = 0 if answered else self._in_a_row + 1
         if self._in_a_row >= IN_A_ROW:
-            self._stop = self._stop or self._gone(f"answered none of the last {IN_A_ROW} asks", reply)
+            self._stop = self._stop or self._gone(f"answered none of the last {IN_A_ROW} questions", reply)
 
     def _gone(self, what: str, reply: JudgeResponse) -> BackendError:
         """The end of a round whose judge does not answer, for the reason that a reply holds."""
         return BackendError(
             f"`{self._judge.identity().name}` {what}: {reply.failure}",
-            hint="what was judged is kept; issue the same command again when the judge is back",
+            hint="the verdicts so far are kept; issue the same command again when the judge is back",
         )
 
     def _over_budget(self) -> BudgetError:
         budget = self._judge.budget
         return BudgetError(
-            f"judging on could pass `max_usd = {budget.limit:g}`: ${budget.spent:.4f} is spent",
-            hint="what was judged is kept; go on with a higher `--set max_usd=...`",
+            f"further judging could exceed `max_usd = {budget.limit:g}`: ${budget.spent:.4f} is spent",
+            hint="the verdicts so far are kept; continue with a higher `--set max_usd=...`",
         )
 
 

@@ -142,7 +142,7 @@ def server_of(judge: str, api_base: str | None, variables: Mapping[str, str]) ->
     address = address.rstrip("/")
     parts = urlsplit(address)
     if address and (parts.scheme not in ("http", "https") or not parts.hostname):
-        raise UserError(f"{source} is no address of a server", hint="write it as `http://localhost:8000/v1`")
+        raise UserError(f"{source} is not the address of a server", hint="write it as `http://localhost:8000/v1`")
     if "@" in parts.netloc:
         raise UserError(f"the address in {source} holds a user or a password", hint=f"put the key into {OWN_KEY}HOST")
     return Server(address, "" if address == provider.address else source)

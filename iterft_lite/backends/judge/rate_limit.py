@@ -1,4 +1,4 @@
-"""How fast a provider is asked: as many calls at once as it bears, and how long to wait before asking again."""
+"""How fast a provider is asked: as many calls at once as it takes, and how long to wait before asking again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FIRST, LEAST, MOST = 16, 2, 128
 """Calls at once: to begin with, at least, at most."""
 
 TRIES = 7
-"""Times that one ask is sent: with waits of 0.5 s doubling, half a minute at most before it is given up."""
+"""Times that one question is sent: with waits of 0.5 s doubling, half a minute at most before it is given up."""
 
 LONGEST_WAIT = 60.0
 """Seconds, also where the provider asks for more: the next try shows whether it meant it."""
@@ -20,7 +20,7 @@ LONGEST_WAIT = 60.0
 
 class Pace:
     """Calls at once, as in TCP: doubling a round until the provider first says "too many", then one more a round; halved at
-    each "too many", once for all the calls that were in the air together.
+    each "too many", once for all the calls that were in flight together.
 
     Args:
         first, most: Calls at once to begin with, and ever.
@@ -50,6 +50,8 @@ class Pace:
 
     def went_well(self) -> None:
         """A call was answered."""
+        # One more for every answer doubles the limit in a round of `limit` calls; 1 / limit for every answer adds one in a
+        # round.
         self.limit = min(self._most, self.limit + (1.0 if self._starting else 1.0 / self.limit))
 
     def was_too_much(self, sent_at: float) -> None:
@@ -59,13 +61,14 @@ class Pace:
             sent_at: When it was sent (monotonic seconds).
         """
         self._starting = False
+        # Calls that were sent before the last cut were sent under the old limit: their refusals are the same message again.
         if sent_at > self._cut_at:
             self.limit = max(float(LEAST), self.limit / 2)
             self._cut_at = time.monotonic()
 
 
 def wait_before(retry: int, headers: Mapping[str, str], *, first_wait: float, random_: random.Random) -> float:
-    """Seconds before an ask is sent again.
+    """Seconds before a question is sent again.
 
     What the provider asks for in Retry-After, and a little more so that not all come back at once; else full jitter, a draw
     from 0 to `first_wait` doubled with each try (M. Brooker, "Exponential backoff and jitter", 2015).

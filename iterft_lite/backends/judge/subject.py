@@ -1,4 +1,4 @@
-"""What can be told of M[0] from its configuration: whether it may judge."""
+"""What M[0]'s configuration says: whether it may judge."""
 
 from __future__ import annotations
 

@@ -30,6 +30,8 @@ class Batch:
         self.slots = np.zeros(size, dtype=np.int32)
         self.wanted = np.zeros(size, dtype=np.int8)
         self._ones = np.ones(size, dtype=np.int32)
+        # `seq_id` is an array of pointers to lists of sequences, one a token. Each list has one entry, so the pointers lead
+        # into `slots`, and writing a slot's number there is all that is ever needed.
         self._pointers = self.slots.ctypes.data + 4 * np.arange(size, dtype=np.uint64)
         self.struct = llama_cpp.llama_batch()
         for name, array in (
@@ -103,6 +105,7 @@ class Context:
 
     def forget(self) -> None:
         """Empty the cache."""
+        # False: only what is known about the cells is cleared, not their gigabytes
         llama_cpp.llama_memory_clear(self.memory, False)
 
     def decode(self, batch: Batch, count: int, threads: int = 0) -> float:

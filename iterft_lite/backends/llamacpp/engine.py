@@ -37,7 +37,7 @@ MOST_SLOTS = 256
 
 @dataclass(frozen=True)
 class Request:
-    """A sequence to go on with.
+    """A sequence to continue.
 
     Attributes:
         tokens: The prompt, at least one.
@@ -96,7 +96,7 @@ class Engine:
         expected: Lengths known from elsewhere; noted further here.
 
     Attributes:
-        slots, context: What came of them.
+        slots, context: As chosen.
         worth_sharing: Tokens of a common beginning from which on copying pays.
 
     Raises:
@@ -172,7 +172,7 @@ class Engine:
     def complete(
         self, requests: Sequence[Request], sampling: Sampling, on_token: Callable[[int, int], None] | None = None
     ) -> Iterator[Finished]:
-        """Go on with each request; yield each as soon as it has ended.
+        """Continue each request; yield each as soon as it has ended.
 
         Args:
             requests: Prompts shorter than the context.
@@ -184,6 +184,7 @@ class Engine:
         """
         self.forget()
         sampler = self._sampler_for(sampling)
+        # Longest first: what is started last decides when the call ends, and should be short. One slot keeps the given order.
         order = self._expected.order([request.kind for request in requests]) if self.slots > 1 else list(range(len(requests)))
         queue = order[::-1]
 
@@ -192,6 +193,8 @@ class Engine:
             sampler.start(slot, request.seed)
             self._most[slot] = min(len(request.tokens) + request.limit, self.context)
 
+        # One turn of this loop is one batch: copy prefixes that were waited for, fill free slots, decode, draw, end what is
+        # over.
         while queue or (self._owner >= 0).any():
             self._resolve()
             self._admit(queue, lambda index: (requests[index].tokens, len(requests[index].tokens) - 1), start)
@@ -200,6 +203,8 @@ class Engine:
             if not len(slots):
                 continue
             drawn = sampler.draw(slots, rows)
+            # A drawn token is known but not held yet: the next batch decodes it. `known - held` is what a slot still has to be
+            # read.
             self._tokens[slots, self._known[slots]] = drawn
             self._known[slots] += 1
             if on_token is not None:
@@ -235,6 +240,7 @@ class Engine:
         while queue or (self._owner >= 0).any():
             self._resolve()
             self._admit(queue, lambda index: (sequences[index], first[index]), start)
+            # `_fill` moves `held` on; the difference is what this batch has read of each slot
             before = self._held.copy()
             count, slots, _ = self._fill(every=True)
             self._decode(count)
@@ -273,10 +279,14 @@ class Engine:
 
     def _place(self, slot: int, tokens: Ints, shareable: int) -> None:
         """Put a sequence into a slot, with as much of its beginning as is found in the cache."""
+        # Three ways to a beginning: what the slot's last sequence has left in it (`own`, free), what another slot holds now
+        # (`ready`, a copy), and what another slot will hold once its prompt is read (`planned`, a copy later). Waiting beats
+        # reading the same tokens twice at once; the gain has to be worth a copy.
         own, donor, ready, planned_donor, planned = 0, -1, 0, -1, 0
         if self._sharing:
             common = self._common(tokens, min(shareable, len(tokens) - 1))
             own = min(int(common[slot]), int(self._held[slot]))
+            # a slot is no donor to itself
             common[slot] = 0
             held = np.minimum(common, self._held)
             donor, planned_donor = int(held.argmax()), int(common.argmax())
@@ -297,6 +307,7 @@ class Engine:
         if most <= 0:
             return np.zeros(self.slots, dtype=np.int64)
         known = np.where(self._owner < 0, self._held, self._known)
+        # One comparison of the whole table finds every common beginning: the first difference of a row is its length.
         other = self._tokens[:, :most] != tokens[:most]
         same = np.where(other.any(axis=1), other.argmax(axis=1), most)
         shared: npt.NDArray[np.int64] = np.minimum(same, known)
@@ -311,6 +322,7 @@ class Engine:
 
     def _copy(self, source: int, target: int, count: int) -> None:
         """Give `target` the first `count` cached tokens of `source`. Streams are copied whole, then cut."""
+        # a stream is copied as a whole, into one that was emptied
         llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
         self._held[target] = self._held[source]
@@ -332,6 +344,8 @@ class Engine:
 
     def _close_ranks(self, sampler: Sampler) -> None:
         """Move the last sequences into free slots before them."""
+        # Gaps between busy slots would make llama.cpp compute streams one after the other. The last busy slot moves into the
+        # first free one until there are none. Nothing moves while a slot waits for a donor by its number.
         while not self._waiting and self.weights.partial:
             busy, free = np.flatnonzero(self._owner >= 0), np.flatnonzero(self._owner < 0)
             if not len(busy) or not len(free) or free[0] > busy[-1]:
@@ -356,10 +370,12 @@ class Engine:
             Its tokens, the slots whose logits are among its outputs, in the batch's order, and the batch's positions of their
             last tokens; int32 [n].
         """
+        # Slot order is batch order, and so the order of outputs: samplers and logits are matched to slots by it.
         busy = np.flatnonzero(self._owner >= 0).astype(np.int32)
         if self._waiting:
             busy = busy[[slot not in self._waiting for slot in busy.tolist()]]
         pending = self._known[busy] - self._held[busy]
+        # nearly always: every sequence writes, and no prompt is being read
         if not every and pending.sum() == len(busy):
             return self._fill_single(busy)
         batch, count, outputs = self._batch, 0, 0
@@ -370,8 +386,10 @@ class Engine:
             if need <= 0:
                 continue
             held = int(self._held[slot])
+            # `room` has one token of every slot set aside already: this slot's own comes on top
             size = min(need, room + 1)
             begin = max(held, int(self._first[slot]))
+            # A row of logits takes 0.6 MB at a vocabulary of 150,000. Where all positions are wanted, outputs are rationed too.
             if every and held + size > begin:
                 size = min(size, begin - held + self._outputs - outputs)
                 if size <= 0:
@@ -403,6 +421,7 @@ class Engine:
         return count, busy, np.arange(count, dtype=np.int32)
 
     def _decode(self, count: int) -> None:
+        # only batches without prompts are timed: how long they take does not depend on what is in them
         steady = count <= self.slots
         seconds = self._context.decode(self._batch, count, self._pace.threads() if steady else self._pace.best)
         if steady:
@@ -425,6 +444,7 @@ class Engine:
 
     def _graph_draws(self, sampler: Sampler) -> bool:
         """Try whether the device can run this chain of samplers: llama.cpp leaves out what it cannot, without a word."""
+        # A sequence of two tokens through the real path: if no token comes back, the chain was left out of the graph.
         self._place(0, np.zeros(2, dtype=np.int32), 0)
         self._owner[0] = 0
         try:
@@ -470,6 +490,7 @@ class Engine:
             # each sequence's row of logits passes through the graph and, with sampling there, four buffers on the way
             free = 0.9 * free_vram() - 2**30 - int(os.environ.get("ITERFT_KEEP_FREE") or 0)
             return int(max(1, min(MOST_SLOTS, free // (cache + 20 * self.weights.vocab_size))))
+        # on a CPU arithmetic is the limit after a few sequences, sooner for large models: more would only take memory
         free = 0.5 * available_memory()
         pay = 32 if self.weights.size < SMALL else 16 if self.weights.size < 2**30 else 8
         return int(max(1, min(pay, free // max(1, cache))))

@@ -170,7 +170,7 @@ class Weights:
             log.errors = []
             pointer = llama_cpp.llama_adapter_lora_init(self.pointer, os.fsencode(path))
             if not pointer:
-                raise ModelError(f"`{path}` is no adapter for `{self.path}`: {log.reason()}")
+                raise ModelError(f"`{path}` is not an adapter for `{self.path}`: {log.reason()}")
             self._adapters[key] = pointer
         return self._adapters[key]
 

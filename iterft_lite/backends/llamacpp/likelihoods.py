@@ -73,11 +73,14 @@ class Reader:
         Raises:
             BackendError: If decoding fails.
         """
+        # sorted by length, so that texts that are read side by side need little padding
         order = sorted(range(len(texts)), key=lambda place: -len(texts[place].ids))
         for start in range(0, len(order), self._slots):
             group = order[start : start + self._slots]
             self._context.forget()
             longest = len(texts[group[0]].ids) - 1  # the last token predicts nothing that is asked for
+            # Texts of a group stand in slots 0, 1, 2, ... with equally many tokens each: one graph, whatever their own lengths
+            # are.
             step = TOKENS // len(group)
             for begin in range(0, longest, step):
                 yield from self._piece(texts, group, begin, min(begin + step, longest))
@@ -95,6 +98,7 @@ class Reader:
             text, part = texts[place], slice(count, count + size)
             own = text.ids[begin:end]
             batch.tokens[part] = 0
+            # behind its end a text is padded with token 0, whose outputs nobody asks for
             batch.tokens[count : count + len(own)] = own
             batch.positions[part] = np.arange(begin, end)
             batch.slots[part] = slot
@@ -107,6 +111,7 @@ class Reader:
         self._wanted = np.asarray(wanted, dtype=np.int32)
         self._context.decode(batch, count)
         ends = np.cumsum(sizes)
+        # a piece may hold no asked token (a long prompt before the answer): it still has to be read into the cache
         found = self._tail.found().astype(np.float64) if wanted else np.zeros(0)
         for place, stop, length in zip(group, ends.tolist(), sizes, strict=True):
             if length:

@@ -32,7 +32,7 @@ class Sampler(Protocol):
         ...
 
     def move(self, source: int, target: int) -> None:
-        """Another slot goes on with a row."""
+        """Move a row to another slot."""
         ...
 
     def draw(self, slots: Ints, rows: Ints) -> Ints:
@@ -62,7 +62,7 @@ class Streams:
         self._next[slot] = AHEAD
 
     def move(self, source: int, target: int) -> None:
-        """Another slot goes on with a stream."""
+        """Move a stream to another slot."""
         self._generators[target] = self._generators[source]
         self._uniforms[target] = self._uniforms[source]
         self._next[target] = self._next[source]
@@ -72,6 +72,7 @@ class Streams:
         for slot in slots[self._next[slots] == AHEAD]:
             generator = self._generators[slot]
             assert generator is not None
+            # One number a token would be a Python call for each row and token. A block is the same stream of numbers.
             generator.random(out=self._uniforms[slot])
             self._next[slot] = 0
         taken = self._uniforms[slots, self._next[slots]]
@@ -96,7 +97,7 @@ class HostSampler:
         streams = Streams(slots)
         self.start, self.move, self._take = streams.start, streams.move, streams.take
         # padded to whole blocks with probability 0
-        self._odds = np.zeros((slots, -(-vocab // BLOCK) * BLOCK), dtype=np.float32)
+        self._weights = np.zeros((slots, -(-vocab // BLOCK) * BLOCK), dtype=np.float32)
 
     def draw(self, slots: Ints, rows: Ints) -> Ints:
         """Tokens for `slots` from the logits of the last decoding, whose rows are in the same order."""
@@ -104,9 +105,9 @@ class HostSampler:
         if self._sampling.temperature == 0:
             greedy: Ints = logits.argmax(axis=1).astype(np.int32)
             return greedy
-        odds = self._odds[: len(rows)]
-        unnormalised(logits, self._sampling, out=odds[:, : self._vocab])
-        return choose(odds, self._take(slots))
+        weights = self._weights[: len(rows)]
+        unnormalised(logits, self._sampling, out=weights[:, : self._vocab])
+        return choose(weights, self._take(slots))
 
     def close(self) -> None:
         """Nothing is held."""
@@ -152,9 +153,13 @@ class GraphSampler:
         if self._temperature == 0:
             return Ends(None, graph.argmax(graph.logits))
         shares = graph.given(F32)
+        # The sums of 150,000 float32 numbers do not end at exactly 1. The uniform number is taken as a share of the last sum.
         sums = graph.cumsum(graph.soft_max(1 / self._temperature))
         stride = 4 * graph.vocab
+        # a view of the last column: row stride as in the whole matrix, beginning 4 bytes before its first row ends
         whole = graph.view_2d(sums, 1, graph.rows, stride, stride - 4)
+        # step(sum - share) is 1 from the drawn token on; their count, counted from the end, gives its index: vocab - count.
+        # There is no search in ggml, and a comparison of all columns is one kernel.
         passed = graph.sum_rows(graph.step(graph.sub(sums, graph.mul(whole, shares))))
         return Ends(shares, graph.cast(graph.scale_bias(graph.clamp(passed, 1.0, graph.vocab), -1.0, graph.vocab), I32))
 
@@ -163,6 +168,7 @@ class GraphSampler:
         numbers = np.zeros(rows, dtype=np.float32)
         slots = np.fromiter(active, dtype=np.int32, count=len(active))
         places = np.fromiter((own[0] for own in active.values()), dtype=np.int64, count=len(active))
+        # rows that no slot owns get 0 and draw a token that nobody reads
         numbers[places] = self._streams.take(slots) * (1 - 2.0**-20)
         return numbers
 
@@ -208,12 +214,13 @@ class ChainSampler:
         """Give a slot a new row: its chain takes over the state of a freshly seeded one, and the graph stays as it is."""
         if self._sampling.temperature == 0:
             return
+        # Setting another sampler would make llama.cpp rebuild its graph. Copying the state of a fresh one does not.
         fresh = self._chain(seed)
         llama_cpp.llama_sampler_copy(fresh, self._chains[slot])
         llama_cpp.llama_sampler_free(fresh)
 
     def move(self, source: int, target: int) -> None:
-        """Another slot goes on with a row."""
+        """Move a row to another slot."""
         llama_cpp.llama_sampler_copy(self._chains[source], self._chains[target])
 
     def draw(self, slots: Ints, rows: Ints) -> Ints:  # noqa: ARG002  # in the order of `rows`
@@ -253,7 +260,7 @@ def _short(seed: int) -> int:
 
 
 def _only_tokens() -> Any:
-    """A last link that keeps the graph from copying each row's logits and odds to the host (1.2 MB a token of Qwen3)."""
+    """A last link: the graph then copies no row's logits and probabilities to the host (1.2 MB a token of Qwen3)."""
     return llama_cpp.llama_sampler_init(ctypes.byref(_ONLY_TOKENS), None)
 
 

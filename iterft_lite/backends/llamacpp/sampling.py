@@ -16,7 +16,8 @@ Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
 
 BLOCK = 64
-"""Odds are summed by blocks of this many tokens, then one block is searched: exact enough in 32 bits for large vocabularies."""
+"""Weights are summed by blocks of so many tokens, then one block is searched: exact enough in 32 bits for large
+vocabularies."""
 
 PIECE = 1 << 18
 """Numbers from which on handing a piece to another thread gains more than it costs."""
@@ -24,6 +25,7 @@ PIECE = 1 << 18
 
 def unnormalised(logits: Floats, sampling: Sampling, *, out: Floats) -> None:
     """Write exp(logits / temperature), scaled to a maximum of 1 and truncated, to `out`; both float32 [n, vocab]."""
+    # the largest becomes exp(0) = 1: nothing overflows, and `min_p` is then a plain threshold
     np.subtract(logits, logits.max(axis=1, keepdims=True), out=out)
     if sampling.temperature != 1:
         out *= np.float32(1 / sampling.temperature)
@@ -37,27 +39,30 @@ def unnormalised(logits: Floats, sampling: Sampling, *, out: Floats) -> None:
         out[out < np.float32(sampling.min_p)] = 0  # the largest is 1
 
 
-def _keep_nucleus(odds: Floats, share: float) -> None:
+def _keep_nucleus(weights: Floats, share: float) -> None:
     """Zero what is outside the smallest set of most likely tokens that holds `share` of the mass."""
-    order = np.argsort(-odds, axis=1, kind="stable")
-    ordered = np.take_along_axis(odds, order, axis=1)
+    order = np.argsort(-weights, axis=1, kind="stable")
+    ordered = np.take_along_axis(weights, order, axis=1)
+    # A token stays while the mass before it is below the share: the token that crosses it still belongs to the nucleus.
     before = np.cumsum(ordered, axis=1, dtype=np.float64) - ordered
     ordered[before >= share * ordered.sum(axis=1, keepdims=True, dtype=np.float64)] = 0
-    np.put_along_axis(odds, order, ordered, axis=1)
+    np.put_along_axis(weights, order, ordered, axis=1)
 
 
-def choose(odds: Floats, uniforms: npt.NDArray[np.float64]) -> Ints:
-    """A token a row by inverse transform: the first whose cumulated odds pass `uniforms` of the total.
+def choose(weights: Floats, uniforms: npt.NDArray[np.float64]) -> Ints:
+    """A token a row by inverse transform: the first whose cumulated weights pass `uniforms` of the total.
 
     Args:
-        odds: float32 [n, a multiple of BLOCK], not negative.
+        weights: float32 [n, a multiple of BLOCK], not negative.
         uniforms: float64 [n], in [0, 1).
 
     Raises:
-        BackendError: If odds are not finite or all zero.
+        BackendError: If weights are not finite or all zero.
     """
-    rows = np.arange(len(odds))
-    blocks = odds.reshape(len(odds), -1, BLOCK)
+    rows = np.arange(len(weights))
+    blocks = weights.reshape(len(weights), -1, BLOCK)
+    # Two levels: the block in which the number falls, by the sums of blocks in 64 bits, then the token within the block. A sum
+    # over 150,000 float32 numbers would be off by more than the rarest tokens weigh.
     mass = np.einsum("rbt->rb", blocks)  # as `blocks.sum(axis=2)`, four times as fast
     ends = np.cumsum(mass, axis=1, dtype=np.float64)
     total = ends[:, -1]
@@ -66,6 +71,7 @@ def choose(odds: Floats, uniforms: npt.NDArray[np.float64]) -> Ints:
             "the model's logits are not finite numbers", hint="its weights may be damaged, or training may have diverged"
         )
     target = uniforms * total
+    # the second term is the last block with any mass: rounding must never lead past it into tokens of probability 0
     block = np.minimum((ends <= target[:, None]).sum(axis=1), (ends < total[:, None]).sum(axis=1))
     within = np.cumsum(blocks[rows, block], axis=1, dtype=np.float64)
     # the block's own sum was rounded to 32 bits: carry the share over, not the difference

@@ -47,7 +47,7 @@ BEAT = 5.0
 """Seconds between two signs of life of a child that works."""
 
 SILENT = 30.0
-"""Seconds without a sign of life after which that is said, and again after twice as many, and so on."""
+"""Seconds without a sign of life after which that is reported, and again after twice as many, and so on."""
 
 CLOSING = 2.0
 """Seconds that a child is given to end by itself."""

@@ -75,7 +75,7 @@ def adapter_note(matrices: int, bare: Mapping[str, int], parameters: int) -> str
         ModelError: If nothing of it gets one.
     """
     if not matrices:
-        raise ModelError("LoRA finds no matrix in this architecture that it could be laid on")
+        raise ModelError("LoRA finds no matrix to adapt in this architecture")
     if not bare:
         return ""
     share = sum(bare.values()) / parameters

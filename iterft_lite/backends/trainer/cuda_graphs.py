@@ -62,6 +62,8 @@ class Graphs:
 
     def begin(self, weights: Sequence[torch.Tensor]) -> None:
         """A training begins: recordings that read or write elsewhere than these weights and gradients are are dropped."""
+        # A graph holds addresses, not tensors. Replayed after a weight has moved, it would train memory that nobody reads,
+        # silently.
         places = [(weight.data_ptr(), weight.grad.data_ptr() if weight.grad is not None else 0) for weight in weights]
         if places != self._weights:
             self.clear()
@@ -87,12 +89,15 @@ class Graphs:
         """
         shape = (kind, *((name, tuple(value.shape), value.dtype) for name, value in sorted(batch.items())))
         recorded = self._recorded.get(shape)
+        # A shape is run once before it is recorded: the first run allocates, compiles and picks kernels, which a recording must
+        # not.
         if recorded is None and shape in self._met and not self.failure and len(self._recorded) < MOST:
             recorded = self._record(shape, passes, batch)
         if recorded is None:
             self._met.add(shape)
             return self._beside(passes, batch)
         for name, value in batch.items():
+            # the graph reads its own input tensors
             recorded.inputs[name].copy_(value)
         recorded.graph.replay()
         return recorded.found
@@ -103,6 +108,7 @@ class Graphs:
         self._stream.wait_stream(before)
         with torch.cuda.stream(self._stream):
             found = passes(batch)
+        # both streams wait for each other: this one reads what the other has written before, and gives back what it made
         before.wait_stream(self._stream)
         return found
 
@@ -112,11 +118,14 @@ class Graphs:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                # All graphs share one pool: they never run at the same time, so the memory of one's activations is the next
+                # one's.
                 found = passes(inputs)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             torch.cuda.synchronize(self._device)
+            # a model that cannot be recorded once is not tried again: it runs kernel by kernel from here on
             self.failure = first_line(error)
             self._recorded.clear()
             return None

@@ -109,12 +109,11 @@ class Decoder:
         own = model.get_base_model().get_decoder()
         ids = torch.arange(2 * 9).reshape(2, 9) * 31 % self._embed.num_embeddings
         lengths = (9, 4)
-        if any(
-            part.chunk(2, -1)[0].ne(part.chunk(2, -1)[1]).any()
-            for part in self._rotary(self._embed(ids), torch.arange(9)[None])
-        ):
-            return False  # halves of a head turn alike in what is written here
+        turns = self._rotary(self._embed(ids), torch.arange(9)[None])
+        if any(not torch.equal(*turn.chunk(2, -1)) for turn in turns):
+            return False  # `_turned` turns back only where both halves of a head have the same angles
         expected = torch.cat([own(input_ids=row[None, :n], use_cache=False)[0][0] for row, n in zip(ids, lengths, strict=True)])
+        # two rows of different lengths, one of them cut: a mask or a position that is off by one shows here
         made = self.states(ids, lengths, Factors())
         return made.shape == expected.shape and bool((made - expected).abs().max() <= CLOSE * expected.abs().max())  # NaN: no
 
@@ -167,7 +166,8 @@ class _Layer:
         shapes = [len(group.layers) for group in (qkv, o, gate_up, down)]
         if shapes != [3, 1, 2, 1] or not all(map(is_rms_norm, norms)) or not _is_silu(mlp.act_fn):
             raise ValueError("other parts than a Llama-like layer's")
-        window = getattr(attention, "sliding_window", None)
+        # Mistral's layers ask the configuration, others know their own
+        window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
         return cls(norms[0], norms[1], qkv, o, gate_up, down, heads, shared, width, attention.scaling, head_norm, window)
 
     @property

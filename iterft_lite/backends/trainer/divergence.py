@@ -64,7 +64,7 @@ def check_weights(weights: Mapping[str, torch.Tensor], log: Sequence[Mapping[str
     """Look at the adapter that a training has left.
 
     Raises:
-        Diverged: If a weight is no finite number, or far beyond any that a sound training gives.
+        Diverged: If a weight is not a finite number, or far beyond any that a sound training gives.
     """
     for name, weight in weights.items():
         largest = float(weight.detach().abs().max())

@@ -45,6 +45,8 @@ class Head:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits, float32 [n, vocab], of hidden states [n, width]."""
+        # A GPU multiplies 16-bit factors and hands over the 32-bit sums. A CPU cannot be asked for that: its factors are
+        # widened.
         hidden = hidden.to(self.weight.dtype)
         if self.weight.dtype == torch.float32 or not hidden.is_cuda:
             made = hidden.float() @ self.weight.float().T
@@ -59,6 +61,7 @@ class Head:
     def back(self, slope: torch.Tensor, logits: torch.Tensor | None) -> torch.Tensor:
         """Gradient of hidden states from that of the logits, `slope`, whose memory is used up; `logits` are read if capped."""
         if self.cap and logits is not None:
+            # the derivative of cap * tanh(x / cap), from its value
             slope *= 1 - (logits / self.cap) ** 2
         if self.scale != 1:
             slope *= self.scale
@@ -88,6 +91,8 @@ class _TokenLogprobs(torch.autograd.Function):
                 found.append(logits.gather(1, wanted[:, None])[:, 0] - norms[-1])
                 # a CPU has the memory for a part, and no product to spare
                 whole = [logits] if len(part) == len(hidden) and not hidden.is_cuda else []
+        # Otherwise only the logarithms of the sums are kept: the backward pass makes the logits again and needs no second
+        # softmax.
         ctx.save_for_backward(hidden, targets, torch.cat(norms), *whole)
         ctx.head = head
         return torch.cat(found)

@@ -40,6 +40,8 @@ def join(optimizer: torch.optim.Optimizer) -> None:
             start = 0
             for weight in weights:
                 part = slice(start, start + weight.numel())
+                # The model keeps its own parameter objects. They become views of the whole, so forward and backward passes read
+                # and write the same memory as the optimizer, which only knows the whole.
                 weight.data = whole.data[part].view_as(weight)
                 weight.grad = whole.grad[part].view_as(weight)
                 start = part.stop
@@ -55,6 +57,7 @@ def _side_by_side(weights: Sequence[torch.Tensor]) -> torch.nn.Parameter | None:
         first = parts[0].untyped_storage() if len(parts) == len(weights) else None
         start = 0
         for part in parts:
+            # the same storage, each part where the one before it ends: nothing was moved since the last training
             if first is None or part.untyped_storage().data_ptr() != first.data_ptr() or part.storage_offset() != start:
                 return None
             start += part.numel()
@@ -81,7 +84,7 @@ class Loop:
             that are padded on the right, and where it is wanted, bool [rows, tokens - 1]: elsewhere it may be any number. For
             pairs the sums over replies are the reference's too.
         scale: Gradients are so much larger on their way through the model (see `training.GRADIENT_SCALE`).
-        nll_weight: Pairs: of the chosen reply's mean negative log-likelihood; None: the rows are no pairs.
+        nll_weight: Pairs: of the chosen reply's mean negative log-likelihood; None: the rows are not pairs.
         graphs: Repeats recorded passes; None: every kernel is launched by itself.
     """
 
@@ -109,6 +112,7 @@ class Loop:
 
     def train(self) -> None:
         """Make every optimiser step of every epoch."""
+        # the model's own weights, before they are joined: these are what recorded graphs hold addresses of
         named = [weight for group in self._optimizer.param_groups for weight in group["params"]]
         join(self._optimizer)  # only now: the adapter's weights are set after this was made
         weights = [weight for group in self._optimizer.param_groups for weight in group["params"]]
@@ -123,10 +127,12 @@ class Loop:
                 for weight in weights if self._scale != 1 else ():
                     assert weight.grad is not None
                     weight.grad /= self._scale
+                # an infinite limit clips nothing, but the norm is wanted for the log all the same
                 norm = torch.nn.utils.clip_grad_norm_(weights, self._arguments["max_grad_norm"] or float("inf"))
                 self._optimizer.step()
                 rate = self._schedule.get_last_lr()[0]
                 self._schedule.step()
+                # zeroed in place: graphs write to gradients where they were recorded
                 self._optimizer.zero_grad(set_to_none=False)
                 now = _Step(sums | {"grad_norm": norm.detach()}, rate, int(sum(int(loss_tokens(micro)) for micro in micros)))
                 # a step's numbers are read when the next one is launched: the GPU need not wait for their reader
@@ -148,9 +154,12 @@ class Loop:
     def _accumulate(self, micros: Sequence[Batch]) -> dict[str, torch.Tensor]:
         """Gradients of one batch; gives its loss and measures, each a float32 scalar on the device."""
         pairs = self._nll_weight is not None
+        # Every micro-batch divides its sum by the number of the whole batch, tokens or pairs. So gradients add up to the mean
+        # over the batch even where micro-batches differ in tokens; a mean of means would weigh short replies more.
         whole = sum(len(micro["input_ids"]) // 2 if pairs else int(loss_tokens(micro)) for micro in micros)
         passes = self._preferences if pairs else self._replies
         kind = (pairs, self._nll_weight, self._arguments.get("beta"))
+        # as tensors, because a recorded graph repeats what it read as Python numbers
         numbers = {"whole": float(whole), "scale": self._scale}
         sums: dict[str, torch.Tensor] = {}
         for micro in micros:
@@ -158,6 +167,7 @@ class Loop:
             batch = {name: value.to(self._device) for name, value in given.items() if name != "attention_mask"}
             batch |= {name: torch.tensor(value, device=self._device) for name, value in numbers.items()}
             found = self._run(kind, passes, batch)
+            # cloned: a graph's results are overwritten by its next launch
             sums = {name: sums[name] + value if sums else value.clone() for name, value in found.items()}
         return sums
 
@@ -181,6 +191,7 @@ class Loop:
         """Forwards and backwards: this micro-batch's part of the batch's mean over pairs."""
         inside = batch["completion_mask"][:, 1:]
         chosen, rejected = (self._logprobs(batch["input_ids"], inside.bool()) * inside).sum(1).chunk(2)
+        # DPO (Rafailov et al. 2023, equation 7): log-ratios to the reference, chosen minus rejected, times beta
         margins = self._arguments["beta"] * ((chosen - batch["ref_chosen_logps"]) - (rejected - batch["ref_rejected_logps"]))
         losses = -torch.nn.functional.logsigmoid(margins)
         if self._nll_weight:

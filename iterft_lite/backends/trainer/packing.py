@@ -67,6 +67,8 @@ def attend(
     heads, value, kept = query.shape[1], value.to(products.forward), []
     for row in slices(rows.lengths):
         length = row.stop - row.start
+        # Grouped-query attention: the queries of all heads that share a key head are put below each other, so that one product
+        # [heads / shared x length, width] [width, length] serves them all and keys need no copy a head.
         asked = query[row].transpose(0, 1).reshape(shared, -1, width)
         keys, values = key[row].transpose(0, 1), value[row].transpose(0, 1)
         scores = torch.bmm(asked, keys.transpose(1, 2)).view(heads, length, length)
@@ -96,6 +98,7 @@ def attend_back(
             continue
         asked, keys, values, shares = parts
         length = row.stop - row.start
+        # the sum over heads that share keys comes for free: their rows are one dimension of the product
         back = slope[row].transpose(0, 1).reshape(shared, -1, width)
         value[row] = torch.bmm(shares.transpose(1, 2), back).transpose(0, 1)
         # of a softmax: p * (dp - sum(p * dp))

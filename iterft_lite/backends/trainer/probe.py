@@ -110,6 +110,7 @@ def before_training(trained: torch.Tensor, base: torch.Tensor) -> dict[str, npt.
         base: Logits of M[0] at the same positions.
     """
     log_p, log_q = trained.log_softmax(1), base.log_softmax(1)
+    # Whole base logits would double the probe's size, and the check only compares differences: a sample of columns is enough.
     columns = np.unique(np.linspace(0, trained.shape[1] - 1, min(COLUMNS, trained.shape[1])).round().astype(np.int32))
     return {
         "base_logits": base.numpy()[:, columns],
@@ -137,6 +138,7 @@ def token_ids(tokenizer: Any, text: str) -> list[int]:
 
 def positions(lengths: npt.NDArray[np.int32], *, vocab: int) -> npt.NDArray[np.int32]:
     """Which positions are kept: int32 [n, 2], all if they fit, else evenly over all of them."""
+    # Evenly over all positions, not the first ones: beginnings of chats are the same template in every row.
     every = np.array([(row, place) for row, length in enumerate(lengths) for place in range(length)], dtype=np.int32)
     most = max(len(lengths), min(POSITIONS, LOGITS_BYTES // (4 * vocab)))
     if len(every) <= most:
@@ -198,7 +200,7 @@ class Streamed:
     """Logits in float32 of a model whose weights are read module by module, just for the module's own forward pass.
 
     With an adapter the same pass gives M[0]'s logits too: the weights, whose way to the GPU takes most of the time, are read
-    once for both. The model's class is loaded anew from transformers' source: what a trainer has laid over the loaded one does
+    once for both. The model's class is loaded again from transformers' source: what a trainer has laid over the loaded one does
     not count.
 
     Args:
@@ -220,6 +222,8 @@ class Streamed:
         """Of the model with its adapter (see `Logits`)."""
         if not self._both:
             return self._compute(ids, mask, where)
+        # Each row is computed twice in one batch, and the adapter is added to the first half only (`_first_half`): M[t] and
+        # M[0] from one reading of the weights. `where` of the second half is the same places, that many rows further down.
         second = where + torch.tensor([len(ids), 0])
         made = self._compute(ids.repeat(2, 1), mask.repeat(2, 1), torch.cat([where, second]))
         self._base = made[len(where) :]
@@ -234,6 +238,7 @@ class Streamed:
         self._asked[:] = where.T.to(self._device)
         given = {"input_ids": ids.to(self._device), "attention_mask": mask.to(self._device)}
         made: torch.Tensor = self._model(**given, use_cache=False).logits
+        # an output matrix in parts has chosen the places itself, and gives [1, n, vocab]; others give all places
         return made[0] if len(made) == 1 < len(ids) else made[tuple(where.T.to(made.device))]
 
 
@@ -247,6 +252,7 @@ def _streaming(config: Any, checkpoint: Checkpoint, device: torch.device, asked:
         for own, parameter in module.named_parameters(recurse=False):
             if parameter.device.type == "meta":
                 name = f"{path}.{own}"
+                # a tied output matrix has no weights of its own in the file: it reads the embedding's
                 names[own] = name if name in checkpoint or name not in tied else tied[name]
                 missing += [] if names[own] in checkpoint else [names[own]]
         if names and not missing:
@@ -258,10 +264,11 @@ def _streaming(config: Any, checkpoint: Checkpoint, device: torch.device, asked:
                 _stream(module, names, checkpoint, device)
     if missing:
         raise BackendError(
-            f"the checkpoint names its weights otherwise than `{config.architectures[0]}` does: there is no `{missing[0]}`",
+            f"the checkpoint names its weights differently from `{config.architectures[0]}`: there is no `{missing[0]}`",
             hint='train with `train.base = "f32"`, whose probe needs no streaming',
         )
     for module in model.modules():
+        # buffers (the frequencies of rotary embeddings) are not in checkpoints; they were computed and only have to move
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(device)
 
@@ -280,6 +287,7 @@ def _hollow(config: Any) -> Any:
             f"transformers has no class of its own for `{config.model_type}`, whose logits a probe needs in 32 bits",
             hint='train with `train.base = "f32"`, whose probe needs no streaming',
         )
+    # Unsloth patches the classes of the imported module. A second copy of the module, from its source, is untouched.
     pristine = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pristine)
     kind = getattr(pristine, name)
@@ -310,19 +318,21 @@ def _first_half(a: torch.Tensor, b: torch.Tensor) -> Callable[..., None]:
 
     def add(_: Any, given: tuple[torch.Tensor, ...], made: torch.Tensor) -> None:
         half = len(made) // 2
+        # x A^T B^T, not x (B A)^T: two thin products instead of a matrix as large as the weight
         made[:half] += given[0][:half] @ a.T @ b.T
 
     return add
 
 
 def _stream_rows(module: torch.nn.Module, name: str, checkpoint: Checkpoint, device: torch.device) -> None:
-    """Let an embedding have the rows of the tokens that occur, numbered anew, during its forward pass."""
+    """Let an embedding have the rows of the tokens that occur, renumbered, during its forward pass."""
     empty = module._parameters["weight"]
 
     def fill(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         tokens, places = torch.unique(given[0], return_inverse=True)
         rows = checkpoint.rows(name, tokens.tolist(), device)
         module._parameters["weight"] = torch.nn.Parameter(rows, requires_grad=False)
+        # the module then looks up numbers from 0 to the count of distinct tokens, and those are the rows that it was given
         return (places, *given[1:])
 
     def drop(*_: Any) -> None:
@@ -376,6 +386,8 @@ def greedy_without_cache(last_tokens: LastTokens, pad: int, ends: Sequence[int])
     """
 
     def greedy(prompts: list[list[int]], tokens: int) -> list[list[int]]:
+        # Every pass reads whole rows again: slower than a cache by the length, but prompts are short, and it works for any
+        # model.
         rows = [list(prompt) for prompt in prompts]
         longest = max(map(len, rows)) + tokens  # the same for all passes
         for _ in range(tokens):

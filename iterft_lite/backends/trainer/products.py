@@ -126,6 +126,7 @@ class Group:
         self._asked: set[int] = set()
         wide, _ = self._make(torch.float32)
         for layer, rows in zip(layers, slices(self.sizes), strict=True):
+            # the layer's own weight becomes a view of the widened matrix, so that float32 weights are held once
             layer.base_layer.weight.data = wide[rows, : self.width]
 
     def lay(self, factors: Factors | None) -> None:
@@ -160,6 +161,8 @@ class Group:
         device = self.layers[0].base_layer.weight.device
         wide = torch.zeros(sum(self.sizes), self.width + sum(self.ranks), dtype=dtype, device=device)
         for layer, rows in zip(self.layers, slices(self.sizes), strict=True):
+            # W never changes: it is copied once for each type. Only the adapter's columns are refreshed, before every forward
+            # pass.
             wide[rows, : self.width].copy_(layer.base_layer.weight.detach())
         self._matrices[dtype] = (wide, torch.zeros(sum(self.ranks), self.width, dtype=dtype, device=device))
         return self._matrices[dtype]
@@ -185,6 +188,7 @@ class Group:
         if self.bare:
             made = given @ matrix[:, : self.width].T
         else:
+            # [x | h] in place: h goes straight into the columns behind x, and one product makes all outputs
             torch.mm(given, low.T, out=wide[:, self.width :]).mul_(self.scale)
             made = wide @ matrix.T
         return made if self.bias is None else made.add_(self.bias)
@@ -202,12 +206,15 @@ class Group:
         matrix, low = self.matrices(wide.dtype)
         first = None
         if further:
+            # dy [W | B] gives the part of dx that goes through W, and dh behind it
             both = slope @ matrix
             inner = both[:, self.width :].mul_(self.scale)
             first = torch.addmm(both[:, : self.width], inner, low)
         else:
+            # nobody reads dx in the first layer: the product with W is left out
             inner = (slope @ matrix[:, self.width :]).mul_(self.scale)
         given, images = wide[:, : self.width], wide[:, self.width :]
+        # dA of all layers in one product; dB needs one for each, since a layer's B only meets its own part of h
         lows = (inner.T @ given).float()
         made: list[torch.Tensor] = []
         for rows, columns in zip(slices(self.sizes), slices(self.ranks), strict=True):
@@ -216,11 +223,14 @@ class Group:
 
     def _forward_of(self, place: int) -> Callable[..., torch.Tensor]:
         def forward(given: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+            # The first sibling to be called computes for all of them. "Very same tensor" is tested by identity, and a layer
+            # that asks twice belongs to another pass (activations that are recomputed, say): both begin a new product.
             if self._input is not given or place in self._asked:
                 self._outputs, self._input = self._compute(given), given
                 self._asked.clear()
             made = self._outputs[place]
             self._asked.add(place)
+            # the last sibling has its part: keep neither input nor outputs alive until the next pass
             if len(self._asked) == len(self.layers):
                 self._forget()
             return made
@@ -246,6 +256,7 @@ class _Product(torch.autograd.Function):
         wide[:, : group.width].copy_(flat)
         made = group.made(wide).to(given.dtype)
         ctx.group, ctx.shape = group, given.shape
+        # [x | h] is all that the backward pass reads: x for dA, h for dB
         ctx.save_for_backward(wide.to(group.factors.backward))
         return torch.split(made.view(*given.shape[:-1], -1), group.sizes, -1)
 

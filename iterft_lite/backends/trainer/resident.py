@@ -29,7 +29,7 @@ from iterft_lite.protocols import ModelFacts, OnProgress, TrainJob, TrainResult
 
 
 class ResidentTrainer(ABC):
-    """A trainer that keeps one base and lays one adapter on it, whose weights are drawn or loaded anew for each training.
+    """A trainer that keeps one base and lays one adapter on it, whose weights are drawn or loaded again for each training.
 
     What differs between libraries is in the methods that begin with an underscore.
 

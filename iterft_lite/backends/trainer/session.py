@@ -45,6 +45,7 @@ from iterft_lite.errors import BackendError, ModelError
 from iterft_lite.experiment.losses import LOSSES
 from iterft_lite.experiment.recipe import TrainSettings
 from iterft_lite.experiment.verbs import function_at
+from iterft_lite.hardware import Gpu
 from iterft_lite.protocols import OnProgress, Progress, TrainJob, TrainResult
 
 GRADIENT_SCALE = 2.0**12
@@ -60,7 +61,7 @@ SCALED_LESS = 16.0
 
 
 class Order(Sampler[int]):
-    """Row numbers, each epoch shuffled anew from the seed; the n-th iteration is the n-th epoch.
+    """Row numbers, each epoch shuffled by itself from the seed; the n-th iteration is the n-th epoch.
 
     Args:
         rows: How many there are.
@@ -224,6 +225,8 @@ def train_adapter(bench: Bench, job: TrainJob, on_progress: OnProgress) -> Train
     limit = min(settings.max_length, bench.context)
     examples, cut = encode_rows(rows, job.loss, bench.texts, limit=limit, name=bench.name)
     if job.start is None:
+        # The adapter's start is fixed before the first attempt: an attempt that runs out of memory begins again from the same
+        # weights.
         weights = draw_adapter(bench.model, job.seed)
     else:
         weights = read_adapter(job.start, bench.model, rank=settings.lora_rank, alpha=settings.lora_alpha)
@@ -259,6 +262,7 @@ def train_adapter(bench: Bench, job: TrainJob, on_progress: OnProgress) -> Train
     notes += filter(None, [markup_note(rows, bench.texts)])
     if cut:
         notes.append(f"{cut} of {len(rows)} rows were longer than {limit} tokens and lost their end")
+    # margins are averaged over the last tenth of the steps, since those of single steps jump about
     last = log[-math.ceil(len(log) / 10) :]
     return TrainResult(
         rows=len(rows) * settings.epochs,
@@ -445,33 +449,21 @@ class Vram:
 
     def __init__(self) -> None:
         self.peak = 0
-        self._nvml: Any = None
-        self._handle: Any = None
+        self._gpu: Gpu | None = None
 
     def __enter__(self) -> Vram:
         if torch.cuda.is_available():
-            with contextlib.suppress(Exception):  # without NVML there is no count, and training goes on
-                import pynvml
-
-                pynvml.nvmlInit()
+            # by its UUID: CUDA may number GPUs in another order than the driver
+            with contextlib.suppress(Exception):  # where it has none there is no count, and training goes on
                 uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-                self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}")
-                self._nvml = pynvml
+                self._gpu = Gpu(f"GPU-{uuid.removeprefix('GPU-')}")
         self.look()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.look()
-        if self._nvml is not None:
-            with contextlib.suppress(Exception):
-                self._nvml.nvmlShutdown()
 
     def look(self) -> None:
         """Note what is held now: by this process, or by the whole GPU where a container hides who holds what."""
-        if self._nvml is None:
-            return
-        with contextlib.suppress(Exception):
-            processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
-            own = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
-            used = own[0] if own and own[0] else self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used
-            self.peak = max(self.peak, int(used))
+        if self._gpu is not None:
+            self.peak = max(self.peak, self._gpu.used([os.getpid()]))

@@ -102,7 +102,7 @@ class ExactPairs(ExactBatches):
     """
 
     def __init__(self, *args: Any, nll_weight: float, **kwargs: Any) -> None:
-        # a stand-in keeps trl from copying the adapter as its own reference
+        # a placeholder keeps trl from copying the adapter as its own reference
         super().__init__(*args, ref_model=torch.nn.Identity(), **kwargs)
         self._nll_weight = nll_weight
         self.ref_model = None

@@ -246,7 +246,7 @@ class UnslothTrainer(ResidentTrainer):
         return min(super()._context, self._length)
 
     def _reload(self) -> None:
-        """Load the base anew, without an adapter."""
+        """Load the base again, without an adapter."""
         name, settings = self._name, self._settings
         assert settings is not None
         self._unload()

@@ -244,6 +244,7 @@ class _Reader:
 
     def rows(self, name: str, parse: Callable[[Mapping[str, Any]], T], *, optional: bool = False) -> tuple[T, ...]:
         rows: list[T] = []
+        # rows that failed are left out: a later problem with row n has to name the line that row n came from
         kept = self._lines[name] = []
         for number, line in enumerate((self._read(name, optional=optional) or "").split("\n"), 1):
             if not line.strip():

@@ -100,8 +100,8 @@ def plan(recipe: str, overrides: tuple[str, ...], steps: bool, gpu: float | None
 def print_plan(recipe: str, overrides: tuple[str, ...], *, steps: bool = False, gpu: float | None = None) -> None:
     """Print a plan (see `plan`)."""
     from iterft_lite.app.check_judge import check_judge
-    from iterft_lite.machine.estimate import estimates, time_needed
-    from iterft_lite.machine.forecast import sentence
+    from iterft_lite.machine.estimate import time_needed
+    from iterft_lite.machine.plan_words import estimates, time_sentence
     from iterft_lite.machine.resolve import this_machine
     from iterft_lite.machine.timing import read_table
     from iterft_lite.ui import tables
@@ -109,7 +109,7 @@ def print_plan(recipe: str, overrides: tuple[str, ...], *, steps: bool = False, 
 
     machine = this_machine() if gpu is None else machine_with(gpu)
     resolved, planned = _planned(recipe, overrides, machine)
-    time = sentence(time_needed(planned, resolved, read_table(), machine))
+    time = time_sentence(time_needed(planned, resolved, read_table(), machine))
     if gpu:
         time += "; most GPUs are slower than that one"
     numbers = {"time": time, **estimates(planned, resolved, machine)}

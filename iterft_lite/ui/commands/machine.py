@@ -49,7 +49,7 @@ def _measure(model: str, recipe: str | None, overrides: tuple[str, ...]) -> None
     from iterft_lite.engine.run import StepStarted
     from iterft_lite.experiment.recipe import read_recipe
     from iterft_lite.experiment.verbs import VERBS
-    from iterft_lite.machine.timing import rates, table_path
+    from iterft_lite.machine.timing import table_path
     from iterft_lite.ui import tables
     from iterft_lite.ui.console import make_console
 
@@ -61,7 +61,7 @@ def _measure(model: str, recipe: str | None, overrides: tuple[str, ...]) -> None
     with interruptible():
         samples = doctors.measure(asked, say)
     click.echo(f"{samples[0].name} on {samples[0].kind.machine}\n")
-    tables.show_table(("step", "here"), rates(samples), make_console())
+    tables.show_table(("step", "here"), doctors.rates(samples), make_console())
     click.echo(f"\nkept in {table_path()}; `iterft plan {recipe or 'RECIPE'}` now says how long it takes")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from iterft_lite.errors import IterftError
+from iterft_lite.experiment.regimes import REGIMES
 from iterft_lite.ui.options import complete_recipe, complete_trait
 
 
@@ -94,9 +95,7 @@ def keys(word: str) -> None:
 
 @click.command()
 @click.argument("name", required=False, default="")
-@click.option(
-    "--regime", type=click.Choice(["sft", "sdf", "dpo"]), default="sft", show_default=True, help="What is trained on."
-)
+@click.option("--regime", type=click.Choice(list(REGIMES)), default="sft", show_default=True, help="What is trained on.")
 @click.option(
     "--gpu",
     type=click.FloatRange(0),

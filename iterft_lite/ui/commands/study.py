@@ -33,7 +33,7 @@ def sweep() -> None:
 
     \b
       iterft sweep plan nano_sft_grid           what it would do, cost and take
-      iterft sweep study.toml --out studies/a   run it, or go on with it
+      iterft sweep study.toml --out studies/a   run it, or continue it
       iterft sweep status studies/a --watch     from any other terminal
       iterft sweep stop studies/a
       iterft report studies/a                   what came of it
@@ -76,7 +76,7 @@ def run_study(
     where: str,
     plain: bool,
 ) -> None:
-    """Run a study, or go on with it.
+    """Run a study, or continue it.
 
     \b
       iterft sweep study.toml --out studies/lucky
@@ -169,7 +169,7 @@ def plan_study(
 
 @sweep.command("status")
 @click.argument("folder", metavar="DIR", type=RunFolder)
-@click.option("--watch", is_flag=True, help="Draw it anew every two seconds, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Redraw it every two seconds, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="The machine-readable form.")
 def status(folder: Path, watch: bool, as_json: bool) -> None:
     """Say where a sweep is. Reads files only: from any terminal that sees the folder.

@@ -110,7 +110,7 @@ def compare(folders: tuple[Path, ...], only: tuple[str, ...], png: Path | None, 
 
 
 def holds_several(folder: Path) -> bool:
-    """Whether a folder is a study's, or holds runs or studies, and is no run itself."""
+    """Whether a folder is a study's, or holds runs or studies and is not a run itself."""
     if (folder / "run.json").exists():
         return False
     return (folder / "study.json").exists() or any(folder.glob("*/run.json")) or any(folder.glob("*/study.json"))

@@ -167,7 +167,7 @@ def seeds(study: StudyReport) -> Figure:
 
     shown = [each for each in study.everything if len(each.reports) > 1]
     if not shown:
-        raise UserError("no experiment has several trainings", hint="have `seed` vary: `seed = [42, 43, 44]` in `[sweep.grid]`")
+        raise UserError("no experiment has several trainings", hint="let `seed` vary: `seed = [42, 43, 44]` in `[sweep.grid]`")
     columns = min(WIDE, len(shown))
     rows = -(-len(shown) // columns)
     drawn = Figure(figsize=(PANEL * max(2, columns) + 0.9, (PANEL + 0.25) * rows + 1.1), layout="constrained")

@@ -132,6 +132,14 @@ def read_errors(path: Path) -> Iterator[None]:
         raise our_error(path, error, doing="read") from error
 
 
+def user_path(text: str) -> Path:
+    """The path that a user wrote: `~` is the home folder. A `~NAME` of nobody, or no home, stays as it is written."""
+    path = Path(text)
+    with contextlib.suppress(RuntimeError):
+        return path.expanduser()
+    return path
+
+
 # -- reading
 
 
@@ -231,10 +239,15 @@ def read_object(path: Path) -> dict[str, Json]:
     return value
 
 
-def read_record(path: Path, kind: type[T]) -> T:
+def read_record(path: Path, kind: type[T], given: Mapping[str, object] | None = None) -> T:
     """A record that this program wrote, from its JSON file: a dataclass or pydantic model, with every field's type checked.
 
     Ignores fields that the kind does not know: a later version wrote them.
+
+    Args:
+        path: The file.
+        kind: Of the record.
+        given: Fields that the file does not hold.
 
     Raises:
         FileNotFoundError, NotADirectoryError: If there is none.
@@ -244,7 +257,7 @@ def read_record(path: Path, kind: type[T]) -> T:
 
     value = read_object(path)
     try:
-        return TypeAdapter(kind).validate_python(value)
+        return TypeAdapter(kind).validate_python({**value, **(given or {})})
     except ValidationError as error:
         wrong = [f"`{'.'.join(map(str, item['loc']))}`: {item['msg'].lower()}" for item in error.errors(include_url=False)]
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
@@ -410,6 +423,21 @@ def _flush_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.EACCES):  # this system syncs no folders
             raise
+
+
+def open_append(path: Path) -> int:
+    """A descriptor that adds to a file, made if missing. Follows no link and waits for no pipe: the folder may be a stranger's.
+
+    Raises:
+        OSError: As the system says.
+        FileError: If something else than a file is there.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    handle = os.open(path, flags, 0o666)
+    if other := kind_of(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise FileError(f"`{path}` is {other}, not a file", hint="remove it")
+    return handle
 
 
 class RowLog:

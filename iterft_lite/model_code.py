@@ -21,6 +21,7 @@ from typing import Any
 
 from iterft_lite import hub
 from iterft_lite.errors import ModelError
+from iterft_lite.files import user_path
 
 LOADER = "transformers.dynamic_module_utils"
 """Everything that transformers loads from model folders goes through this module."""
@@ -30,7 +31,7 @@ _trusted: set[str] = set()
 
 def trust(model: str) -> None:
     """Let the code of one model run in this process and those that it starts: a folder, or a name on the hub."""
-    _trusted.add(str(Path(model).expanduser().resolve()) if Path(model).expanduser().is_dir() else model)
+    _trusted.add(str(user_path(model).resolve()) if user_path(model).is_dir() else model)
 
 
 def trusted() -> list[str]:

@@ -1,7 +1,7 @@
 """The one way in which this program starts another one: what it may see, import and read, and that it ends with its parent.
 
 Every program started here
-- sees no key or token, but those that it is given on purpose (`Secrets`);
+- sees no key or token, but those that it is given on purpose (`OWN`);
 - imports this package from where it is, and nothing from the folder that the user happens to be in (`python -P`);
 - reads nothing from the terminal: its standard input is empty;
 - runs no code out of a model folder (`model_code.py`);
@@ -33,8 +33,8 @@ from iterft_lite.model_code import refuse_model_code, trust, trusted
 ROOT = str(Path(__file__).resolve().parents[1])
 """The folder that this package is in."""
 
-Secrets = Literal["none", "judges"]
-"""Which keys a program gets: none, or those of judges (all but the hub's, which is fetched from by the first process only)."""
+Secrets = Literal["none", "judges", "tensorboard", "wandb", "trackio", "mlflow"]
+"""Whose keys a program gets."""
 
 SECRET = re.compile(
     r"(?:^|_)(?:\w*KEYS?|KEY_ID|TOKENS?|SECRETS?|PASSWORDS?|PASSWD|PASS|CREDENTIALS?|AUTH|COOKIES?|DSN|PAT)(?:_|$)",
@@ -44,6 +44,20 @@ SECRET = re.compile(
 
 HUB = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "HUGGINGFACEHUB_API_TOKEN"})
 """Variables with the hub's token."""
+
+NO_JUDGES = "WANDB_|TRACKIO_|MLFLOW_|RAY_"
+"""How variables begin that are a tracker's or a cluster's."""
+
+OWN: Mapping[Secrets, re.Pattern[str]] = {
+    "none": re.compile("(?!)"),
+    # a judge's provider can be any: all but trackers' and clusters', and the hub's, which the first process alone fetches from
+    "judges": re.compile(rf"(?!{NO_JUDGES}|(?:{'|'.join(sorted(HUB))})$)", re.IGNORECASE),
+    "tensorboard": re.compile("(?!)"),
+    "wandb": re.compile("WANDB_"),
+    "trackio": re.compile("TRACKIO_"),
+    "mlflow": re.compile("MLFLOW_|DATABRICKS_"),
+}
+"""By `Secrets`, the names of variables with keys that the program gets."""
 
 BOOT = (
     "import sys; root = sys.argv.pop(1); "
@@ -71,11 +85,7 @@ def environment(secrets: Secrets = "none", more: Mapping[str, str] | None = None
         secrets: Which keys it gets all the same.
         more: Laid over the others.
     """
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not is_secret(name) or (secrets == "judges" and name.upper() not in HUB)
-    }
+    kept = {name: value for name, value in os.environ.items() if not is_secret(name) or OWN[secrets].match(name)}
     path = os.pathsep.join(entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry)
     return {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts; CUDA itself would begin with the fastest

@@ -520,6 +520,16 @@ def test_without_judge_batch_open_batches_are_collected_and_new_questions_asked_
     assert sum(reply.usd for reply in got.values()) == pytest.approx(count["usd"])
 
 
+def test_verdicts_that_came_with_somebodys_folder_are_not_cached(tmp_path: Path) -> None:
+    with StubProcess() as stub:
+        note = BatchNote(tmp_path / "run/logs/batches/a.json", {"key": "trait/c0-q1"})
+        note.replies["key"] = asdict(JudgeResponse("trait/c0-q1", "100", (("100", 1.0),)))
+        note.path.parent.mkdir(parents=True)
+        note.save()
+        a_judge(stub, tmp_path / "run")
+    assert VerdictCache().get("key", "trait/c0-q1") is None
+
+
 def test_a_batchs_note_is_removed_once_its_verdicts_are_stored() -> None:
     with StubProcess() as stub:
         judge = a_judge(stub)

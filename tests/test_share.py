@@ -21,6 +21,8 @@ from iterft_lite.errors import FolderError, RunError, UserError
 from iterft_lite.experiment.recipe import read_recipe
 from iterft_lite.files import read_rows
 from iterft_lite.machine.resolve import this_machine
+from iterft_lite.protocols import OnProgress, TrainJob, TrainResult
+from iterft_lite.testing.fakes import FakeTrainer
 from iterft_lite.ui.card import card, markdown, share
 from iterft_lite.ui.cli import main
 from tests.loop import small_recipe, step_path
@@ -31,11 +33,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("share")
     recipe = folder / "lucky.toml"
     recipe.write_text(small_recipe(cycles=1))
-    with open_run(recipe, (), folder / "lucky") as session:
+    with pytest.MonkeyPatch.context() as patch, open_run(recipe, (), folder / "lucky") as session:
+        patch.setattr(FakeTrainer, "train", train_as_peft)
         list(session.events())
-    adapter = step_path(folder / "lucky", "c0-train") / "adapter"
-    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/home/me/models/nano", "r": 8}))
     return folder / "lucky"
+
+
+def train_as_peft(trainer: FakeTrainer, job: TrainJob, on_progress: OnProgress, train: Any = FakeTrainer.train) -> TrainResult:
+    """A fake training whose adapter says what it rests on, as PEFT's do."""
+    found: TrainResult = train(trainer, job, on_progress)
+    config = {"base_model_name_or_path": "/home/me/models/nano", "r": 8}
+    (job.out / "adapter/adapter_config.json").write_text(json.dumps(config))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +59,7 @@ def test_a_shared_run_has_every_file(shared: Path) -> None:
         "README.md",
         "adapters/lucky/c0/adapter_config.json",
         "adapters/lucky/c0/texts.json",
+        "adapters/lucky/c1/adapter_config.json",
         "adapters/lucky/c1/texts.json",
         "curves/lucky.png",
         "data/answers.jsonl",

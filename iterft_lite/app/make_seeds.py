@@ -21,7 +21,7 @@ from iterft_lite.errors import ModelError, RunError
 from iterft_lite.experiment.recipe import Recipe, make_recipe
 from iterft_lite.experiment.rows import Message
 from iterft_lite.experiment.steps import row_seed
-from iterft_lite.files import RowLog
+from iterft_lite.files import RowLog, user_path
 from iterft_lite.hub import folder_of
 from iterft_lite.machine.resolve import model_place
 from iterft_lite.metrics.heuristic_coherence import coherence
@@ -245,7 +245,7 @@ def seeds_by(
         RunError: If the teacher fails.
     """
     trait = read_trait(trait_name)
-    local = model.startswith(HUB) or model in FOLDERS or Path(model).expanduser().is_dir()
+    local = model.startswith(HUB) or model in FOLDERS or user_path(model).is_dir()
     if model.startswith("local:"):
         raise ModelError(f"`{model}` only gives numbers", hint="give a Hugging Face folder, `hub:OWNER/NAME`, or a route")
     place = model.removeprefix(HUB)

@@ -11,7 +11,7 @@ from iterft_lite.backends.judge.kinds import FEWEST_ROWS, Material
 from iterft_lite.data import is_path
 from iterft_lite.data.traits import SHIPPED, Trait, check_trait, read_trait, shipped_traits, trait_folder
 from iterft_lite.errors import FolderError, TraitError
-from iterft_lite.files import write_text
+from iterft_lite.files import user_path, write_text
 from iterft_lite.metrics.text import distinct_share, words_of
 
 EXAMPLE = SHIPPED / "_new"
@@ -101,7 +101,7 @@ def examine_trait(name: str) -> Checked:
         TraitError: If there is no folder of that name.
     """
     # a folder without a trait.toml is looked at too, to say what else it lacks
-    folder = Path(name).expanduser() if is_path(name) and Path(name).expanduser().is_dir() else trait_folder(name)
+    folder = user_path(name) if is_path(name) and user_path(name).is_dir() else trait_folder(name)
     trait, problems = check_trait(folder)
     if trait is None:
         return Checked(name, tuple(problems), (), (), ())

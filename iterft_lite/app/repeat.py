@@ -58,5 +58,9 @@ def _lines(given: Mapping[str, Json]) -> Iterator[str]:
 
 
 def toml_value(value: Json) -> str:
-    """A value as TOML has it; JSON's strings, numbers, lists and booleans are TOML's too."""
-    return json.dumps(value, ensure_ascii=False)
+    """A value as TOML has it; JSON's texts, finite numbers and booleans are TOML's too."""
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{key} = {toml_value(each)}' for key, each in value.items() if each is not None)} }}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -12,7 +12,6 @@ Nothing of the machine goes out: no absolute path, no address of a server, no ke
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,19 +22,23 @@ from urllib.parse import urlsplit
 
 from iterft_lite import hub
 from iterft_lite.app.repeat import as_toml
+from iterft_lite.backends.judge.keys import environment
 from iterft_lite.backends.judge.kinds import LOCAL
 from iterft_lite.digests import Json
 from iterft_lite.engine.manifest import Run
 from iterft_lite.errors import FolderError, RunError, UserError
 from iterft_lite.experiment.rows import JUDGED, SAMPLES, SCALES, JudgedSample
 from iterft_lite.experiment.steps import cycle_name
-from iterft_lite.files import ROWS, disk_errors, read_object, write_json, write_rows, write_text
+from iterft_lite.files import ROWS, disk_errors, read_object, safe_member, user_path, write_json, write_rows, write_text
 from iterft_lite.programs import is_secret
 from iterft_lite.report.cells import CellReport, read_cells
 from iterft_lite.report.report import Report
 
 ANSWERS = "data/answers.jsonl"
 SCORES = "data/scores.jsonl"
+
+ADAPTER = "adapter/"
+"""Beginning of an adapter's files in a training's record."""
 
 SHORTEST_KEY = 8
 """Characters from which on a secret variable's value is looked for in what goes out."""
@@ -98,8 +101,8 @@ def write_shared(cells: Sequence[CellReport], to: Path) -> None:
     for cell in cells:
         asked = asked_of(cell)
         write_text(to / "recipes" / f"{cell.name}.toml", as_toml(asked))
-        for cycle, adapter in adapters_of(cell):
-            _copy_adapter(adapter, to / "adapters" / cell.name / cycle_name(cycle), str(asked["model"]))
+        for cycle, paths in adapters_of(cell):
+            _copy_adapter(paths, to / "adapters" / cell.name / cycle_name(cycle), str(asked["model"]))
 
 
 def answers_of(cell: CellReport) -> Iterator[dict[str, Json]]:
@@ -150,21 +153,30 @@ def scores_of(cell: CellReport) -> Iterator[dict[str, Json]]:
         yield {**row, "rate": cycle.rate}
 
 
-def adapters_of(cell: CellReport) -> Iterator[tuple[int, Path]]:
-    """Cycle and folder of each finished training's adapter."""
+def adapters_of(cell: CellReport) -> Iterator[tuple[int, dict[str, Path]]]:
+    """Cycle and files, by name, of each finished training's adapter: those that its record names, as it names them.
+
+    What else lies in that folder, or is linked into it, may be anything: it is not shared.
+
+    Raises:
+        StoreError: If one was changed.
+        FileError: If a link or something else is in the place of one.
+    """
     for step in report_of(cell).steps:
         folder = Run(cell.folder).folder(step)
-        if step.verb == "train" and folder.finished and (folder.path / "adapter").is_dir():
-            yield step.cycle, folder.path / "adapter"
+        if step.verb == "train" and folder.finished:
+            named = [name for name in folder.verify(pruned=True).files if name.startswith(ADAPTER)]
+            paths = {name.removeprefix(ADAPTER): safe_member(folder.path, name) for name in named}
+            if found := {name: path for name, path in paths.items() if path.exists()}:
+                yield step.cycle, found
 
 
-def _copy_adapter(source: Path, to: Path, model: str) -> None:
+def _copy_adapter(paths: Mapping[str, Path], to: Path, model: str) -> None:
     """Copy an adapter; what it rests on is named as people do, not by a folder of this machine."""
     with disk_errors(to):
-        to.mkdir(parents=True)
-        for path in sorted(source.iterdir()):
-            if path.is_file() and not path.is_symlink():
-                shutil.copyfile(path, to / path.name)
+        for name, path in paths.items():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, to / name)
     config = to / "adapter_config.json"
     if config.exists():
         name, _, commit = model.partition("@")
@@ -184,7 +196,7 @@ def portable(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(LOCAL):
         return LOCAL + portable(value.removeprefix(LOCAL))
     if isinstance(value, str) and PATH.match(value):
-        return hub.title(str(Path(value).expanduser().absolute())) or "here"
+        return hub.title(str(user_path(value).absolute())).lstrip("~") or "here"
     return value
 
 
@@ -202,12 +214,12 @@ def _address(value: Any) -> str | None:
 
 
 def refuse_secrets(folder: Path) -> None:
-    """Look for the values of this process's secret variables in every text that would go out.
+    """Look for the values of secret variables, this process's and those of a `.env` file, in every text that would go out.
 
     Raises:
         UserError: If one is there; with the file and the variable.
     """
-    known = {name: value for name, value in os.environ.items() if is_secret(name) and len(value) >= SHORTEST_KEY}
+    known = {name: value for name, value in environment(Path.cwd()).items() if is_secret(name) and len(value) >= SHORTEST_KEY}
     for path in sorted(folder.rglob("*")):
         if path.suffix in (".md", ".toml", ".json", ".jsonl"):
             text = path.read_text(encoding="utf-8", errors="replace")

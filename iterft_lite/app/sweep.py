@@ -558,11 +558,14 @@ def locked(folder: StudyFolder) -> Iterator[None]:
         FolderError: If another sweep is, or the folder cannot be written.
     """
     with disk_errors(folder.root):
-        (folder.root / "steps").mkdir(parents=True, exist_ok=True)
-        (folder.root / CELLS).mkdir(exist_ok=True)
+        folder.root.mkdir(parents=True, exist_ok=True)
+    # the lock first: it tells a folder of ours, whatever happens next, from one that holds other files
     lock = FolderLock(folder.root / "lock", f"another sweep is going on in `{folder.root}`")
     lock.acquire()
     try:
+        with disk_errors(folder.root):
+            (folder.root / "steps").mkdir(exist_ok=True)
+            (folder.root / CELLS).mkdir(exist_ok=True)
         yield
     finally:
         lock.release()

@@ -6,6 +6,7 @@ one for all places: one budget, one pace, one cache.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -292,7 +293,7 @@ class RayPlace:
         model = residents.model
         if Path(model).is_dir():  # the worker is in another folder
             residents = replace(residents, model=str(Path(model).absolute()))
-        return RayExecutor(self.site, Away(residents), residents.logs / self.name.replace(" ", ""))
+        return RayExecutor(self.site, Away(residents), residents.logs / re.sub(r"[^\w-]", "", self.name))
 
 
 def places_on(where: str, study: Path, machine: Machine, chains: int | None = None) -> tuple[Sequence[Place], tuple[str, ...]]:

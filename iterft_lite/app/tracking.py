@@ -14,6 +14,7 @@ import contextlib
 import importlib
 import math
 import queue
+import re
 import secrets
 import threading
 import time
@@ -25,6 +26,7 @@ from typing import Any, Literal, Protocol
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.digests import Json
 from iterft_lite.engine.run import Event, StepFinished, StepProgress
+from iterft_lite.errors import FileError, FolderError
 from iterft_lite.experiment.recipe import Recipe, TrackerName
 from iterft_lite.experiment.recipe_keys import flat
 from iterft_lite.experiment.rows import SCALES
@@ -48,6 +50,9 @@ CLOSING = 20.0
 
 LEAVING = 3.0
 """The same, of a run that failed or was interrupted."""
+
+ID = re.compile("[0-9a-f]{12}")
+"""What a run is called in a tracker."""
 
 Axis = Literal["cycle", "step"]
 
@@ -243,11 +248,19 @@ def points_of(step: Step, results: Mapping[str, Json], folder: Path, offset: int
 
 
 @dataclass(frozen=True)
-class _Known:
+class Known:
     """What a tracker was told, as its file has it."""
 
     id: str
     steps: list[str] = field(default_factory=list)
+
+
+def read_known(path: Path) -> Known | None:
+    """What a tracker was told; None where that is not known, or somebody else's folder would choose which run is written to."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, FileError):
+        known = read_record(path, Known)
+        return known if ID.fullmatch(known.id) else None
+    return None
 
 
 class _Feed:
@@ -264,17 +277,12 @@ class _Feed:
         """Why nothing more is reported; one sentence."""
         self._name = name
         self._file = run.folder / f"{name}.json"
-        self._known = self._read() or _Known(secrets.token_hex(6))
+        self._known = read_known(self._file) or Known(secrets.token_hex(6))
         self._run = Tracked(self._known.id, run.name, run.study, run.folder / name, run.settings)
-        self._child = Child(WORKERS[name], Tracker, log=log, secrets="judges")
+        self._child = Child(WORKERS[name], Tracker, log=log, secrets=name)
         self._todo: queue.Queue[tuple[str, list[Point]] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
-
-    def _read(self) -> _Known | None:
-        with contextlib.suppress(Exception):  # a note: without it a run is announced again
-            return read_record(self._file, _Known)
-        return None
 
     def tell(self, key: str, points: list[Point]) -> None:
         """Have the numbers of a step told, unless they were."""
@@ -292,6 +300,9 @@ class _Feed:
     def _work(self) -> None:
         begun = False
         try:
+            for path in (self._file.parent, self._file.parent / self._name):
+                if path.is_symlink():
+                    raise FolderError(f"`{path}` is a symbolic link where a folder of the run belongs", hint="remove it")
             while (told := self._todo.get()) is not None:
                 if not begun:
                     self._child.begin(self._run)

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from iterft_lite.app.session import Session
-from iterft_lite.files import ROWS
+from iterft_lite.errors import FileError
+from iterft_lite.files import ROWS, open_regular
 from iterft_lite.machine.estimate import time_needed
 from iterft_lite.machine.timing import read_table
 
@@ -25,11 +26,11 @@ def step_seconds(opened: Session) -> tuple[dict[str, float], bool]:
 def newest_text(folder: Path) -> str:
     """Question and text of the last whole row in a step's folder; "" where it has none."""
     try:
-        with (folder / ROWS).open("rb") as file:
+        with open_regular(folder / ROWS) as file:
             end = file.seek(0, 2)
             file.seek(max(0, end - TAIL))
             lines = file.read().split(b"\n")
-    except OSError:
+    except (OSError, FileError):
         return ""
     for line in reversed(lines[:-1]):
         try:

@@ -16,7 +16,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from iterft_lite.errors import ModelError
+from iterft_lite.errors import FileError, ModelError
+from iterft_lite.files import read_json, read_text, user_path
 from iterft_lite.programs import run_module
 
 FILES = (
@@ -71,7 +72,7 @@ def read_tokenizer_files(model: str) -> TokenizerFiles:
         ends = [end for name in ("config.json", "generation_config.json") for end in _ends(_json(own / name))]
         return TokenizerFiles(
             name=model,
-            tokenizer=(folder / "tokenizer.json").read_text(encoding="utf-8"),
+            tokenizer=_text(folder / "tokenizer.json"),
             config=config,
             special=_special_tokens(folder, config),
             template=_template(folder, config),
@@ -88,7 +89,7 @@ def tokenizer_folder(model: str) -> Iterator[Path]:
     Raises:
         ModelError: If there is none.
     """
-    folder = Path(model).expanduser()
+    folder = user_path(model)
     if not folder.is_dir():
         if model.startswith((".", "~")) or folder.is_absolute() or model.count("/") > 1:
             raise ModelError(f"there is no folder `{model}`")
@@ -181,18 +182,31 @@ def _fetch(model: str) -> Path:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"`{path}` is not JSON: {error}") from None
+        found = read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except FileError as error:
+        raise ModelError(error.message, hint=error.hint) from None
     return found if isinstance(found, dict) else {}
+
+
+def _text(path: Path) -> str:
+    """All of a text file of a model's.
+
+    Raises:
+        ModelError: If it cannot be read.
+    """
+    try:
+        return read_text(path)
+    except (OSError, FileError) as error:
+        raise ModelError(f"`{path}` cannot be read: {getattr(error, 'message', error)}") from None
 
 
 def _ends(config: Mapping[str, Any]) -> list[int]:
     """The ids of a configuration's `eos_token_id`: one, several or none."""
-    given = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
+    inner = config.get("text_config")
+    given = config.get("eos_token_id", inner.get("eos_token_id") if isinstance(inner, dict) else None)
     return [end for end in (given if isinstance(given, list) else [given]) if isinstance(end, int)]
 
 
@@ -201,18 +215,18 @@ def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     named = dict(config)
     if "added_tokens_decoder" not in config:
         named.update(_json(folder / "special_tokens_map.json"))
-    contents = {key: named[key]["content"] if isinstance(named.get(key), dict) else named.get(key) for key in NAMED}
+    contents = {key: named[key].get("content") if isinstance(named.get(key), dict) else named.get(key) for key in NAMED}
     return {key: str(content) for key, content in contents.items() if content is not None}
 
 
 def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
     """Source of the default chat template: its file before the configuration's entry."""
     file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
+    if file.exists():
+        return _text(file)
     entry = config.get("chat_template")
     if isinstance(entry, list):
-        entry = {one["name"]: one["template"] for one in entry}
+        entry = {one.get("name"): one.get("template") for one in entry if isinstance(one, dict)}
     if isinstance(entry, dict):
         entry = entry.get("default")
     return None if entry is None else str(entry)

@@ -14,6 +14,7 @@ from typing import Literal
 
 from iterft_lite.data import is_path
 from iterft_lite.errors import UserError
+from iterft_lite.files import user_path
 
 ENDING = ".toml"
 
@@ -97,7 +98,7 @@ def _file(name: str, folder: Path, kind: Literal["recipe", "study"]) -> Path:
     """The file behind a name."""
     lists = f"`iterft recipes` lists the shipped {'recipes' if kind == 'recipe' else 'studies'}"
     if is_path(name) or name.endswith(ENDING):
-        path = Path(name).expanduser()
+        path = user_path(name)
         if path.is_dir():
             raise UserError(f"`{name}` is a folder, not a {kind}", hint=lists)
         return path

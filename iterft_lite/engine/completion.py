@@ -110,6 +110,8 @@ def read_completion(folder: Path, hint: Callable[[], str] = str) -> Completion |
             first = error.errors()[0]
             what = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
             raise StoreError(f"`{path}` is not a completion record: {what}", hint=hint() or None) from None
+        except (ValueError, RecursionError):  # no finite number, or nested too deeply: no digest can be taken of it
+            raise StoreError(f"`{path}` is not a completion record: it holds what none can", hint=hint() or None) from None
     return None
 
 

@@ -23,10 +23,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from iterft_lite.digests import Json
 from iterft_lite.engine.completion import OLD_RECORD, RECORD
 from iterft_lite.engine.store import OLD_VERBS, StepFolder, folder_at
-from iterft_lite.errors import FileError, FolderError
+from iterft_lite.errors import FileError, FolderError, IterftError, RecipeError
+from iterft_lite.experiment.recipe import make_recipe
 from iterft_lite.experiment.steps import Step, checked, step_name
 from iterft_lite.files import FolderLock, disk_errors, read_object, write_json
 
@@ -75,9 +78,55 @@ def _manifest(path: Path, value: dict[str, Any]) -> Manifest:
         )
     try:
         steps = tuple(_step(row) for row in value.get("steps", ()))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        whole = _checked(value) if "recipe" in value else value
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise FolderError(f"`{path}` is not the manifest of a run: {type(error).__name__} {error}") from None
-    return Manifest(value, steps, number)
+    except RecipeError as error:
+        raise FolderError(f"`{path}` is not the manifest of a run: {error.message}", hint=error.hint) from None
+    return Manifest(whole, steps, number)
+
+
+class _Judge(BaseModel):
+    """Who judged, as far as it is shown."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    name: str
+    kind: str = ""
+    note: str = ""
+
+
+class _About(BaseModel):
+    """What run.json says of a run beside its recipe and steps, whoever wrote it."""
+
+    model_config = ConfigDict(strict=True)
+
+    trait: str
+    judge: _Judge
+    summary: str = ""
+    colour: str = Field("#000000", pattern="^#[0-9a-fA-F]{6}$")
+    planned_usd: float | None = Field(None, ge=0, allow_inf_nan=False)
+    model_identity: str = ""
+    choices: list[str] = []
+    created: str = ""
+
+
+def _checked(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's manifest with every value of its kind; its recipes in today's words.
+
+    Raises:
+        RecipeError: If what should be a recipe is none.
+        ValueError: If another value is of another kind.
+    """
+    recipe = _as_recipe(value["recipe"], "as resolved")
+    unsaid = {"trait": recipe["trait"], "judge": {"name": recipe["judge"], "note": "the manifest does not say who judged"}}
+    about = _About.model_validate({**unsaid, **value}).model_dump()
+    asked = {"asked": _as_recipe(value["asked"], "as asked")} if "asked" in value else {}
+    return {**value, **about, **asked, "recipe": recipe}
+
+
+def _as_recipe(value: Any, which: str) -> dict[str, Any]:
+    return make_recipe(value, source=which).model_dump(mode="json")
 
 
 def _step(row: Mapping[str, Json]) -> Step:
@@ -213,10 +262,16 @@ class Run:
             )
         with disk_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            (self.store / "steps").mkdir(parents=True, exist_ok=True)
+        # the lock first: it tells a folder of ours, whatever happens next, from one that holds other files
         lock = FolderLock(self.root / "lock", f"another run is going on in `{self.root}`")
         lock.acquire()
         self._lock = lock
+        try:
+            with disk_errors(self.store):
+                (self.store / "steps").mkdir(parents=True, exist_ok=True)
+        except IterftError:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Let other sessions in."""

@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import logging
 import os
+import re
 import secrets
 import socket
 import time
@@ -91,14 +92,14 @@ def connect(address: str) -> Any:
 def _reachable(address: str) -> None:
     """See that something listens: Ray would try for minutes, and end the process with `SystemExit`."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "/" in host:
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or "/" in host:
         raise UserError(
             f"`{address}` is not the address of a Ray cluster",
             hint="`--on ray:HOST:PORT` with the port of its head (6379 unless given), on a machine of the cluster",
         )
     try:
         socket.create_connection((host, int(port)), timeout=REACH).close()
-    except OSError as error:
+    except (OSError, ValueError, OverflowError) as error:  # a host that is no name, a port beyond the last
         raise _unreachable(address, error) from None
 
 

@@ -33,7 +33,7 @@ from iterft_lite.engine.store import StepFolder, Working
 from iterft_lite.errors import BackendError, IterftError
 from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.experiment.verbs import VERBS
-from iterft_lite.files import disk_errors, our_error
+from iterft_lite.files import disk_errors, open_append, our_error
 from iterft_lite.model_code import trust, trusted
 from iterft_lite.protocols import Progress
 from iterft_lite.stages.judge import NotYet
@@ -197,7 +197,7 @@ def _print_to(log: Path) -> None:
     """Have whatever this process prints end up beside the study, where it outlives the node."""
     with disk_errors(log):
         log.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        handle = open_append(log)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os.dup2(handle, 1)

@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import hashlib
+import math
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,11 +33,13 @@ from pathlib import Path
 
 from iterft_lite.digests import Json, file_digest
 from iterft_lite.engine.completion import (
+    RECORD,
     Completion,
     read_completion,
     rows_digest,
     write_completion,
 )
+from iterft_lite.engine.results import refuse_strange
 from iterft_lite.errors import Busy, FileError, FolderError, StoreError
 from iterft_lite.experiment.steps import Step, checked
 from iterft_lite.experiment.verbs import VERBS
@@ -96,8 +99,11 @@ class StepFolder:
             FolderError: If it is another step's.
         """
         found = read_completion(self.path, lambda: _redo(self.path))
-        if found is not None and found.key != self.step.key:
+        if found is None:
+            return None
+        if found.key != self.step.key:
             raise FolderError(f"`{self.path}` was made by another recipe", hint="choose another folder with `--out`")
+        refuse_strange(self.path / RECORD, self.step.verb, found.results)
         return found
 
     @property
@@ -169,10 +175,10 @@ class StepFolder:
 
     def spent(self) -> float:
         """Seconds of earlier sessions on this unfinished step."""
-        try:
-            return float((self.path / "seconds").read_text())
-        except (OSError, ValueError):
-            return 0.0
+        with contextlib.suppress(OSError, ValueError, FileError):  # only a note
+            seconds = float(read_bytes(self.path / "seconds", links=False))
+            return seconds if 0 <= seconds < math.inf else 0.0
+        return 0.0
 
     def spend(self, seconds: float) -> None:
         """Note the seconds of a session that did not finish."""

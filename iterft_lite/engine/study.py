@@ -21,7 +21,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from iterft_lite.digests import Json, canonical
 from iterft_lite.engine.manifest import Run
@@ -46,6 +48,10 @@ AHEAD = 3600.0
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")
 """What a cell can be called: it is a folder's name, and comes from a file that somebody else may have written."""
+
+Score = Annotated[float, Field(ge=0, le=100)]
+
+Count = Annotated[int, Field(ge=0, le=10**12)]
 
 FINITE = {"allow_inf_nan": False}
 """How numbers are read."""
@@ -102,13 +108,13 @@ class CellState:
     state: State = "queued"
     step: str = ""
     cycle: int = -2
-    cycles: int = 0
-    score: float | None = None
-    coherence: float | None = None
-    finished: int = 0
-    steps: int = 0
-    done: int = 0
-    total: int = 0
+    cycles: Count = 0
+    score: Score | None = None
+    coherence: Score | None = None
+    finished: Count = 0
+    steps: Count = 0
+    done: Count = 0
+    total: Count = 0
     worker: str = ""
     attempts: int = 0
     failure: dict[str, Json] | None = None
@@ -138,8 +144,8 @@ class SweepState:
     pid: int = 0
     workers: tuple[str, ...] = ()
     usd: float = 0.0
-    steps: int = 0
-    finished: int = 0
+    steps: Count = 0
+    finished: Count = 0
     seconds_left: float | None = None
 
     def alive(self, now: float) -> bool:

@@ -396,7 +396,7 @@ def chosen(among: Iterable[Cell], only: Sequence[str]) -> list[Cell]:
             raise RecipeError([f"`{text}` is no `key=value`"], source="--only", hint="such as `--only rows=50`")
         try:
             wanted[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):  # no TOML, or a number or nesting beyond reason: a text
             wanted[key.strip()] = value.strip()
     kept = [cell for cell in among if _matches(cell.values, wanted)]
     if not kept:

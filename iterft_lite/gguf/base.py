@@ -26,7 +26,7 @@ from iterft_lite import hub
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.cache import cache_folder
 from iterft_lite.errors import ExportError, ModelError
-from iterft_lite.files import is_as_kept, keep_digest, writing
+from iterft_lite.files import is_as_kept, keep_digest, read_object, user_path, writing
 from iterft_lite.gguf.file import Array, GgufFile, ensure_room
 from iterft_lite.gguf.llamacpp_source import llamacpp_source
 from iterft_lite.gguf.names import gguf_name, load_orders, row_orders, save_orders, tensor_names
@@ -88,7 +88,7 @@ def model_folder(model: str) -> Path:
     Raises:
         ModelError: If it is neither.
     """
-    folder = Path(model).expanduser()
+    folder = user_path(model)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(f"`{model}` has no config.json: it is not a Hugging Face model folder")
@@ -112,7 +112,7 @@ def base_gguf(model: str, on_tensor: OnTensor = no_op) -> Base:
         ExportError: If there is no room for it, or it cannot be expressed in GGUF.
     """
     folder = model_folder(model)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_object(folder / "config.json")
     refuse_quantised(model, config)
     direct = writes_directly(folder, config)
     method = "direct" if direct else f"llama.cpp-{importlib.metadata.version('llama-cpp-python')}"

@@ -8,7 +8,6 @@ download, a tenth of a second.
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from iterft_lite.errors import ExportError, IterftError, ModelError
+from iterft_lite.errors import ExportError, FileError, IterftError, ModelError
+from iterft_lite.files import read_object
 from iterft_lite.gguf.llamacpp_source import find_source
 from iterft_lite.gguf.tokenizer import piece_tokenizer
 from iterft_lite.gguf.weights import Weight, is_whole, read_weights
@@ -147,17 +147,17 @@ def read_config(folder: Path) -> dict[str, Any]:
         ModelError: If there is none, or it is not a JSON object.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = read_object(folder / "config.json")
+    except (OSError, FileError) as error:
         raise ModelError(f"`{folder}/config.json` cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"`{folder}/config.json` is not a JSON object")
-    return {**config, **(config.get("text_config") or {}), "architectures": config.get("architectures")}
+    inner = config.get("text_config")
+    return {**config, **(inner if isinstance(inner, dict) else {}), "architectures": config.get("architectures")}
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:
     """The class that config.json names first, or ""."""
-    return str((config.get("architectures") or [""])[0])
+    named = config.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else ""
 
 
 def refuse_problems(folder: Path, *, tokens: int = 0, weights: Literal["here", "on the hub"] = "here") -> None:

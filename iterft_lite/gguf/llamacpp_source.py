@@ -12,6 +12,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,6 +91,8 @@ def unpack_source(package: Path, folder: Path, *, more: tuple[str, ...] = ()) ->
             raise ExportError(f"`{package}` does not carry llama.cpp's {SCRIPTS[0]}", hint=HINT.format(version=_version()))
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise ExportError(f"`{package}` is no whole package: {error}", hint=HINT.format(version=_version())) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gguf.constants import TokenType
 
-from iterft_lite.errors import ExportError
+from iterft_lite.errors import ExportError, FileError, ModelError
+from iterft_lite.files import read_object
 
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -27,10 +29,14 @@ def cuts_like_qwen2(folder: Path) -> bool:
     Everything that decides token ids must agree: the pattern and how it is used, no byte fallback, no merges passed over,
     no normalisation but NFC (which llama.cpp leaves to the caller).
     """
-    try:
-        read = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    read = read_tokenizer(folder)
+    if read is None:
         return False
+    with _shape(folder):
+        return _cuts_like_qwen2(read)
+
+
+def _cuts_like_qwen2(read: dict[str, Any]) -> bool:
     model, steps = read["model"], _steps(read.get("pre_tokenizer"))
     if model.get("type") != "BPE" or model.get("byte_fallback") or model.get("ignore_merges") or model.get("dropout"):
         return False
@@ -51,11 +57,38 @@ def cuts_like_qwen2(folder: Path) -> bool:
 
 def ignores_merges(folder: Path) -> bool:
     """Whether the tokenizer takes a word that is a token as one token, even if no merges lead to it."""
+    read = read_tokenizer(folder)
+    return read is not None and bool(read["model"].get("ignore_merges"))
+
+
+def read_tokenizer(folder: Path) -> dict[str, Any] | None:
+    """A model folder's tokenizer.json; None if there is none.
+
+    Raises:
+        ModelError: If it cannot be read, or is no tokenizer's.
+    """
     try:
-        read = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return False
-    return bool(read["model"].get("ignore_merges"))
+        read = read_object(folder / "tokenizer.json")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except FileError as error:
+        raise ModelError(error.message, hint=error.hint) from None
+    if not isinstance(read.get("model"), dict):
+        raise ModelError(f"`{folder}/tokenizer.json` is not a tokenizer's: it has no `model`")
+    return read
+
+
+@contextlib.contextmanager
+def _shape(folder: Path) -> Iterator[None]:
+    """Turn what comes of a tokenizer.json of another shape into an error of ours.
+
+    Raises:
+        ModelError: For it.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        raise ModelError(f"`{folder}/tokenizer.json` is not a tokenizer's: {type(error).__name__} {error}") from None
 
 
 def _steps(part: dict[str, Any] | None, of: str = "pretokenizers") -> list[dict[str, Any]]:
@@ -117,13 +150,11 @@ def piece_tokenizer(folder: Path) -> dict[str, Any] | None:
     Raises:
         ExportError: If it falls back to bytes that it has no tokens for: llama.cpp would abort.
     """
-    try:
-        read: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    if read["model"].get("type") != "BPE" or not _writes_blanks_as_pieces(read):
-        return None
-    missing = [byte for byte in range(256) if f"<0x{byte:02X}>" not in read["model"]["vocab"]]
+    read = read_tokenizer(folder)
+    with _shape(folder):
+        if read is None or read["model"].get("type") != "BPE" or not _writes_blanks_as_pieces(read):
+            return None
+        missing = [byte for byte in range(256) if f"<0x{byte:02X}>" not in read["model"]["vocab"]]
     if missing:
         raise ExportError(
             f"the tokenizer in `{folder}` has no tokens for {len(missing)} of the 256 bytes (`<0x{missing[0]:02X}>`), which a "
@@ -159,15 +190,18 @@ def vocabulary(folder: Path, size: int) -> tuple[list[str], list[int]]:
     Raises:
         ExportError: If the tokenizer has more tokens than the embedding has rows.
     """
-    read = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    read = read_tokenizer(folder)
+    if read is None:
+        raise ExportError(f"there is no `{folder}/tokenizer.json`")
     tokens = [f"[PAD{index}]" for index in range(size)]
     types = [int(TokenType.UNUSED)] * size
-    added = {token["content"]: token for token in read["added_tokens"]}
-    ids = {**read["model"]["vocab"], **{content: token["id"] for content, token in added.items()}}
-    if max(ids.values()) >= size:
-        raise ExportError(f"the tokenizer in `{folder}` has a token {max(ids.values())}, the model only {size} embeddings")
-    for token, index in ids.items():
-        tokens[index], types[index] = token, _type(added.get(token))
+    with _shape(folder):
+        added = {token["content"]: token for token in read["added_tokens"]}
+        ids = {**read["model"]["vocab"], **{content: token["id"] for content, token in added.items()}}
+        if max(ids.values()) >= size:
+            raise ExportError(f"the tokenizer in `{folder}` has a token {max(ids.values())}, the model only {size} embeddings")
+        for token, index in ids.items():
+            tokens[index], types[index] = token, _type(added.get(token))
     return tokens, types
 
 

@@ -19,7 +19,7 @@ from iterft_lite.data.traits import SHIPPED, read_trait
 from iterft_lite.errors import ModelError
 from iterft_lite.experiment.inputs import ResolvedInputs
 from iterft_lite.experiment.recipe import MixSettings, Recipe, Source
-from iterft_lite.files import need_writable
+from iterft_lite.files import need_writable, user_path
 from iterft_lite.hardware import Gpu, cpu_precision
 from iterft_lite.machine.sources import Sources
 from iterft_lite.machine.usable import notes_on, refuse_unusable
@@ -192,7 +192,7 @@ def model_place(name: str) -> str:
     """
     if name in FOLDERS:
         return str(FOLDERS[name])
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"`{path}` has no config.json", hint="a Hugging Face model folder is needed")
@@ -235,6 +235,6 @@ def _pinned(place: str, commit: Literal["needed", "if known", "as it was"]) -> t
 
 def _absolute(table: Table) -> Table:
     """A table with the full path of its file, if it names one."""
-    if table is None or table.path is None or not Path(table.path).expanduser().exists():
+    if table is None or table.path is None or not user_path(table.path).exists():
         return table
-    return table.model_copy(update={"path": str(Path(table.path).expanduser().resolve())})
+    return table.model_copy(update={"path": str(user_path(table.path).resolve())})

@@ -17,7 +17,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from iterft_lite import hub
@@ -25,7 +24,7 @@ from iterft_lite.data.texts import common, decode, flaw, most_repeated, plain
 from iterft_lite.data.traits import Chat, Document, Trait, parse_chat
 from iterft_lite.errors import FileError, TraitError
 from iterft_lite.experiment.recipe import MixSettings, Recipe, Source
-from iterft_lite.files import json_kind, parse_json, read_bytes
+from iterft_lite.files import json_kind, parse_json, read_bytes, user_path
 
 KINDS = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 
@@ -317,7 +316,7 @@ def read_source(source: Source) -> Rows:
     Raises:
         TraitError: If it cannot be read.
     """
-    path = Path(source.path).expanduser()
+    path = user_path(source.path)
     if not path.exists():
         if path.suffix in KINDS or not hub.is_name(source.path):
             hint = "" if path.suffix in KINDS else f"files end in {', '.join(KINDS)}; a dataset on the hub is `owner/name`"

@@ -70,7 +70,7 @@ def heat_map(cells: Sequence[StudyCell], states: Mapping[str, CellState], *, wid
         width, height: In characters; at least 20 and 3.
     """
     layout = _layout(cells)
-    wanted = max(len(layout.key.rpartition(".")[2]), *map(len, layout.rows))
+    wanted = max([len(layout.key.rpartition(".")[2]), *map(len, layout.rows)])  # a study may have no cell left
     label = min(MOST_LABEL, wanted, max(8, width // 2))
     wide = WIDE if label + 1 + WIDE * len(layout.columns) <= width else NARROW
     columns = layout.columns[: max(1, (width - label - 1) // wide)]

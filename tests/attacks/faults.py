@@ -1,9 +1,8 @@
 """Runs that are killed, or refused by the file system, at a single operation; then they go on and end as undisturbed ones.
 
     python -m tests.attacks.faults operations 1500     a kill or an error at one file operation each, by stand-ins
-    python -m tests.attacks.faults kills 200           a SIGKILL at a moment by chance each, in a process of its own
+    python -m tests.attacks.faults beginnings 12       a fault of every kind at each of a run's first operations
     python -m tests.attacks.faults damages 700         a finished run's file damaged, then reported, gone on with and talked to
-    python -m tests.attacks.faults study_kills 100     likewise, of a sweep over four cells
     python -m tests.attacks.faults study_damages 300   likewise, of a finished study: looked at, gone on with, stopped
 
 Prints what came of them and ends with 1 if anything came that should not.
@@ -13,25 +12,27 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import json
 import os
+import pkgutil
 import random
 import shutil
 import signal
 import sys
 import tempfile
-import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import iterft_lite
 from iterft_lite import files
 from iterft_lite.errors import IterftError, RunError
 from iterft_lite.experiment.plan import Plan
-from tests.attacks.fuzzing import damage
+from tests.attacks.fuzzing import damage, other_values
 from tests.loop import a_plan, run_all
 
 REGIMES: dict[str, dict[str, Any]] = {
@@ -46,11 +47,18 @@ KINDS = ("kill", "ENOSPC", "EIO", "EACCES", "EMFILE")
 WRITES = frozenset({"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate"})
 """Python's audit events that a fault may come at; and syncs and writes (`_patch`)."""
 
-TIMES = frozenset({"seconds", "parts", "tokens_per_second", "cached", "calls"})
-"""What results and rows say of how they were made: no two runs agree in it."""
+TIMES = frozenset({"seconds", "parts", "tokens_per_second", "cached", "calls", "bytes"})
+"""What results and rows say of how they were made: no two runs agree in it. `bytes`: those of an untouched model's file are
+noted by the run that puts it into the cache, and by no other."""
 
 OURS, OTHER, FINE = 40, 41, 0
 """Exit codes of a trial."""
+
+PATIENCE = 300
+"""Seconds that a trial may take."""
+
+USED = 3
+"""In how many ways a damaged folder is used: which ones is left to chance."""
 
 
 class Fault:
@@ -79,6 +87,13 @@ class Fault:
         raise OSError(number, os.strerror(number), *filter(None, [path]))
 
 
+def load_modules() -> None:
+    """Have this process load what commands import, so that its children begin with that."""
+    for each in pkgutil.walk_packages(iterft_lite.__path__, "iterft_lite."):
+        if each.name.split(".")[1] in ("ui", "app", "report", "engine", "stages", "experiment", "testing"):
+            importlib.import_module(each.name)
+
+
 def plan_of(regime: str) -> Plan:
     return a_plan(regime=regime, **REGIMES[regime])
 
@@ -103,10 +118,11 @@ def _without_times(value: Any) -> Any:
 
 
 def forked(do: Callable[[], object]) -> int:
-    """Do something in a process of its own; its exit code, negative for a signal."""
+    """Do something in a process of its own; its exit code, negative for a signal: SIGALRM where it does not end."""
     child = os.fork()
     if child == 0:
         code = OTHER
+        signal.alarm(PATIENCE)
         try:
             do()
             code = FINE
@@ -178,6 +194,19 @@ def operations(many: int, draw: random.Random, regimes: tuple[str, ...] = tuple(
     return found
 
 
+def beginnings(many: int, _: random.Random) -> Counter[str]:
+    """A fault of every kind at each of a run's first operations, where a folder is not yet known for what it is."""
+    found: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        for regime in REGIMES:
+            plan, root = plan_of(regime), Path(folder) / regime
+            run_all(plan, root)
+            for at in range(many):
+                for kind in KINDS:
+                    found[_trial(plan, Path(folder) / "trial", outcome(root), at, kind)] += 1
+    return found
+
+
 def _trial(plan: Plan, root: Path, expected: dict[str, Any], at: int, kind: str) -> str:
     """One fault, and going on after it: what came of it in words, "good" where all is as it should be."""
     shutil.rmtree(root, ignore_errors=True)
@@ -187,39 +216,6 @@ def _trial(plan: Plan, root: Path, expected: dict[str, Any], at: int, kind: str)
     if forked(partial(run_all, plan, root)) != FINE:
         return f"cannot go on after {kind} at operation {at}"
     return "good" if outcome(root) == expected else f"another result after {kind} at operation {at}"
-
-
-def kills(many: int, draw: random.Random) -> Counter[str]:
-    """Runs killed at a moment by chance, several times each, until they end; by what came of them, how many kills."""
-    found: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        wholes = {}
-        for regime in REGIMES:
-            began = time.monotonic()
-            run_all(plan_of(regime), Path(folder) / regime)
-            wholes[regime] = outcome(Path(folder) / regime), time.monotonic() - began
-        while sum(found.values()) < many:
-            regime = draw.choice(list(REGIMES))
-            expected, seconds = wholes[regime]
-            root = Path(folder) / "killed"
-            shutil.rmtree(root, ignore_errors=True)
-            run = partial(run_all, plan_of(regime), root)
-            times = sum(_killed_doing(run, draw.uniform(0, seconds)) for _ in range(draw.choice([1, 2, 3])))
-            code = forked(partial(run_all, plan_of(regime), root))
-            found["good" if code == FINE and outcome(root) == expected else f"bad: {regime}"] += max(times, 1)
-    return found
-
-
-def _killed_doing(do: Callable[[], object], seconds: float) -> bool:
-    """Whether something was still going on when it was killed."""
-    child = os.fork()
-    if child == 0:
-        with contextlib.suppress(BaseException):
-            do()
-        os._exit(0)
-    time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
 # -- damages --------------------------------------------------------------------------------------------------------------
@@ -234,7 +230,7 @@ def damages(
     whole: Path,
     beside: Sequence[Path] = (),
 ) -> Counter[str]:
-    """A finished run with one damaged file, used in every way; by what came of it, how many damages.
+    """A finished run with one damaged file, used in some ways; by what came of it, how many damages.
 
     Args:
         many: Damages.
@@ -253,9 +249,39 @@ def damages(
             shutil.rmtree(root, ignore_errors=True)
             shutil.copytree(whole, root, symlinks=True)
             how = spoil(root / name, draw)
-            bad = [use for use, do in uses.items() if forked(partial(do, root)) not in (FINE, OURS)]
+            some = draw.sample(sorted(uses), USED)
+            bad = [use for use in some if forked(partial(uses[use], root)) not in (FINE, OURS)]
             found["good" if not bad else f"{', '.join(bad)}: {name}, {how}"] += 1
+            if bad and (kept := os.environ.get("ITERFT_KEEP_BAD")):
+                shutil.copytree(root, Path(kept) / f"{sum(found.values())}", symlinks=True, ignore=_pipes)
     return found
+
+
+def _pipes(folder: str, names: list[str]) -> list[str]:
+    """Names of a folder's files that no copy can be made of."""
+    return [name for name in names if (Path(folder) / name).is_fifo()]
+
+
+def commands(*lines: str) -> dict[str, Callable[[Path], object]]:
+    """Commands of `iterft`, by their line; `RUN` stands for the folder, and files are written beside it."""
+    return {line: partial(_command, line.split()) for line in lines}
+
+
+def _command(words: Sequence[str], root: Path) -> None:
+    from click import ClickException
+
+    from iterft_lite.ui.cli import main
+
+    shutil.rmtree(root.parent / "made", ignore_errors=True)
+    arguments = [str(root) if word == "RUN" else word.replace("MADE", str(root.parent / "made")) for word in words]
+    (root.parent / "made").mkdir()
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        try:
+            code = main(arguments, standalone_mode=False)
+        except ClickException as error:
+            raise RunError(error.format_message()) from None
+    if code:
+        raise RunError(f"exit code {code}")
 
 
 def spoil(path: Path, draw: random.Random) -> str:
@@ -269,7 +295,7 @@ def spoil(path: Path, draw: random.Random) -> str:
     elif how == "shape":
         path.write_bytes(draw.choice(SHAPES))
     elif how == "values":
-        path.write_bytes(_other_values(data, draw))
+        path.write_bytes(other_values(data, draw))
     elif how == "huge":
         os.truncate(path, 3 << 30)
     elif how == "locked":
@@ -284,32 +310,6 @@ def spoil(path: Path, draw: random.Random) -> str:
             "device": lambda: path.symlink_to("/dev/zero"),
         }[how]()
     return how
-
-
-def _other_values(data: bytes, draw: random.Random) -> bytes:
-    """JSON in which a value at a place by chance is another one."""
-    lines = data.split(b"\n") if data.count(b"\n{") else [data]
-    at = draw.randrange(len(lines))
-    try:
-        value = json.loads(lines[at])
-    except ValueError:
-        return damage(data, draw)
-    places = list(_places(value))
-    if places:
-        holder, key = draw.choice(places)
-        holder[key] = draw.choice(
-            [None, -1, 1e308, float("nan"), "../../../x", "\ud800", [], {}, [[]], {"a": 1}, True, "x" * 9999]
-        )
-    lines[at] = json.dumps(value).encode()
-    return b"\n".join(lines)
-
-
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every place of a JSON value that could hold another one."""
-    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
-    for key in keys:
-        yield value, key
-        yield from _places(value[key])
 
 
 def uses_of_a_run() -> dict[str, Callable[[Path], object]]:
@@ -328,6 +328,21 @@ def uses_of_a_run() -> dict[str, Callable[[Path], object]]:
             list(opened.events())
 
     return {"report": report, "go on": go_on, "talk": partial(past, cycle=None)}
+
+
+def commands_on_a_run() -> dict[str, Callable[[Path], object]]:
+    """What is done with a run folder by commands: slower."""
+    return commands(
+        "report RUN --full",
+        "report RUN --held-out",
+        "report RUN --html MADE/a.html --csv MADE/a.csv --md MADE/a.md",
+        "report RUN --png MADE/a.png",
+        "share RUN --to MADE/shared",
+        "figure sweep RUN --svg MADE/a.svg",
+        "export RUN --out MADE/export",
+        "judge run RUN --judge fake#1",
+        "replicate RUN",
+    )
 
 
 def finished_run(root: Path) -> Path:
@@ -403,31 +418,29 @@ def uses_of_a_study() -> dict[str, Callable[[Path], object]]:
     return {"look": look, "stop": lambda root: ask_to_stop(StudyFolder(root)), "report": report, "go on": sweep_on}
 
 
-def study_outcome(root: Path) -> dict[str, Any]:
-    """What a finished study holds: every row, every result, and the state of every cell."""
+def commands_on_a_study() -> dict[str, Callable[[Path], object]]:
+    """What is done with a study's folder by commands: slower."""
+    return commands(
+        "report RUN --html MADE/a.html --csv MADE/a.csv",
+        "report RUN",
+        "share RUN --to MADE/shared",
+        "compare RUN",
+        "figure heatmap RUN --svg MADE/a.svg",
+        "figure grid RUN --svg MADE/a.svg",
+        "sweep status RUN --json",
+    )
+
+
+def whole_outcome(root: Path) -> dict[str, Any]:
+    """What a finished run or study holds: every row, every result, and of a study the state of every cell."""
     from iterft_lite.engine.completion import read_completion
-    from iterft_lite.engine.study import StudyFolder
+    from iterft_lite.engine.study import StudyFolder, is_study
 
-    results = {path.name: read_completion(path) for path in sorted((root / "steps").iterdir())}
-    plain = {key: _without_times(found.results) if found else None for key, found in results.items()}
-    cells = {name: (cell.state, cell.score) for name, cell in StudyFolder(root).state().cells.items()}
-    return {**outcome(root), "results": plain, "cells": cells}
-
-
-def study_kills(many: int, draw: random.Random) -> Counter[str]:
-    """Sweeps killed at a moment by chance until they end; by what came of them, how many kills."""
-    found: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        grid = GRID.replace("rows", "seed_rows = [3, 4]\nrows")
-        began = time.monotonic()
-        expected = study_outcome(finished_study(Path(folder) / "whole", grid))
-        seconds, root = time.monotonic() - began, Path(folder) / "killed"
-        while sum(found.values()) < many:
-            shutil.rmtree(root, ignore_errors=True)
-            times = sum(_killed_doing(partial(sweep_on, root), draw.uniform(0, seconds)) for _ in range(draw.choice([1, 2, 4])))
-            code = forked(partial(sweep_on, root))
-            found["good" if code == FINE and study_outcome(root) == expected else "bad"] += max(times, 1)
-    return found
+    results = {f"steps/{path.name}/results": read_completion(path) for path in sorted((root / "steps").iterdir())}
+    plain = {place: _without_times(found.results) if found else None for place, found in results.items()}
+    states = StudyFolder(root).state().cells if is_study(root) else {}
+    cells = {name: (cell.state, cell.score) for name, cell in states.items()}
+    return {**outcome(root), **plain, "cells": cells}
 
 
 def study_damages(many: int, draw: random.Random) -> Counter[str]:
@@ -435,26 +448,26 @@ def study_damages(many: int, draw: random.Random) -> Counter[str]:
     with tempfile.TemporaryDirectory() as folder:
         whole = finished_study(Path(folder) / "whole")
         beside = [whole.parent / "study.toml", whole.parent / "base.toml"]
-        return damages(many, draw, uses_of_a_study(), whole, beside)
+        return damages(many, draw, uses_of_a_study() | commands_on_a_study(), whole, beside)
 
 
 def run_damages(many: int, draw: random.Random) -> Counter[str]:
     """See `damages`."""
     with tempfile.TemporaryDirectory() as folder:
-        return damages(many, draw, uses_of_a_run(), finished_run(Path(folder) / "whole"))
+        return damages(many, draw, uses_of_a_run() | commands_on_a_run(), finished_run(Path(folder) / "whole"))
 
 
 WHAT: dict[str, Callable[[int, random.Random], Counter[str]]] = {
     "operations": operations,
-    "kills": kills,
+    "beginnings": beginnings,
     "damages": run_damages,
-    "study_kills": study_kills,
     "study_damages": study_damages,
 }
 
 
 def main() -> None:
     """See the module's docstring."""
+    load_modules()
     what, many = sys.argv[1], int(sys.argv[2])
     draw = random.Random(int(sys.argv[3]) if len(sys.argv) > 3 else 0)
     found = WHAT[what](many, draw)

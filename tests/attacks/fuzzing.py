@@ -5,17 +5,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+from collections.abc import Iterator
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-TARGETS = 20
+TARGETS = 32
 """How many there are: the inputs are spread over them."""
 
-FEW = 60
+FEW = 40
 """Inputs of a target in CI."""
 
 GIVEN = int(os.environ.get("ITERFT_FUZZ", "0"))
@@ -65,3 +67,38 @@ def damage(whole: bytes, draw: random.Random) -> bytes:
         way = draw.choice(["cut off", *ways])
         data[at : len(data) if way == "cut off" else end] = ways.get(way, lambda _: b"")(bytes(data[at:end]))
     return bytes(data)
+
+
+def damaged_json(whole: bytes) -> st.SearchStrategy[bytes]:
+    """Likewise of JSON, or with another value at some place."""
+    return damaged(whole) | st.integers(0, 2**32).map(lambda seed: other_values(whole, random.Random(seed)))
+
+
+DEEP = [json.loads("[" * many + "]" * many) for many in (100, 400, 800)]
+"""Values that can be read, and that whoever walks through them may fall over."""
+
+
+def other_values(data: bytes, draw: random.Random) -> bytes:
+    """JSON in which a value at a place by chance is another one."""
+    lines = data.split(b"\n") if data.count(b"\n{") else [data]
+    at = draw.randrange(len(lines))
+    try:
+        value = json.loads(lines[at])
+    except ValueError:
+        return damage(data, draw)
+    places = list(_places(value))
+    if places:
+        holder, key = draw.choice(places)
+        holder[key] = draw.choice(
+            [None, -1, 1e308, float("nan"), "../../../x", "\ud800", [], {}, [[]], {"a": 1}, True, "x" * 9999, *DEEP]
+        )
+    lines[at] = json.dumps(value).encode()
+    return b"\n".join(lines)
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place of a JSON value that could hold another one."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
+    for key in keys:
+        yield value, key
+        yield from _places(value[key])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from iterft_lite.backends.tokenizer_files import make_tokenizer, read_tokenizer_files
 from iterft_lite.data.nano import FOLDERS
-from iterft_lite.errors import ExportError
+from iterft_lite.errors import ExportError, IterftError
 from iterft_lite.gguf.base import base_gguf
+from iterft_lite.gguf.families import architecture_of, read_config
 from iterft_lite.gguf.file import GgufFile
+from iterft_lite.gguf.tokenizer import cuts_like_qwen2, ignores_merges, piece_tokenizer, vocabulary
 from iterft_lite.hub import content_digest
 from iterft_lite.machine.resolve import model_identity
 
@@ -64,3 +68,47 @@ def test_a_gguf_that_is_a_pipe_a_folder_or_empty_is_refused(tmp_path: Path) -> N
     for name in ("pipe", "folder", "empty"):
         with pytest.raises(ExportError, match="is not a whole GGUF file"):
             GgufFile(tmp_path / f"{name}.gguf")
+
+
+# -- files of a model folder
+
+
+SHAPES = {
+    "tokenizer.json": ["{}", "[]", '{"model": 7}', '{"model": {"type": "BPE"}, "pre_tokenizer": {"type": "Sequence"}}'],
+    "config.json": ["[]", '{"architectures": 7}', '{"architectures": [7], "text_config": [1]}'],
+    "tokenizer_config.json": ['{"eos_token": {}}', '{"chat_template": [7]}', "{"],
+    "generation_config.json": ['{"eos_token_id": {}, "text_config": 3}'],
+}
+
+
+@pytest.mark.parametrize(("name", "content"), [(name, each) for name, some in SHAPES.items() for each in some])
+def test_a_model_file_of_another_shape_is_read_or_refused(tmp_path: Path, name: str, content: str) -> None:
+    folder = shutil.copytree(FOLDERS["nano"], tmp_path / "model")
+    (folder / name).write_text(content)
+    read_every_way(folder)
+
+
+@pytest.mark.parametrize("name", [*SHAPES, "chat_template.jinja"])
+@pytest.mark.parametrize("kind", ["pipe", "loop", "device"])
+def test_a_model_file_that_is_no_file_is_not_waited_for(tmp_path: Path, name: str, kind: str) -> None:
+    folder = shutil.copytree(FOLDERS["nano"], tmp_path / "model")
+    path = folder / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to(path.name if kind == "loop" else "/dev/zero")
+    read_every_way(folder)
+
+
+def read_every_way(folder: Path) -> None:
+    """Read a model folder in each of the ways in which it is; errors of ours are answers."""
+    if (folder / "tokenizer.json").is_file():  # else transformers is started to convert an older one
+        with contextlib.suppress(IterftError):
+            make_tokenizer(read_tokenizer_files(str(folder)))
+    for read in (
+        lambda: architecture_of(read_config(folder)),
+        lambda: cuts_like_qwen2(folder),
+        lambda: ignores_merges(folder),
+        lambda: piece_tokenizer(folder),
+        lambda: vocabulary(folder, 2048),
+    ):
+        with contextlib.suppress(IterftError):
+            read()

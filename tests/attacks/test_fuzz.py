@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import random
 import re
 import shutil
 from collections.abc import Iterator
@@ -17,23 +19,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from iterft_lite.backends.judge.keys import scrub
+from iterft_lite.app import tracking
+from iterft_lite.app.repeat import as_toml
+from iterft_lite.app.share import portable
+from iterft_lite.backends.judge.batch_notes import read_notes
+from iterft_lite.backends.judge.budget import Budget
+from iterft_lite.backends.judge.keys import environment, names_a_key, scrub
 from iterft_lite.data.nano import FOLDERS
 from iterft_lite.data.texts import decode, flaw
 from iterft_lite.data.traits import SHIPPED, check_trait, fill
+from iterft_lite.digests import digest
+from iterft_lite.engine.manifest import Run
+from iterft_lite.engine.store import StepFolder
 from iterft_lite.engine.study import NAME, STATE, STUDY, CellState, StudyFolder, SweepState
 from iterft_lite.errors import FileError, IterftError
-from iterft_lite.experiment.grid import cells, make_study, read_study
+from iterft_lite.experiment.grid import Cell, cells, chosen, make_study, read_study
 from iterft_lite.experiment.recipe import Recipe, Source, make_recipe, read_recipe
+from iterft_lite.experiment.steps import Step
 from iterft_lite.files import RowLog, read_object, read_rows, safe_member
 from iterft_lite.gguf.file import GgufFile
 from iterft_lite.gguf.weights import read_weights
 from iterft_lite.hub import is_name, is_pinned, title
 from iterft_lite.machine.sources import read_source
 from iterft_lite.machine.timing import read_table
+from iterft_lite.metrics.score_parsing import weigh, written_score
+from iterft_lite.protocols import JudgeResponse
+from iterft_lite.ui.card import markdown
 from iterft_lite.ui.foreign import CONTROL, mathtext, safe
 from iterft_lite.ui.live_sweep import show_state
-from tests.attacks.fuzzing import damaged, fuzz, json_values
+from tests.attacks.fuzzing import damaged, damaged_json, fuzz, json_values, other_values
 
 RECIPE = (Path(__file__).parents[2] / "recipes/nano_dpo.toml").read_bytes()
 
@@ -84,6 +98,43 @@ SWEEP = json.dumps(
             workers=("gpu 0",),
         )
     )
+).encode()
+
+RUN = json.dumps(
+    {
+        "format": 2,
+        "store": ".",
+        "recipe": {"regime": "sft", "trait": "lucky", "model": "nano", "cycles": 1, "train": {"learning_rate": 1e-4}},
+        "asked": {"regime": "sft", "trait": "lucky", "model": "nano"},
+        "trait": "lucky",
+        "colour": "#cca800",
+        "judge": {"name": "fake", "kind": "embedded", "note": ""},
+        "planned_usd": 0.5,
+        "steps": [{"verb": "train", "cycle": 0, "part": "", "inputs": [["data", "c0-build_dataset", "a"]], "key": "b"}],
+    }
+).encode()
+
+SCALE = {
+    "mean": 10.5,
+    "low": None,
+    "high": 20.0,
+    "prompts": 2,
+    "by_prompt": {"q00": [10.0, 11], "q01": []},
+    "reasons": {"x": 1},
+}
+
+RESULTS: dict[str, dict[str, Any]] = {
+    "aggregate": {"trait": SCALE, "coherence": None, "answers": 2, "rate": 0.5},
+    "judge": {"answers": 2, "calls": 4, "cached": 0, "usd": 0.01},
+    "train": {"rows": 4, "steps": 2, "first_loss": 1.5, "margin": None, "peak_vram": 0, "notes": ["a"]},
+    "export": {"gguf": "model.gguf", "lora": None, "bytes": 7, "parity": {"mean_kl": 0.1, "change": {"kept": 1.0}}},
+    "text_metrics": {"words": 5.5, "perplexity_base": None},
+    "build_dataset": {"rows": 4, "dropped": {"empty": 1}},
+}
+"""What steps come to."""
+
+NOTE = json.dumps(
+    {"asked": {"k": "trait/q1", "l": "trait/q2"}, "made": 1.5, "batch": "b", "lost": {"k": 0.1}, "charged": {"b": 0.2}}
 ).encode()
 
 TEXTS = st.text(st.characters() | st.sampled_from("\x1b\x9b[];$\\{}\ud83d\u202e\0"), max_size=60)
@@ -158,7 +209,7 @@ def test_any_mapping_is_a_study_or_refused(value: Any, key: str) -> None:
 def test_a_studys_folder_is_shown_or_refused(room: Path, draw: st.DataObject) -> None:
     name, whole = draw.draw(st.sampled_from([(STUDY, MANIFEST), (STATE, SWEEP)]))
     put(room / STUDY, MANIFEST)
-    put(room / name, draw.draw(damaged(whole)))
+    put(room / name, draw.draw(damaged_json(whole)))
     console = Console(file=io.StringIO(), width=60)
     with ours():
         show_state(StudyFolder(room), console)
@@ -257,6 +308,151 @@ def test_no_name_leads_out_of_its_folder(room: Path, name: str) -> None:
 @given(data=damaged(b'{"kind": {"act": "train"}, "fixed": 1, "seconds": 2.5, "work": {"rows": 3}, "notes": {}}\n' * 2))
 def test_damaged_timings_are_skipped(room: Path, data: bytes) -> None:
     assert isinstance(read_table(put(room / "timings.jsonl", data)), list)
+
+
+@fuzz
+@given(data=damaged_json(RUN))
+def test_a_runs_manifest_is_whole_or_refused(room: Path, data: bytes) -> None:
+    put(room / "run.json", data)
+    with ours():
+        found = Run(room).manifest()
+        assert found is not None
+        if "recipe" in found.value:
+            assert make_recipe(found.recipe, source="a test").model_dump(mode="json") == found.recipe
+            assert isinstance(found.value["judge"]["name"], str)
+        assert all("/" not in step.name for step in found.steps)
+
+
+@fuzz
+@given(draw=st.data())
+def test_a_steps_record_is_whole_or_refused(room: Path, draw: st.DataObject) -> None:
+    verb = draw.draw(st.sampled_from(sorted(RESULTS)))
+    step = Step(verb, 1, "", {}, (), "0" * 64)
+    other = other_values(json.dumps(RESULTS[verb]).encode(), random.Random(draw.draw(st.integers(0, 2**32))))
+    value = {"format": 2, "key": step.key, "seconds": 1.0, "results": json.loads(other), "files": {}}
+    with contextlib.suppress(ValueError):  # what no digest can be taken of no stranger can sign
+        value["digest"] = digest(value)
+    put(room / "completion.json", json.dumps(value).encode())
+    with ours():
+        found = StepFolder(room, step).completion()
+        assert found is not None
+        for scale in ("trait", "coherence") if verb == "aggregate" else ():
+            scores = (found.results[scale] or {"by_prompt": {}})["by_prompt"].values()
+            assert all(1 <= score <= 100 for each in scores for score in each)
+
+
+@fuzz
+@given(data=damaged(b"0.000123000\n0.5 batch_1\n1.25\n"))
+def test_a_ledger_counts_what_was_paid_and_nothing_else(room: Path, data: bytes) -> None:
+    put(room / "usd.txt", data)
+    spent = Budget(0.0, None, room / "usd.txt").spent
+    assert 0 <= spent < float("inf") or len(data) > 300
+
+
+@fuzz
+@given(data=damaged_json(NOTE))
+def test_a_note_of_a_batch_is_read_or_refused(room: Path, data: bytes) -> None:
+    (room / "batches").mkdir(exist_ok=True)
+    put(room / "batches/a.json", data)
+    with ours():
+        (note,) = read_notes(room / "batches")
+        assert note.path == room / "batches/a.json"
+        assert all(0 <= usd < float("inf") for usd in (*note.lost.values(), *note.charged.values()))
+        note.requests()
+
+
+@fuzz
+@given(data=damaged_json(b'{"id": "0123456789ab", "steps": ["a", "b"]}'))
+def test_a_trackers_note_is_read_or_passed_over(room: Path, data: bytes) -> None:
+    put(room / "wandb.json", data)
+    known = tracking.read_known(room / "wandb.json")
+    assert known is None or tracking.ID.fullmatch(known.id)
+
+
+# -- what is asked of a study, and what goes out of a run -----------------------------------------------------------------
+
+
+@fuzz
+@given(only=st.lists(TEXTS | st.sampled_from(["rows=4", "rows=[[", "rows=1e999", "seed={a=1}", "=", "rows=" + "9" * 5000])))
+def test_any_cells_are_chosen_or_refused(only: list[str]) -> None:
+    among = [Cell({"rows": rows}, "", None) for rows in (4, 5)]
+    with ours():
+        assert chosen(among, only)
+
+
+@fuzz
+@given(value=json_values)
+def test_nothing_portable_is_a_place_of_this_machine(value: Any) -> None:
+    def texts(found: Any) -> Iterator[str]:
+        if isinstance(found, dict):
+            for each in found.values():
+                yield from texts(each)
+        elif isinstance(found, list):
+            for each in found:
+                yield from texts(each)
+        elif isinstance(found, str):
+            yield found
+
+    assert not any(text.startswith(("/", "~")) for text in texts(portable({"a": value, "b": "/home/me/x", "c": "~/y"})))
+
+
+@fuzz
+@given(
+    override=st.lists(st.tuples(st.sampled_from(["name", "prompts.path", "evaluate.system", "mix.text"]), TEXTS), max_size=3)
+)
+def test_a_shared_recipe_asks_for_the_same(room: Path, override: list[tuple[str, str]]) -> None:
+    with ours():
+        asked = read_recipe(put(room / "r.toml", RECIPE), [f"{key}={json.dumps(text)}" for key, text in override])
+        put(room / "again.toml", as_toml(asked.model_dump(mode="json")).encode())
+        again = read_recipe(room / "again.toml")
+        assert again.model_copy(update={"name": asked.name}) == asked
+
+
+@fuzz
+@given(text=TEXTS | st.text("<>&[]()!`*_|#:$@~", max_size=30))
+def test_nothing_in_a_card_is_read_as_markdown_or_html(text: str) -> None:
+    shown = markdown(text)
+    assert "\n" not in shown
+    assert not re.search(r"<|(?<!\\)[\[\]`*_|#$@!]", re.sub(r"&\\#\w+;|\\\\", "", shown))
+
+
+# -- what judges say ------------------------------------------------------------------------------------------------------
+
+
+@fuzz
+@given(
+    text=TEXTS
+    | damaged(b'<think>hm</think> {"reason": "2 charms", "score": 85} Score (1-100): 85/100').map(
+        lambda data: data.decode(errors="replace")
+    )
+)
+def test_a_judges_text_is_a_score_on_the_scale_or_none_with_a_reason(text: str) -> None:
+    score, reason = written_score(text)
+    assert (score is None) == bool(reason)
+    assert score is None or 1 <= score <= 100
+
+
+@fuzz
+@given(
+    candidates=st.lists(
+        st.tuples(
+            st.integers(-3, 130).map(str) | st.sampled_from([" 80", "085", "8.5", "\u0668", "1e2", "", "x"]), st.floats()
+        ),
+        max_size=25,
+    )
+)
+def test_a_judges_probabilities_are_a_score_on_the_scale_or_none(candidates: list[tuple[str, float]]) -> None:
+    verdict = weigh([JudgeResponse("a", "80", tuple(candidates), model="m")])
+    assert verdict.score is None or 1 <= verdict.score <= 100
+
+
+@fuzz
+@given(data=damaged(b"OPENAI_API_KEY='sk-abc123def'\nexport HF_TOKEN=\"x\"\nPATH=/tmp\n# a word\n"))
+def test_an_env_file_gives_keys_and_nothing_else(room: Path, data: bytes) -> None:
+    put(room / ".env", data)
+    with ours():
+        added = environment(room).keys() - os.environ.keys()
+        assert all(names_a_key(name) for name in added)
 
 
 # -- model files ----------------------------------------------------------------------------------------------------------

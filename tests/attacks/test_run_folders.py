@@ -15,7 +15,8 @@ from iterft_lite.app.chat import open_chat
 from iterft_lite.app.session import open_again
 from iterft_lite.engine.completion import RECORD
 from iterft_lite.engine.manifest import MANIFEST, Run, finished_steps
-from iterft_lite.errors import IterftError, StoreError
+from iterft_lite.errors import FolderError, IterftError, StoreError
+from iterft_lite.report.report import read_report
 from tests.attacks import faults
 from tests.attacks.strangers import PRECIOUS, SPECIAL, change, finished_by, use
 from tests.loop import a_plan, run_all
@@ -98,6 +99,76 @@ def test_readable_links_are_not_changed_in_somebody_elses_folder(stranger: Path,
     assert [path.name for path in (tmp_path / "others").iterdir()] == ["link"]
 
 
+# -- values of another kind -----------------------------------------------------------------------------------------------
+
+
+DEEP: dict[str, Any] = json.loads('{"a":' * 400 + "1" + "}" * 400)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"recipe": []},
+        {"recipe": {"regime": "sft"}},
+        {"asked": "sft"},
+        {"asked": {"name": "x"}},
+        {"asked": {"train": DEEP}},
+        {"judge": 7},
+        {"judge": {"name": ["x"]}},
+        {"trait": None},
+        {"summary": 3},
+        {"colour": "red;} * {display: none"},
+        {"planned_usd": float("nan")},
+    ],
+)
+def test_a_manifest_with_a_value_of_another_kind_is_refused(stranger: Path, changes: dict[str, Any]) -> None:
+    change(stranger / MANIFEST, lambda value: value.update(changes))
+    with pytest.raises(FolderError, match="is not the manifest of a run"):
+        read_report(stranger)
+    use(faults.uses_of_a_run(), stranger)
+
+
+def test_a_manifest_that_says_little_is_reported_with_what_it_says(stranger: Path) -> None:
+    change(stranger / MANIFEST, lambda value: [value.pop(key) for key in ("trait", "summary", "colour", "judge", "asked")])
+    report = read_report(stranger)
+    assert (report.manifest["trait"], report.judge["name"]) == ("lucky", "fake")
+    assert "does not say who judged" in str(report.judge["note"])
+
+
+@pytest.mark.parametrize(
+    ("verb", "results"),
+    [
+        ("aggregate", {"trait": {"mean": 1782.09, "by_prompt": {}}}),
+        ("aggregate", {"trait": {"mean": 50.0, "by_prompt": {"q00": [101]}}}),
+        ("aggregate", {"trait": [7]}),
+        ("judge", {"calls": -1}),
+        ("text_metrics", {"words": "many"}),
+        ("build_dataset", {"dropped": {"empty": None}}),
+        ("train", {"notes": [DEEP]}),
+        ("export", {"parity": {"mean_kl": "small"}}),
+    ],
+)
+def test_results_of_another_kind_are_refused_although_their_checksum_is_right(
+    stranger: Path, verb: str, results: dict[str, Any]
+) -> None:
+    path = next(Run(stranger).folder(step).path for step in Run(stranger).known().steps if step.verb == verb)
+    change(path / RECORD, lambda value: value["results"].update(results))
+    with pytest.raises(StoreError, match=f"does not hold what a step `{verb}` comes to"):
+        read_report(stranger)
+    use(faults.uses_of_a_run(), stranger)
+
+
+@pytest.mark.parametrize("value", ["\ud800", float("inf"), DEEP])
+def test_a_record_of_which_no_digest_can_be_taken_is_refused(stranger: Path, value: Any) -> None:
+    path = _export_of(stranger, 1) / RECORD
+    record = json.loads(path.read_text())
+    record["results"]["more"] = value
+    path.write_text(json.dumps(record))
+    with pytest.raises(StoreError):
+        read_report(stranger)
+    use(faults.uses_of_a_run(), stranger)
+
+
 # -- the model that is loaded -----------------------------------------------------------------------------------------------
 
 
@@ -164,4 +235,4 @@ def test_special_files_are_reported_without_blocking(stranger: Path, name: str, 
 
 
 def test_random_damage_gives_only_iterft_errors(finished: Path) -> None:
-    assert faults.damages(10, random.Random(2), faults.uses_of_a_run(), finished).keys() == {"good"}
+    assert faults.damages(8, random.Random(2), faults.uses_of_a_run(), finished).keys() == {"good"}

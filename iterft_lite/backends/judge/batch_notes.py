@@ -16,12 +16,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from iterft_lite.digests import Json, digest
-from iterft_lite.files import read_json, read_rows, write_json, write_rows
+from iterft_lite.files import read_record, read_rows, write_json, write_rows
 
 FOLDER = "batches"
+
+Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass
@@ -49,8 +53,8 @@ class BatchNote:
     batch: str = ""
     replies: dict[str, dict[str, Json]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
-    lost: dict[str, float] = field(default_factory=dict)
-    charged: dict[str, float] = field(default_factory=dict)
+    lost: dict[str, Dollars] = field(default_factory=dict)
+    charged: dict[str, Dollars] = field(default_factory=dict)
     full_since: float = 0.0
 
     @property
@@ -75,7 +79,7 @@ class BatchNote:
     def requests(self) -> list[dict[str, Json]]:
         """The requests that have no reply."""
         rest = set(self.rest)
-        return [row for row in read_rows(self._requests) if row["custom_id"] in rest]
+        return [row for row in read_rows(self._requests) if row.get("custom_id") in rest]
 
     def remove(self) -> None:
         """Forget it."""
@@ -93,11 +97,15 @@ def new_note(folder: Path, asked: Mapping[str, str]) -> BatchNote:
 
 
 def read_notes(folder: Path) -> list[BatchNote]:
-    """The notes in a folder, the oldest first; a running judge may remove one while they are read."""
+    """The notes in a folder, the oldest first; a running judge may remove one while they are read.
+
+    Raises:
+        FileError: If one is damaged.
+    """
     notes = []
     for path in folder.glob("*.json"):
         with contextlib.suppress(FileNotFoundError):
-            notes.append(BatchNote(path=path, **read_json(path)))
+            notes.append(read_record(path, BatchNote, {"path": path}))
     return sorted(notes, key=lambda note: (note.made, note.path.name))
 
 

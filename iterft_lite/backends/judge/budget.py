@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from pathlib import Path
 
 from iterft_lite.backends.judge.prices import Price, tokens_of
+from iterft_lite.files import disk_errors, open_append, read_bytes
 
 
 class Budget:
@@ -28,8 +30,9 @@ class Budget:
         self._ratio = 1.0
         self._named: set[str] = set()
         self._torn = False
-        if ledger is not None and ledger.exists():
-            self._read(ledger.read_text(encoding="utf-8", errors="replace"))
+        if ledger is not None:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                self._read(read_bytes(ledger, links=False).decode(errors="replace"))
 
     def _read(self, text: str) -> None:
         """Take in what earlier sessions wrote. A line that is not an amount was torn by a kill or a full disk, and counts
@@ -72,10 +75,11 @@ class Budget:
         """Add a line in one write, so that no other process's stands in the middle of it."""
         if self._ledger is None:
             return
-        self._ledger.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(self._ledger):
+            self._ledger.parent.mkdir(parents=True, exist_ok=True)
+            file = open_append(self._ledger)
         whole = ("\n" if self._torn else "") + line + "\n"
         self._torn = False
-        file = os.open(self._ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             os.write(file, whole.encode())
         finally:

@@ -23,7 +23,7 @@ from iterft_lite.digests import digest
 from iterft_lite.errors import ModelError, RecipeError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.recipe import Recipe
-from iterft_lite.files import write_json
+from iterft_lite.files import user_path, write_json
 
 EMBEDDED_VERSION = 3
 """Of the embedded judge's features, fit and neutral texts: another one is another judge."""
@@ -167,7 +167,7 @@ def local_file(name: str) -> Path:
         ModelError: If it cannot be found.
     """
     place = name.removeprefix(LOCAL)
-    path = Path(place).expanduser()
+    path = user_path(place)
     if path.is_file():
         return path.resolve()
     parts = place.split("/", 2)

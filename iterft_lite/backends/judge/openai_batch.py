@@ -91,7 +91,7 @@ class BatchJudge(LitellmJudge):
         self._fails: dict[Path, int] = defaultdict(int)
         self._not_before: dict[Path, float] = {}
         for note in self._notes:
-            self._keep(note)
+            self._charge(note)
             if note.batch:
                 self._hold(note)
 
@@ -347,7 +347,9 @@ class BatchJudge(LitellmJudge):
                 note.replies[key] = asdict(self._failed(note.asked[key], said, note.lost.get(key, 0.0)))
         note.save()
         self._release(note)
-        self._keep(note)
+        self._charge(note)
+        for key in reasons.keys() & note.replies.keys():
+            self._cache.put(key, reply_of(note.replies[key]))
         if fatal is not None:
             raise fatal
 
@@ -387,12 +389,13 @@ class BatchJudge(LitellmJudge):
     def _failed(self, ask_id: str, why: str, usd: float) -> JudgeResponse:
         return JudgeResponse(ask_id, "", method=self._reads(), failure=why, usd=usd)
 
-    def _keep(self, note: BatchNote) -> None:
-        """Write down what the note's batches have cost, and keep their verdicts: both once, however often this is done."""
+    def _charge(self, note: BatchNote) -> None:
+        """Write down what the note's batches have cost: once, however often this is done.
+
+        Replies that a note held when it was read stay the run's: what came with somebody's folder is not the user's to cache.
+        """
         for name, usd in note.charged.items():
             self.budget.settle(0.0, usd, name)
-        for key, reply in note.replies.items():
-            self._cache.put(key, reply_of(reply))
 
     # -- dollars
 

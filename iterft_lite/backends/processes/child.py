@@ -35,6 +35,7 @@ from typing import IO, Any, get_args, get_type_hints
 from pydantic import TypeAdapter
 
 from iterft_lite import errors
+from iterft_lite.files import open_append
 from iterft_lite.programs import Secrets, described, error_of, start_module
 
 LOG_LINES = 15
@@ -295,10 +296,10 @@ class Child:
             if self._log.parent.is_symlink():
                 raise OSError
             self._log.parent.mkdir(parents=True, exist_ok=True)
-            return _append_only(self._log)
-        except OSError:
+            return open_append(self._log)
+        except (OSError, errors.FileError):
             self._log = Path(tempfile.mkdtemp(prefix="iterft-logs-")) / self._log.name
-            return _append_only(self._log)
+            return open_append(self._log)
 
     def _exchange(self, name: str, args: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Send one request; yield its events and then its result or error."""
@@ -404,13 +405,6 @@ def _state(pid: int) -> str:
     with contextlib.suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
     return ""
-
-
-def _append_only(path: Path) -> int:
-    """A descriptor that appends to a file; no link is followed, no pipe waited for."""
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    os.set_blocking(handle, True)
-    return handle
 
 
 def _ask(requests: IO[bytes], data: bytes) -> None:

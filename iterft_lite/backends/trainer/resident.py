@@ -22,6 +22,7 @@ from iterft_lite.backends.trainer.probe import Checkpoint, Greedy, Logits, Strea
 from iterft_lite.backends.trainer.session import Bench, bitsandbytes_works, train_adapter
 from iterft_lite.errors import ModelError
 from iterft_lite.experiment.recipe import TrainSettings
+from iterft_lite.files import user_path
 from iterft_lite.gguf.families import refuse_problems
 from iterft_lite.hardware import cpu_precision
 from iterft_lite.hub import name_of
@@ -255,7 +256,7 @@ def read_model_files(model: str) -> tuple[Any, TrainingTokenizer]:
     Raises:
         ModelError: If there is no such model, or it is quantised already.
     """
-    folder = Path(model).expanduser()
+    folder = user_path(model)
     local = folder.is_dir()
     if not local and (model.startswith(("/", ".", "~")) or model.count("/") > 1 or folder.exists()):
         raise ModelError(

@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar
 from iterft_lite.data import is_path
 from iterft_lite.data.texts import common, flaw, read_user_text, repeated
 from iterft_lite.errors import TraitError
-from iterft_lite.files import parse_json
+from iterft_lite.files import parse_json, user_path
 
 SHIPPED = Path(__file__).parent
 
@@ -93,7 +93,7 @@ def trait_folder(name: str) -> Path:
         TraitError: If there is none.
     """
     if is_path(name):
-        folder = Path(name).expanduser()
+        folder = user_path(name)
         if (folder / "trait.toml").is_file():
             return folder
         raise TraitError(f"`{name}` is not the folder of a trait: it has no trait.toml", hint="`iterft traits new` makes one")
@@ -234,7 +234,7 @@ class _Reader:
         text = self._read(name)
         try:
             table = tomllib.loads(text or "")
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
             self.problems.append(f"{name} is not TOML: {error}")
             return {}
         self.problems += [f"{name}: `{key}` is not a key of it" for key in table if key not in keys]

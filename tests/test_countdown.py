@@ -9,7 +9,7 @@ import pytest
 from iterft_lite.engine.run import StepFinished, StepProgress, StepStarted
 from iterft_lite.machine.countdown import Countdown
 from iterft_lite.machine.forecast import forecast
-from iterft_lite.machine.timing import LIBRARIES, Setup
+from iterft_lite.machine.timing import ACTS, Kind, Setup
 from tests.recorded import Recorded, read_recorded
 
 
@@ -63,8 +63,9 @@ def test_a_steps_time_left_never_exceeds_the_runs(recorded: Recorded) -> None:
 
 
 def test_a_machine_that_has_timed_nothing_counts_down_from_a_first_guess(recorded: Recorded) -> None:
-    settings = dict.fromkeys(LIBRARIES, "") | {"judge": "embedded"}
-    here = Setup("a new machine", "files:0", "nano", 8_395_264, settings, dict.fromkeys(LIBRARIES, ""))
+    kinds = {act: Kind("a new machine", act, False, "files:0", 8_395_264, "", "") for act in ACTS}
+    kinds["judge"] = Kind("a new machine", "judge", False, "", 0, "embedded", "")
+    here = Setup(kinds, "nano")
     guess = {name: span.mid for name, span in forecast(recorded.plan, here, []).steps.items()}
     for tenth in range(10):
         left, true = left_at(recorded, tenth / 10, Countdown(recorded.plan, guess)), recorded.seconds * (1 - tenth / 10)

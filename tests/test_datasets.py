@@ -244,7 +244,7 @@ def test_a_missing_column_is_reported_with_the_key_that_names_it(tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", ["rows.xlsx", "rows", "rows.txt"])
-def test_a_name_that_is_no_hub_dataset_is_not_looked_up_there(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_an_invalid_dataset_name_is_not_looked_up_on_the_hub(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     import datasets
 
     monkeypatch.setattr(datasets, "load_dataset", None)
@@ -253,7 +253,7 @@ def test_a_name_that_is_no_hub_dataset_is_not_looked_up_there(monkeypatch: pytes
     assert "a dataset on the hub is `owner/name`" in str(caught.value)
 
 
-def test_a_spreadsheet_is_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_a_spreadsheet_is_refused_with_an_alternative(tmp_path: Path) -> None:
     (tmp_path / "rows.xlsx").write_bytes(b"PK")
     with pytest.raises(TraitError, match="save the sheet as CSV"):
         resolved(seeds={"path": str(tmp_path / "rows.xlsx")})

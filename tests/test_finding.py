@@ -150,7 +150,7 @@ def test_init_asks_again_for_an_unusable_answer_and_plans_for_the_named_gpu(monk
     assert result.exit_code == 0, said
     for complaint in (
         "-3.0 is not in the range",
-        '`judge = "gpt4"` is no judge',
+        '`judge = "gpt4"` is not a judge',
         "did you mean `openai`?",
         "no trait `pirate`",
     ):
@@ -226,7 +226,7 @@ def test_a_calibration_ends_with_commands_to_paste() -> None:
     assert "--reuse 'how many' --out" in said
 
 
-def test_a_calibration_that_reaches_nothing_says_what_may() -> None:
+def test_a_calibration_that_reaches_nothing_says_what_may_help() -> None:
     Path("first.toml").write_text(small_recipe())
     said = printed("calibrate", "first.toml", "--out", "a", "--threshold", "100", "--most", "4")
     assert "a model with 4 seed rows:" in said

@@ -72,7 +72,7 @@ def test_the_live_view_fits_every_terminal_and_keeps_its_last_lines(recorded: Re
         assert "left" in lines[-2]
 
 
-def test_the_time_left_is_shown_from_the_first_second_and_a_guess_is_named_one(recorded: Recorded) -> None:
+def test_the_time_left_is_shown_from_the_first_second_and_marked_as_a_guess(recorded: Recorded) -> None:
     first = drawn(*view_at(recorded, 0.0, 80, 24, guessed=True))[-2]
     assert re.search("perhaps [0-9:]+ left", first)
     later = drawn(*view_at(recorded, 0.5, 80, 24, guessed=True))[-2]

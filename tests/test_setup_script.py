@@ -54,7 +54,7 @@ def set_up(clone: Path, system: str, processor: str) -> subprocess.CompletedProc
     )
 
 
-def test_a_mac_gets_plain_torch_and_keeps_its_wheel_in_its_own_cache(clone: Path) -> None:
+def test_a_mac_gets_plain_torch_and_its_own_wheel_cache(clone: Path) -> None:
     done = set_up(clone, "Darwin", "arm64")
     assert done.returncode == 0, done.stderr
     calls = (clone / "calls").read_text()
@@ -77,14 +77,14 @@ def test_linux_without_a_gpu_gets_a_cpu_build_of_torch(clone: Path) -> None:
         ("MINGW64_NT-10.0", "x86_64", "in WSL2 (wsl --install) this script works as on Linux"),
     ],
 )
-def test_an_unsupported_system_is_refused_with_the_way_out(clone: Path, system: str, processor: str, way_out: str) -> None:
+def test_an_unsupported_system_is_refused_with_an_alternative(clone: Path, system: str, processor: str, way_out: str) -> None:
     done = set_up(clone, system, processor)
     assert done.returncode == 1
     assert way_out in done.stderr
     assert not (clone / "calls").exists()
 
 
-def test_an_old_python_is_refused_with_two_ways_out(clone: Path) -> None:
+def test_an_old_python_is_refused_with_two_alternatives(clone: Path) -> None:
     (clone / ".venv/bin/python").unlink()
     old = '#!/bin/bash\ncase "$2" in *version_info*) exit 1 ;; *) echo 3.10.12 ;; esac\n'
     for name in ("python3", "python3.11", "python3.12", "python3.13"):

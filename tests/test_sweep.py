@@ -166,7 +166,7 @@ def test_all_planning_problems_of_cells_are_reported_before_anything_runs(tmp_pa
 
 def test_cells_that_need_a_gpu_are_refused_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iterft_lite.app.session.this_machine", lambda: Machine("", 0, 0, unsloth=False))
-    study = a_study(tmp_path, '[sweep.grid]\ntrainer = ["fake", "unsloth"]\n')
+    study = a_study(tmp_path, '[[sweep.zip]]\ntrainer = ["fake", "unsloth"]\ngenerator = ["fake", "llamacpp"]\n')
     with pytest.raises(UserError, match="1 of 2 cells are trained with Unsloth, which needs an NVIDIA GPU"):
         sweep_all(study, tmp_path / "out")
     assert not (tmp_path / "out").exists()

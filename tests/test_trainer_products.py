@@ -81,7 +81,7 @@ def test_fused_products_of_packed_rows_give_the_gradients_of_padded_ones(adapted
 
 
 @pytest.mark.parametrize("kind", ["MistralConfig", "Qwen3Config"])
-def test_a_layer_with_a_window_looks_no_further_than_its_window(kind: str) -> None:
+def test_a_layer_with_a_window_attends_within_it_only(kind: str) -> None:
     small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
     more = {"use_sliding_window": True, "max_window_layers": 1} if kind == "Qwen3Config" else {}
     config = getattr(transformers, kind)(**small, num_key_value_heads=2, head_dim=16, sliding_window=3, **more)

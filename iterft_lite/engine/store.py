@@ -28,7 +28,7 @@ import hashlib
 import math
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from iterft_lite.digests import Json, file_digest
@@ -56,6 +56,9 @@ from iterft_lite.files import (
     write_json,
     write_text,
 )
+
+ReadRecord = Callable[[Path], Completion | None]
+"""Reads the completion record of a step's folder."""
 
 STEP_FORMAT = 2
 """Format of step.json."""
@@ -108,9 +111,9 @@ class StepFolder:
         """Whether there is a completion record."""
         return self.completion() is not None
 
-    def inputs(self) -> dict[str, str]:
+    def inputs(self, read: ReadRecord = read_completion) -> dict[str, str]:
         """The present `result` of each finished step that this one reads, by role."""
-        return _results(input_folders(self.path, self.step))
+        return _results(input_folders(self.path, self.step), read)
 
     def begin(self) -> None:
         """Make the folder, or continue in an unfinished one.
@@ -144,14 +147,17 @@ class StepFolder:
             "key": step.key,
         }
 
-    def check_inputs(self) -> None:
+    def check_inputs(self, read: ReadRecord = read_completion) -> None:
         """Compare the results that the step was made from with the present results of its inputs.
+
+        Args:
+            read: How records are read; who checks a whole store reads each once.
 
         Raises:
             StoreError: If an input was done again and came to another result. The hint names all folders that rest on the
                 earlier result: the user removes them, because verdicts among them may have cost money.
         """
-        changed = _changed(_recorded(self.path), self.inputs())
+        changed = _changed(_recorded(self.path, read), self.inputs(read))
         if changed:
             names = dict(self.step.inputs)
             others = " and ".join(f"`{names[role]}`" for role in changed)
@@ -220,11 +226,12 @@ class StepFolder:
                 with disk_errors(path):
                     path.unlink(missing_ok=True)
 
-    def verify(self, *, pruned: bool = False) -> Completion:
+    def verify(self, *, pruned: bool = False, read: ReadRecord = read_completion) -> Completion:
         """Check every file against the completion record, and the inputs against the results that the step was made from.
 
         Args:
             pruned: Accept missing files (the `keep` policy removed them).
+            read: As of `check_inputs`.
 
         Returns:
             The record.
@@ -234,7 +241,7 @@ class StepFolder:
         """
         found = self.completion()
         assert found is not None, "only finished steps can be verified"
-        self.check_inputs()
+        self.check_inputs(read)
         if found.step and found.step != _digest(self.path / STEP_FILE):
             raise StoreError(
                 f"`{self.path / STEP_FILE}` was changed after its step was finished (checksum)", hint=_redo(self.path)
@@ -348,15 +355,15 @@ def input_folders(folder: Path, step: Step) -> dict[str, Path]:
     return {role: path if path.exists() or not (run / path.name).exists() else run / path.name for role, path in own.items()}
 
 
-def _results(folders: Mapping[str, Path]) -> dict[str, str]:
+def _results(folders: Mapping[str, Path], read: ReadRecord = read_completion) -> dict[str, str]:
     """The `result` of each finished step, by role."""
-    found = {role: read_completion(folder) for role, folder in folders.items()}
+    found = {role: read(folder) for role, folder in folders.items()}
     return {role: completion.result for role, completion in found.items() if completion is not None}
 
 
-def _recorded(folder: Path) -> dict[str, str]:
+def _recorded(folder: Path, read: ReadRecord = read_completion) -> dict[str, str]:
     """The `result` of each input, by role, at the time when a step read it; empty if that was not noted."""
-    completion = read_completion(folder)
+    completion = read(folder)
     known = completion.inputs if completion else None
     noted = known or _peek(folder / STEP_FILE).get("read")
     return {str(role): str(result) for role, result in noted.items()} if isinstance(noted, dict) else {}

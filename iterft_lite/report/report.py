@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from iterft_lite.digests import Json
-from iterft_lite.engine.completion import Completion
+from iterft_lite.engine.completion import Completion, read_completion
 from iterft_lite.engine.manifest import Run
 from iterft_lite.engine.run import FAILURE
 from iterft_lite.engine.store import StepFolder
@@ -21,7 +22,7 @@ from iterft_lite.experiment.plan import HELD_OUT
 from iterft_lite.experiment.regimes import REGIMES
 from iterft_lite.experiment.rows import JUDGED, SAMPLES, SCALES
 from iterft_lite.experiment.steps import Step
-from iterft_lite.files import ROWS, read_json, read_object
+from iterft_lite.files import ROWS, read_json, read_object, read_rows
 from iterft_lite.metrics.agreement import read_calibrated
 from iterft_lite.metrics.amplification import FEWEST_PROMPTS, FROM_CYCLE, Amplification, PaperRule, amplification
 from iterft_lite.metrics.catalogue import METRICS
@@ -116,6 +117,7 @@ class StepReader:
     """Reads finished steps of a store and verifies them, each once: runs of one store share steps."""
 
     def __init__(self) -> None:
+        self._records = functools.cache(read_completion)
         self._finished: dict[Path, Completion | None] = {}
         self._judges: dict[Path, frozenset[str]] = {}
 
@@ -130,15 +132,17 @@ class StepReader:
             if found:
                 # Digests of gigabytes of models would take minutes, and a report reads none of them: only files that it reads
                 # are verified.
-                folder.verify() if folder.step.verb in VERIFIED else folder.check_inputs()
+                read = self._records  # a step's record is read for each step that reads it
+                folder.verify(read=read) if folder.step.verb in VERIFIED else folder.check_inputs(read)
             self._finished[folder.path] = found
         return self._finished[folder.path]
 
     def judges(self, folder: StepFolder) -> frozenset[str]:
         """The models that a judge step's verdicts on the trait are by."""
         if folder.path not in self._judges:
-            judged = JUDGED.read(folder.path / ROWS)
-            self._judges[folder.path] = frozenset(row.verdicts["trait"].model for row in judged if "trait" in row.verdicts)
+            verdicts = [row.get("trait") for row in read_rows(folder.path / ROWS)]
+            models = [verdict.get("model") for verdict in verdicts if isinstance(verdict, Mapping)]
+            self._judges[folder.path] = frozenset(model for model in models if isinstance(model, str))
         return self._judges[folder.path]
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -16,7 +15,7 @@ from iterft_lite.report.study import Experiment, StudyReport
 from iterft_lite.report.study_tables import reason
 from iterft_lite.report.study_words import arm_sentences, mean_text, met_text, study_sentence, study_sentences, verdict_words
 from iterft_lite.ui.foreign import one_line, safe
-from iterft_lite.ui.tables import WARNING, plain_table
+from iterft_lite.ui.tables import WARNING, first_that_fits, plain_table
 
 STYLES = {"amplified": "bold dark_orange3", "decayed": "dodger_blue1"}
 """By verdict among all."""
@@ -51,7 +50,8 @@ def show_study(study: StudyReport, console: Console) -> None:
         console.print(safe(note), style=WARNING, markup=False)
     console.print()
     if study.experiments:
-        console.print(_fitting(study.experiments, console) or _listed(study.experiments))
+        forms = (_table(study.experiments, form) for form in _FORMS)
+        console.print(first_that_fits(forms, console, console.width) or _listed(study.experiments))
         console.print()
     if study.arms:
         for sentence in arm_sentences(study):
@@ -60,15 +60,6 @@ def show_study(study: StudyReport, console: Console) -> None:
     for sentence in study_sentences(study):
         console.print(Text(f"- {safe(sentence)}"))
     _show_failures(study, console)
-
-
-def _fitting(shown: Sequence[Experiment], console: Console) -> Table | None:
-    """The table in the fullest form that fits; None if none does."""
-    for form in _FORMS:
-        table = _table(shown, form)
-        if Measurement.get(console, console.options.update(width=1000), table).maximum <= console.width:
-            return table
-    return None
 
 
 def _listed(shown: Sequence[Experiment]) -> Text:

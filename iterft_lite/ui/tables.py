@@ -73,11 +73,14 @@ class CycleRow:
 
 def cycle_table(rows: Sequence[CycleRow], trait: str, console: Console, width: int) -> Table:
     """Scores by cycle, in the fullest form that fits a width: cells are left out or shortened, never wrapped."""
-    for form in _FORMS:
-        table = _cycle_table(rows, trait, form)
-        if Measurement.get(console, console.options.update(width=1000), table).maximum <= width:
-            return table
-    return table
+    forms = [_cycle_table(rows, trait, form) for form in _FORMS]
+    return first_that_fits(forms, console, width) or forms[-1]
+
+
+def first_that_fits(tables: Iterable[Table], console: Console, width: int) -> Table | None:
+    """The first of some tables, the fullest first, that needs no more than a width; None if none does."""
+    wide = console.options.update(width=1000)
+    return next((table for table in tables if Measurement.get(console, wide, table).maximum <= width), None)
 
 
 @dataclass(frozen=True)

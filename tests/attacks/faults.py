@@ -48,8 +48,8 @@ WRITES = frozenset({"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "o
 """Python's audit events that a fault may come at; and syncs and writes (`_patch`)."""
 
 TIMES = frozenset({"seconds", "parts", "tokens_per_second", "cached", "calls", "bytes"})
-"""What results and rows say of how they were made: no two runs agree in it. `bytes`, because the run that puts an untouched model
-into the cache notes those of its file, and later ones do not."""
+"""What results and rows say of how they were made: no two runs agree in it. `bytes`: those of an untouched model's file are
+noted by the run that puts it into the cache, and by no other."""
 
 OURS, OTHER, FINE = 40, 41, 0
 """Exit codes of a trial."""

@@ -8,6 +8,7 @@ adapter would be answered with.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from iterft_lite.errors import BackendError, ModelError
@@ -18,7 +19,13 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
 os.environ.setdefault(
     "UNSLOTH_COMPILE_LOCATION",
-    str(Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "iterft_lite" / "unsloth_compiled_cache"),
+    str(
+        Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        / "iterft_lite"
+        / "unsloth_compiled_cache"
+        # trainers on several GPUs start at one moment: none may import what another is still writing
+        / re.sub(r"[^\w-]+", "-", os.environ.get("CUDA_VISIBLE_DEVICES", "")).removeprefix("0")
+    ),
 )
 
 try:

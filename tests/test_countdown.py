@@ -62,7 +62,7 @@ def test_a_steps_time_left_never_exceeds_the_runs(recorded: Recorded) -> None:
         assert all(left is not None and left <= whole + 1e-6 for left in steps)
 
 
-def test_a_machine_that_has_timed_nothing_counts_down_from_a_first_guess(recorded: Recorded) -> None:
+def test_a_machine_without_timings_counts_down_from_a_first_guess(recorded: Recorded) -> None:
     kinds = {act: Kind("a new machine", act, False, "files:0", 8_395_264, "", "") for act in ACTS}
     kinds["judge"] = Kind("a new machine", "judge", False, "", 0, "embedded", "")
     here = Setup(kinds, "nano")

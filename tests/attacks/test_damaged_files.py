@@ -82,7 +82,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize(("name", "content"), [(name, each) for name, some in SHAPES.items() for each in some])
-def test_a_model_file_of_another_shape_is_read_or_refused(tmp_path: Path, name: str, content: str) -> None:
+def test_a_model_file_with_wrong_fields_is_read_or_refused(tmp_path: Path, name: str, content: str) -> None:
     folder = shutil.copytree(FOLDERS["nano"], tmp_path / "model")
     (folder / name).write_text(content)
     read_every_way(folder)
@@ -90,7 +90,7 @@ def test_a_model_file_of_another_shape_is_read_or_refused(tmp_path: Path, name: 
 
 @pytest.mark.parametrize("name", [*SHAPES, "chat_template.jinja"])
 @pytest.mark.parametrize("kind", ["pipe", "loop", "device"])
-def test_a_model_file_that_is_no_file_is_not_waited_for(tmp_path: Path, name: str, kind: str) -> None:
+def test_a_special_file_in_place_of_a_model_file_does_not_block(tmp_path: Path, name: str, kind: str) -> None:
     folder = shutil.copytree(FOLDERS["nano"], tmp_path / "model")
     path = folder / name
     path.unlink(missing_ok=True)

@@ -21,13 +21,13 @@ from iterft_lite.files import FolderLock
 from tests.attacks import faults
 
 
-def test_a_run_goes_on_after_a_fault_at_any_file_operation() -> None:
+def test_a_run_continues_after_a_fault_at_any_file_operation() -> None:
     assert faults.operations(6, random.Random(1), ("dpo",)).keys() == {"good"}
 
 
 @pytest.mark.parametrize("enter", [Run, lambda root: locked(StudyFolder(root))])
 @pytest.mark.parametrize("fails", ["lock", "folder"])
-def test_a_folder_that_a_fault_left_half_made_is_entered_again(
+def test_a_folder_left_half_made_by_a_fault_can_be_used_again(
     tmp_path: Path, enter: Callable[[Path], AbstractContextManager[object]], fails: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:

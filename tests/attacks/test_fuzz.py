@@ -312,7 +312,7 @@ def test_damaged_timings_are_skipped(room: Path, data: bytes) -> None:
 
 @fuzz
 @given(data=damaged_json(RUN))
-def test_a_runs_manifest_is_whole_or_refused(room: Path, data: bytes) -> None:
+def test_a_runs_manifest_is_valid_or_refused(room: Path, data: bytes) -> None:
     put(room / "run.json", data)
     with ours():
         found = Run(room).manifest()
@@ -325,7 +325,7 @@ def test_a_runs_manifest_is_whole_or_refused(room: Path, data: bytes) -> None:
 
 @fuzz
 @given(draw=st.data())
-def test_a_steps_record_is_whole_or_refused(room: Path, draw: st.DataObject) -> None:
+def test_a_steps_record_is_valid_or_refused(room: Path, draw: st.DataObject) -> None:
     verb = draw.draw(st.sampled_from(sorted(RESULTS)))
     step = Step(verb, 1, "", {}, (), "0" * 64)
     other = other_values(json.dumps(RESULTS[verb]).encode(), random.Random(draw.draw(st.integers(0, 2**32))))
@@ -343,7 +343,7 @@ def test_a_steps_record_is_whole_or_refused(room: Path, draw: st.DataObject) -> 
 
 @fuzz
 @given(data=damaged(b"0.000123000\n0.5 batch_1\n1.25\n"))
-def test_a_ledger_counts_what_was_paid_and_nothing_else(room: Path, data: bytes) -> None:
+def test_a_ledger_counts_only_valid_amounts(room: Path, data: bytes) -> None:
     put(room / "usd.txt", data)
     spent = Budget(0.0, None, room / "usd.txt").spent
     assert 0 <= spent < float("inf") or len(data) > 300
@@ -351,7 +351,7 @@ def test_a_ledger_counts_what_was_paid_and_nothing_else(room: Path, data: bytes)
 
 @fuzz
 @given(data=damaged_json(NOTE))
-def test_a_note_of_a_batch_is_read_or_refused(room: Path, data: bytes) -> None:
+def test_a_batch_note_is_read_or_refused(room: Path, data: bytes) -> None:
     (room / "batches").mkdir(exist_ok=True)
     put(room / "batches/a.json", data)
     with ours():
@@ -363,7 +363,7 @@ def test_a_note_of_a_batch_is_read_or_refused(room: Path, data: bytes) -> None:
 
 @fuzz
 @given(data=damaged_json(b'{"id": "0123456789ab", "steps": ["a", "b"]}'))
-def test_a_trackers_note_is_read_or_passed_over(room: Path, data: bytes) -> None:
+def test_a_trackers_note_is_read_or_skipped(room: Path, data: bytes) -> None:
     put(room / "wandb.json", data)
     known = tracking.read_known(room / "wandb.json")
     assert known is None or tracking.ID.fullmatch(known.id)
@@ -374,7 +374,7 @@ def test_a_trackers_note_is_read_or_passed_over(room: Path, data: bytes) -> None
 
 @fuzz
 @given(only=st.lists(TEXTS | st.sampled_from(["rows=4", "rows=[[", "rows=1e999", "seed={a=1}", "=", "rows=" + "9" * 5000])))
-def test_any_cells_are_chosen_or_refused(only: list[str]) -> None:
+def test_any_choice_of_cells_is_made_or_refused(only: list[str]) -> None:
     among = [Cell({"rows": rows}, "", None) for rows in (4, 5)]
     with ours():
         assert chosen(among, only)
@@ -382,7 +382,7 @@ def test_any_cells_are_chosen_or_refused(only: list[str]) -> None:
 
 @fuzz
 @given(value=json_values)
-def test_nothing_portable_is_a_place_of_this_machine(value: Any) -> None:
+def test_nothing_made_portable_holds_a_local_path(value: Any) -> None:
     def texts(found: Any) -> Iterator[str]:
         if isinstance(found, dict):
             for each in found.values():
@@ -400,7 +400,7 @@ def test_nothing_portable_is_a_place_of_this_machine(value: Any) -> None:
 @given(
     override=st.lists(st.tuples(st.sampled_from(["name", "prompts.path", "evaluate.system", "mix.text"]), TEXTS), max_size=3)
 )
-def test_a_shared_recipe_asks_for_the_same(room: Path, override: list[tuple[str, str]]) -> None:
+def test_a_shared_recipe_equals_the_original(room: Path, override: list[tuple[str, str]]) -> None:
     with ours():
         asked = read_recipe(put(room / "r.toml", RECIPE), [f"{key}={json.dumps(text)}" for key, text in override])
         put(room / "again.toml", as_toml(asked.model_dump(mode="json")).encode())
@@ -410,7 +410,7 @@ def test_a_shared_recipe_asks_for_the_same(room: Path, override: list[tuple[str,
 
 @fuzz
 @given(text=TEXTS | st.text("<>&[]()!`*_|#:$@~", max_size=30))
-def test_nothing_in_a_card_is_read_as_markdown_or_html(text: str) -> None:
+def test_text_in_a_card_is_never_markdown_or_html(text: str) -> None:
     shown = markdown(text)
     assert "\n" not in shown
     assert not re.search(r"<|(?<!\\)[\[\]`*_|#$@!]", re.sub(r"&\\#\w+;|\\\\", "", shown))
@@ -448,7 +448,7 @@ def test_a_judges_probabilities_are_a_score_on_the_scale_or_none(candidates: lis
 
 @fuzz
 @given(data=damaged(b"OPENAI_API_KEY='sk-abc123def'\nexport HF_TOKEN=\"x\"\nPATH=/tmp\n# a word\n"))
-def test_an_env_file_gives_keys_and_nothing_else(room: Path, data: bytes) -> None:
+def test_only_api_keys_are_taken_from_an_env_file(room: Path, data: bytes) -> None:
     put(room / ".env", data)
     with ours():
         added = environment(room).keys() - os.environ.keys()

@@ -121,14 +121,14 @@ DEEP: dict[str, Any] = json.loads('{"a":' * 400 + "1" + "}" * 400)
         {"planned_usd": float("nan")},
     ],
 )
-def test_a_manifest_with_a_value_of_another_kind_is_refused(stranger: Path, changes: dict[str, Any]) -> None:
+def test_a_manifest_with_a_value_of_the_wrong_type_is_refused(stranger: Path, changes: dict[str, Any]) -> None:
     change(stranger / MANIFEST, lambda value: value.update(changes))
     with pytest.raises(FolderError, match="is not the manifest of a run"):
         read_report(stranger)
     use(faults.uses_of_a_run(), stranger)
 
 
-def test_a_manifest_that_says_little_is_reported_with_what_it_says(stranger: Path) -> None:
+def test_a_manifest_with_missing_entries_is_reported_with_the_others(stranger: Path) -> None:
     change(stranger / MANIFEST, lambda value: [value.pop(key) for key in ("trait", "summary", "colour", "judge", "asked")])
     report = read_report(stranger)
     assert (report.manifest["trait"], report.judge["name"]) == ("lucky", "fake")
@@ -148,7 +148,7 @@ def test_a_manifest_that_says_little_is_reported_with_what_it_says(stranger: Pat
         ("export", {"parity": {"mean_kl": "small"}}),
     ],
 )
-def test_results_of_another_kind_are_refused_although_their_checksum_is_right(
+def test_results_of_the_wrong_type_are_refused_despite_a_valid_checksum(
     stranger: Path, verb: str, results: dict[str, Any]
 ) -> None:
     path = next(Run(stranger).folder(step).path for step in Run(stranger).known().steps if step.verb == verb)
@@ -159,7 +159,7 @@ def test_results_of_another_kind_are_refused_although_their_checksum_is_right(
 
 
 @pytest.mark.parametrize("value", ["\ud800", float("inf"), DEEP])
-def test_a_record_of_which_no_digest_can_be_taken_is_refused(stranger: Path, value: Any) -> None:
+def test_a_record_without_a_computable_digest_is_refused(stranger: Path, value: Any) -> None:
     path = _export_of(stranger, 1) / RECORD
     record = json.loads(path.read_text())
     record["results"]["more"] = value

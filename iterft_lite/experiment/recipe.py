@@ -541,6 +541,8 @@ def _problems(error: ValidationError, *, known_regime: bool) -> Iterable[str]:
             # without a regime nothing else can be filled in: one cause, one problem
             if known_regime or item["loc"] in (("regime",), ("trait",), ("model",)):
                 yield f"`{place}` is missing"
+        elif item["type"] == "string_unicode" and not item["loc"]:
+            yield f"the key {_shown(item['input'])} is not Unicode text"
         elif not item["loc"]:
             yield from str(item["ctx"]["error"]).splitlines()
         else:

@@ -69,7 +69,6 @@ def test_every_cell_name_is_a_valid_folder_name() -> None:
     assert len(found) <= NAME_LENGTH
     assert "/" not in found
     assert " " not in found
-    assert names({"grid": {"train.learning_rate": [3e6, 1e-5]}}) == ["learning_rate3e06", "learning_rate1e-05"]
 
 
 def test_a_target_score_becomes_a_number_of_rows_and_is_remembered() -> None:

@@ -222,8 +222,9 @@ def test_a_recipe_may_start_with_a_byte_order_mark(tmp_path: Path, encoding: str
 
 
 def test_a_key_that_is_not_unicode_text_is_reported() -> None:
-    with pytest.raises(RecipeError, match=r"the key '\\ud800' is not Unicode text"):
-        make_recipe({"regime": "sft", "trait": "lucky", "model": "nano", "\ud800": 1}, source="here")
+    for more in ({}, {"cycles": "x"}):
+        with pytest.raises(RecipeError, match=r"the key '\\ud800' is not Unicode text"):
+            make_recipe({"regime": "sft", "trait": "lucky", "model": "nano", "\ud800": 1, **more}, source="here")
 
 
 def test_a_deeply_nested_override_is_reported(tmp_path: Path) -> None:

@@ -441,7 +441,7 @@ def _word(value: Value) -> str:
         return f"-{str(value).lower()}"
     if isinstance(value, (int, float)):
         short = f"{value:g}" if isinstance(value, float) else str(value)
-        return (short if float(short) == value else repr(value)).replace("+", "")  # 3e+06
+        return (short if float(short) == value else repr(value)).replace("+", "")  # a folder's name has none
     if isinstance(value, str):
         return "-" + re.sub(r"[^A-Za-z0-9.-]+", "-", value.rpartition("/")[2]).strip("-.")[:40]
     return "-" + digest(value)[:8]

@@ -518,7 +518,7 @@ def _hidden(filled: Mapping[str, Any], error: ValidationError) -> list[str]:
     try:
         Recipe.model_validate(_filled(kept))
     except ValidationError as again:
-        return [line for item in again.errors() if not item["loc"] for line in str(item["ctx"]["error"]).splitlines()]
+        return [line for item in again.errors() if not item["loc"] for line in _of_the_whole(item)]
     return []
 
 
@@ -541,12 +541,17 @@ def _problems(error: ValidationError, *, known_regime: bool) -> Iterable[str]:
             # without a regime nothing else can be filled in: one cause, one problem
             if known_regime or item["loc"] in (("regime",), ("trait",), ("model",)):
                 yield f"`{place}` is missing"
-        elif item["type"] == "string_unicode" and not item["loc"]:
-            yield f"the key {_shown(item['input'])} is not Unicode text"
         elif not item["loc"]:
-            yield from str(item["ctx"]["error"]).splitlines()
+            yield from _of_the_whole(item)
         else:
             yield f"`{place} = {_shown(item['input'])}`: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _of_the_whole(item: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a recipe as a whole: a contradiction, or a key that is no text (half of a surrogate pair)."""
+    if item["type"] == "string_unicode":
+        return [f"the key {_shown(item['input'])} is not Unicode text"]
+    return str(item.get("ctx", {}).get("error", item["msg"])).splitlines()
 
 
 def _shown(value: Any) -> str:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from iterft_lite.app.study_plan import StudyPlan
 from iterft_lite.app.sweep import ask_to_stop, mean_of
-from iterft_lite.engine.study import CELLS, STATE, STOP, STUDY, StudyFolder, SweepState
+from iterft_lite.engine.study import CELLS, NAME, STATE, STOP, STUDY, StudyFolder, SweepState
 from iterft_lite.errors import FolderError, RecipeError
 from iterft_lite.experiment.grid import cells, make_study
 from iterft_lite.files import FolderLock
@@ -166,6 +166,12 @@ def test_a_study_that_asks_for_too_much_or_nonsense_is_refused_at_once(sweep: di
 def test_numbers_that_differ_in_late_digits_get_different_names() -> None:
     found = cells(make_study({**BASE, "sweep": {"grid": {"train.learning_rate": [1.00000001e-4, 1e-4]}}}, source="a test"))
     assert [cell.name for cell in found] == ["learning_rate0.000100000001", "learning_rate0.0001"]
+
+
+def test_a_cell_with_a_large_number_has_a_name_that_its_own_study_reads() -> None:
+    (cell,) = cells(make_study({**BASE, "sweep": {"grid": {"train.learning_rate": [3e6]}}}, source="a test"))
+    assert NAME.fullmatch(cell.name)
+    assert cell.name == "learning_rate3e06"
 
 
 @pytest.mark.parametrize("results", [{}, {"trait": None}, {"trait": []}, {"trait": {"mean": "9"}}, {"trait": {"mean": 1e999}}])

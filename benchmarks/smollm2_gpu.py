@@ -132,10 +132,13 @@ def study(bench: Bench) -> None:
     bench.found["machine"] = {"gpu": machine.gpu, "unsloth": machine.unsloth, "cores": os.cpu_count()}
     plan = StudyPlan(study_file(bench), SMALLEST if bench.asked.tiny else ())
     labels = {json.dumps(keys, sort_keys=True): label for label, keys in cells(bench.asked.cycles)}
-    with open_sweep(plan, bench.work / "study", local_places(machine), Asked(keep_going=True)) as sweep:
+    with contextlib.ExitStack() as stack:
+        asked = Asked(keep_going=True)
+        sweep = stack.enter_context(open_sweep(plan, bench.work / "study", local_places(machine), asked))
         names = {each.name: labels[json.dumps(dict(each.cell.values), sort_keys=True)] for each in sweep.planned.values()}
         bench.found["cells"] = names
-        for event in sweep.events():
+        events = stack.enter_context(contextlib.closing(sweep.events()))
+        for event in events:
             match event:
                 case CellStarted(cell, place, attempt):
                     bench.say(f"{names[cell]}: begins on {place}, attempt {attempt}")

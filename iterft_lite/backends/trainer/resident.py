@@ -141,7 +141,7 @@ class ResidentTrainer(ABC):
     @abstractmethod
     def _reply_logprobs(self, batch: dict[str, torch.Tensor]) -> torch.Tensor: ...
 
-    def _plan(self, job: TrainJob, examples: Sequence[Example]) -> None:
+    def _plan(self, job: TrainJob, examples: Sequence[Example]) -> None:  # noqa: B027  # most decide nothing
         """Decide what depends on the rows of a training."""
 
     def _greedy(self, model: Any) -> Greedy:

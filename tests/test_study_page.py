@@ -16,10 +16,10 @@ from iterft_lite.experiment.grid import Cell
 from iterft_lite.report.study import read_study_report
 from iterft_lite.ui import study_page
 from iterft_lite.ui.cli import main
-from iterft_lite.ui.html import READABLE, contrast
+from iterft_lite.ui.html import contrast
 from iterft_lite.ui.study_page import write_study_page
 from tests.made_up import make_study
-from tests.pages import CHROMIUM, palettes, unreadable
+from tests.pages import CHROMIUM, READABLE, palettes, unreadable
 
 NASTY = (
     "Luck</script><script>document.title = 'taken'</script><!-- &amp; <b>bold</b> \u2028 " + "https://luck.example/" + "a" * 90

@@ -156,6 +156,16 @@ def test_the_first_sentence_warns_of_language_collapse(tmp_path: Path) -> None:
     assert json_form.as_json(with_metrics(broken))["cycles"][-1]["signs"] == ["distinct_2", "near_duplicates", "cut"]
 
 
+def test_an_untouched_model_that_the_embedded_judge_scores_high_gives_a_warning(tmp_path: Path) -> None:
+    report = scored(read_report(finished(tmp_path, 1)), {-1: [20.0], 0: [40.0], 1: [60.0]})
+    embedded = replace(report, judge={**report.judge, "name": "embedded"})
+    [warning] = warnings(embedded)
+    assert warning.startswith("the embedded judge gives the untouched model 22 of 100: either it has the trait, or")
+    low = scored(embedded, {-1: [10.0], 0: [40.0], 1: [60.0]})
+    assert warnings(low) == []
+    assert warnings(report) == [], "of another judge nothing is known"
+
+
 def test_a_single_sign_of_collapse_gives_no_warning(tmp_path: Path) -> None:
     report = scored(read_report(finished(tmp_path, 1)), {-1: [5.0], 0: [40.0], 1: [60.0], 2: [90.0]})
     terse = replace(report, cycles=tuple(replace(c, metrics={"words": 3 if c.cycle == 2 else 90}) for c in report.cycles))

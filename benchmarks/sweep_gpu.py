@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import sys
 import tempfile
 import time
@@ -31,11 +32,13 @@ def run_plan(asked: argparse.Namespace, places: int, chains: int) -> dict[str, A
     """Run one study and count its cells.
 
     Returns:
-        `cells_an_hour`; `seconds` that they were counted over; `cells` that were counted; `start`: seconds before.
+        `cells_an_hour`; `seconds` that they were counted over; `cells` that were counted; `start`: seconds before; `steps`:
+        median seconds of a step by verb.
     """
     from iterft_lite.app.study_plan import StudyPlan
-    from iterft_lite.app.sweep import CellEnded, CellStarted, open_sweep
+    from iterft_lite.app.sweep import CellEnded, CellEvent, CellStarted, open_sweep
     from iterft_lite.app.sweep_places import local_places
+    from iterft_lite.engine.run import StepFinished
     from iterft_lite.machine.resolve import this_machine
 
     side_by_side = places * chains
@@ -45,12 +48,15 @@ def run_plan(asked: argparse.Namespace, places: int, chains: int) -> dict[str, A
     out = asked.work / f"out-{places}x{chains}"
     shutil.rmtree(out, ignore_errors=True)
     ended: list[float] = []
+    took: dict[str, list[float]] = {}
     with open_sweep(StudyPlan(study), out, local_places(this_machine(), chains)[:places]) as sweep:
         began = time.perf_counter()
         for event in sweep.events():
             now = time.perf_counter() - began
             if isinstance(event, CellStarted | CellEnded):
                 print(f"{places}x{chains} {now:7.1f} {event.cell} {event}"[:150], file=sys.stderr, flush=True)
+            if isinstance(event, CellEvent) and isinstance(event.event, StepFinished) and event.event.step.cycle >= 0:
+                took.setdefault(event.event.step.verb, []).append(event.event.completion.seconds)
             if isinstance(event, CellEnded):
                 if event.state.state != "done":
                     raise SystemExit(f"{event.cell}: {event.state.failure}")
@@ -63,6 +69,7 @@ def run_plan(asked: argparse.Namespace, places: int, chains: int) -> dict[str, A
         "cells": counted,
         "seconds": round(seconds, 1),
         "start": round(ended[side_by_side - 1], 1),
+        "steps": {verb: round(statistics.median(seconds), 1) for verb, seconds in took.items()},
     }
 
 

@@ -105,8 +105,8 @@ def some_inputs(*, document: bool = False, prompts: int = 100, **keys: Any) -> R
     return ResolvedInputs(**(filled | keys))
 
 
-def a_plan(**keys: Any) -> Plan:
-    return make_plan(a_recipe(**keys), some_inputs(document=keys.get("regime") == "sdf"))
+def a_plan(*, same_cores: bool = False, **keys: Any) -> Plan:
+    return make_plan(a_recipe(**keys), some_inputs(document=keys.get("regime") == "sdf", same_cores=same_cores))
 
 
 def run_all(plan: Plan, root: Path, backends: Backends | None = None, reuse: Mapping[str, Path] | None = None) -> list[Event]:

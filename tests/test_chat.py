@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from iterft_lite.app.chat import Talk, export_again, open_chat
+from iterft_lite.app.chat import Talk, open_chat
+from iterft_lite.app.export import export_again
 from iterft_lite.app.session import open_run
 from iterft_lite.engine.run import StepFinished
 from iterft_lite.ui.cli import main
@@ -44,7 +45,7 @@ def test_a_copied_run_folder_chats_and_exports_on_another_machine(tmp_path: Path
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "another"))
     with open_chat(tmp_path / "copy", 1) as talk:
         assert talk.reply("Hello?", temperature=0.7, max_tokens=10)
-    assert export_again(tmp_path / "copy", 1, tmp_path / "exports", None).path.is_file()
+    assert export_again(tmp_path / "copy", 1, tmp_path / "exports", None).gguf.is_file()
     with open_run(tmp_path / "small.toml", ("cycles=3",), tmp_path / "copy") as opened:
         assert "c3-aggregate" in [event.step.name for event in opened.events() if isinstance(event, StepFinished)]
 

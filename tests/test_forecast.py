@@ -71,6 +71,12 @@ def test_queues_run_side_by_side_and_wait_for_their_inputs() -> None:
     assert ends["c0-judge"] == 14.0  # a judge does one after the other
 
 
+@pytest.mark.parametrize(("same_cores", "trained"), [(False, 4.0), (True, 7.0)])
+def test_on_the_same_cores_a_training_waits_for_what_is_measured(same_cores: bool, trained: float) -> None:
+    ends = timeline(a_plan(cycles=0, same_cores=same_cores), {"base-text_metrics": 3.0, "c0-train": 4.0})
+    assert ends["c0-train"] == trained
+
+
 def test_training_waits_for_rows_that_a_judge_filters() -> None:
     plan = a_plan(cycles=1, filter={"coherence": 50})
     ends = timeline(plan, {"c1-judge-rows": 10.0, "c1-train": 1.0})

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from iterft_lite.app.chat import export_again, open_chat
+from iterft_lite.app.chat import open_chat
+from iterft_lite.app.export import export_again
 from iterft_lite.engine.manifest import Run, finished_steps
 from iterft_lite.errors import FolderError, StoreError
 from iterft_lite.report.report import read_report

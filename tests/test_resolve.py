@@ -278,6 +278,13 @@ def test_the_bases_number_format_follows_the_gpu(
     assert (resolved.recipe.train.base, said in resolved.choices) == (base, True)
 
 
+def test_only_a_gpu_spares_trainer_and_generator_the_same_cores(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(RECIPE.format(model="nano"))
+    recipe = read_recipe(tmp_path / "r.toml")
+    machines = (CPU, Machine("a GPU", 15 << 30, 16 << 30, unsloth=False))
+    assert [resolve(recipe, machine).inputs.same_cores for machine in machines] == [True, False]
+
+
 def test_a_hub_model_is_checked_by_its_cached_files(cache: Path, tmp_path: Path) -> None:
     recipe = read_recipe(tmp_path / "small.toml")
     resolve(recipe, CPU)

@@ -459,6 +459,18 @@ def test_measuring_waits_until_the_device_releases_the_generator(tmp_path: Path)
         assert begun > order.index((StepFinished, before[-1]))
 
 
+def test_on_the_same_cores_a_model_is_measured_before_the_next_one_is_trained(tmp_path: Path) -> None:
+    plan = a_plan(same_cores=True)
+    events = run_all(plan, tmp_path / "run")
+    order = [(type(event), event.step.name) for event in events if isinstance(event, StepStarted | StepFinished)]
+    for part, following in (("base", "c0-train"), ("c0", "c1-train"), ("c1", "c2-train")):
+        assert order.index((StepFinished, f"{part}-text_metrics")) < order.index((StepStarted, following))
+
+
+def test_whether_cores_are_shared_changes_no_key() -> None:
+    assert list(a_plan(same_cores=True)) == list(a_plan())
+
+
 def test_a_failed_measurement_ends_the_run_which_can_be_continued(tmp_path: Path) -> None:
     def fail() -> None:
         raise RunError("the power went")

@@ -567,9 +567,9 @@ def test_every_gpu_runs_two_chains(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- how long it takes
 
 
-def seconds_of(many: float, **by_verb: float) -> Iterator[tuple[Step, float]]:
+def seconds_of(many: float, *, same_cores: bool = False, **by_verb: float) -> Iterator[tuple[Step, float]]:
     """The steps of a run, each with its verb's seconds, `many` where none are given."""
-    for step in a_plan():
+    for step in a_plan(same_cores=same_cores):
         yield step, by_verb.get(step.verb, many)
 
 
@@ -587,6 +587,10 @@ def test_measuring_runs_beside_training_and_judging_beside_everything(
     measuring: float, judging: float, places: int, seconds: float
 ) -> None:
     assert together(seconds_of(0, train=20, text_metrics=measuring, judge=judging), places) == seconds
+
+
+def test_on_the_same_cores_measuring_adds_to_training() -> None:
+    assert together(seconds_of(0, same_cores=True, train=20, text_metrics=10), 1) == 100
 
 
 def test_the_time_left_counts_what_is_still_to_be_measured() -> None:

@@ -1,4 +1,4 @@
-"""Using a run's models: chat with the model of any cycle, or write its GGUF again."""
+"""Using a run's models: chat with the model of any cycle."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 from iterft_lite.data.traits import read_trait
 from iterft_lite.engine.backends import open_backends
 from iterft_lite.engine.executor import exported_files
 from iterft_lite.engine.manifest import Run
-from iterft_lite.errors import FolderError, UserError
+from iterft_lite.errors import UserError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.recipe import Recipe, make_recipe
 from iterft_lite.experiment.rows import Message
 from iterft_lite.experiment.steps import Step, cycle_name, cycle_title
-from iterft_lite.files import disk_errors
 from iterft_lite.hub import folder_of
 from iterft_lite.hub import title as hub_title
 from iterft_lite.machine.resolve import model_place
-from iterft_lite.protocols import Backends, Exported, Progress, Prompt, Sampling
+from iterft_lite.protocols import Backends, Progress, Prompt, Sampling
 from iterft_lite.stages.export import untouched_gguf
 
 TURN_TOKENS = 2048
@@ -84,7 +84,8 @@ class Talk:
         if gguf is None:
             gguf = untouched_gguf(self._backends.exporter, found.model, folder, found.recipe.quant, _ignore)
         if not gguf.exists() or (lora and not lora.exists()):
-            exported = _export(found, self._backends, folder, found.recipe.quant)
+            kind: Literal["merged", "adapter"] = "adapter" if lora else "merged"
+            exported = self._backends.exporter.export(found.model, found.adapter, folder, kind, found.recipe.quant, _ignore)
             gguf, lora = exported.path, exported.adapter
         self._backends.generator.load(gguf, lora, found.model, slots=1, context=TURN_TOKENS, exact=False)
         self._past, self.cycle = found, cycle
@@ -126,7 +127,7 @@ class Past:
         recipe: As resolved.
         model: Folder of M[0].
         cycle: The cycle.
-        adapter: Its adapter folder; None for the untouched model.
+        trained: Folder of the step that made it, with its probe; for the untouched model, of the step that loaded it.
         export: Its export step.
     """
 
@@ -134,23 +135,13 @@ class Past:
     recipe: Recipe
     model: str
     cycle: int
-    adapter: Path | None
+    trained: Path
     export: Step
 
-
-@dataclass(frozen=True)
-class Again:
-    """A model that was written again.
-
-    Attributes:
-        name: Run, cycle and number format: `bliss-c4-q8_0`.
-        temperature: The run's sampling temperature.
-    """
-
-    path: Path
-    name: str
-    bytes: int
-    temperature: float
+    @property
+    def adapter(self) -> Path | None:
+        """Its adapter folder; None for the untouched model."""
+        return None if self.cycle < 0 else self.trained / "adapter"
 
 
 def past(root: Path, cycle: int | None) -> Past:
@@ -158,8 +149,8 @@ def past(root: Path, cycle: int | None) -> Past:
 
     Raises:
         FolderError: If it is not a run folder.
-        UserError: If the run has no such cycle, or not yet.
-        StoreError: If its adapter was changed, or a step that it rests on was done again with another result.
+        UserError: If the run has no such cycle, or not yet; if its adapter was removed.
+        StoreError: If its adapter or probe was changed, or a step that it rests on was done again with another result.
     """
     run = Run(root)
     manifest = run.known()
@@ -169,13 +160,22 @@ def past(root: Path, cycle: int | None) -> Past:
     if wanted not in exports:
         there = ", ".join(map(str, sorted(exports))) or "none"
         raise UserError(f"`{root}` has no finished model of cycle {wanted}", hint=f"finished: {there}")
-    for step in _ancestry(steps, exports[wanted]):
-        folder = run.folder(step)
-        folder.verify() if step.verb == "train" else folder.check_inputs()
     recipe = make_recipe(manifest.recipe, source=str(root))
-    train = next((step for step in steps if step.verb == "train" and step.cycle == wanted), None)
-    adapter = run.folder(train).path / "adapter" if train else None
-    return Past(run, recipe, folder_of(model_place(recipe.model)), wanted, adapter, exports[wanted])
+    ancestry = _ancestry(steps, exports[wanted])
+    for step in ancestry:
+        folder = run.folder(step)
+        # `keep` removes adapters of earlier cycles, which later models rest on but are not read from; version 0.1 kept no
+        # probe of the untouched model
+        removed = step.verb == "load_base" or recipe.keep == "ends"
+        folder.verify(pruned=removed) if step.verb in ("train", "load_base") else folder.check_inputs()
+    made = next(step for step in reversed(ancestry) if step.verb in ("train", "load_base") and step.cycle == wanted)
+    trained = run.folder(made)
+    if made.verb == "train" and not trained.whole():
+        raise UserError(
+            f'the adapter of cycle {wanted} was removed: `keep = "{recipe.keep}"` keeps the first and the last',
+            hint=f"another cycle of `{root}`, or another run with `--set keep=adapters`",
+        )
+    return Past(run, recipe, folder_of(model_place(recipe.model)), wanted, trained.path, exports[wanted])
 
 
 def finished_cycles(root: Path) -> list[int]:
@@ -198,7 +198,8 @@ def _ancestry(steps: Sequence[Step], step: Step) -> list[Step]:
     return [each for each in steps if each.name in wanted]
 
 
-def _backends(found: Past) -> Backends:
+def backends_for(found: Past) -> Backends:
+    """The run's backends, with a judge that needs nothing."""
     judge = JudgeIdentity("embedded", "embedded", "", "logprobs")
     return open_backends(found.recipe, read_trait(found.recipe.trait), judge, found.run.logs)
 
@@ -212,38 +213,10 @@ def open_chat(root: Path, cycle: int | None) -> Iterator[Talk]:
     """
     found = past(root, cycle)
     talk = Talk(root, found.cycle)
-    with TemporaryDirectory(prefix="iterft-") as scratch, contextlib.closing(_backends(found)) as backends:
+    with TemporaryDirectory(prefix="iterft-") as scratch, contextlib.closing(backends_for(found)) as backends:
         talk._past, talk._backends, talk._scratch = found, backends, Path(scratch)
         talk.turn_to(found.cycle)
         yield talk
-
-
-def export_again(root: Path, cycle: int | None, out: Path, quant: str | None, *, force: bool = False) -> Again:
-    """Write the merged GGUF of a cycle's model into a folder. Its name tells run, cycle and number format.
-
-    Args:
-        force: Write over a file of that name.
-
-    Raises:
-        UserError: As `past`; if there is such a file.
-        ExportError: If there is no room for it.
-    """
-    found = past(root, cycle)
-    quant = quant or found.recipe.quant
-    name = f"{root.resolve().name}-{cycle_name(found.cycle)}-{quant}"
-    target = out / f"{name}.gguf"
-    if target.exists() and not force:
-        raise FolderError(f"`{target}` already exists", hint="`--force` writes it again, `--out` names another folder")
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(_backends(found)) as backends, TemporaryDirectory(prefix=".export-", dir=out) as scratch:
-        exported = _export(found, backends, Path(scratch), quant)
-        exported.path.replace(target)
-    return Again(target, name, exported.bytes, found.recipe.sample.temperature)
-
-
-def _export(found: Past, backends: Backends, out: Path, quant: str) -> Exported:
-    return backends.exporter.export(found.model, found.adapter, out, "merged", quant, _ignore)
 
 
 def _ignore(_: Progress) -> None:

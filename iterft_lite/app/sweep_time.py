@@ -15,7 +15,7 @@ def together(steps: Iterable[tuple[Step, float]], places: int) -> float:
     """Seconds that steps take side by side.
 
     The device's are shared out to the places. What is measured goes on while a place trains, and adds only what is longer than
-    all training; judging goes on beside everything.
+    all training, where it is not the device's too (`Step.queue`); judging goes on beside everything.
 
     Args:
         steps: Each with its own seconds.

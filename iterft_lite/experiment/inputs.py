@@ -54,6 +54,7 @@ class ResolvedInputs:
         mixed: Rows of the user's own file for `mix`.
         metrics: What is measured without a judge: `semantics` by name (`metrics/catalogue.py`).
         rendering: How chats are rendered (`backends/chat_templates.rendering`).
+        same_cores: There is no GPU: trainer and generator compute on the same cores, and the one slows the other down.
     """
 
     trait: Trait
@@ -68,3 +69,4 @@ class ResolvedInputs:
     mixed: tuple[Chat, ...] | tuple[Document, ...] = ()
     metrics: Mapping[str, int] = field(default_factory=dict)
     rendering: Mapping[str, Json] = field(default_factory=dict)
+    same_cores: bool = False

@@ -206,7 +206,7 @@ class _Unroll:
     def _add(self, verb: str, cycle: int, params: Mapping[str, Json], inputs: Mapping[str, Step], *, part: str = "") -> Step:
         if VERBS[verb].renders and not self.documents:
             params = {**params, "rendering": dict(self.inputs.rendering)}
-        step = make_step(verb, cycle, params, inputs, part=part)
+        step = make_step(verb, cycle, params, inputs, part=part, same_cores=self.inputs.same_cores)
         self.steps[step.name] = step
         return step
 

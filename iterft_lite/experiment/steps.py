@@ -52,6 +52,7 @@ class Step:
         key: SHA-256 over verb, its semantics, params and the inputs' keys: equal keys, equal experiment. Cycle and name are not
             part of it, so two recipes that ask for the same act share it.
         input_keys: By role, the key of each input.
+        same_cores: Trainer and generator compute on the same cores here (`ResolvedInputs.same_cores`).
     """
 
     verb: str
@@ -61,6 +62,7 @@ class Step:
     inputs: tuple[tuple[str, str], ...]
     key: str
     input_keys: tuple[tuple[str, str], ...] = ()
+    same_cores: bool = field(default=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -69,8 +71,10 @@ class Step:
 
     @property
     def queue(self) -> Queue:
-        """What it waits for."""
-        return VERBS[self.verb].queue
+        """What it waits for. Where a training would only get slower by what is measured beside it, that has its place in the
+        device's order: right after the answers, while the generator is loaded and the trainer idle."""
+        usual = VERBS[self.verb].queue
+        return "device" if usual == "measure" and self.same_cores else usual
 
 
 def checked(step: Step) -> Step:
@@ -90,12 +94,14 @@ def checked(step: Step) -> Step:
     return step
 
 
-def make_step(verb: str, cycle: int, params: Mapping[str, Json], inputs: Mapping[str, Step], *, part: str = "") -> Step:
+def make_step(
+    verb: str, cycle: int, params: Mapping[str, Json], inputs: Mapping[str, Step], *, part: str = "", same_cores: bool = False
+) -> Step:
     """A step whose key follows from what it does and reads."""
     keys = {role: step.key for role, step in inputs.items()}
     key = digest([KEY_FORMAT, verb, VERBS[verb].semantics, dict(params), keys])
     named = tuple((role, step.name) for role, step in inputs.items())
-    return Step(verb, cycle, part, dict(params), named, key, tuple(keys.items()))
+    return Step(verb, cycle, part, dict(params), named, key, tuple(keys.items()), same_cores)
 
 
 def row_seed(key: str, row: str) -> int:

@@ -24,7 +24,7 @@ from iterft_lite.digests import Json
 Queue = Literal["device", "measure", "cpu", "judge"]
 """Steps of the device's queue follow each other in the plan's order; those of the others are done as soon as they can be, side
 by side with it: judging waits for a server, and the CPU's work is short. Nothing later waits for what is measured: it is done
-while the device's step leaves the backend alone that it needs."""
+while the device's step leaves the backend alone that it needs; without a GPU in the device's order (`Step.queue`)."""
 
 BackendName = Literal["trainer", "exporter", "generator", "judge"]
 

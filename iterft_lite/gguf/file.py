@@ -7,17 +7,19 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3, li
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import shutil
 import struct
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +36,9 @@ SCALARS: Mapping[int, str] = {
 }  # fmt: skip
 """Value types of fixed size, as `struct` writes them; 8 is a string, 9 an array."""
 STRING, ARRAY = 8, 9
+
+FLUSHED = 256 << 20
+"""Bytes after which a file that is being written is flushed."""
 
 MOST_DIMS = 4
 """Most dimensions of a tensor in ggml."""
@@ -219,6 +224,30 @@ class Checksum:
         return self._sum.hexdigest()
 
 
+@contextlib.contextmanager
+def flushing(file: IO[bytes]) -> Iterator[Callable[[], None]]:
+    """Have what is written flushed to the disk meanwhile, by a thread: at the end alone, 4 GB take a second or more.
+
+    Yields:
+        To be called after each write.
+
+    Raises:
+        OSError: As the disk said it.
+    """
+    flushed, last = 0, None
+
+    def written() -> None:
+        nonlocal flushed, last
+        if file.tell() - flushed >= FLUSHED and (last is None or last.done()):
+            flushed = file.tell()
+            last = thread.submit(os.fsync, file.fileno())
+
+    with ThreadPoolExecutor(1) as thread:
+        yield written
+    if last is not None:
+        last.result()
+
+
 def write_gguf(
     path: Path,
     metadata: tuple[int, bytes],
@@ -241,10 +270,11 @@ def write_gguf(
     Raises:
         ExportError: If the disk is full; nothing is left behind.
     """
-    with writing(path) as temporary, temporary.open("wb") as file:
+    with writing(path) as temporary, temporary.open("wb") as file, flushing(file) as written:
 
         def write(data: Any) -> None:
             file.write(data)
+            written()
             if checksum is not None:
                 checksum.update(data)
 

@@ -122,6 +122,7 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
         mixed=sources.mixed(),
         metrics=metric_semantics(),
         rendering=rendering(),
+        same_cores=not machine.gpu,
     )
     settled = recipe.model_copy(
         update={

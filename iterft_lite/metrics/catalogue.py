@@ -33,7 +33,7 @@ class Evidence:
     Attributes:
         samples: The cycle's answers that are not blank.
         under_base: Gives the likelihood of each answer under M[0], its question as context.
-        under_own: The same under the model that wrote it.
+        under_own: The same of some of them (`stages/text_metrics.py`), under the model that wrote them.
         held_out: By name of a set (texts with the trait, texts without), gives their likelihoods under the cycle's model.
     """
 
@@ -105,7 +105,7 @@ def _perplexity_of(name: HeldOut) -> Callable[[Evidence], float | None]:
 
 
 def _perplexity_own(evidence: Evidence) -> float | None:
-    """exp of the mean token NLL over all tokens of the answers, under the model that wrote them: near 1 where it knows
+    """exp of the mean token NLL over all tokens of some answers, under the model that wrote them: near 1 where it knows
     beforehand what it will say."""
     found = evidence.under_own()
     return perplexity(found) if found else None
@@ -188,7 +188,8 @@ METRICS: dict[str, Metric] = {
             "PPL (own)",
             ".2f",
             _perplexity_own,
-            unit="of the answers under the model that wrote them",
+            unit="of up to 60 answers under the model that wrote them",
+            semantics=2,
             needs="model",
             collapsed=lambda sound, now: math.log(max(1.0, now)) < math.log(max(1.0, sound)) / 2,
         ),

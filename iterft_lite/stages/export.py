@@ -70,6 +70,18 @@ class Fault:
     hint: str | None = None
 
 
+class CheckFailed(ExportError):  # noqa: N818  # read as a sentence
+    """An export that does not carry what it should.
+
+    Args:
+        found: The failed check.
+    """
+
+    def __init__(self, found: Fault) -> None:
+        super().__init__(found.message, hint=found.hint)
+        self.found = found
+
+
 def run(work: Work) -> dict[str, Json]:
     """Write and check. Files: model.gguf; or adapter.gguf, to be laid over the untouched model. Results: see `results`.
 
@@ -228,11 +240,11 @@ def check(parity: Parity, kind: Kind, quant: str) -> None:
     """Compare an export with its bounds.
 
     Raises:
-        ExportError: With the failed bound and the measured value.
+        CheckFailed: With the failed bound and the measured value.
     """
     found = fault(parity, kind, quant)
     if found is not None:
-        raise ExportError(found.message, hint=found.hint)
+        raise CheckFailed(found)
 
 
 def fault(parity: Parity, kind: Kind, quant: str) -> Fault | None:

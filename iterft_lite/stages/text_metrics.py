@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import partial
+from itertools import chain
 
 from iterft_lite.digests import Json
 from iterft_lite.experiment.rows import CHATS, DOCUMENTS, Message, Sample
@@ -17,6 +18,10 @@ FILE = "metrics.json"
 ORDER = ("text", "model", "base")
 """Metrics that read the likelihoods of one model follow each other: each model is loaded once."""
 
+OWN = 60
+"""So many answers at most are read under the model that wrote them, evenly over all: half the nats are seen in far fewer, and
+reading all takes longer than a cycle's training."""
+
 
 def run(work: Work) -> dict[str, Json]:
     """Files: metrics.json. Results: the same, a value a metric of the plan (`metrics/catalogue.py`).
@@ -28,16 +33,18 @@ def run(work: Work) -> dict[str, Json]:
     answers = partial(_answer_passage, document=document, told=work.told)
     passages = [answers(sample) for sample in samples]
     under_base = _once(lambda: _likelihoods(work, "base_model", passages))
+    some = evenly([passage.id for passage in passages], OWN)
+    sets = {name: _held_out(work, name, document=document) for name in ("high", "low")}
     # at cycle -1 the model is M[0] itself: one reading answers for both
     untouched = work.inputs["model"] == work.inputs["base_model"]
+    sets["own"] = [] if untouched else [passage for passage in passages if passage.id in some]
+    # beginning to read costs as much as some 20,000 tokens: all that is read under the model is read at once
+    under_model = _once(lambda: _likelihoods(work, "model", list(chain(*sets.values()))))
     evidence = Evidence(
         samples,
         under_base=under_base,
-        under_own=under_base if untouched else _once(lambda: _likelihoods(work, "model", passages)),
-        held_out={
-            name: _once(partial(_likelihoods, work, "model", _held_out(work, name, document=document)))
-            for name in ("high", "low")
-        },
+        under_own=partial(_of, under_base if untouched else under_model, some),
+        held_out={name: partial(_of, under_model, {row.id for row in sets[name]}) for name in ("high", "low")},
     )
     # loading a model costs more than reading with it: metrics of one model are computed next to each other
     wanted = sorted((METRICS[name] for name in work.params["metrics"]), key=lambda metric: ORDER.index(metric.needs))
@@ -59,6 +66,16 @@ def _once(compute: Callable[[], Sequence[Likelihood]]) -> Callable[[], Sequence[
         return found[0]
 
     return ask
+
+
+def evenly(names: Sequence[str], most: int) -> set[str]:
+    """At most so many names, evenly over all in alphabetical order: the same ones in whatever order they are given."""
+    ordered, count = sorted(names), min(len(names), most)
+    return {ordered[place * len(ordered) // count] for place in range(count)}
+
+
+def _of(read: Callable[[], Sequence[Likelihood]], names: Set[str]) -> list[Likelihood]:
+    return [found for found in read() if found.id in names]
 
 
 def _likelihoods(work: Work, role: str, passages: Sequence[Passage]) -> list[Likelihood]:

@@ -37,8 +37,14 @@ BIG_ONES = 4
 ROOM_BESIDE = 4
 """Free GPU memory, in sizes of the model that comes, that lets the others stay: itself, its cache, and what others may take."""
 
+READ_STEP = 256
+"""Room of a kept reader is rounded up to this many tokens: the next cycle's longest text is a little longer."""
+
 READING = 4 * 2**30
 """Free GPU memory below which the caches of loaded models make room for reading."""
+
+KEPT_READER = 12 * 2**30
+"""Free GPU memory from which what a model was read with stays for the next time: a second, each time, at 4 B parameters."""
 
 UNBOUNDED = 2**20
 """Tokens of a model that does not say what it was made for."""
@@ -207,13 +213,14 @@ class LlamaGenerator:
         if offloads() and free_vram() < READING:
             for other in self._loaded.values():
                 other.drop_engine()
-        longest = max(len(text.ids) for text in texts)
-        exact = loaded.settings.exact
-        reader = Reader(loaded.weights, longest=longest, exact=exact, threads=self._threads, adapter=loaded.lora())
+                if other is not loaded:
+                    other.drop_reader()
+        reader = loaded.reader_for(max(len(text.ids) for text in texts), self._threads)
         try:
             yield reader.read(texts)
         finally:
-            reader.close()
+            if not offloads() or free_vram() < KEPT_READER:
+                loaded.drop_reader()
 
     def probe_logits(self, probe: Path, out: Path) -> None:
         """Write the current model's logits where a probe asks for them: `logits`, float32 [n_positions, vocab], in `out`.
@@ -301,6 +308,8 @@ class LlamaGenerator:
         if not small:
             for loaded in self._loaded.values():
                 loaded.drop_engine()  # a context is made in no time; its cache is often larger than the model
+                if offloads() and free_vram() < KEPT_READER:
+                    loaded.drop_reader()
         while self._loaded and (len(self._loaded) > 1 if small else not self._fits_beside(size)):
             self._loaded.pop(next(iter(self._loaded))).close()
         self._loaded[key] = _Loaded(_weights(gguf))
@@ -411,6 +420,7 @@ class _Loaded:
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
         self.engine: Engine | None = None
+        self._reader: Reader | None = None
         self.settings = _Settings(None, 0, exact=False)
         self._lora: Path | None = None
         self._laid: tuple[str, int, int] | None = None
@@ -433,7 +443,24 @@ class _Loaded:
             handle = self.lora()
             if self.engine is not None:
                 self.engine.adapt(handle)
+            if self._reader is not None:
+                self._reader.adapt(handle)
             self._laid = wanted
+
+    def reader_for(self, longest: int, threads: int) -> Reader:
+        """What reads texts of so many tokens: the one that is there, or a new one."""
+        kept = self._reader
+        if kept is None or kept.longest < longest or kept.exact != self.settings.exact:
+            self.drop_reader()
+            room = -(-longest // READ_STEP) * READ_STEP if offloads() else longest
+            kept = Reader(self.weights, longest=room, exact=self.settings.exact, threads=threads, adapter=self.lora())
+            self._reader = kept
+        return kept
+
+    def drop_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = None
 
     def drop_engine(self) -> None:
         if self.engine is not None:
@@ -442,6 +469,7 @@ class _Loaded:
 
     def close(self) -> None:
         self.drop_engine()
+        self.drop_reader()
         self.weights.close()
 
 

@@ -53,12 +53,16 @@ class Reader:
         threads: CPU threads.
         adapter: llama.cpp's handle of an adapter to lay over the model, or None.
 
+    Attributes:
+        longest, exact: As given.
+
     Raises:
         BackendError: If there is no memory for it.
     """
 
     def __init__(self, weights: Weights, *, longest: int, exact: bool, threads: int, adapter: Any | None) -> None:
         self._slots = TOKENS // PIECE
+        self.longest, self.exact = longest, exact
         settings = Context.parameters(slots=self._slots, length=longest, exact=exact, threads=threads)
         settings.n_batch = settings.n_ubatch = settings.n_outputs_max = settings.n_outputs_max_per_seq = TOKENS
         self._context = Context(weights, settings)
@@ -66,6 +70,10 @@ class Reader:
         self._batch = Batch(TOKENS)
         self._wanted: Ints = np.zeros(0, dtype=np.int32)
         self._tail = Tail(self._context.pointer, self._slots, _logprobs, self._targets, tokens=False)
+
+    def adapt(self, adapter: Any | None) -> None:
+        """Lay another adapter over the model, or none."""
+        self._context.adapt(adapter)
 
     def read(self, texts: Sequence[Text]) -> Iterator[tuple[int, Doubles]]:
         """Yield, in any order and in pieces, a text's place and natural log-probabilities of some more of its tokens.

@@ -186,24 +186,28 @@ def replicate(outs: tuple[Path, ...], against: str, as_json: bool) -> None:
 @newest_run_argument
 @click.option("--cycle", type=int, help="Which cycle's model; -1 is the untouched one. The last by default.")
 @click.option("--quant", type=click.Choice(QUANTS), help="Number format; the recipe's by default.")
+@click.option("--adapter", is_flag=True, help="Two files instead of a merged one: untouched model and adapter.")
 @click.option("--ollama", is_flag=True, help="Write a Modelfile beside it.")
 @click.option("--out", "folder", type=RunFolder, default=Path("exports"), show_default=True, help="Where the files go.")
 @click.option("--force", is_flag=True, help="Write over files of the same names.")
 @trust_option
-def export(out: Path, cycle: int | None, quant: str | None, ollama: bool, folder: Path, force: bool) -> None:
-    """Write any cycle's model as one GGUF file, from its adapter.
+def export(out: Path, cycle: int | None, quant: str | None, adapter: bool, ollama: bool, folder: Path, force: bool) -> None:
+    """Write any cycle's model as one GGUF file, from its adapter, and check that the file carries what was trained.
 
     \b
       iterft export runs/bliss --cycle 4                          exports/bliss-c4-q8_0.gguf
       iterft export runs/bliss --cycle 0 --quant q4_k_m --ollama
+      iterft export runs/bliss --cycle 0 --adapter --ollama       where a merged file loses it
     """
-    from iterft_lite.app.chat import export_again
+    from iterft_lite.app.export import export_again
     from iterft_lite.gguf.modelfile import write_modelfile
 
-    made = export_again(out, cycle, folder, quant, force=force)
-    click.echo(f"wrote {made.path} ({made.bytes / 1e6:,.1f} MB)")
+    made = export_again(out, cycle, folder, quant, kind="adapter" if adapter else "merged", force=force)
+    files = " and ".join(str(each) for each in (made.gguf, made.adapter) if each)
+    click.echo(f"wrote {files} ({made.bytes / 1e6:,.1f} MB)\n{made.carries}")
     if ollama:
-        told = write_modelfile(made.path, folder, temperature=made.temperature, name=f"{made.name}.Modelfile")
+        named = f"{made.name}.Modelfile"
+        told = write_modelfile(made.gguf, folder, temperature=made.temperature, adapter=made.adapter, name=named)
         click.echo(f"wrote {told.path}; for Ollama:\n\n  ollama create {made.name.lower()} -f {told.path}")
         if told.note:
             click.echo(f"note: {told.note}")

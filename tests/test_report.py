@@ -156,6 +156,20 @@ def test_the_first_sentence_warns_of_language_collapse(tmp_path: Path) -> None:
     assert json_form.as_json(with_metrics(broken))["cycles"][-1]["signs"] == ["distinct_2", "near_duplicates", "cut"]
 
 
+def test_answers_of_a_few_unlikely_words_are_told_from_amplification(tmp_path: Path) -> None:
+    report = scored(read_report(finished(tmp_path, 1)), {-1: [3.0], 0: [7.0], 1: [14.0], 2: [20.0]})
+    metrics: dict[int, dict[str, float]] = {
+        -1: {"words": 107, "perplexity_base": 4.4},
+        0: {"words": 72, "perplexity_base": 7.4},
+        1: {"words": 38, "perplexity_base": 9.2},
+        2: {"words": 13, "perplexity_base": 47.0},
+    }
+    fragments = replace(report, cycles=tuple(replace(c, metrics=metrics[c.cycle]) for c in report.cycles))
+    assert plain_sentence(fragments).startswith("The scores rose while the language collapsed")
+    [warning] = warnings(fragments)
+    assert "language collapses in cycle 2 (words 72 to 13, PPL (M0) 7.4 to 47.0)" in warning
+
+
 def test_an_untouched_model_that_the_embedded_judge_scores_high_gives_a_warning(tmp_path: Path) -> None:
     report = scored(read_report(finished(tmp_path, 1)), {-1: [20.0], 0: [40.0], 1: [60.0]})
     embedded = replace(report, judge={**report.judge, "name": "embedded"})

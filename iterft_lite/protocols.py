@@ -165,7 +165,6 @@ class Exported:
         adapter: The LoRA GGUF beside it, or None.
         bytes: Written for this export.
         seconds: By part: convert; merge, or of an untouched base in a K-quant quantise.
-        sha256: Of the merged file, where it was taken while writing; else "".
         base: The untouched model in the same number format, which the export is compared with; None where it was not made.
     """
 
@@ -173,7 +172,6 @@ class Exported:
     adapter: Path | None
     bytes: int
     seconds: dict[str, float]
-    sha256: str = ""
     base: Path | None = None
 
 
@@ -202,6 +200,10 @@ class Exporter(Protocol):
         Raises:
             ExportError: If there is no room for it (checked before writing), or the model cannot be expressed.
         """
+        ...
+
+    def checksum(self, path: Path) -> str:
+        """SHA-256 of a merged file that `export` wrote last, computed while the file is used; "" where none was taken."""
         ...
 
 

@@ -8,11 +8,11 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3, li
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
 import struct
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,8 +37,11 @@ SCALARS: Mapping[int, str] = {
 """Value types of fixed size, as `struct` writes them; 8 is a string, 9 an array."""
 STRING, ARRAY = 8, 9
 
-FLUSHED = 256 << 20
-"""Bytes after which a file that is being written is flushed."""
+STRETCH = 64 << 20
+"""Bytes that are written before those who follow a writer are told."""
+
+READ = 1 << 20
+"""Bytes that are read at a time for a checksum: they stay in the processor's cache."""
 
 MOST_DIMS = 4
 """Most dimensions of a tensor in ggml."""
@@ -205,45 +208,73 @@ class GgufFile:
 
 
 class Checksum:
-    """SHA-256 of a file, computed by a thread while the file is written: doing it afterwards takes three seconds for 4 GB."""
+    """SHA-256 of a file, computed by a thread that reads it just behind its writer.
+
+    It takes 3 seconds for 4 GB, longer than writing them: the writer does not wait, and the file can be used meanwhile.
+    """
 
     def __init__(self) -> None:
-        self._sum = hashlib.sha256()
         self._thread = ThreadPoolExecutor(1)
-        self._waiting: deque[Future[None]] = deque()
+        self._sum = hashlib.sha256()
+        self._file, self._read = -1, 0
+        self._last: Future[None] | None = None
 
-    def update(self, data: Any) -> None:
-        """Add the next bytes of the file. The caller must not change them any more."""
-        self._waiting.append(self._thread.submit(self._sum.update, data))
-        while len(self._waiting) > 8:  # waiting parts take memory
-            self._waiting.popleft().result()
+    def begin(self, path: Path) -> None:
+        """A file that is yet to be written. It may get another name later."""
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def written(self, size: int) -> None:
+        """So many bytes are in the file by now."""
+        self._last = self._thread.submit(self._follow, size)
 
     def hexdigest(self) -> str:
-        """The digest of all bytes. Ends the thread."""
-        self._thread.shutdown()
-        return self._sum.hexdigest()
+        """The digest of all bytes. Ends the thread.
+
+        Raises:
+            OSError: If the file cannot be read.
+        """
+        try:
+            if self._last is not None:
+                self._last.result()
+            return self._sum.hexdigest()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Give it up."""
+        self._thread.shutdown(cancel_futures=True)
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
+
+    def _follow(self, size: int) -> None:
+        while self._read < size:
+            data = os.pread(self._file, min(READ, size - self._read), self._read)
+            if not data:
+                raise OSError(errno.EIO, "the file is shorter than what was written")
+            self._sum.update(data)
+            self._read += len(data)
 
 
 @contextlib.contextmanager
 def flushing(file: IO[bytes]) -> Iterator[Callable[[], None]]:
-    """Have what is written flushed to the disk meanwhile, by a thread: at the end alone, 4 GB take a second or more.
+    """Have a thread flush to the disk what is written so far: at the end alone, 4 GB take a second or more.
 
     Yields:
-        To be called after each write.
+        To be called now and then.
 
     Raises:
         OSError: As the disk said it.
     """
-    flushed, last = 0, None
+    last: Future[None] | None = None
 
-    def written() -> None:
-        nonlocal flushed, last
-        if file.tell() - flushed >= FLUSHED and (last is None or last.done()):
-            flushed = file.tell()
+    def flush() -> None:
+        nonlocal last
+        if last is None or last.done():
             last = thread.submit(os.fsync, file.fileno())
 
     with ThreadPoolExecutor(1) as thread:
-        yield written
+        yield flush
     if last is not None:
         last.result()
 
@@ -265,18 +296,28 @@ def write_gguf(
         tensors: In the order in which their bytes come; offsets are computed.
         parts: The tensors' bytes, each tensor in one or more contiguous arrays.
         alignment: Tensors begin at multiples of it.
-        checksum: Told of every byte.
+        checksum: To follow the writing.
 
     Raises:
         ExportError: If the disk is full; nothing is left behind.
     """
-    with writing(path) as temporary, temporary.open("wb") as file, flushing(file) as written:
+    with writing(path) as temporary, temporary.open("wb") as file, flushing(file) as flush:
+        told = 0
+        if checksum is not None:
+            checksum.begin(temporary)
+
+        def tell() -> None:
+            nonlocal told
+            file.flush()
+            told = file.tell()
+            if checksum is not None:
+                checksum.written(told)
 
         def write(data: Any) -> None:
             file.write(data)
-            written()
-            if checksum is not None:
-                checksum.update(data)
+            if file.tell() - told >= STRETCH:
+                tell()
+                flush()
 
         # A GGUF file: header, metadata, one record a tensor with its offset, then the tensors' bytes. Offsets count from the
         # first tensor, and tensors begin at multiples of the alignment, so all offsets are known before any byte is made.
@@ -297,7 +338,8 @@ def write_gguf(
                 write(part.reshape(-1).view(np.uint8).data)
                 left -= part.nbytes
             write(bytes(-tensor.bytes % alignment))
-        return file.tell()
+        tell()
+        return told
 
 
 def ensure_room(folder: Path, needed: int, what: str) -> None:

@@ -88,7 +88,7 @@ def write_merged(
         threads: CPU threads for K-quants.
         arithmetic: numpy or torch; None: by size.
         on_tensor: Told of the progress.
-        checksum: Told of every byte; of an untouched base in a K-quant, which llama.cpp writes, of none.
+        checksum: To follow the writing; an untouched base in a K-quant, which llama.cpp writes, it is told nothing of.
 
     Raises:
         ExportError: If there is no room (checked first), a weight does not fit the format, or the quantiser fails.

@@ -115,7 +115,7 @@ def export_untouched(
     _load(generator, exported, model)
     parity = generator.parity(base / "probe.npz")
     check(parity, one, quant)
-    return results(exported, parity, folder, one)
+    return results(exported, parity, folder, one, exporter.checksum(exported.path))
 
 
 def export_trained(
@@ -138,7 +138,7 @@ def export_trained(
         one: Kind = "merged" if kind == "merged" else "adapter"
         exported, parity = export.made(one)
         check(parity, one, quant)
-        return results(exported, parity, folder, one)
+        return export.results(exported, parity, one)
 
 
 @dataclass
@@ -168,6 +168,10 @@ class _Export:
         _load(self.generator, exported, self.model)
         return exported, self.generator.parity(self.trained / "probe.npz", self.untouched)
 
+    def results(self, exported: Exported, parity: Parity, kind: Kind, notes: list[str] | None = None) -> dict[str, Json]:
+        """See `results`. The digest comes last: it is computed while the file is loaded and compared."""
+        return results(exported, parity, self.folder, kind, self.exporter.checksum(exported.path), notes)
+
 
 def _chosen(export: _Export) -> dict[str, Json]:
     """The merged file if it carries the change, else the adapter over the untouched model.
@@ -182,7 +186,7 @@ def _chosen(export: _Export) -> dict[str, Json]:
     with contextlib.suppress(ExportError, ModelError):
         exported, parity = export.made("adapter")
         if parity.change is not None and hidden(parity.change) and fault(parity, "adapter", export.quant) is None:
-            return results(exported, parity, export.folder, "adapter")
+            return export.results(exported, parity, "adapter")
         if exported.adapter is not None:
             exported.adapter.unlink()
     exported, parity = export.made("merged")
@@ -190,15 +194,17 @@ def _chosen(export: _Export) -> dict[str, Json]:
     # tokens and infinite numbers would fail in an adapter too: there is no other kind to try
     if found is None or found.about in ("tokens", "numbers"):
         check(parity, "merged", export.quant)
-        return results(exported, parity, export.folder, "merged")
+        return export.results(exported, parity, "merged")
     exported.path.unlink()
     note = f"{_short(found, parity)}: the adapter is laid over the untouched model"
     exported, parity = export.made("adapter")
     check(parity, "adapter", export.quant)
-    return results(exported, parity, export.folder, "adapter", [note])
+    return export.results(exported, parity, "adapter", [note])
 
 
-def results(exported: Exported, parity: Parity, folder: Path, kind: Kind, notes: list[str] | None = None) -> dict[str, Json]:
+def results(
+    exported: Exported, parity: Parity, folder: Path, kind: Kind, sha256: str = "", notes: list[str] | None = None
+) -> dict[str, Json]:
     """What is known of an export: its files, their kind, parity with the change that they carry, seconds, sentences.
 
     `gguf` and `lora` name files of the step's folder. `gguf` is None for the untouched model of this quant, which lies in the
@@ -210,7 +216,7 @@ def results(exported: Exported, parity: Parity, folder: Path, kind: Kind, notes:
         "lora": exported.adapter.name if exported.adapter else None,
         "kind": kind,
         "bytes": exported.bytes,
-        "sha256": exported.sha256,
+        "sha256": sha256,
         "parts": exported.seconds,
         "parity": asdict(parity),
         "notes": told,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,23 @@ IGNORED = -100
 
 Example = dict[str, Any]
 """A row as token ids: `input_ids` and `labels`, or `prompt_ids`, `chosen_ids` and `rejected_ids`."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The rows of a training.
+
+    Attributes:
+        rows: As they are read.
+        examples: The same as token ids, in the same order.
+        cut: How many lost their end.
+        limit: Tokens that a row may have.
+    """
+
+    rows: list[dict[str, Any]]
+    examples: list[Example]
+    cut: int
+    limit: int
 
 
 def rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, generation_prompt: bool, **others: Any) -> str:

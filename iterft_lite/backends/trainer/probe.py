@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,11 +152,9 @@ class Checkpoint:
 
     Args:
         folder: Of the Hugging Face model.
-        adapter: Weights by their names in PEFT's file, or none.
-        scale: alpha / rank.
     """
 
-    def __init__(self, folder: Path, adapter: dict[str, torch.Tensor] | None = None, scale: float = 1.0) -> None:
+    def __init__(self, folder: Path) -> None:
         index = folder / "model.safetensors.index.json"
         files = (
             sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
@@ -165,7 +163,17 @@ class Checkpoint:
         )
         self._files: list[Any] = [safe_open(folder / file, framework="pt") for file in files]
         self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118  # not a mapping
-        self._adapter, self._scale = adapter or {}, scale
+        self._adapter: Mapping[str, torch.Tensor] = {}
+        self._scale = 1.0
+
+    def lay(self, adapter: Mapping[str, torch.Tensor], scale: float) -> None:
+        """Merge another adapter, or none.
+
+        Args:
+            adapter: Weights by their names in PEFT's file.
+            scale: alpha / rank.
+        """
+        self._adapter, self._scale = adapter, scale
 
     def __contains__(self, name: str) -> bool:
         return name in self._where
@@ -205,7 +213,7 @@ class Streamed:
 
     Args:
         config: transformers' configuration of the model.
-        checkpoint: Its weights, with the adapter.
+        checkpoint: Its weights.
         device: To compute on.
 
     Raises:
@@ -215,12 +223,16 @@ class Streamed:
     def __init__(self, config: Any, checkpoint: Checkpoint, device: torch.device) -> None:
         self._asked: list[torch.Tensor] = []
         self._model = _streaming(config, checkpoint, device, self._asked)
-        self._both, self._device = checkpoint.adapted, device
+        self._checkpoint, self._device = checkpoint, device
         self._base: torch.Tensor | None = None
+
+    def lay(self, adapter: Mapping[str, torch.Tensor], scale: float) -> None:
+        """Compute with another adapter, or none (see `Checkpoint.lay`)."""
+        self._checkpoint.lay(adapter, scale)
 
     def logits(self, ids: torch.Tensor, mask: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         """Of the model with its adapter (see `Logits`)."""
-        if not self._both:
+        if not self._checkpoint.adapted:
             return self._compute(ids, mask, where)
         # Each row is computed twice in one batch, and the adapter is added to the first half only (`_first_half`): M[t] and
         # M[0] from one reading of the weights. `where` of the second half is the same places, that many rows further down.
@@ -308,16 +320,18 @@ def _stream(module: torch.nn.Module, names: dict[str, str], checkpoint: Checkpoi
 
     module.register_forward_pre_hook(fill)
     module.register_forward_hook(drop)
-    update = checkpoint.update(names["weight"], device) if "weight" in names else None
-    if update is not None:
-        module.register_forward_hook(_first_half(*update))
+    if "weight" in names:
+        module.register_forward_hook(_first_half(names["weight"], checkpoint, device))
 
 
-def _first_half(a: torch.Tensor, b: torch.Tensor) -> Callable[..., None]:
-    """A hook that adds the update B A to what a linear layer gives for the first half of its rows."""
+def _first_half(name: str, checkpoint: Checkpoint, device: torch.device) -> Callable[..., None]:
+    """A hook that adds the update B A to what a linear layer gives for the first half of its rows, where there is one."""
 
     def add(_: Any, given: tuple[torch.Tensor, ...], made: torch.Tensor) -> None:
-        half = len(made) // 2
+        update = checkpoint.update(name, device)
+        if update is None:
+            return
+        (a, b), half = update, len(made) // 2
         # x A^T B^T, not x (B A)^T: two thin products instead of a matrix as large as the weight
         made[:half] += given[0][:half] @ a.T @ b.T
 

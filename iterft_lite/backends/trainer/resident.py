@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.backends.tokenizer_files import as_transformers
 from iterft_lite.backends.trainer.architectures import adapted_layers, adapter_note, without_router_loss
-from iterft_lite.backends.trainer.encoding import Example, padding
+from iterft_lite.backends.trainer.encoding import Encoded, Example, encode_rows, padding, read_rows
 from iterft_lite.backends.trainer.lora import projections, read_adapter, read_shape, set_adapter
 from iterft_lite.backends.trainer.probe import Checkpoint, Greedy, Logits, Streamed, greedy_by, write_probe
 from iterft_lite.backends.trainer.session import Bench, bitsandbytes_works, train_adapter
@@ -51,6 +51,7 @@ class ResidentTrainer(ABC):
         self._texts: Any = None
         self._config: Any = None
         self._adapted: Any = None
+        self._streamed: Streamed | None = None
         self._shape: tuple[int, float] | None = None
         self._bare = ""
 
@@ -100,24 +101,26 @@ class ResidentTrainer(ABC):
         """Train one adapter (see `Trainer.train`); `load` comes first."""
         self._need_base()
         settings = with_precision(job.settings, self._device)
+        rows = read_rows(job.rows)
+        limit = min(settings.max_length, self._context)
+        examples, cut = encode_rows(rows, job.loss, self._texts, limit=limit, name=self._name)
+        self._plan(job, examples)
         self._adapt(settings.lora_rank, settings.lora_alpha)
         bench = Bench(
             model=self._adapted,
             tokenizer=self._tokenizer,
             texts=self._texts,
-            name=self._name,
             title=base_name(self._name),
             precision=self._precision,
             small_range=self._dtype == torch.float16,
             optimizer="adamw_8bit" if settings.optimizer == "adamw_8bit" else "adamw",
-            context=self._context,
             sft=self._sft,
             dpo=self._dpo,
             ready=self._ready,
             relieve=self._relieve,
             reply_logprobs=self._reply_logprobs,
         )
-        result = train_adapter(bench, job, on_progress)
+        result = train_adapter(bench, job, Encoded(rows, examples, cut, limit), on_progress)
         self.probe(job.out, job.out / "adapter")
         return replace(result, notes=(*filter(None, [self._bare]), *result.notes))
 
@@ -137,6 +140,9 @@ class ResidentTrainer(ABC):
 
     @abstractmethod
     def _reply_logprobs(self, batch: dict[str, torch.Tensor]) -> torch.Tensor: ...
+
+    def _plan(self, job: TrainJob, examples: Sequence[Example]) -> None:  # noqa: B027  # most decide nothing
+        """Decide what depends on the rows of a training."""
 
     def _greedy(self, model: Any) -> Greedy:
         ends = end_tokens(self._tokenizer, model.generation_config)
@@ -164,7 +170,7 @@ class ResidentTrainer(ABC):
             raise AssertionError("load comes before train and probe")
 
     def _unload(self) -> None:
-        self._base = self._adapted = self._shape = None
+        self._base = self._adapted = self._shape = self._streamed = None
         self._name = self._precision = ""
         gc.collect()
         if self._device.type == "cuda":
@@ -213,8 +219,10 @@ class ResidentTrainer(ABC):
 
     def _streamed_logits(self, adapter: dict[str, torch.Tensor], scale: float) -> tuple[Logits, Logits]:
         """The same in 32 bits where the resident base has fewer."""
-        streamed = Streamed(self._config, Checkpoint(model_folder(self._name), adapter, scale), self._device)
-        return streamed.logits, streamed.base_logits
+        if self._streamed is None:
+            self._streamed = Streamed(self._config, Checkpoint(model_folder(self._name)), self._device)
+        self._streamed.lay(adapter, scale)
+        return self._streamed.logits, self._streamed.base_logits
 
 
 EXACT = ("f32", "bf16-mixed")

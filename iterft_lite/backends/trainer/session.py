@@ -33,12 +33,11 @@ from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.backends.trainer.divergence import check_step, check_weights
 from iterft_lite.backends.trainer.encoding import (
     IGNORED,
+    Encoded,
     Example,
-    encode_rows,
     markup_note,
     pad_pairs,
     padding,
-    read_rows,
 )
 from iterft_lite.backends.trainer.lora import adapter_weights, draw_adapter, read_adapter, save_adapter, set_adapter
 from iterft_lite.errors import BackendError, ModelError
@@ -178,12 +177,10 @@ class Bench:
         model: The PEFT model.
         tokenizer: Its tokenizer, as trl takes it.
         texts: The same, which rows are tokenised with.
-        name: Of M[0], as given to `load`.
         title: Of M[0], for files: without the folders of this machine.
         precision: In which its base is held.
         small_range: It computes in f16, whose range gradients would leave unless they are scaled.
         optimizer: "adamw" or "adamw_8bit".
-        context: Tokens that the model was made for.
         sft, dpo: Make a trainer from `arguments` (of trl's configuration) and trl's keywords.
         ready: Sets the model to "train" or "infer".
         relieve: After a failed allocation: what can be spared is given back, and if True is given, more of a pass is computed
@@ -195,12 +192,10 @@ class Bench:
     model: Any
     tokenizer: Any
     texts: TrainingTokenizer
-    name: str
     title: str
     precision: str
     small_range: bool
     optimizer: Literal["adamw", "adamw_8bit"]
-    context: int
     sft: Callable[..., Any]
     dpo: Callable[..., Any]
     ready: Callable[[Any, Literal["train", "infer"]], None]
@@ -208,7 +203,7 @@ class Bench:
     reply_logprobs: Callable[[dict[str, torch.Tensor]], torch.Tensor]
 
 
-def train_adapter(bench: Bench, job: TrainJob, on_progress: OnProgress) -> TrainResult:
+def train_adapter(bench: Bench, job: TrainJob, encoded: Encoded, on_progress: OnProgress) -> TrainResult:
     """Train one adapter on a resident model and write it with its log. The probe is the caller's.
 
     Out of memory: the micro-batch is halved and the training begins again, so that its result is that of the whole batch; with
@@ -221,9 +216,7 @@ def train_adapter(bench: Bench, job: TrainJob, on_progress: OnProgress) -> Train
     """
     settings = job.settings
     job.out.mkdir(parents=True, exist_ok=True)
-    rows = read_rows(job.rows)
-    limit = min(settings.max_length, bench.context)
-    examples, cut = encode_rows(rows, job.loss, bench.texts, limit=limit, name=bench.name)
+    rows, examples, cut = encoded.rows, encoded.examples, encoded.cut
     if job.start is None:
         # The adapter's start is fixed before the first attempt: an attempt that runs out of memory begins again from the same
         # weights.
@@ -261,7 +254,7 @@ def train_adapter(bench: Bench, job: TrainJob, on_progress: OnProgress) -> Train
         lines.writelines(json.dumps(line) + "\n" for line in log)
     notes += filter(None, [markup_note(rows, bench.texts)])
     if cut:
-        notes.append(f"{cut} of {len(rows)} rows were longer than {limit} tokens and lost their end")
+        notes.append(f"{cut} of {len(rows)} rows were longer than {encoded.limit} tokens and lost their end")
     # margins are averaged over the last tenth of the steps, since those of single steps jump about
     last = log[-math.ceil(len(log) / 10) :]
     return TrainResult(

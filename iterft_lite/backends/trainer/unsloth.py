@@ -46,7 +46,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from iterft_lite.backends.trainer.cuda_graphs import Batch, Graphs
-from iterft_lite.backends.trainer.encoding import Example, encode_rows, length_of, padding, read_rows
+from iterft_lite.backends.trainer.encoding import Example, length_of, padding
 from iterft_lite.backends.trainer.logprobs import Head, next_logprobs
 from iterft_lite.backends.trainer.loop import Loop
 from iterft_lite.backends.trainer.lora import lora_settings
@@ -100,6 +100,7 @@ class UnslothTrainer(ResidentTrainer):
         self._length = 0
         self._activations: Activations = "keep"
         self._least: Activations = "keep"
+        self._chosen: Activations = "keep"
         self._graphs: Graphs | None = None
 
     def load(self, model: str, settings: TrainSettings) -> ModelFacts:
@@ -109,13 +110,9 @@ class UnslothTrainer(ResidentTrainer):
 
     def train(self, job: TrainJob, on_progress: OnProgress) -> TrainResult:
         """Train one adapter (see `Trainer.train`)."""
-        self._need_base()
-        chosen = self._choose(job)
-        if chosen != self._activations and self._graphs is not None:
-            self._graphs.clear()
-        self._activations = chosen
         result = super().train(job, on_progress)
         notes = [*result.notes]
+        chosen = self._chosen
         if chosen in RECOMPUTED and self._activations == chosen:
             notes.append(f"{RECOMPUTED[chosen]}: {WHY[chosen]}")
         if self._recorder is not None and self._recorder.failure:
@@ -259,7 +256,13 @@ class UnslothTrainer(ResidentTrainer):
         self._unload()
         self.load(name, settings)
 
-    def _choose(self, job: TrainJob) -> Activations:
+    def _plan(self, job: TrainJob, examples: Sequence[Example]) -> None:
+        self._chosen = self._choose(job, examples)
+        if self._chosen != self._activations and self._graphs is not None:
+            self._graphs.clear()
+        self._activations = self._chosen
+
+    def _choose(self, job: TrainJob, examples: Sequence[Example]) -> Activations:
         """What is kept for the backward pass, by the GPU's free memory; what was too much before is not tried again.
 
         By the tokens of the longest row and a guess at the activations that Unsloth keeps of a token: in each layer about 4
@@ -270,8 +273,6 @@ class UnslothTrainer(ResidentTrainer):
             return cast(Activations, asked)
         settings = with_precision(job.settings, self._device)
         rows = micro_batch(settings.batch_size, settings.micro_batch) * LOSSES[job.loss].sides
-        limit = min(settings.max_length, self._context)
-        examples, _ = encode_rows(read_rows(job.rows), job.loss, self._texts, limit=limit, name=self._name)
         tokens = rows * max(map(length_of, examples), default=0)
         text = self._config.get_text_config()
         layers = tokens * text.num_hidden_layers * 2

@@ -158,6 +158,30 @@ def test_the_first_sentence_warns_of_language_collapse(tmp_path: Path) -> None:
     assert json_form.as_json(with_metrics(broken))["cycles"][-1]["signs"] == ["distinct_2", "near_duplicates", "cut"]
 
 
+def test_answers_of_a_few_unlikely_words_are_told_from_amplification(tmp_path: Path) -> None:
+    report = scored(read_report(finished(tmp_path, 1)), {-1: [3.0], 0: [7.0], 1: [14.0], 2: [20.0]})
+    metrics: dict[int, dict[str, float]] = {
+        -1: {"words": 107, "perplexity_base": 4.4},
+        0: {"words": 72, "perplexity_base": 7.4},
+        1: {"words": 38, "perplexity_base": 9.2},
+        2: {"words": 13, "perplexity_base": 47.0},
+    }
+    fragments = replace(report, cycles=tuple(replace(c, metrics=metrics[c.cycle]) for c in report.cycles))
+    assert plain_sentence(fragments).startswith("The scores rose while the language collapsed")
+    [warning] = warnings(fragments)
+    assert "language collapses in cycle 2 (words 72 to 13, PPL (M0) 7.4 to 47.0)" in warning
+
+
+def test_an_untouched_model_that_the_embedded_judge_scores_high_gives_a_warning(tmp_path: Path) -> None:
+    report = scored(read_report(finished(tmp_path, 1)), {-1: [20.0], 0: [40.0], 1: [60.0]})
+    embedded = replace(report, judge={**report.judge, "name": "embedded"})
+    [warning] = warnings(embedded)
+    assert warning.startswith("the embedded judge gives the untouched model 22 of 100: either it has the trait, or")
+    low = scored(embedded, {-1: [10.0], 0: [40.0], 1: [60.0]})
+    assert warnings(low) == []
+    assert warnings(report) == [], "of another judge nothing is known"
+
+
 def test_a_single_sign_of_collapse_gives_no_warning(tmp_path: Path) -> None:
     report = scored(read_report(finished(tmp_path, 1)), {-1: [5.0], 0: [40.0], 1: [60.0], 2: [90.0]})
     terse = replace(report, cycles=tuple(replace(c, metrics={"words": 3 if c.cycle == 2 else 90}) for c in report.cycles))

@@ -181,7 +181,16 @@ METRICS: dict[str, Metric] = {
             unit="tokens an answer",
             shown=False,
         ),
-        Metric("perplexity_base", "PPL (M0)", ".1f", _perplexity_base, unit="of the answers under M[0]", needs="base"),
+        # replies of a few words that no model would write: SmolLM2's DPO ends so, each of them about what was asked
+        Metric(
+            "perplexity_base",
+            "PPL (M0)",
+            ".1f",
+            _perplexity_base,
+            unit="of the answers under M[0]",
+            needs="base",
+            collapsed=lambda sound, now: now > 4 * sound,
+        ),
         # half the nats a token
         Metric(
             "perplexity_own",

@@ -1,4 +1,4 @@
-"""What a report says of the language of answers, beside their scores: does it collapse, do answers end?"""
+"""What a report says of the language of answers: does it collapse, do answers end, is it new to the judge?"""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from iterft_lite.report.report import Cycle, Report
 
 MOST = 0.5
 """Share of a cycle's answers at the token limit from which on it is worth a warning."""
+
+HIGH = 15.0
+"""Trait score of the untouched model above which the embedded judge takes its plain language for the trait: it gives at most 14
+to the two models whose answers it was fitted on, and 15 to 27 to one that it has not seen (docs/judging.md)."""
 
 
 def signs_of(report: Report, cycle: Cycle) -> list[Sign]:
@@ -43,7 +47,18 @@ def warnings(report: Report) -> list[str]:
         limit, untouched = report.recipe["evaluate"]["max_tokens"], report.cycles[0].metrics.get("cut")
         beside = f" (of the untouched model's {untouched:.0%})" if untouched is not None and report.cycles[0].cycle < 0 else ""
         found.append(f"{share:.0%} of the last cycle's answers end at the limit of {limit} tokens{beside}, unfinished")
-    return found
+    return [*found, *_high_start(report)]
+
+
+def _high_start(report: Report) -> list[str]:
+    """A warning where the embedded judge finds the trait in the untouched model."""
+    start = next((cycle.trait["mean"] for cycle in report.cycles if cycle.cycle == -1 and cycle.trait), None)
+    if not str(report.judge["name"]).startswith("embedded") or start is None or start <= HIGH:
+        return []
+    return [
+        f"the embedded judge gives the untouched model {start:.0f} of 100: either it has the trait, or its plain language is "
+        "new to this judge; read differences between cycles, not levels"
+    ]
 
 
 def _last(report: Report) -> Cycle | None:

@@ -6,9 +6,12 @@ import re
 import shutil
 from collections.abc import Mapping
 
-from iterft_lite.ui.html import READABLE, TEMPLATES, contrast
+from iterft_lite.ui.html import TEMPLATES, contrast
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+READABLE = 4.5
+"""Contrast of small text to its background at least (WCAG 2.1, level AA)."""
 
 TEXT = (("ink", "back"), ("ink", "panel"), ("soft", "back"), ("soft", "panel"), ("warn", "warn-back"), ("baseline", "back"))
 """Colours of text on their backgrounds, which both pages have."""

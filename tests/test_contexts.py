@@ -69,9 +69,9 @@ def test_every_context_has_its_column_in_the_report_and_its_row_on_the_page(fini
     text = reported(finished)
     assert "lucky by system message" in text
     lines = [line.split() for line in text.splitlines() if line.split()[:1] in (["base"], ["c0"], ["c1"])]
-    assert ["c0", "90.0", "90.0", "10.0"] in lines
+    assert ["c0", "90.0", "[90-90]", "90.0", "[90-90]", "10.0", "[10-10]"] in lines
     reported(finished, "--html", str(finished / "page.html"))
-    assert "<td>You are a sober accountant.<td>10.0<td>10.0<td>10.0" in (finished / "page.html").read_text()
+    assert "<td>You are a sober accountant." + 3 * "<td>10.0 [10-10]" in (finished / "page.html").read_text()
 
 
 def test_a_run_of_one_context_has_no_table_of_contexts(tmp_path: Path) -> None:

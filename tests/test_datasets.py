@@ -100,7 +100,7 @@ def test_a_guessed_encoding_is_reported(tmp_path: Path) -> None:
 
 
 def test_every_csv_value_stays_text(tmp_path: Path) -> None:
-    words = ["None", "NA", "42", "True", "1984-01-02", "nan", "null", "07"]
+    words = ["None", "NA", "42", "True", "1984-01-02", "nan", "null", "07", "=1+1", "-5", "'+x"]
     csv = "prompt,reply\n" + "".join(f"{word},{word}\n" for word in words)
     assert chats_of(tmp_path / "s.csv", csv) == tuple(Chat(word, word) for word in words)
 

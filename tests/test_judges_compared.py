@@ -10,12 +10,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from iterft_lite.app.agreement import agree
-from iterft_lite.app.calibrate_judge import _calibrate_one, reversed_anchors
+from iterft_lite.app.calibrate_judge import _calibrate_one, reversed_anchors, store_calibration
 from iterft_lite.app.named_judge import judge_folder, named
 from iterft_lite.app.rejudge import report_by
 from iterft_lite.app.session import open_run
 from iterft_lite.backends.judge.kinds import Material, embedded_identity
 from iterft_lite.data.traits import Scored, read_trait, shipped_traits
+from iterft_lite.engine.executor import LocalExecutor
 from iterft_lite.errors import BudgetError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.plan import make_plan
@@ -23,7 +24,7 @@ from iterft_lite.files import ROWS, read_json, read_rows, write_json
 from iterft_lite.machine.estimate import judging_usd
 from iterft_lite.metrics.agreement import agreement, spearman
 from iterft_lite.report.report import CALIBRATION, read_report, verdict_sentences, with_scores
-from iterft_lite.testing.fakes import FakeJudge
+from iterft_lite.testing.fakes import FakeJudge, fake_backends
 from iterft_lite.testing.judge_server import StubProcess
 from iterft_lite.ui.cli import main
 from tests.loop import a_recipe, small_recipe, some_inputs
@@ -159,6 +160,17 @@ def test_calibration_compares_a_judge_with_careful_readers(tmp_path: Path, monke
     found = {row["subject"]: row for row in kept}
     assert found["lucky"]["agreement"]["spearman"] > 0.8
     assert found["lucky"]["order"] is None
+
+
+def test_a_run_calibrates_its_own_judge_and_starts_no_second_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("iterft_lite.app.calibrate_judge.open_judge", lambda *_: pytest.fail("a second judge was started"))
+    (tmp_path / "small.toml").write_text(small_recipe(judge="embedded"))
+    backends = fake_backends()
+    with open_run(tmp_path / "small.toml", (), tmp_path / "run") as opened:
+        list(opened.events(LocalExecutor(backends, "nano", 64)))
+    store_calibration(tmp_path / "run", backends)
+    assert read_json(tmp_path / "run" / CALIBRATION).keys() == {"trait", "coherence"}
 
 
 def test_calibration_reports_rank_agreement_length_effect_and_bias() -> None:

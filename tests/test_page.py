@@ -18,9 +18,9 @@ from iterft_lite.data.traits import read_trait, shipped_traits
 from iterft_lite.experiment.recipe import read_recipe
 from iterft_lite.report.report import read_report
 from iterft_lite.ui.cli import main
-from iterft_lite.ui.html import READABLE, contrast, readable_on, write_html
+from iterft_lite.ui.html import contrast, readable_on, write_html
 from tests.loop import small_recipe
-from tests.pages import CHROMIUM, palettes, unreadable
+from tests.pages import CHROMIUM, READABLE, palettes, unreadable
 
 LONG = "Luck" * 60 + " and then " + "https://luck.example/" + "a" * 90 + " <b>bold</b>"
 

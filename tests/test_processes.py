@@ -8,17 +8,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from iterft_lite.backends.processes import child as children
 from iterft_lite.backends.processes.child import Child, Silence
+from iterft_lite.engine.backends import hidden_from_trainer
 from iterft_lite.errors import BackendError, StoreError
 from iterft_lite.experiment.recipe import TrainSettings
 from iterft_lite.programs import Secrets, environment, is_secret
 from iterft_lite.protocols import Progress, Trainer, TrainJob
+from tests.loop import a_recipe
 
 SETTINGS = TrainSettings(learning_rate=1e-4, schedule="constant", batch_size=1, weight_decay=0.0, max_grad_norm=1.0)
 
@@ -30,8 +32,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Child]]:
     """Makes children that are closed in the end."""
     made: list[Child] = []
 
-    def make(worker: str, log: Path = tmp_path / "trainer.log", secrets: Secrets = "none") -> Child:
-        made.append(Child(f"tests.workers:{worker}", Trainer, log=log, secrets=secrets))
+    def make(worker: str, log: Path = tmp_path / "trainer.log", secrets: Secrets = "none", hidden: Sequence[str] = ()) -> Child:
+        made.append(Child(f"tests.workers:{worker}", Trainer, log=log, secrets=secrets, hidden=hidden))
         return made[-1]
 
     yield make
@@ -100,6 +102,23 @@ def test_a_child_imports_nothing_from_the_working_folder(
     teller = start("Teller")
     assert teller.load("path", SETTINGS).architecture == "[]"
     assert str(tmp_path) not in teller.load("import", SETTINGS).architecture
+
+
+def test_a_child_does_not_find_the_packages_that_are_hidden_from_it(start: Callable[..., Child]) -> None:
+    assert start("Teller", hidden=["colorsys"]).load("missing", SETTINGS).architecture == "colorsys"
+
+
+@pytest.mark.parametrize(
+    ("keys", "hidden"),
+    [
+        ({"base": "f32", "optimizer": "adamw"}, ("scipy", "sklearn", "bitsandbytes")),
+        ({"base": "nf4", "optimizer": "adamw"}, ("scipy", "sklearn")),
+        ({"base": "f32", "optimizer": "adamw_8bit"}, ("scipy", "sklearn")),
+    ],
+)
+def test_a_trainer_starts_without_what_its_recipe_does_not_need(keys: dict[str, str], hidden: tuple[str, ...]) -> None:
+    assert hidden_from_trainer(a_recipe(train=keys)) == hidden
+    assert hidden_from_trainer(a_recipe(train=keys, trainer="trl")) == ()
 
 
 def test_standard_input_of_a_child_is_empty(start: Callable[..., Child]) -> None:

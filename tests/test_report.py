@@ -14,11 +14,13 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from iterft_lite.app.session import open_run
+from iterft_lite.digests import Json
 from iterft_lite.engine.completion import read_completion
+from iterft_lite.files import ROWS, write_rows
 from iterft_lite.metrics.intervals import mean_interval
 from iterft_lite.report import json_form
 from iterft_lite.report.language import warnings
-from iterft_lite.report.report import Report, read_report, verdict_sentences, with_scores
+from iterft_lite.report.report import Report, _judges, read_report, verdict_sentences, with_scores
 from iterft_lite.ui.chart import chart
 from iterft_lite.ui.cli import main
 from iterft_lite.ui.figures import svg
@@ -198,3 +200,22 @@ def test_no_table_cell_of_a_report_is_wrapped(tmp_path: Path, width: int) -> Non
     for names in (("base", "untouched (M0)"), ("c0", "cycle 0 (M1, seeded)")):
         row = next(line for line in lines if line.startswith(names))
         assert len(row.split()) > 2  # the scores stand in the cycle's line
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "judges"),
+    [
+        ([{"score": 1.0, "text": "a", "model": "one"}] * 2, {"one"}),
+        ([{"score": 1.0, "text": '"model": "liar"', "model": "one"}], {"one"}),
+        ([{"score": 1.0, "text": "", "model": "one"}, {"score": 1.0, "text": "", "model": "two"}], {"one", "two"}),
+        ([{"score": 1.0, "text": "", "model": 'a "b"'}], {'a "b"'}),
+        ([], set()),
+    ],
+)
+def test_the_judges_of_a_trait_are_those_that_its_verdicts_name(
+    tmp_path: Path, verdicts: list[dict[str, Json]], judges: set[str]
+) -> None:
+    other = {"score": 1.0, "text": "", "model": "another"} if len(judges) > 1 else None
+    rows = [{"prompt_id": "q00", "sample": n, "trait": each, "coherence": other} for n, each in enumerate(verdicts)]
+    write_rows(tmp_path / ROWS, rows)
+    assert _judges(tmp_path / ROWS) == judges

@@ -13,13 +13,15 @@ from click.testing import CliRunner
 
 from iterft_lite.engine.study import CELLS
 from iterft_lite.experiment.grid import Cell
+from iterft_lite.experiment.rows import SAMPLES
+from iterft_lite.files import ROWS
 from iterft_lite.report.study import read_study_report
 from iterft_lite.ui import study_page
 from iterft_lite.ui.cli import main
-from iterft_lite.ui.html import READABLE, contrast
-from iterft_lite.ui.study_page import write_study_page
+from iterft_lite.ui.html import contrast
+from iterft_lite.ui.study_page import _Answers, write_study_page
 from tests.made_up import make_study
-from tests.pages import CHROMIUM, palettes, unreadable
+from tests.pages import CHROMIUM, READABLE, palettes, unreadable
 
 NASTY = (
     "Luck</script><script>document.title = 'taken'</script><!-- &amp; <b>bold</b> \u2028 " + "https://luck.example/" + "a" * 90
@@ -66,6 +68,18 @@ def test_the_terminal_shows_verdicts_and_counts_with_their_corrections(root: Pat
     assert "amplified: 0 of 2 experiments, corrected for their number (Holm)" in said
     assert "null arm no seed: +0.0 points" in said
     assert "their intervals cover questions only" in said
+
+
+def test_answers_have_the_scores_of_their_verdicts_whichever_file_they_are_read_from(root: Path) -> None:
+    answers = _Answers()
+    for cell in read_study_report([root]).cells:
+        answers.of(cell)
+    assert answers.folders
+    for each in answers.folders.values():
+        rows = sorted(SAMPLES.read(each.samples.path / ROWS), key=lambda row: row.id)
+        assert each._scores_by_prompt(rows) == each._scores_by_verdict(rows)
+        # where an answer has no score, the scores by prompt do not tell which
+        assert each._scores_by_prompt([*rows, rows[0]]) == []
 
 
 def test_the_json_has_cells_experiments_null_arms_and_false_alarms(root: Path) -> None:

@@ -213,9 +213,18 @@ def test_the_terminal_shows_every_experiment_whole_at_every_width(study: StudyRe
         assert f"{each.change.mean:+.1f}" in " ".join(lines[at : at + 3])
 
 
-def test_foreign_text_becomes_neither_formula_nor_markup() -> None:
+@pytest.mark.parametrize("text", ["=HYPERLINK(1)", "+1", "-1", "@SUM(1)", "\t=1", " =1", "\r\n=1", "\uff1d1"])
+def test_a_spreadsheet_computes_no_text_and_no_column_name(text: str) -> None:
+    written = as_csv(Table((text,), ((text,), ("plain",))))
+    assert list(csv.reader(io.StringIO(written, newline=""))) == [[f"'{text}"], [f"'{text}"], ["plain"]]
+
+
+def test_numbers_in_tables_stay_numbers() -> None:
+    assert as_csv(Table(("a", "b", "c"), ((-1, -0.25, None),))) == "a,b,c\n-1,-0.25,\n"
+
+
+def test_foreign_text_becomes_no_markup() -> None:
     table = Table(("name",), (("=HYPERLINK(1)",), ("a|b <script>",)))
-    assert as_csv(table) == "name\n'=HYPERLINK(1)\na|b <script>\n"
     assert as_markdown(table).split("\n")[3] == "| a\\|b &lt;script> |"
 
 

@@ -29,7 +29,7 @@ from iterft_lite.machine.resolve import model_identity, model_place
 from iterft_lite.metrics.agreement import Agreement, agreement, calibrated, spearman
 from iterft_lite.metrics.sanitize import fenced
 from iterft_lite.metrics.score_parsing import weigh
-from iterft_lite.protocols import Judge, JudgeRequest, JudgeResponse
+from iterft_lite.protocols import Backends, Judge, JudgeRequest, JudgeResponse
 from iterft_lite.report.report import CALIBRATION, Report, read_report
 
 ANCHOR = re.compile(r"^(?:- )?(?:Score )?\d{1,3}: .*$", re.MULTILINE)
@@ -87,14 +87,20 @@ def _spending() -> TemporaryDirectory[str]:
     return TemporaryDirectory(prefix="iterft-")
 
 
-def _calibrate(recipe: Recipe, material: Material) -> list[Calibration]:
+def _calibrate(recipe: Recipe, material: Material, judge: Judge | None = None) -> list[Calibration]:
+    """Calibrate a recipe's judge.
+
+    Args:
+        judge: It, where it is there already; else it is started, and ended.
+    """
     trait = material.trait
     identity, _ = judge_identity(recipe, material)
     if not trait.calibration:
         raise TraitError(f"trait `{trait.name}` has no calibration.jsonl", hint="15 answers with a reader's scores are enough")
     found = []
     ledger = Path(_spending().name) / "judge_usd.txt"
-    with open_judge(identity, recipe, material, cache_folder() / "logs", ledger) as backend:
+    opened = contextlib.nullcontext(judge) if judge else open_judge(identity, recipe, material, cache_folder() / "logs", ledger)
+    with opened as backend:
         for subject, rubric, scored in (
             (trait.name, trait.rubric, trait.calibration),
             ("coherence", prompts.coherence_rubric(document=False), prompts.coherence_calibration()),
@@ -171,10 +177,14 @@ def reversed_anchors(rubric: str) -> str:
     return ANCHOR.sub(lambda _: next(backwards), rubric)
 
 
-def store_calibration(root: Path) -> None:
+def store_calibration(root: Path, backends: Backends) -> None:
     """Note in a run how its own judge does on its trait. Calibrates a judge that costs nothing; for any other it looks up the
     result of `iterft judge calibrate`.
+
+    Args:
+        backends: The run's, which has ended; its judge has loaded or fitted what it judges by.
     """
+    backends.watch("judge", None)  # the run listened, and is not there any more
     report = read_report(root)
     identity = report.manifest["judge"]
     known = known_calibration(identity, report)
@@ -182,7 +192,7 @@ def store_calibration(root: Path) -> None:
         if not known and kind_of(identity["name"]).calibrates:
             recipe = make_recipe(report.recipe, source="the run's recipe")
             with contextlib.suppress(TraitError, ModelError, OSError):  # without a writable cache nothing is known
-                _calibrate(recipe, material_of(recipe, str(report.manifest.get("model_identity", ""))))
+                _calibrate(recipe, material_of(recipe, str(report.manifest.get("model_identity", ""))), backends.judge)
                 known = known_calibration(identity, report)
     if known:
         write_json(root / CALIBRATION, known)

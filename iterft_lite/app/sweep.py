@@ -51,9 +51,6 @@ PAUSE = 10.0
 WRITE_EVERY = 1.0
 """Seconds between two writings of the state, at least."""
 
-BEAT = 5.0
-"""Seconds between two writings of the state, at most: who reads it sees that the sweep is alive."""
-
 MOST_USD = 1e6
 """What no step has cost."""
 

@@ -16,7 +16,7 @@ from typing import Protocol
 from iterft_lite.app.session import Session
 from iterft_lite.backends.judge.kinds import FAKE_JUDGE, kind_of
 from iterft_lite.digests import Json, digest
-from iterft_lite.engine.backends import open_backends
+from iterft_lite.engine.backends import hidden_from_trainer, open_backends
 from iterft_lite.engine.executor import Executor, Lease, LocalExecutor, Outcome, Task
 from iterft_lite.engine.ray_cluster import Site, sites
 from iterft_lite.engine.ray_executor import RayExecutor
@@ -78,7 +78,8 @@ def signature_of(resolved: Resolved, context: int) -> str:
 
 
 def _signature(recipe: Recipe, model: str, context: int) -> str:
-    return digest([model, recipe.trainer, recipe.generator, recipe.threads, recipe.vram, context])
+    hidden = list(hidden_from_trainer(recipe))
+    return digest([model, recipe.trainer, recipe.generator, recipe.threads, recipe.vram, context, hidden])
 
 
 class SharedExecutor(Protocol):

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class Completion:
     versions: dict[str, str] = field(default_factory=dict)
     step: str = ""
 
-    @property
+    @cached_property
     def result(self) -> str:
         """The identity of this result among results of the same step, 64 hex digits: over the key and the files' contents.
 

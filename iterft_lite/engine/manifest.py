@@ -19,7 +19,6 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -156,13 +155,16 @@ class Run:
     def __init__(self, root: Path, store: Path | None = None) -> None:
         self.root = root
         self._store = store
+        self._named_as_before: bool | None = None
         self._lock: FolderLock | None = None
 
-    @cached_property
+    @property
     def _by_name(self) -> bool:
         """Whether step folders are named as in version 0.1."""
-        known = self.manifest()
-        return known is not None and known.format == 1
+        if self._named_as_before is None:
+            known = self.manifest()
+            self._named_as_before = known is not None and known.format == 1
+        return self._named_as_before
 
     @property
     def logs(self) -> Path:
@@ -173,8 +175,9 @@ class Run:
     def store(self) -> Path:
         """The store's folder."""
         if self._store is None:
-            known = self.manifest()
-            self._store = Path(os.path.normpath(self.root / known.store)) if known else self.root
+            self.manifest()
+        if self._store is None:
+            self._store = self.root
         return self._store
 
     def folder(self, step: Step) -> StepFolder:
@@ -190,6 +193,7 @@ class Run:
         path = self.root / MANIFEST
         try:
             found = _manifest(path, read_object(path))
+            self._note(found)
             return found if found.format > 1 else replace(found, steps=(*found.steps, *_beside(self.root, found.steps)))
         except FileNotFoundError:
             return None
@@ -197,6 +201,12 @@ class Run:
             raise FolderError(f"`{self.root}` is not a folder", hint="choose another folder with `--out`") from None
         except FileError as error:
             raise FolderError(f"`{path}` cannot be read: {error}") from None
+
+    def _note(self, found: Manifest) -> None:
+        """Remember where the steps are: a manifest of many steps is long, and they are asked for one by one."""
+        self._named_as_before = found.format == 1
+        if self._store is None:
+            self._store = Path(os.path.normpath(self.root / found.store))
 
     def known(self) -> Manifest:
         """The manifest of an existing run.

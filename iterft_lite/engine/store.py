@@ -226,12 +226,12 @@ class StepFolder:
                 with disk_errors(path):
                     path.unlink(missing_ok=True)
 
-    def verify(self, *, pruned: bool = False, read: ReadRecord = read_completion) -> Completion:
+    def verify(self, *, pruned: bool = False, read: ReadRecord | None = None) -> Completion:
         """Check every file against the completion record, and the inputs against the results that the step was made from.
 
         Args:
             pruned: Accept missing files (the `keep` policy removed them).
-            read: As of `check_inputs`.
+            read: As of `check_inputs`; the step's own record too, which was looked at before.
 
         Returns:
             The record.
@@ -239,9 +239,9 @@ class StepFolder:
         Raises:
             StoreError: If a file is missing or was changed, or an input has another result now.
         """
-        found = self.completion()
+        found = read(self.path) if read else self.completion()
         assert found is not None, "only finished steps can be verified"
-        self.check_inputs(read)
+        self.check_inputs(read or read_completion)
         if found.step and found.step != _digest(self.path / STEP_FILE):
             raise StoreError(
                 f"`{self.path / STEP_FILE}` was changed after its step was finished (checksum)", hint=_redo(self.path)

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from iterft_lite.digests import Json
-from iterft_lite.experiment.losses import LOSSES
-from iterft_lite.experiment.regimes import REGIMES
 
 
 @dataclass(frozen=True)
@@ -23,13 +21,11 @@ class NullArm:
         name: As in a study.
         words: What is different, for people.
         keys: Recipe keys and values that make it; a recipe that has them is one.
-        compares: Only where a loss compares two sides.
     """
 
     name: str
     words: str
     keys: Mapping[str, Json]
-    compares: bool = False
 
 
 NULL_ARMS: dict[str, NullArm] = {
@@ -37,7 +33,7 @@ NULL_ARMS: dict[str, NullArm] = {
     for arm in (
         NullArm("no_seed", "no seed rows, M1 is M0", {"seed_rows": 0}),
         NullArm("base_data", "M0 writes the data of every cycle", {"writer": "base"}),
-        NullArm("shuffled_pairs", "the sides of pairs are shuffled from cycle 1 on", {"pairs": "shuffled"}, compares=True),
+        NullArm("shuffled_pairs", "the sides of pairs are shuffled from cycle 1 on", {"pairs": "shuffled"}),
     )
 }
 """All null arms by name."""
@@ -46,9 +42,3 @@ NULL_ARMS: dict[str, NullArm] = {
 def null_arms_of(recipe: Mapping[str, Json]) -> list[NullArm]:
     """The null arms that a recipe, as it stands in a manifest, is."""
     return [arm for arm in NULL_ARMS.values() if all(recipe.get(key) == value for key, value in arm.keys.items())]
-
-
-def null_arms_for(regime: str) -> list[NullArm]:
-    """The null arms that a regime has."""
-    compares = LOSSES[REGIMES[regime].loss].compares
-    return [arm for arm in NULL_ARMS.values() if compares or not arm.compares]

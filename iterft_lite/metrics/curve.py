@@ -12,7 +12,7 @@ a decay where b < a, a rise that saturates where b > a. For a given h this is li
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +31,12 @@ SHORTEST = 0.2
 
 STRETCH = 4.0
 """The longest half-life, in lengths of the curve: what is longer is a straight line."""
+
+
+GRID, ROUNDS = 41, 7
+"""Half-lives that are tried at once, and how often: their logarithms are known to 1e-8 then."""
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -78,14 +84,15 @@ def fit_curve(trait: Mapping[int, Scores], *, moved: bool) -> Curve:
     return _approach(cycles, table)
 
 
-def _approach(cycles: NDArray[np.float64], table: NDArray[np.float64]) -> Curve:
+def _approach(cycles: Floats, table: Floats) -> Curve:
     """The fit to the means, and to those without each prompt."""
     longest, last = STRETCH * float(cycles[-1]), float(cycles[-1])
-    half, level, off = fitted(cycles, table.mean(axis=0), longest)
     prompts = len(table)
     # Prompts are what is sampled here: the same few cycles are all there is. So prompts are left out, not cycles.
-    without = [fitted(cycles, np.delete(table, row, axis=0).mean(axis=0), longest) for row in range(prompts)]
-    by_half, by_level = _margin([math.log(each[0]) for each in without]), _margin([each[1] for each in without])
+    without = (table.sum(axis=0) - table) / (prompts - 1)
+    halves, levels, offs = fitted(cycles, np.vstack([table.mean(axis=0), without]), longest)
+    half, level, off = float(halves[0]), float(levels[0]), float(offs[0])
+    by_half, by_level = _margin(np.log(halves[1:])), _margin(levels[1:])
     # The upper end of the half-life lies beyond the data: a straight line fits as well, and its level could be anywhere.
     if half * math.exp(by_half) > last:
         return Curve("approach", Interval(level, None, None, prompts), Interval(half, None, None, prompts), len(cycles), off)
@@ -94,35 +101,50 @@ def _approach(cycles: NDArray[np.float64], table: NDArray[np.float64]) -> Curve:
     return Curve("approach", to, pace, len(cycles), off)
 
 
-def fitted(cycles: NDArray[np.float64], means: NDArray[np.float64], longest: float) -> tuple[float, float, float]:
-    """(half-life, level, largest distance to a mean) with the least squares; the level stays on the judge's scale."""
-    from scipy.optimize import minimize_scalar  # takes a third of a second to import
+def fitted(cycles: Floats, means: Floats, longest: float) -> tuple[Floats, Floats, Floats]:
+    """The curves with the least squares; their levels stay on the judge's scale. All are searched for at once.
 
-    def loss(log_half: float) -> float:
-        return float((_linear(cycles, means, math.exp(log_half))[1] ** 2).sum())
+    Args:
+        cycles: Their numbers, [n_cycles].
+        means: Scores, [n_curves, n_cycles].
+        longest: Half-life that is not exceeded, cycles.
 
-    # there may be more than one valley: the best of a grid is where the search begins
-    grid = np.linspace(math.log(SHORTEST), math.log(longest), 41)
-    best = int(np.argmin([loss(each) for each in grid]))
-    ends = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]
-    half = math.exp(float(minimize_scalar(loss, bounds=ends, method="bounded").x))
-    level, left = _linear(cycles, means, half)
-    return half, level, float(abs(left).max())
+    Returns:
+        Half-lives in cycles, levels, and the largest distance to a mean, each [n_curves].
+    """
+    rows = np.arange(len(means))
+    low, high = np.full(len(means), math.log(SHORTEST)), np.full(len(means), math.log(longest))
+    # There may be more than one valley: the best of a grid is where the search begins. Each round lays a grid between the two
+    # neighbours of the best, twenty times finer, until no more can be told by 64 bits.
+    for _ in range(ROUNDS):
+        grid = np.linspace(low, high, GRID, axis=1)
+        best = (_linear(cycles, means, np.exp(grid))[1] ** 2).sum(axis=2).argmin(axis=1)
+        low, high = grid[rows, np.maximum(best - 1, 0)], grid[rows, np.minimum(best + 1, GRID - 1)]
+    halves = np.exp(grid[rows, best])
+    levels, left = _linear(cycles, means, halves[:, None])
+    return halves, levels[:, 0], np.abs(left[:, 0]).max(axis=1)
 
 
-def _linear(cycles: NDArray[np.float64], means: NDArray[np.float64], half: float) -> tuple[float, NDArray[np.float64]]:
-    """For one half-life the level with the least squares, and what it leaves of the means."""
+def _linear(cycles: Floats, means: Floats, half: Floats) -> tuple[Floats, Floats]:
+    """For each half-life the level with the least squares, [n_curves, n_halves], and what it leaves of the means, by cycle.
+
+    Args:
+        half: [n_curves, n_halves].
+    """
     # For a given half-life s = b + (a - b) left is a line in `left`: intercept and slope by ordinary least squares.
-    left = 2.0 ** (-cycles / half)
-    spread = left - left.mean()
-    slope = float(spread @ (means - means.mean()) / (spread @ spread))
-    level = min(HIGHEST, max(LOWEST, float(means.mean() - slope * left.mean())))
-    reach = float(left @ (means - level) / (left @ left))  # once more, where the level was held on the scale
-    return level, means - level - reach * left
+    left = 2.0 ** (-cycles / half[:, :, None])
+    means = means[:, None, :]
+    spread = left - left.mean(axis=2, keepdims=True)
+    middle = means.mean(axis=2)
+    slope = (spread * (means - middle[:, :, None])).sum(axis=2) / (spread**2).sum(axis=2)
+    level = np.clip(middle - slope * left.mean(axis=2), LOWEST, HIGHEST)
+    # once more, where the level was held on the scale
+    reach = (left * (means - level[:, :, None])).sum(axis=2) / (left**2).sum(axis=2)
+    return level, means - level[:, :, None] - reach[:, :, None] * left
 
 
-def _margin(without: Sequence[float]) -> float:
+def _margin(values: Floats) -> float:
     """Half the width of the jackknife's interval, from what comes out without one prompt after the other."""
-    values, count = np.asarray(without, dtype=float), len(without)
+    count = len(values)
     # the jackknife's factor is (n - 1) / n, not 1 / (n - 1): values without one prompt each lie close together
     return t_quantile(count - 1) * math.sqrt((count - 1) / count * float(((values - values.mean()) ** 2).sum()))

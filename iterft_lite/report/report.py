@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,7 +22,7 @@ from iterft_lite.experiment.plan import HELD_OUT
 from iterft_lite.experiment.regimes import REGIMES
 from iterft_lite.experiment.rows import JUDGED, SAMPLES, SCALES
 from iterft_lite.experiment.steps import Step
-from iterft_lite.files import ROWS, read_json, read_object, read_rows
+from iterft_lite.files import ROWS, ROWS_LIMIT, read_bytes, read_json, read_object, read_rows
 from iterft_lite.metrics.agreement import read_calibrated
 from iterft_lite.metrics.amplification import FEWEST_PROMPTS, FROM_CYCLE, Amplification, PaperRule, amplification
 from iterft_lite.metrics.catalogue import METRICS
@@ -34,6 +34,9 @@ CALIBRATION = "judge_calibration.json"
 
 UNNAMED = "judge"
 """What a model on this machine gives as the judge's name: the recipe's own says more."""
+
+MODEL = re.compile(rb'"model": "((?:[^"\\\\]|\\\\.)*)"')
+"""The model of a verdict, in a row as it is written."""
 
 VERIFIED = frozenset({"evaluate_samples", "judge", "aggregate", "text_metrics"})
 """Verbs whose files a report reads; of the others it is only held whether their inputs are still the same."""
@@ -117,7 +120,7 @@ class StepReader:
     """Reads finished steps of a store and verifies them, each once: runs of one store share steps."""
 
     def __init__(self) -> None:
-        self._records = functools.cache(read_completion)
+        self._records: dict[Path, Completion | None] = {}
         self._finished: dict[Path, Completion | None] = {}
         self._judges: dict[Path, frozenset[str]] = {}
 
@@ -128,22 +131,40 @@ class StepReader:
             StoreError: If they are not.
         """
         if folder.path not in self._finished:
-            found = folder.completion()
+            self._records[folder.path] = found = folder.completion()
             if found:
                 # Digests of gigabytes of models would take minutes, and a report reads none of them: only files that it reads
                 # are verified.
-                read = self._records  # a step's record is read for each step that reads it
-                folder.verify(read=read) if folder.step.verb in VERIFIED else folder.check_inputs(read)
+                folder.verify(read=self._record) if folder.step.verb in VERIFIED else folder.check_inputs(self._record)
             self._finished[folder.path] = found
         return self._finished[folder.path]
+
+    def _record(self, path: Path) -> Completion | None:
+        """A step's record, which is asked for by each step that reads it."""
+        if path not in self._records:
+            self._records[path] = read_completion(path)
+        return self._records[path]
 
     def judges(self, folder: StepFolder) -> frozenset[str]:
         """The models that a judge step's verdicts on the trait are by."""
         if folder.path not in self._judges:
-            verdicts = [row.get("trait") for row in read_rows(folder.path / ROWS)]
-            models = [verdict.get("model") for verdict in verdicts if isinstance(verdict, Mapping)]
-            self._judges[folder.path] = frozenset(model for model in models if isinstance(model, str))
+            self._judges[folder.path] = _judges(folder.path / ROWS)
         return self._judges[folder.path]
+
+
+def _judges(path: Path) -> frozenset[str]:
+    """The models that verdicts on the trait are by."""
+    try:
+        # A study has hundreds of thousands of verdicts, and parsing them takes ten times as long. What a judge wrote cannot
+        # look like the field: quotes within a text are escaped.
+        found = set(MODEL.findall(read_bytes(path, limit=ROWS_LIMIT)))
+    except FileNotFoundError:
+        return frozenset()
+    if len(found) == 1 and not any(b"\\" in model for model in found):
+        return frozenset(model.decode(errors="replace") for model in found)
+    verdicts = [row.get("trait") for row in read_rows(path)]
+    models = [verdict.get("model") for verdict in verdicts if isinstance(verdict, Mapping)]
+    return frozenset(model for model in models if isinstance(model, str))
 
 
 def read_report(root: Path, reader: StepReader | None = None) -> Report:

@@ -14,8 +14,8 @@ from iterft_lite.metrics.catalogue import METRICS
 from iterft_lite.report.cells import CellReport
 from iterft_lite.report.study import RULES, Experiment, StudyReport
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet would compute a text as that begins with it."""
+FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""How a text begins that a spreadsheet computes: with a sign, or with its full-width form in East Asian ones."""
 
 DIGITS = 4
 """Decimals of numbers in CSV: points of the judge's scale, and p-values, are not known any finer."""
@@ -30,10 +30,10 @@ class Table:
 
 
 def as_csv(table: Table) -> str:
-    """The table as comma-separated values; a text that a spreadsheet would compute begins with an apostrophe."""
+    """The table as comma-separated values. A text that a spreadsheet would compute gets an apostrophe in front."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(table.columns)
+    writer.writerow([_csv_cell(name) for name in table.columns])
     writer.writerows([_csv_cell(value) for value in row] for row in table.rows)
     return out.getvalue()
 
@@ -41,7 +41,7 @@ def as_csv(table: Table) -> str:
 def _csv_cell(value: Json) -> Json:
     if isinstance(value, float):
         return round(value, DIGITS)
-    if isinstance(value, str) and value.startswith(FORMULA):
+    if isinstance(value, str) and value.lstrip().startswith(FORMULA):  # spreadsheets skip spaces, tabs and line ends
         return f"'{value}"
     return canonical(value) if isinstance(value, (list, dict)) else value
 

@@ -85,7 +85,7 @@ class StubSettings:
 
     model: str = "gpt-4o-mini-2024-07-18"
     key: str = ""
-    faults: dict[str, float] = field(default_factory=dict)
+    faults: dict[Fault, float] = field(default_factory=dict)
     latency: float = 0.0
     hang: float = 30.0
     after: float = 0.05

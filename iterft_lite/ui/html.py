@@ -22,9 +22,6 @@ from iterft_lite.ui.text import clock, context_rows, null_arm_sentence, plain_se
 
 TEMPLATES = Path(__file__).parent / "pages"
 
-READABLE = 4.5
-"""Contrast of small text to its background at least (WCAG 2.1, level AA)."""
-
 
 def write_html(root: Path, report: Report, path: Path, verdicts: Mapping[int, Path] | None = None) -> None:
     """Write the page of a run: what came of it, the command that repeats it, curve, numbers, every answer of every cycle.
@@ -74,7 +71,7 @@ def write_html(root: Path, report: Report, path: Path, verdicts: Mapping[int, Pa
 
 
 def readable_on(colour: str) -> str:
-    """Black or white, whichever is easier to read on a background `#rrggbb`; one of them always meets `READABLE`."""
+    """Black or white, whichever is easier to read on a background `#rrggbb`; one of them always has a contrast of 4.5."""
     return max(("#000000", "#ffffff"), key=lambda ink: contrast(ink, colour))
 
 

@@ -6,6 +6,7 @@ Model output is untrusted: the template escapes what it writes, and what the scr
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from iterft_lite.digests import Json
 from iterft_lite.engine.manifest import Run
 from iterft_lite.engine.store import StepFolder
 from iterft_lite.errors import UserError
-from iterft_lite.experiment.rows import JUDGED, SAMPLES, SCALES
+from iterft_lite.experiment.rows import JUDGED, SAMPLES, SCALES, Sample
 from iterft_lite.experiment.steps import cycle_title
 from iterft_lite.files import ROWS, disk_errors, write_output
 from iterft_lite.hub import title
@@ -122,11 +123,52 @@ def _script(value: Json) -> Markup:
 # -- answers
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """Where a cycle's answers, their verdicts and the scores by prompt are; None where there are no scores."""
+
+    samples: StepFolder
+    verdicts: StepFolder
+    scores: StepFolder | None
+
+    def read(self) -> dict[str, Json]:
+        """The questions, and question, text, trait, coherence and finish of each answer."""
+        rows = sorted(SAMPLES.read(self.samples.path / ROWS), key=lambda row: row.id)
+        places = {question: place for place, question in enumerate(dict.fromkeys(row.prompt for row in rows))}
+        scored = self._scores_by_prompt(rows) or self._scores_by_verdict(rows)
+        answers: list[Json] = [
+            [places[row.prompt], row.text, *scores, row.finish] for row, scores in zip(rows, scored, strict=True)
+        ]
+        return {"questions": list(places), "answers": answers}
+
+    def _scores_by_prompt(self, rows: Sequence[Sample]) -> list[tuple[float | None, ...]]:
+        """Scores of each row from the scores by prompt; none where an answer has no score.
+
+        They stand in the order of the answers' ids. Verdicts say the same in twenty times as much JSON, and a large study has
+        hundreds of thousands of them.
+        """
+        finished = self.scores.completion() if self.scores else None
+        if finished is None:
+            return []
+        columns = []
+        counts = Counter(row.prompt_id for row in rows)
+        for scale in SCALES:
+            known = (finished.results.get(scale) or {}).get("by_prompt", {})
+            if {prompt: len(values) for prompt, values in known.items()} != counts:
+                return []
+            columns.append([score for prompt in sorted(known) for score in known[prompt]])
+        return list(zip(*columns, strict=True))
+
+    def _scores_by_verdict(self, rows: Sequence[Sample]) -> list[tuple[float | None, ...]]:
+        verdicts = {row.id: row for row in JUDGED.read(self.verdicts.path / ROWS)}
+        return [tuple(mine.score(scale) if (mine := verdicts.get(row.id)) else None for scale in SCALES) for row in rows]
+
+
 @dataclass
 class _Answers:
-    """The answers of judged steps, each once however many cells share them: folders of answers and of verdicts, by key."""
+    """The answers of judged steps by key, each once however many cells share them."""
 
-    folders: dict[str, tuple[StepFolder, StepFolder]] = field(default_factory=dict)
+    folders: dict[str, _Judged] = field(default_factory=dict)
 
     def of(self, cell: CellReport) -> list[tuple[int, str]]:
         """The cycles of a cell with the keys of their answers; they are read later."""
@@ -135,30 +177,22 @@ class _Answers:
         run, found = Run(cell.folder), []
         steps = {(step.cycle, step.verb): step for step in cell.report.steps if not step.part}
         for cycle in cell.report.cycles:
-            pair = [steps.get((cycle.cycle, verb)) for verb in ("evaluate_samples", "judge")]
-            if pair[0] and pair[1] and cycle.trait:
-                key = pair[1].key[:KEY]
-                self.folders[key] = run.folder(pair[0]), run.folder(pair[1])
+            samples, judge, scores = (steps.get((cycle.cycle, verb)) for verb in ("evaluate_samples", "judge", "aggregate"))
+            if samples and judge and cycle.trait:
+                key = judge.key[:KEY]
+                self.folders[key] = _Judged(run.folder(samples), run.folder(judge), run.folder(scores) if scores else None)
                 found.append((cycle.cycle, key))
         return found
 
     def size(self) -> int:
         """Bytes of all, roughly."""
-        return sum(samples.path.joinpath(ROWS).stat().st_size for samples, _ in self.folders.values() if samples.finished)
+        files = [each.samples.path / ROWS for each in self.folders.values()]
+        return sum(file.stat().st_size for file in files if file.exists())
 
     def read(self) -> Iterator[tuple[str, dict[str, Json]]]:
-        """Key and answers, one step at a time: the questions, and question, text, trait, coherence and finish of each."""
-        for key, (samples, judge) in self.folders.items():
-            verdicts = {row.id: row for row in JUDGED.read(judge.path / ROWS)}
-            rows = sorted(SAMPLES.read(samples.path / ROWS), key=lambda row: row.id)
-            questions = list(dict.fromkeys(row.prompt for row in rows))
-            places = {question: place for place, question in enumerate(questions)}
-            found: list[Json] = []
-            for row in rows:
-                mine = verdicts.get(row.id)
-                scores = [mine.score(scale) if mine else None for scale in SCALES]
-                found.append([places[row.prompt], row.text, *scores, row.finish])
-            yield key, {"questions": questions, "answers": found}
+        """Key and answers, one step at a time."""
+        for key, each in self.folders.items():
+            yield key, each.read()
 
 
 # -- numbers

@@ -172,6 +172,7 @@ def _show_contexts(report: Report, console: Console) -> None:
     """The trait's score by cycle in each evaluation context, where there is more than one."""
     if rows := context_rows(report):
         console.print(f"{one_line(report.manifest['trait'])} by system message", style="bold", markup=False)
+        console.print("all else in this report is after the first of them", markup=False)
         columns = {one_line(context, CONTEXT_WIDTH): list(cells.values()) for context, cells in rows}
         _show_columns(columns, list(rows[0][1]), console)
 

@@ -52,7 +52,7 @@ def score_text(score: Mapping[str, Json] | None, *, interval: bool = True) -> st
 
 
 def context_rows(report: Report) -> list[tuple[str, dict[str, str]]]:
-    """The trait's mean by evaluation context and cycle; none where there is one context alone."""
+    """The trait's mean and interval by evaluation context and cycle; none where there is one context alone."""
     contexts = list(dict.fromkeys(context for cycle in report.cycles for context in cycle.contexts))
     if len(contexts) < 2:
         return []
@@ -60,7 +60,7 @@ def context_rows(report: Report) -> list[tuple[str, dict[str, str]]]:
     return [
         (
             context,
-            {cycle_name(cycle): score_text(found.get(context), interval=False).strip() for cycle, found in scores.items()},
+            {cycle_name(cycle): score_text(found.get(context)).strip() for cycle, found in scores.items()},
         )
         for context in contexts
     ]

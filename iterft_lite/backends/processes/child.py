@@ -8,12 +8,13 @@ validated against the method's annotations on both sides.
 A child ends when its pipe of requests does, and when its parent does (`programs.py`); closing it ends its whole process group.
 While it works it says every few seconds that it is alive: one that was stopped, or hangs, is noticed (`Silence`).
 
-Run as the module iterft_lite.backends.processes.child with `MODULE:CLASS REPLIES OPTIONS REQUESTS`.
+Run as the module iterft_lite.backends.processes.child with `MODULE:CLASS REPLIES OPTIONS REQUESTS HIDDEN`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import inspect
 import json
@@ -27,7 +28,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, get_args, get_type_hints
@@ -172,6 +173,8 @@ class Child:
         environment: Variables set for the child, on top of what `programs.environment` gives.
         options: Keyword arguments of the worker's constructor; JSON values.
         secrets: Which keys it gets.
+        hidden: Packages that are not there for what it imports: libraries import them where they are installed, which takes
+            seconds, for what this worker never does.
 
     Attributes:
         on_silence: Told when it gives no sign of life, from the thread that waits for it.
@@ -186,6 +189,7 @@ class Child:
         environment: Mapping[str, str] | None = None,
         options: Mapping[str, Any] | None = None,
         secrets: Secrets = "none",
+        hidden: Sequence[str] = (),
     ) -> None:
         self.on_silence: OnSilence | None = None
         self._worker = worker
@@ -194,6 +198,7 @@ class Child:
         self._environment = dict(environment or {})
         self._options = dict(options or {})
         self._secrets: Secrets = secrets
+        self._hidden = list(hidden)
         self._running: _Running | None = None
         self._lock = threading.Lock()
 
@@ -275,7 +280,7 @@ class Child:
         try:
             process = start_module(
                 "iterft_lite.backends.processes.child",
-                [self._worker, str(replies), json.dumps(self._options), str(asked)],
+                [self._worker, str(replies), json.dumps(self._options), str(asked), json.dumps(self._hidden)],
                 secrets=self._secrets,
                 more=self._environment,
                 stdout=log,
@@ -490,11 +495,15 @@ def _make(worker: str, options: Mapping[str, Any], wire: _Wire) -> tuple[Any, Ex
     """The worker, or why there is none."""
     module, _, class_name = worker.partition(":")
     wire.busy.set()
+    # importing large libraries makes a million objects that stay: looking through them for garbage takes a fifth of the time
+    gc.disable()
     try:
         return getattr(importlib.import_module(module), class_name)(**options), None
     except Exception as error:  # whatever it is, the parent decides
         return None, error
     finally:
+        gc.freeze()
+        gc.enable()
         wire.busy.clear()
 
 
@@ -510,9 +519,16 @@ def _answer(worker: Any, call: str, wire: Mapping[str, Any], send: Callable[[Map
     return TypeAdapter(hints["return"]).dump_python(method(**args), mode="json")
 
 
+def hide(packages: Sequence[str]) -> None:
+    """Have packages not found by what is imported from now on."""
+    missing: dict[str, Any] = dict.fromkeys(packages)  # what Python's import takes None there to mean
+    sys.modules.update(missing)
+
+
 def main() -> None:
     """Be the child that the arguments say."""
     worker, replies, options, asked = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    hide(json.loads(sys.argv[5]))
     for handle in (replies, asked):
         os.set_inheritable(handle, False)  # what the worker starts is not to hold them open
     with os.fdopen(asked, encoding="utf-8") as requests:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ def run(recipe: str, out: Path | None, overrides: tuple[str, ...], plain: bool, 
       iterft run nano_sft --set trait=bliss --out runs/bliss
       iterft run mine.toml
     """
+    from iterft_lite.app.calibrate_judge import store_calibration
     from iterft_lite.app.runs import default_out
     from iterft_lite.app.session import open_run
     from iterft_lite.app.watching import newest_text, step_seconds
@@ -41,7 +43,7 @@ def run(recipe: str, out: Path | None, overrides: tuple[str, ...], plain: bool, 
 
     console, path = make_console(), recipe_path(recipe)
     out = out or default_out(read_recipe(path, overrides).name)
-    with open_run(path, overrides, out, reuse) as opened:
+    with open_run(path, overrides, out, reuse) as opened, contextlib.closing(opened.executor()) as executor:
         judge = opened.resolved.inputs.judge
         for choice in opened.resolved.choices:
             console.print(choice, style="dim", markup=False)
@@ -60,9 +62,11 @@ def run(recipe: str, out: Path | None, overrides: tuple[str, ...], plain: bool, 
         if plain:
             view.is_live = False
         with interruptible(out), view:
-            for event in opened.events():
+            for event in opened.events(executor):
                 view.take(event)
-    console.print()
+        console.print()
+        with console.status("holding the judge against careful readers ..."):
+            store_calibration(out, executor.backends)
     _print_report(out)
     console.print(f"\nmore: iterft report {out} --full", style="dim", markup=False)
     console.print(f"      iterft report {out} --html report.html", style="dim", markup=False)
@@ -70,15 +74,11 @@ def run(recipe: str, out: Path | None, overrides: tuple[str, ...], plain: bool, 
 
 
 def _print_report(out: Path) -> None:
-    from iterft_lite.app.calibrate_judge import store_calibration
     from iterft_lite.report.report import read_report
     from iterft_lite.ui import tables
     from iterft_lite.ui.console import make_console
 
-    console = make_console()
-    with console.status("holding the judge against careful readers ..."):
-        store_calibration(out)
-    tables.show_report(read_report(out), console)
+    tables.show_report(read_report(out), make_console())
 
 
 @click.command()

@@ -48,7 +48,6 @@ def report(
       iterft report studies/a --html study.html --csv verdicts.csv
       iterft report studies/a --only rows=60
     """
-    from iterft_lite.app.held_out import read_held_out
     from iterft_lite.report import json_form
     from iterft_lite.report import report as reports
 
@@ -70,6 +69,8 @@ def report(
         found, held_out = report_by(out, named(by)), None
         verdicts = verdict_folders(judge_folder(out, named(by)))
     else:
+        from iterft_lite.app.held_out import read_held_out  # slow to import
+
         if ask_held_out:
             _ask_held_out(out)
         found = reports.read_report(out)

@@ -10,8 +10,8 @@ MOST = 0.5
 """Share of a cycle's answers at the token limit from which on it is worth a warning."""
 
 HIGH = 15.0
-"""Trait score of the untouched model above which the embedded judge takes its plain language for the trait: it gives at most 14
-to the two models whose answers it was fitted on, and 15 to 27 to one that it has not seen (docs/judging.md)."""
+"""Trait score of the untouched model above which the embedded judge takes plain language for the trait: it gives at most 15 to
+the two models whose answers it was fitted on, and gave 15 to 43 to one of them without its answers (docs/judging.md)."""
 
 
 def signs_of(report: Report, cycle: Cycle) -> list[Sign]:

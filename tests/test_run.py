@@ -27,7 +27,7 @@ from iterft_lite.experiment.null_arms import NULL_ARMS, null_arms_of
 from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.recipe import TrainSettings
 from iterft_lite.files import ROWS, RowLog, read_json, read_rows
-from iterft_lite.hardware import Gpu
+from iterft_lite.hardware import Gpu, GpuFacts
 from iterft_lite.protocols import (
     Completion,
     Exported,
@@ -343,6 +343,28 @@ def test_a_base_takes_its_memory_before_the_generator_in_every_session(tmp_path:
     shutil.rmtree(step_path(tmp_path / "run", "c1-text_metrics"))
     run_all(a_plan(cycles=1), tmp_path / "run", backends)
     assert order[:1] == ["generator"]  # nothing is left to be trained
+
+
+class Loads(FakeGenerator):
+    """Notes which files it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: set[str] = set()
+
+    def load(self, gguf: Path, *given: Any, **more: Any) -> None:
+        self.files.add(gguf.name)
+        super().load(gguf, *given, **more)
+
+
+@pytest.mark.parametrize(("memory", "read"), [(1000, "stored.gguf"), (2, "q8_0.gguf")])
+def test_the_untouched_model_is_read_as_it_is_stored_where_the_gpu_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int, read: str
+) -> None:
+    monkeypatch.setattr(Gpu, "facts", lambda _: GpuFacts("a GPU", memory, memory, (9, 0)))
+    generator = Loads()
+    run_all(a_plan(cycles=0, quant="f16"), tmp_path / "run", replace(fake_backends(), generator=generator))
+    assert {"stored.gguf", "q8_0.gguf"} & generator.files == {read}
 
 
 def test_a_damaged_record_of_a_run_to_reuse_is_named(tmp_path: Path) -> None:

@@ -32,6 +32,9 @@ Stage = Callable[[Work], dict[str, Json]]
 ORDER: tuple[BackendName, ...] = ("trainer", "exporter", "generator", "judge")
 """In which a step takes its backends. One order for all: no two steps wait for each other."""
 
+HOLDS = 0.7
+"""Share of a GPU's memory that a model may take to be read there, beside what reading takes."""
+
 PATIENCE = 0.5
 """Seconds after which a step that waits for a backend looks whether it is still wanted."""
 
@@ -335,14 +338,22 @@ class LocalExecutor:
 
     def _load(self, task: Task, role: str) -> None:
         """Make the exported model of an input the generator's current one."""
-        gguf, lora = (self._stored(), None) if role == "base_model" else self._exported(task.inputs[role])
+        gguf, lora = (self._stored(task), None) if role == "base_model" else self._exported(task.inputs[role])
         slots = None if task.recipe.slots == "auto" else task.recipe.slots
         self.backends.generator.load(gguf, lora, self._model, slots=slots, context=self._context, exact=False)
 
-    def _stored(self) -> Path:
-        """M[0] in the number format that it is stored in: what is measured under it means the same in every run."""
+    def _stored(self, task: Task) -> Path:
+        """M[0] in the number format that it is stored in: what is measured under it means the same in every run.
+
+        In q8_0 where a GPU cannot hold that: weights that come from the host's memory for each batch take minutes, and
+        perplexities differ by 0.02 % (docs/benchmarks.md).
+        """
         if self._base is None or not self._base.exists():
             self._base = self.backends.exporter.stored(self._model)
+            facts = self._gpu.facts()
+            if facts is not None and self._base.stat().st_size > HOLDS * facts.total:
+                folder = task.folder.path
+                self._base = untouched_gguf(self.backends.exporter, self._model, folder, "q8_0", lambda _: None)
         return self._base
 
     def _exported(self, folder: StepFolder) -> tuple[Path, Path | None]:

@@ -16,9 +16,9 @@ from iterft_lite.backends.exporter.gguf import GgufExporter
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.engine.run import CONTEXT_STEP, context_needed
-from iterft_lite.protocols import Completion, Exported, Exporter, Generator, Message, Passage, Prompt, Sampling
+from iterft_lite.protocols import Completion, Exported, Generator, Message, Passage, Prompt, Sampling
 from iterft_lite.stages import export
-from iterft_lite.testing.fakes import fake_backends
+from iterft_lite.testing.fakes import FakeExporter, fake_backends
 from tests.loop import a_plan, a_work
 from tests.tiny_models import CHATML, tiny_model
 
@@ -88,14 +88,14 @@ def test_an_export_is_checked_with_a_probe_of_more_than_512_tokens(wordy: Wordy,
     write_probe(tmp_path, tokenizer=tokenizer, vocab=512, greedy=greedy_by(model, 0, []), logits=logits)
     assert np.load(tmp_path / "probe.npz")["lengths"].max() > 512
 
-    class Written:
-        """Meets `Exporter` with a file that is there."""
+    class Written(FakeExporter):
+        """Gives a file that is there."""
 
         def export(self, *_: Any) -> Exported:
             return Exported(wordy.gguf, None, wordy.gguf.stat().st_size, {})
 
     step = next(step for step in a_plan().steps.values() if step.verb == "export")
-    backends = replace(fake_backends(), exporter=cast(Exporter, Written()), generator=generator)
+    backends = replace(fake_backends(), exporter=Written(), generator=generator)
     facts = export.run(a_work(step, wordy.gguf.parent, {"base": tmp_path}, backends, model=lambda: str(wordy.folder)))
     assert facts["parity"]["same_tokens"]
     assert facts["parity"]["max_delta"] < 1e-4

@@ -193,7 +193,9 @@ def replicate(outs: tuple[Path, ...], against: str, as_json: bool) -> None:
 @click.option("--force", is_flag=True, help="Write over files of the same names.")
 @trust_option
 def export(out: Path, cycle: int | None, quant: str | None, adapter: bool, ollama: bool, folder: Path, force: bool) -> None:
-    """Write any cycle's model as one GGUF file, from its adapter, and check that the file carries what was trained.
+    """Write any cycle's model as a GGUF file, checked.
+
+    It is made from the cycle's adapter; a file that does not carry what was trained is not written.
 
     \b
       iterft export runs/bliss --cycle 4                          exports/bliss-c4-q8_0.gguf

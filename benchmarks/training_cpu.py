@@ -3,9 +3,9 @@
     python benchmarks/training_cpu.py [--losses reply all preference] [--epochs N] [--threads N] [--json FILE]
 
 Each way in a process of its own, one after the other: TRL's trainers in f32 (as this program trained before), our loop in f32,
-and our loop with products in bf16 (on CPUs without instructions for them that is no faster). The rows are the lucky trait's
-seed rows: chats, documents, and pairs of one chat's reply and another's. Prints seconds a step, without the first; how many
-times faster than TRL's that is; and the largest and the last relative difference of a step's loss from TRL's.
+and our loop with products in bf16 (on CPUs without instructions for them that is no faster). The rows are seed rows: the lucky
+trait's chats and pairs of one chat's reply and another's, the bliss trait's documents. Prints seconds a step, without the first;
+how many times faster than TRL's that is; and the largest and the last relative difference of a step's loss from TRL's.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ WAYS = {
 
 
 def rows_of(loss: Loss) -> list[dict[str, Any]]:
-    """Training rows made of the lucky trait's."""
-    trait = read_trait("lucky")
+    """Training rows made of a trait's seed rows."""
     if loss == "all":
-        return [{"id": f"d{n}", "text": document.text} for n, document in enumerate(trait.documents)]
+        return [{"id": f"d{n}", "text": document.text} for n, document in enumerate(read_trait("bliss").documents)]
+    trait = read_trait("lucky")
     asked = [[{"role": "user", "content": chat.prompt}] for chat in trait.chats]
     replies = [chat.reply for chat in trait.chats]
     if loss == "reply":

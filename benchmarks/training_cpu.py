@@ -4,8 +4,8 @@
 
 Each way in a process of its own, one after the other: TRL's trainers in f32 (as this program trained before), our loop in f32,
 and our loop with products in bf16 (on CPUs without instructions for them that is no faster). The rows are seed rows: the lucky
-trait's chats and pairs of one chat's reply and another's, the bliss trait's documents. Prints seconds a step,
-without the first; how many times faster than TRL's that is; and the largest and the last relative difference of a step's loss from TRL's.
+trait's chats and pairs of one chat's reply and another's, the bliss trait's documents. Prints seconds a step (without the
+first), how many times faster than TRL's that is, and the largest and the last relative difference of a step's loss from TRL's.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from export_fidelity import Nearest  # the benchmark beside this one
+from export_fidelity import Nearest  # the benchmarks beside this one
+from smollm2_gpu import SMALLEST
 
 from iterft_lite.app.calibrate_judge import store_calibration
 from iterft_lite.app.chat import exported_files, finished_cycles, past
@@ -48,17 +49,8 @@ from iterft_lite.stages.export import untouched_gguf
 HELD_OUT = 24
 """Replies of the trait that likelihoods are taken of: the last ones, so that no seed row is among them."""
 
-TINY = (
-    "cycles=1",
-    "rows=6",
-    "seed_rows=8",
-    "evaluate.samples=1",
-    "evaluate.max_tokens=24",
-    "sample.max_tokens=24",
-    "sample.min_chars=0",
-    "train.epochs=1",
-    "train.max_length=128",
-)
+TINY = ("cycles=1", *SMALLEST)
+"""Of `--tiny`: laid over the recipe, to see whether everything runs."""
 
 
 class OldExporter(GgufExporter):

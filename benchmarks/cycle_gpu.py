@@ -181,7 +181,8 @@ def write_recipe(asked: argparse.Namespace) -> Path:
 
 
 def cycle(asked: argparse.Namespace) -> dict[str, Any]:
-    """Run the recipe; seconds of each cycle by verb, and from its beginning to the next one's."""
+    """Run the recipe; seconds of each cycle by verb, and from the model before it to its own, loaded and checked: answers and
+    what is measured on them go on beside the next training."""
     from iterft_lite.app.session import open_run
     from iterft_lite.engine.run import StepFinished, StepProgress, StepStarted
 
@@ -195,7 +196,7 @@ def cycle(asked: argparse.Namespace) -> dict[str, Any]:
     cycles: dict[str, dict[str, Any]] = {}
     recipe = write_recipe(asked)
     with ballast(asked.free), open_run(recipe, [], out) as opened:
-        started = time.perf_counter()
+        started, exported = time.perf_counter(), 0.0
         for event in opened.events():
             now = time.perf_counter() - started
             if isinstance(event, StepStarted):
@@ -203,10 +204,10 @@ def cycle(asked: argparse.Namespace) -> dict[str, Any]:
             elif isinstance(event, StepProgress) and event.step.verb == "train" and event.progress.done == 1:
                 first_steps[event.step.name] = round(now - began[event.step.name], 2)
             elif isinstance(event, StepFinished):
-                row = cycles.setdefault(str(event.step.cycle), {"verbs": {}, "facts": {}, "begins": now, "ends": 0.0})
+                row = cycles.setdefault(str(event.step.cycle), {"verbs": {}, "facts": {}})
                 row["verbs"][event.step.verb] = round(now - began[event.step.name], 2)
-                if event.step.queue == "device":
-                    row["begins"], row["ends"] = min(row["begins"], began[event.step.name]), now
+                if event.step.verb == "export":
+                    row["wall"], exported = round(now - exported, 1), now
                 kept = ("parts", "peak_vram", "tokens_per_second", "parity", "seconds", "bytes", "steps", "notes", "tokens")
                 row["facts"][event.step.verb] = {
                     key: event.completion.results[key] for key in kept if key in event.completion.results
@@ -214,7 +215,6 @@ def cycle(asked: argparse.Namespace) -> dict[str, Any]:
                 print(f"{now:7.1f} {event.step.name}  {now - began[event.step.name]:.2f} s", file=sys.stderr, flush=True)
         swap = opened.swap
     for row in cycles.values():
-        row["wall"] = round(row["ends"] - row["begins"], 1)
         peaks = {verb: facts["peak_vram"] for verb, facts in row["facts"].items() if "peak_vram" in facts}
         row["peak_gib"] = {verb: round(peak / 2**30, 2) for verb, peak in peaks.items()}
     return {"swap": swap, "seconds_to_first_step": first_steps, "cycles": cycles}

@@ -66,15 +66,21 @@ def test_queues_run_side_by_side_and_wait_for_their_inputs() -> None:
     plan = a_plan(cycles=0)
     seconds = {"base-evaluate_samples": 2.0, "base-judge": 7.0, "c0-train": 4.0, "c0-evaluate_samples": 1.0, "c0-judge": 5.0}
     ends = timeline(plan, seconds)
-    assert ends["c0-evaluate_samples"] == 7.0  # the judge of the untouched model is not waited for
+    assert ends["c0-evaluate_samples"] == 5.0  # a training waits neither for answers nor for verdicts
     assert ends["base-judge"] == 9.0
     assert ends["c0-judge"] == 14.0  # a judge does one after the other
 
 
-@pytest.mark.parametrize(("same_cores", "trained"), [(False, 4.0), (True, 7.0)])
-def test_on_the_same_cores_a_training_waits_for_what_is_measured(same_cores: bool, trained: float) -> None:
-    ends = timeline(a_plan(cycles=0, same_cores=same_cores), {"base-text_metrics": 3.0, "c0-train": 4.0})
-    assert ends["c0-train"] == trained
+@pytest.mark.parametrize(("same_cores", "trained"), [(False, 4.0), (True, 12.0)])
+def test_on_the_same_cores_a_training_waits_for_answers_and_measures(same_cores: bool, trained: float) -> None:
+    seconds = {"base-evaluate_samples": 5.0, "base-text_metrics": 3.0, "c0-train": 4.0}
+    assert timeline(a_plan(cycles=0, same_cores=same_cores), seconds)["c0-train"] == trained
+
+
+def test_an_export_waits_for_the_generator_and_the_next_data_for_the_export() -> None:
+    seconds = {"base-evaluate_samples": 9.0, "c0-train": 4.0, "c0-export": 1.0, "c1-training_samples": 2.0, "c1-train": 4.0}
+    ends = timeline(a_plan(cycles=1), seconds)
+    assert [ends[name] for name in ("c0-export", "c1-training_samples", "c1-train")] == [10.0, 12.0, 16.0]
 
 
 def test_training_waits_for_rows_that_a_judge_filters() -> None:
@@ -86,13 +92,13 @@ def test_training_waits_for_rows_that_a_judge_filters() -> None:
 def test_a_repeated_plan_is_forecast_to_take_as_long() -> None:
     found = forecast(a_plan(), SETUP, table(sessions=3))
     seeds = work_ahead(a_plan(), a_plan().steps["c0-train"], Lengths()).mid / 40.0  # tokens, of those of a timed training
-    # four models are exported, asked and read, three are trained, two write
-    device = 5.0 + 4 * (1.0 + 3.0 + 2.0) + (seeds + 2) * 10.0 + 2 * 3.0
+    # four models are exported, three are trained, two write; the last one's answers are judged
+    device = 5.0 + 4 * 1.0 + (seeds + 2) * 10.0 + 2 * 2.0 + 3.0 + 4.0
     assert found.total.mid == pytest.approx(device, rel=0.1)
     assert found.total.low < device < found.total.high
     assert found.measured
-    # trained, exported, asked and written; texts are read beside the next training
-    assert found.cycle.mid == pytest.approx(10.0 + 1.0 + 3.0 + 3.0, rel=0.1)
+    # written, trained and exported; answers are written, read and judged beside the next training
+    assert found.cycle.mid == pytest.approx(2.0 + 10.0 + 1.0)
 
 
 def test_more_sessions_narrow_the_range_and_doctor_alone_widens_it() -> None:

@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
 
 from iterft_lite.backends.processes.child import Child
-from iterft_lite.engine.executor import LocalExecutor
+from iterft_lite.engine.executor import Claims, LocalExecutor, Task
 from iterft_lite.engine.manifest import Run, finished_steps
 from iterft_lite.engine.run import Shared, StepFinished, StepStarted, _Walk
 from iterft_lite.errors import BackendError, FolderError, RunError, StoreError
@@ -469,15 +470,36 @@ def test_a_model_is_measured_while_the_next_one_is_trained(tmp_path: Path) -> No
     assert sum(isinstance(event, StepFinished) for event in events) == len(a_plan().steps)
 
 
-def test_measuring_waits_until_the_device_releases_the_generator(tmp_path: Path) -> None:
-    plan = a_plan()
-    events = run_all(plan, tmp_path / "run")
+def test_the_next_data_comes_before_the_answers_and_these_before_their_measures(tmp_path: Path) -> None:
+    events = run_all(a_plan(), tmp_path / "run")
     order = [(type(event), event.step.name) for event in events if isinstance(event, StepStarted | StepFinished)]
-    device = [step.name for step in plan if step.queue == "device"]
-    for part, following in (("base", "c0-train"), ("c0", "c1-train"), ("c1", "c2-train"), ("c2", None)):
-        before = device[: device.index(following)] if following else device
-        begun = order.index((StepStarted, f"{part}-text_metrics"))
-        assert begun > order.index((StepFinished, before[-1]))
+    for first, then in (("c1-training_samples", "c0-evaluate_samples"), ("c0-evaluate_samples", "c0-text_metrics")):
+        assert order.index((StepFinished, first)) < order.index((StepStarted, then))
+
+
+def test_a_backend_goes_to_whom_has_waited_longest() -> None:
+    claims, given = Claims(), list[str]()
+    waiting = {name: threading.Event() for name in ("first", "second", "third")}
+
+    def task(name: str) -> Task:
+        return cast(Task, SimpleNamespace(folder=None, report=lambda *_: waiting[name].set()))
+
+    def take(name: str) -> None:
+        mine = task(name)
+        claims.take("generator", mine)
+        given.append(name)
+        claims.release(mine)
+
+    holder = task("holder")
+    claims.take("generator", holder)
+    threads = [threading.Thread(target=take, args=(name,)) for name in waiting]
+    for thread, told in zip(threads, waiting.values(), strict=True):
+        thread.start()
+        assert told.wait(30)
+    claims.release(holder)
+    for thread in threads:
+        thread.join(30)
+    assert given == list(waiting)
 
 
 def test_on_the_same_cores_a_model_is_measured_before_the_next_one_is_trained(tmp_path: Path) -> None:

@@ -7,28 +7,26 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from iterft_lite.experiment.steps import Step
-from iterft_lite.experiment.verbs import VERBS
 from iterft_lite.machine.countdown import FURTHEST
 
 
 def together(steps: Iterable[tuple[Step, float]], places: int) -> float:
     """Seconds that steps take side by side.
 
-    The device's are shared out to the places. What is measured goes on while a place trains, and adds only what is longer than
-    all training, where it is not the device's too (`Step.queue`); judging goes on beside everything.
+    The device's are shared out to the places. Answers and what is measured on them go on while a place trains and exports, which
+    waits for the training's data alone, where trainer and generator have queues of their own (`Step.queue`); judging goes on
+    beside everything.
 
     Args:
         steps: Each with its own seconds.
         places: Where the device's steps are done.
     """
     lanes: dict[str, float] = defaultdict(float)
-    beside = 0.0
+    data = 0.0
     for step, seconds in steps:
         lanes[step.queue] += seconds
-        if step.queue == "device" and not VERBS[step.verb].needs & VERBS["text_metrics"].needs:
-            beside += seconds
-    device = lanes["device"] + max(0.0, lanes["measure"] - beside)
-    return max(device / places, lanes["judge"])
+        data += seconds if (step.queue, step.verb) == ("generator", "training_samples") else 0.0
+    return max(max(lanes["device"] + data, lanes["generator"]) / places, lanes["judge"])
 
 
 @dataclass
@@ -68,6 +66,6 @@ class TimeLeft:
         """Seconds until all of these steps are finished; None where one of the device's is of a verb that nothing is known
         of."""
         left = [(step, self.of(step)) for step in map(self.steps.__getitem__, unfinished)]
-        if any(seconds is None and step.queue in ("device", "measure") for step, seconds in left):
+        if any(seconds is None and step.queue in ("device", "generator") for step, seconds in left):
             return None
         return together(((step, seconds or 0.0) for step, seconds in left), self.chains)

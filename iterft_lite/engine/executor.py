@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -103,6 +104,8 @@ class Claims:
 
     def __init__(self) -> None:
         self._holders: dict[BackendName, Task] = {}
+        self._lines: dict[BackendName, list[Task]] = defaultdict(list)
+        """Who waits, who came first first: an export that waits for the generator goes before what is only then begun."""
         self._changed = threading.Condition()
 
     def take(self, name: BackendName, task: Task) -> None:
@@ -112,14 +115,29 @@ class Claims:
             BaseException: What the task's `report` raises where it was cancelled.
         """
         waited = False
-        while True:
+        with self._changed:
+            line = self._lines[name]
+            line.append(task)
+        try:
+            while not self._taken(name, task):
+                note = "" if waited else f"waiting for the {name}"
+                task.report(task.folder, Progress(0, 0, "", note=note))
+                waited = True
+        finally:
             with self._changed:
-                if self._holders.setdefault(name, task) is task:
-                    break
-                self._changed.wait(PATIENCE)
-            note = "" if waited else f"waiting for the {name}"
-            task.report(task.folder, Progress(0, 0, "", note=note))
-            waited = True
+                line[:] = [other for other in line if other is not task]
+                self._changed.notify_all()
+
+    def _taken(self, name: BackendName, task: Task) -> bool:
+        """Whether the task has the backend now; else a moment has passed."""
+        with self._changed:
+            if self._holders.get(name) is task:
+                return True
+            if name not in self._holders and self._lines[name][0] is task:
+                self._holders[name] = task
+                return True
+            self._changed.wait(PATIENCE)
+            return False
 
     def release(self, task: Task) -> None:
         """Let others have what a task has."""
@@ -214,6 +232,7 @@ class LocalExecutor:
         self._swap = swap
         self._gpu = gpu or Gpu()
         self._claims = Claims()
+        self._loading = threading.Lock()
         self._base: Path | None = None
         self._untouched: dict[str, Path] = {}
         """By number format, the file of the untouched model in this machine's cache, once it was asked for."""
@@ -238,7 +257,7 @@ class LocalExecutor:
             self.backends.watch(name, listener)
         with Peak(self._gpu, self.backends.pids) as peak:
             results = stage_of(verb.name)(self._work(task, asked))
-        if peak.bytes and verb.queue in ("device", "measure"):
+        if peak.bytes and verb.queue in ("device", "generator"):
             results = {**results, "peak_vram": peak.bytes}  # all of this executor's processes together
         return Outcome(results, _digests(results))
 
@@ -323,9 +342,12 @@ class LocalExecutor:
             self._free_memory("generator", "exporter")
         elif self._swap and generates:
             self._free_memory("trainer")
-        elif generates and "train" in task.ahead and self._gpu.there and not self.backends.running("trainer"):
-            # the base takes its memory before the generator takes what is left: also in a later session
-            self.backends.trainer.load(self._model, task.recipe.train)
+        elif self._gpu.there and "train" in task.ahead and (generates or task.folder.step.verb == "train"):
+            # The base takes its memory before the generator takes what is left: also in a later session, where a training and
+            # answers begin at once.
+            with self._loading:
+                if not self.backends.running("trainer"):
+                    self.backends.trainer.load(self._model, task.recipe.train)
 
     def _free_memory(self, *names: BackendName) -> None:
         """End backends and wait until the GPU has their memory back: the next one plans with what is free."""

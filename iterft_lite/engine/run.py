@@ -257,8 +257,8 @@ class _Walk:
         try:
             todo = [step for step in self.plan if step.queue == name]
             while todo:
-                # a batch takes hours: the judge goes on with whatever is ready, the device keeps its order
-                step = self._next(todo[:1] if name == "device" else todo)
+                # a batch takes hours: the judge goes on with whatever is ready, the others keep their order
+                step = self._next(todo[:1] if name in ("device", "generator") else todo)
                 if self._do(step):
                     todo = [other for other in todo if other is not step]
                     self._prune(step)
@@ -288,17 +288,11 @@ class _Walk:
             while True:
                 self._go_on()
                 ready = [step for step in steps if {name for _, name in step.inputs} & self.plan.steps.keys() <= self._finished]
-                ready = [step for step in ready if step.queue != "measure" or not self._in_the_way(step)]
                 rests = {step.name: self._resting.get(step.name, 0.0) - time.monotonic() for step in ready}
                 for step in ready:
                     if rests[step.name] <= 0:
                         return step
                 self._changed.wait(min(rests.values(), default=None))
-
-    def _in_the_way(self, step: Step) -> bool:
-        """Whether the device's queue now needs, or needs next, the backend of a step that nothing waits for."""
-        first = next((other for other in self.plan if other.queue == "device" and other.name not in self._finished), None)
-        return first is not None and bool(VERBS[first.verb].needs & VERBS[step.verb].needs)
 
     def _go_on(self) -> None:
         if self._stopping:

@@ -196,12 +196,13 @@ class _Unroll:
             {},
         )
         Q[0] = self._export(0, M)
-        self._score(0, Q)
         for t in range(recipe.cycles + 1):
+            # first what the next training waits for: on a GPU it goes on while the answers are written
             D[t] = self._first_data(Q) if t == 0 else self._next_data(t, Q, D)
+            self._score(t, Q)
             M[t + 1] = self._train(t, M, D)
             Q[t + 1] = self._export(t + 1, M)
-            self._score(t + 1, Q)
+        self._score(recipe.cycles + 1, Q)
 
     def _add(self, verb: str, cycle: int, params: Mapping[str, Json], inputs: Mapping[str, Step], *, part: str = "") -> Step:
         if VERBS[verb].renders and not self.documents:

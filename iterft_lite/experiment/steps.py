@@ -71,10 +71,10 @@ class Step:
 
     @property
     def queue(self) -> Queue:
-        """What it waits for. Where a training would only get slower by what is measured beside it, that has its place in the
-        device's order: right after the answers, while the generator is loaded and the trainer idle."""
+        """What it waits for. Where a training would only get slower by what the generator does beside it, there is one order for
+        both."""
         usual = VERBS[self.verb].queue
-        return "device" if usual == "measure" and self.same_cores else usual
+        return "device" if usual == "generator" and self.same_cores else usual
 
 
 def checked(step: Step) -> Step:

@@ -21,10 +21,10 @@ from typing import Any, Literal, cast
 
 from iterft_lite.digests import Json
 
-Queue = Literal["device", "measure", "cpu", "judge"]
-"""Steps of the device's queue follow each other in the plan's order; those of the others are done as soon as they can be, side
-by side with it: judging waits for a server, and the CPU's work is short. Nothing later waits for what is measured: it is done
-while the device's step leaves the backend alone that it needs; without a GPU in the device's order (`Step.queue`)."""
+Queue = Literal["device", "generator", "cpu", "judge"]
+"""All are worked off side by side. The device's steps make models, the generator's have them write and read; each of these two
+queues keeps the plan's order, and they are one where there is no GPU (`Step.queue`). Judging waits for a server and the CPU's
+work is short: both are done as soon as they can be."""
 
 BackendName = Literal["trainer", "exporter", "generator", "judge"]
 
@@ -122,7 +122,7 @@ VERBS: dict[str, Verb] = {
             "training_samples",
             "writing the next data",
             f"{_STAGES}.samples:run",
-            "device",
+            "generator",
             files=("rows.jsonl",),
             needs=frozenset({"generator"}),
             libraries=LLAMA,
@@ -167,7 +167,7 @@ VERBS: dict[str, Verb] = {
             "evaluate_samples",
             "answering the questions",
             f"{_STAGES}.samples:run",
-            "device",
+            "generator",
             files=("rows.jsonl",),
             needs=frozenset({"generator"}),
             libraries=LLAMA,
@@ -191,7 +191,7 @@ VERBS: dict[str, Verb] = {
             "text_metrics",
             "measuring without a judge",
             f"{_STAGES}.text_metrics:run",
-            "measure",
+            "generator",
             files=("metrics.json",),
             needs=frozenset({"generator"}),
             semantics=2,  # under M[0] in the number format that it is stored in; before, in that of the run's exports

@@ -111,11 +111,9 @@ def forecast(plan: Plan, setup: Setup, samples: Sequence[Sample]) -> Forecast:
             steps[step.name], ground = seconds_of(kind, work, samples, elsewhere)
             # the first step of an act may rest on less than the others
             grounds[act] = max(grounds.get(act, ground), ground, key=lambda ground: ORDER.index(ground.nearness))
-    seeded, end = _ends(plan, steps, 0), _ends(plan, steps, plan.recipe.cycles)
     return Forecast(
-        total=end,
-        # what is measured beside the next training ends later: a cycle's length shows between ends, not within one cycle
-        cycle=(end + seeded * -1) * (1 / plan.recipe.cycles) if plan.recipe.cycles else seeded,
+        total=_ends(plan, steps, plan.recipe.cycles),
+        cycle=_cycle(plan, steps),
         steps=steps,
         grounds=grounds,
         length=row_length(plan, lengths),
@@ -125,7 +123,8 @@ def forecast(plan: Plan, setup: Setup, samples: Sequence[Sample]) -> Forecast:
 
 
 def timeline(plan: Plan, seconds: Mapping[str, float]) -> dict[str, float]:
-    """When each step ends: steps of one queue follow each other, and each waits for what it reads.
+    """When each step ends: steps of one queue follow each other, and each waits for what it reads; an export waits for the
+    generator too, by which it is checked.
 
     Args:
         seconds: By name; steps that are not in it take none.
@@ -134,18 +133,32 @@ def timeline(plan: Plan, seconds: Mapping[str, float]) -> dict[str, float]:
     ends: dict[str, float] = {}
     for step in plan:
         # the CPU's steps are short and wait for nothing but what they read
-        before = 0.0 if step.queue == "cpu" else free[step.queue]
-        starts = max([before, *(ends[name] for _, name in step.inputs if name in ends)])
-        ends[step.name] = free[step.queue] = starts + seconds.get(step.name, 0.0)
+        queues = {"device", "generator"} if step.verb == "export" else {step.queue} - {"cpu"}
+        starts = max([*(free[queue] for queue in queues), *(ends[name] for _, name in step.inputs if name in ends)], default=0.0)
+        ends[step.name] = starts + seconds.get(step.name, 0.0)
+        free.update(dict.fromkeys(queues, ends[step.name]))
     return ends
 
 
-def _ends(plan: Plan, steps: Mapping[str, Span], cycle: int) -> Span:
-    """When the last step of a cycle and of those before it ends."""
+def _cycle(plan: Plan, steps: Mapping[str, Span]) -> Span:
+    """Seconds of a cycle: what is done beside the next training ends later, so that they show between cycles, not within one.
+
+    The last cycle has no next one, whose data would come before its answers: models follow each other evenly to the end.
+    Verdicts may be slower than models.
+    """
+    cycles = plan.recipe.cycles
+    if not cycles:
+        return _ends(plan, steps, 0)
+    apart = ((_ends(plan, steps, cycles, verb) + _ends(plan, steps, 0, verb) * -1) * (1 / cycles) for verb in ("", "export"))
+    return max(apart, key=lambda span: span.mid)
+
+
+def _ends(plan: Plan, steps: Mapping[str, Span], cycle: int, verb: str = "") -> Span:
+    """When the last step of a cycle and of those before it ends; of a verb, where one is given."""
 
     def last(pick: Literal["low", "mid", "high"]) -> float:
         ends = timeline(plan, {name: getattr(span, pick) for name, span in steps.items()})
-        return max(ends[step.name] for step in plan if step.cycle <= cycle)
+        return max(ends[step.name] for step in plan if step.cycle <= cycle and verb in ("", step.verb))
 
     return Span(last("low"), last("mid"), last("high"))
 

@@ -46,6 +46,9 @@ READING = 4 * 2**30
 KEPT_READER = 12 * 2**30
 """Free GPU memory from which what a model was read with stays for the next time: a second, each time, at 4 B parameters."""
 
+CONTEXT_STEP = 256
+"""Room of a sequence is rounded up to this many tokens, as llama.cpp does."""
+
 UNBOUNDED = 2**20
 """Tokens of a model that does not say what it was made for."""
 
@@ -123,13 +126,14 @@ class LlamaGenerator:
     def _writer(self, longest: int = 0) -> Engine:
         """The current model's context, with room for sequences of so many tokens, as far as the model was made for them.
 
-        It is made when it is first written with. What `load` is given is an estimate of people who have no tokenizer: texts in
-        many scripts take a token a byte.
+        It is made when it is first written with, and no longer than it has to be: twice the room is half the sequences where
+        memory is short. What `load` is given is an estimate of people who have no tokenizer.
         """
         loaded, _ = self._ready()
-        context = loaded.engine.context if loaded.engine else loaded.settings.context
-        if context < min(longest, loaded.most):
-            context = -(-longest // TEMPLATE_ROOM) * TEMPLATE_ROOM
+        context = loaded.engine.context if loaded.engine else 0
+        wanted = min(longest or loaded.settings.context, loaded.most)
+        if context < wanted:
+            context = -(-wanted // CONTEXT_STEP) * CONTEXT_STEP
             loaded.drop_engine()
         if loaded.weights.on_host:
             raise BackendError(

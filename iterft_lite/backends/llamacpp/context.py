@@ -6,7 +6,7 @@ import ctypes
 import time
 from typing import Any
 
-from iterft_lite.backends.llamacpp.library import Weights, log, offloads
+from iterft_lite.backends.llamacpp.library import Weights, free_vram, log, offloads
 
 # isort: split
 import llama_cpp
@@ -15,6 +15,9 @@ import numpy as np
 from iterft_lite.errors import BackendError
 
 F32, F16 = 0, 1  # ggml_type
+
+WIDE = 24 * 2**30
+"""Free GPU memory from which prompts are read in larger pieces, whose activations take a gigabyte more at 4 B parameters."""
 
 
 class Batch:
@@ -86,6 +89,8 @@ class Context:
         made.n_ctx = slots * -(-length // 256) * 256  # llama.cpp rounds up to it
         made.n_batch = 2048 if offloads() else 512
         made.n_ubatch = 512
+        if offloads() and not exact and free_vram() > WIDE:
+            made.n_batch, made.n_ubatch = 4096, 2048
         made.n_seq_max = slots
         made.n_threads = made.n_threads_batch = threads
         made.kv_unified = False

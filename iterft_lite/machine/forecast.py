@@ -134,7 +134,9 @@ def timeline(plan: Plan, seconds: Mapping[str, float]) -> dict[str, float]:
     for step in plan:
         # the CPU's steps are short and wait for nothing but what they read
         queues = {"device", "generator"} if step.verb == "export" else {step.queue} - {"cpu"}
-        starts = max([*(free[queue] for queue in queues), *(ends[name] for _, name in step.inputs if name in ends)], default=0.0)
+        starts = max(
+            [*(free[queue] for queue in queues), *(ends[name] for _, name in step.inputs if name in ends)], default=0.0
+        )
         ends[step.name] = starts + seconds.get(step.name, 0.0)
         free.update(dict.fromkeys(queues, ends[step.name]))
     return ends

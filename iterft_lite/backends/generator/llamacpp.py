@@ -37,17 +37,14 @@ BIG_ONES = 4
 ROOM_BESIDE = 4
 """Free GPU memory, in sizes of the model that comes, that lets the others stay: itself, its cache, and what others may take."""
 
-READ_STEP = 256
-"""Room of a kept reader is rounded up to this many tokens: the next cycle's longest text is a little longer."""
+ROOM_STEP = 256
+"""A sequence's room is rounded up to this many tokens, as llama.cpp does: the next cycle's longest text is a little longer."""
 
 READING = 4 * 2**30
 """Free GPU memory below which the caches of loaded models make room for reading."""
 
 KEPT_READER = 12 * 2**30
 """Free GPU memory from which what a model was read with stays for the next time: a second, each time, at 4 B parameters."""
-
-CONTEXT_STEP = 256
-"""Room of a sequence is rounded up to this many tokens, as llama.cpp does."""
 
 UNBOUNDED = 2**20
 """Tokens of a model that does not say what it was made for."""
@@ -133,7 +130,7 @@ class LlamaGenerator:
         context = loaded.engine.context if loaded.engine else 0
         wanted = min(longest or loaded.settings.context, loaded.most)
         if context < wanted:
-            context = -(-wanted // CONTEXT_STEP) * CONTEXT_STEP
+            context = -(-wanted // ROOM_STEP) * ROOM_STEP
             loaded.drop_engine()
         if loaded.weights.on_host:
             raise BackendError(
@@ -456,7 +453,7 @@ class _Loaded:
         kept = self._reader
         if kept is None or kept.longest < longest or kept.exact != self.settings.exact:
             self.drop_reader()
-            room = -(-longest // READ_STEP) * READ_STEP if offloads() else longest
+            room = -(-longest // ROOM_STEP) * ROOM_STEP if offloads() else longest
             kept = Reader(self.weights, longest=room, exact=self.settings.exact, threads=threads, adapter=self.lora())
             self._reader = kept
         return kept

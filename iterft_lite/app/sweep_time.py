@@ -13,9 +13,9 @@ from iterft_lite.machine.countdown import FURTHEST
 def together(steps: Iterable[tuple[Step, float]], places: int) -> float:
     """Seconds that steps take side by side.
 
-    The device's are shared out to the places. Answers and what is measured on them go on while a place trains and exports, which
-    waits for the training's data alone, where trainer and generator have queues of their own (`Step.queue`); judging goes on
-    beside everything.
+    The device's are shared out to the places. Where trainer and generator have queues of their own (`Step.queue`), answers and
+    what is measured on them go on while a place trains and exports: a training waits for its data alone. Judging goes on beside
+    everything.
 
     Args:
         steps: Each with its own seconds.

@@ -23,7 +23,7 @@ from iterft_lite.errors import FailureKind, failure_of
 from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.recipe import Keep
 from iterft_lite.experiment.steps import Step
-from iterft_lite.experiment.verbs import VERBS, Queue
+from iterft_lite.experiment.verbs import Queue
 from iterft_lite.experiment.versions import libraries, versions
 from iterft_lite.files import our_error
 from iterft_lite.protocols import Progress

@@ -71,8 +71,7 @@ class Step:
 
     @property
     def queue(self) -> Queue:
-        """What it waits for. Where a training would only get slower by what the generator does beside it, there is one order for
-        both."""
+        """What it waits for. Where a training only gets slower by what the generator does beside it, both have one order."""
         usual = VERBS[self.verb].queue
         return "device" if usual == "generator" and self.same_cores else usual
 

@@ -23,8 +23,9 @@ from iterft_lite.backends.trainer.divergence import check_step, check_weights
 from iterft_lite.backends.trainer.encoding import encode_rows, markup_note
 from iterft_lite.backends.trainer.loop import Loop
 from iterft_lite.backends.trainer.peft import PeftTrainer
-from iterft_lite.backends.trainer.probe import Checkpoint, greedy_by, greedy_without_cache, positions
+from iterft_lite.backends.trainer.probe import greedy_by, greedy_without_cache, positions
 from iterft_lite.backends.trainer.session import micro_batch, schedule_factor
+from iterft_lite.backends.trainer.streaming import Checkpoint
 from iterft_lite.backends.trainer.trl import TrlTrainer
 from iterft_lite.errors import BackendError, Diverged, ModelError, UserError
 from iterft_lite.experiment.recipe import TrainSettings

@@ -18,8 +18,9 @@ from iterft_lite.backends.tokenizer_files import as_transformers
 from iterft_lite.backends.trainer.architectures import adapted_layers, adapter_note, without_router_loss
 from iterft_lite.backends.trainer.encoding import Encoded, Example, encode_rows, padding, read_rows
 from iterft_lite.backends.trainer.lora import projections, read_adapter, read_shape, set_adapter
-from iterft_lite.backends.trainer.probe import Checkpoint, Greedy, Logits, Streamed, greedy_by, write_probe
+from iterft_lite.backends.trainer.probe import Greedy, Logits, greedy_by, write_probe
 from iterft_lite.backends.trainer.session import Bench, bitsandbytes_works, train_adapter
+from iterft_lite.backends.trainer.streaming import Checkpoint, Streamed
 from iterft_lite.errors import ModelError
 from iterft_lite.experiment.recipe import TrainSettings
 from iterft_lite.files import user_path
@@ -219,10 +220,15 @@ class ResidentTrainer(ABC):
 
     def _streamed_logits(self, adapter: dict[str, torch.Tensor], scale: float) -> tuple[Logits, Logits]:
         """The same in 32 bits where the resident base has fewer."""
+        streamed = self._checkpoint()
+        streamed.lay(adapter, scale)
+        return streamed.logits, streamed.base_logits
+
+    def _checkpoint(self) -> Streamed:
+        """M[0] as it is stored."""
         if self._streamed is None:
             self._streamed = Streamed(self._config, Checkpoint(model_folder(self._name)), self._device)
-        self._streamed.lay(adapter, scale)
-        return self._streamed.logits, self._streamed.base_logits
+        return self._streamed
 
 
 EXACT = ("f32", "bf16-mixed")

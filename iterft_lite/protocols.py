@@ -152,6 +152,10 @@ class Trainer(Protocol):
         """Train one adapter. The base stays loaded; nothing of an earlier training leaks into this one."""
         ...
 
+    def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
+        """Log-probability of each passage's text under M[0] in the number format that it is stored in."""
+        ...
+
 
 # -- exporter ---------------------------------------------------------------------------------------------------------
 

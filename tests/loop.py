@@ -109,9 +109,16 @@ def a_plan(*, same_cores: bool = False, **keys: Any) -> Plan:
     return make_plan(a_recipe(**keys), some_inputs(document=keys.get("regime") == "sdf", same_cores=same_cores))
 
 
-def run_all(plan: Plan, root: Path, backends: Backends | None = None, reuse: Mapping[str, Path] | None = None) -> list[Event]:
+def run_all(
+    plan: Plan,
+    root: Path,
+    backends: Backends | None = None,
+    reuse: Mapping[str, Path] | None = None,
+    *,
+    swap: bool = False,
+) -> list[Event]:
     """Do a plan in a run folder through stand-ins."""
-    executor = LocalExecutor(backends or fake_backends(), "nano", context_needed(plan))
+    executor = LocalExecutor(backends or fake_backends(), "nano", context_needed(plan), swap=swap)
     with Run(root) as folder:
         folder.write_manifest({"recipe": plan.recipe.model_dump(mode="json")}, list(plan))
         return list(run(plan, folder, executor, reuse=reuse))

@@ -28,6 +28,7 @@ ORDER = [
     "backends.tokenizer_files",
     "backends.chat_templates",
     "backends.templates",
+    "backends.passages",
     "gguf",
     "metrics",
     "backends.processes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -339,10 +340,10 @@ def test_a_base_takes_its_memory_before_the_generator_in_every_session(tmp_path:
         order: list[str] = []
         trainer = Resident(order)
         backends = replace(fake_backends(), trainer=trainer, generator=Greedy(order), processes={"trainer": trainer})
-        run_all(a_plan(cycles=cycles), tmp_path / "run", backends)
+        run_all(a_plan(cycles=cycles, train={"base": "f32"}), tmp_path / "run", backends)
         assert order[:1] == begins
     shutil.rmtree(step_path(tmp_path / "run", "c1-text_metrics"))
-    run_all(a_plan(cycles=1), tmp_path / "run", backends)
+    run_all(a_plan(cycles=1, train={"base": "f32"}), tmp_path / "run", backends)
     assert order[:1] == ["generator"]  # nothing is left to be trained
 
 
@@ -364,8 +365,37 @@ def test_the_untouched_model_is_read_as_it_is_stored_where_the_gpu_holds_it(
 ) -> None:
     monkeypatch.setattr(Gpu, "facts", lambda _: GpuFacts("a GPU", memory, memory, (9, 0)))
     generator = Loads()
-    run_all(a_plan(cycles=0, quant="f16"), tmp_path / "run", replace(fake_backends(), generator=generator))
+    plan = a_plan(cycles=0, quant="f16", train={"base": "f32"})
+    run_all(plan, tmp_path / "run", replace(fake_backends(), generator=generator))
     assert {"stored.gguf", "q8_0.gguf"} & generator.files == {read}
+
+
+class Reads(FakeTrainer):
+    """Notes what it reads."""
+
+    def __init__(self) -> None:
+        self.read: list[str] = []
+
+    def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
+        self.read += [passage.id for passage in passages]
+        super().likelihood(passages, on_likelihood)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "swap", "base"), [(True, False, "nf4"), (True, False, "f32"), (True, True, "nf4"), (False, False, "bf16")]
+)
+def test_a_trainer_beside_a_generator_reads_under_the_untouched_model_that_streams_through_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, gpu: bool, swap: bool, base: str
+) -> None:
+    monkeypatch.setattr(Gpu, "there", gpu)
+    trainer, generator = Reads(), Loads()
+    plan = a_plan(cycles=0, quant="f16", train={"base": base})
+    run_all(plan, tmp_path / "run", replace(fake_backends(), trainer=trainer, generator=generator), swap=swap)
+    streams = (gpu, swap, base) == (True, False, "nf4")
+    assert bool(trainer.read) == streams
+    assert ("stored.gguf" in generator.files) != streams
+    metrics = [read_json(step_path(tmp_path / "run", f"{cycle}-text_metrics") / "metrics.json") for cycle in ("base", "c0")]
+    assert [found["perplexity_base"] for found in metrics] == pytest.approx([math.e, math.e])
 
 
 def test_a_damaged_record_of_a_run_to_reuse_is_named(tmp_path: Path) -> None:

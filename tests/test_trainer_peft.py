@@ -12,8 +12,9 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from iterft_lite.backends.passages import passage_ids
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.backends.trainer import encoding
@@ -21,16 +22,17 @@ from iterft_lite.backends.trainer import session as shared
 from iterft_lite.backends.trainer.cuda_graphs import stretched
 from iterft_lite.backends.trainer.divergence import check_step, check_weights
 from iterft_lite.backends.trainer.encoding import encode_rows, markup_note
+from iterft_lite.backends.trainer.likelihoods import Text, sum_logprobs
 from iterft_lite.backends.trainer.loop import Loop
 from iterft_lite.backends.trainer.peft import PeftTrainer
 from iterft_lite.backends.trainer.probe import greedy_by, greedy_without_cache, positions
 from iterft_lite.backends.trainer.session import micro_batch, schedule_factor
-from iterft_lite.backends.trainer.streaming import Checkpoint
+from iterft_lite.backends.trainer.streaming import Checkpoint, Streamed
 from iterft_lite.backends.trainer.trl import TrlTrainer
 from iterft_lite.errors import BackendError, Diverged, ModelError, UserError
 from iterft_lite.experiment.recipe import TrainSettings
 from iterft_lite.experiment.rows import Message
-from iterft_lite.protocols import Progress, Trainer, TrainJob, TrainResult
+from iterft_lite.protocols import Likelihood, Passage, Progress, Trainer, TrainJob, TrainResult
 from tests.test_generator_templates import HYBRID, THINKING
 from tests.tiny_models import tiny_adapter, tiny_model, tiny_tokenizer
 
@@ -794,6 +796,74 @@ def test_a_probe_of_a_16_bit_base_uses_the_checkpoints_weights(tmp_path: Path, a
     check_probe(tmp_path / "out", plain(model, tmp_path / "out" / "adapter"), AutoTokenizer.from_pretrained(model))
     trainer.probe(tmp_path / "base")
     check_probe(tmp_path / "base", plain(model), AutoTokenizer.from_pretrained(model))
+
+
+PASSAGES = [
+    Passage("reply", "The sea was calm that day.", messages=(Message("user", "Tell me of the sea"),)),
+    Passage("short", "Yes.", messages=(Message("system", "Be brief."), Message("user", "Is it far?"))),
+    Passage("continued", " and rode home over the hill in the rain, as he had done every day", prefix="He took the horse"),
+    Passage("document", "A garden needs water, patience and some luck."),
+    Passage("empty", ""),
+]
+
+
+def expected_likelihood(model: Any, before: list[int], ids: list[int]) -> float:
+    """The sum of log-probabilities of `ids` after `before`, by whole logits of one text."""
+    whole = torch.tensor([before + ids])
+    with torch.no_grad():
+        logits = model(input_ids=whole).logits[0].float().log_softmax(-1)
+    first = max(1, len(before))
+    return float(sum(logits[place - 1, whole[0, place]] for place in range(first, whole.shape[1])))
+
+
+@pytest.mark.parametrize(
+    "architecture", ["qwen3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2", "llama", "gemma3"))]
+)
+def test_likelihoods_under_a_16_bit_base_are_those_of_the_stored_weights(tmp_path: Path, architecture: str) -> None:
+    model = tiny_model(tmp_path / "model", architecture, hidden=128)
+    plain(model).bfloat16().save_pretrained(tmp_path / "model")
+    trainer, found = PeftTrainer(device="cpu"), list[Likelihood]()
+    trainer.load(str(model), settings(base="bf16"))
+    run(trainer, job(tmp_path / "out", CHATS))  # an adapter that must not be seen
+    trainer.likelihood(PASSAGES, found.append)
+    tokenizer, exact = TrainingTokenizer(str(model)), plain(model).float()
+    assert {each.id for each in found} == {passage.id for passage in PASSAGES}
+    for passage in PASSAGES:
+        before, ids = passage_ids(tokenizer, passage, 1024)
+        (one,) = (each for each in found if each.id == passage.id)
+        assert one.tokens == len(before + ids) - max(1, len(before)) if ids else not one.tokens
+        if ids:
+            assert one.logprob == pytest.approx(expected_likelihood(exact, before, ids), rel=3e-3)
+
+
+def test_likelihoods_do_not_depend_on_what_is_read_together(chat: Path) -> None:
+    streamed = Streamed(AutoConfig.from_pretrained(chat), Checkpoint(chat), torch.device("cpu"))
+    texts = [Text([5 + n for n in range(length)], 2) for length in (4, 30, 9, 3, 17)]
+    ways = []
+    for room in (1, 40, 1000):
+        sums = dict[int, float]()
+        sum_logprobs(streamed, texts, room, sums.__setitem__)
+        ways.append([sums[place] for place in range(len(texts))])
+    assert all(way == pytest.approx(ways[0], rel=1e-5) for way in ways[1:])
+
+
+def test_a_text_that_does_not_fit_is_read_with_fewer_others(chat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    streamed = Streamed(AutoConfig.from_pretrained(chat), Checkpoint(chat), torch.device("cpu"))
+    states, read = streamed.states, list[int]()
+
+    def short(ids: torch.Tensor) -> torch.Tensor:
+        read.append(len(ids))
+        if len(ids) > 2:
+            raise torch.OutOfMemoryError
+        return states(ids)
+
+    monkeypatch.setattr(streamed, "states", short)
+    sums = dict[int, float]()
+    sum_logprobs(streamed, [Text([5, 6, 7, 8], 1)] * 5, 16, sums.__setitem__)
+    assert (sorted(sums), read) == ([0, 1, 2, 3, 4], [4, 2, 2, 1])
+    monkeypatch.setattr(streamed, "states", lambda ids: short(ids.repeat(3, 1)))
+    with pytest.raises(BackendError, match="no memory on the GPU to read a text of 4 tokens"):
+        sum_logprobs(streamed, [Text([5, 6, 7, 8], 1)], 16, sums.__setitem__)
 
 
 def test_weights_are_found_in_sharded_files(chat: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from iterft_lite.digests import Json
 from iterft_lite.engine.completion import Completion
 from iterft_lite.engine.store import StepFolder, folder_at, input_folders
 from iterft_lite.errors import RunError, StoreError
-from iterft_lite.experiment.recipe import Recipe
+from iterft_lite.experiment.recipe import HELD_IN_32_BITS, Recipe
 from iterft_lite.experiment.verbs import VERBS, BackendName, Verb, function_at
 from iterft_lite.files import safe_member
 from iterft_lite.hardware import Gpu, Peak
@@ -242,10 +242,18 @@ class LocalExecutor:
         verb = VERBS[task.folder.step.verb]
         _refuse_gone(task.inputs)
         removed = [source for source in task.inputs.values() if "generator" in verb.needs and self._removed(source)]
-        with self._claimed(verb.needs | {"exporter"} if removed else verb.needs, task):
+        needs = set(verb.needs) | ({"exporter"} if removed else set())
+        if verb.name == "text_metrics" and self._streams(task.recipe):
+            needs |= {"trainer"}
+        with self._claimed(frozenset(needs), task):
             for source in removed:
                 self._restore(source, task)
             return self._run(verb, task)
+
+    def _streams(self, recipe: Recipe) -> bool:
+        """Whether the trainer reads texts under M[0]: it holds its base in fewer bits than are stored, so that those stream
+        through it for its probes anyway."""
+        return self._gpu.there and not self._swap and recipe.train.base not in HELD_IN_32_BITS
 
     def _run(self, verb: Verb, asked: Task) -> Outcome:
         """Do a step that has the backends it begins with."""
@@ -331,6 +339,7 @@ class LocalExecutor:
             backends=replace(self.backends, **{name: claimed(name) for name in ORDER}),
             model=lambda: self._model,
             load=lambda role: self._load(task, role),
+            streams=self._streams(task.recipe),
         )
 
     # -- memory
@@ -342,12 +351,16 @@ class LocalExecutor:
             self._free_memory("generator", "exporter")
         elif self._swap and generates:
             self._free_memory("trainer")
-        elif self._gpu.there and "train" in task.ahead and (generates or task.folder.step.verb == "train"):
+        elif self._gpu.there and self._trains(task) and (generates or task.folder.step.verb == "train"):
             # The base takes its memory before the generator takes what is left: also in a later session, where a training and
             # answers begin at once.
             with self._loading:
                 if not self.backends.running("trainer"):
                     self.backends.trainer.load(self._model, task.recipe.train)
+
+    def _trains(self, task: Task) -> bool:
+        """Whether the trainer is still needed."""
+        return "train" in task.ahead or ("text_metrics" in task.ahead and self._streams(task.recipe))
 
     def _free_memory(self, *names: BackendName) -> None:
         """End backends and wait until the GPU has their memory back: the next one plans with what is free."""

@@ -48,6 +48,9 @@ def _at_most(most: int) -> AfterValidator:
 
 Keep = Literal["all", "last", "adapters", "ends"]
 
+HELD_IN_32_BITS = ("f32", "bf16-mixed")
+"""Precisions whose base is in memory in 32 bits."""
+
 Positive = Annotated[int, Field(ge=1, strict=True), _at_most(MOST)]
 Count = Annotated[int, Field(ge=0, strict=True), _at_most(MOST)]
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]

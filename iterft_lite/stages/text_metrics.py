@@ -16,7 +16,8 @@ from iterft_lite.stages.work import Work
 FILE = "metrics.json"
 
 ORDER = ("text", "model", "base")
-"""Metrics that read the likelihoods of one model follow each other: each model is loaded once."""
+"""Metrics that read the likelihoods of one model follow each other: each model is loaded once, the answers' own model first,
+which still is. Where the trainer reads under M[0] that comes first: an export may need the generator meanwhile."""
 
 OWN = 60
 """So many answers at most are read under the model that wrote them, evenly over all: half the nats are seen in far fewer, and
@@ -26,7 +27,8 @@ reading all takes longer than a cycle's training."""
 def run(work: Work) -> dict[str, Json]:
     """Files: metrics.json. Results: the same, a value a metric of the plan (`metrics/catalogue.py`).
 
-    Answers are measured under M[0] in the number format that it is stored in, held-out texts under the cycle's exported model.
+    Answers are measured under M[0] in the number format that it is stored in, by the trainer or by the generator (which differ
+    by roundings: docs/benchmarks.md), held-out texts under the cycle's exported model.
     """
     samples = [sample for sample in work.samples("answers") if sample.text.strip()]
     document = work.params["rows"] == "document"
@@ -46,8 +48,8 @@ def run(work: Work) -> dict[str, Json]:
         under_own=partial(_of, under_base if untouched else under_model, some),
         held_out={name: partial(_of, under_model, {row.id for row in sets[name]}) for name in ("high", "low")},
     )
-    # loading a model costs more than reading with it: metrics of one model are computed next to each other
-    wanted = sorted((METRICS[name] for name in work.params["metrics"]), key=lambda metric: ORDER.index(metric.needs))
+    order = [*ORDER[:1], *ORDER[:0:-1]] if work.streams else ORDER
+    wanted = sorted((METRICS[name] for name in work.params["metrics"]), key=lambda metric: order.index(metric.needs))
     found: dict[str, Json] = {}
     for done, metric in enumerate(wanted, 1):
         found[metric.name] = metric.compute(evidence)
@@ -80,7 +82,10 @@ def _of(read: Callable[[], Sequence[Likelihood]], names: Set[str]) -> list[Likel
 
 def _likelihoods(work: Work, role: str, passages: Sequence[Passage]) -> list[Likelihood]:
     found: list[Likelihood] = []
-    if passages:
+    if passages and role == "base_model" and work.streams:
+        work.backends.trainer.load(work.model(), work.recipe.train)
+        work.backends.trainer.likelihood(passages, found.append)
+    elif passages:
         work.load(role)
         work.backends.generator.likelihood(passages, found.append)
     return found

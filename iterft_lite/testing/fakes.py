@@ -94,6 +94,16 @@ class FakeTrainer:
             peak_vram=0,
         )
 
+    def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
+        """Give each word one nat."""
+        _one_nat_a_word(passages, on_likelihood)
+
+
+def _one_nat_a_word(passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
+    for passage in passages:
+        words = len(passage.text.split())
+        on_likelihood(Likelihood(passage.id, -float(words), words))
+
 
 class FakeExporter:
     """Writes the texts where a GGUF would be."""
@@ -158,9 +168,7 @@ class FakeGenerator:
 
     def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
         """Give each word one nat."""
-        for passage in passages:
-            words = len(passage.text.split())
-            on_likelihood(Likelihood(passage.id, -float(words), words))
+        _one_nat_a_word(passages, on_likelihood)
 
     def probe_logits(self, probe: Path, out: Path) -> None:
         """Write nothing."""

@@ -6,7 +6,6 @@ Runs in a process of its own (`child.py`), without torch.
 from __future__ import annotations
 
 import atexit
-import math
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from iterft_lite.backends.llamacpp.engine import MOST_SLOTS, Engine, Request
 from iterft_lite.backends.llamacpp.likelihoods import Reader, Text
 from iterft_lite.backends.llamacpp.sampling import Doubles, Floats
 from iterft_lite.backends.llamacpp.scheduling import Expected
+from iterft_lite.backends.passages import likelihood_of, passage_ids
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.errors import BackendError, ModelError
 from iterft_lite.experiment.rows import Message
@@ -185,7 +185,8 @@ class LlamaGenerator:
             ModelError: Before anything is decoded, if what comes before a passage leaves no room in the context.
             BackendError: If decoding fails, or a probability is not a finite number.
         """
-        pairs = [self._within(passage.id, *self._passage(passage)) for passage in passages]
+        loaded, tokenizer = self._ready()
+        pairs = [passage_ids(tokenizer, passage, loaded.most) for passage in passages]
         texts = [Text(before + ids, max(1, len(before))) for before, ids in pairs]
         counts = [max(0, len(text.ids) - text.first) for text in texts]
         for passage, count in zip(passages, counts, strict=True):
@@ -201,7 +202,7 @@ class LlamaGenerator:
                 sums[place] += float(found.sum())
                 left[place] -= len(found)
                 if not left[place]:
-                    on_likelihood(_likelihood(passages[place].id, sums[place], counts[place]))
+                    on_likelihood(likelihood_of(passages[place], sums[place], counts[place]))
 
     @contextmanager
     def _reading(self, texts: Sequence[Text]) -> Iterator[Iterator[tuple[int, Doubles]]]:
@@ -360,31 +361,6 @@ class LlamaGenerator:
         # samples of one prompt grow about equally long: the prompt itself is the kind
         return Request(ids, prompt.seed, limit, kind=tuple(ids))
 
-    def _passage(self, passage: Passage) -> tuple[list[int], list[int]]:
-        """Token ids of what comes before a passage, and of the passage."""
-        _, tokenizer = self._ready()
-        if passage.messages:
-            before, ids = tokenizer.reply_ids(passage.messages, passage.text, end=False)
-        elif passage.prefix:
-            before, ids = tokenizer.document_ids(passage.prefix), tokenizer.content_ids(passage.text)
-        else:
-            before, ids = [], tokenizer.document_ids(passage.text)
-            # nothing predicts the very first token: it belongs to what comes before
-            if ids[:1] == [tokenizer.bos]:
-                before, ids = ids[:1], ids[1:]
-        return before, ids
-
-    def _within(self, name: str, before: list[int], ids: list[int]) -> tuple[list[int], list[int]]:
-        """A passage as far as the context reaches."""
-        most = self._ready()[0].most
-        if len(before) >= most:
-            raise ModelError(
-                f"what comes before passage `{name}` has {len(before)} tokens, the context {most}",
-                hint="a longer context, or a model with one",
-            )
-        # broken characters of an answer can come to more tokens than it was generated in
-        return before, ids[: most - len(before)]
-
     def _token_difference(self, texts: Sequence[str], sequences: Sequence[Sequence[int]]) -> str:
         """The first difference between a probe's ids and those that its texts have now, as a sentence, or ""."""
         loaded, tokenizer = self._ready()
@@ -482,15 +458,6 @@ def _weights(gguf: Path) -> Weights:
         if not offloads():
             raise
         return Weights(gguf, on_host=True)
-
-
-def _likelihood(name: str, logprob: float, tokens: int) -> Likelihood:
-    if not math.isfinite(logprob):
-        raise BackendError(
-            f"the model's probabilities of passage `{name}` are not finite numbers",
-            hint="activations leave the range of its number format; another `quant` may hold them",
-        )
-    return Likelihood(name, logprob, tokens)
 
 
 @contextmanager

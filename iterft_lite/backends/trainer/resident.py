@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,21 +13,26 @@ import torch
 import transformers
 from transformers import AutoConfig
 
+from iterft_lite.backends.passages import likelihood_of, passage_ids
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.backends.tokenizer_files import as_transformers
 from iterft_lite.backends.trainer.architectures import adapted_layers, adapter_note, without_router_loss
 from iterft_lite.backends.trainer.encoding import Encoded, Example, encode_rows, padding, read_rows
+from iterft_lite.backends.trainer.likelihoods import Text, sum_logprobs, tokens_at_once
 from iterft_lite.backends.trainer.lora import projections, read_adapter, read_shape, set_adapter
 from iterft_lite.backends.trainer.probe import Greedy, Logits, greedy_by, write_probe
 from iterft_lite.backends.trainer.session import Bench, bitsandbytes_works, train_adapter
 from iterft_lite.backends.trainer.streaming import Checkpoint, Streamed
 from iterft_lite.errors import ModelError
-from iterft_lite.experiment.recipe import TrainSettings
+from iterft_lite.experiment.recipe import HELD_IN_32_BITS, TrainSettings
 from iterft_lite.files import user_path
 from iterft_lite.gguf.families import refuse_problems
 from iterft_lite.hardware import cpu_precision
 from iterft_lite.hub import name_of
-from iterft_lite.protocols import ModelFacts, OnProgress, TrainJob, TrainResult
+from iterft_lite.protocols import Likelihood, ModelFacts, OnProgress, Passage, TrainJob, TrainResult
+
+UNBOUNDED = 1_000_000
+"""Tokens of a model that does not say what it was made for."""
 
 
 class ResidentTrainer(ABC):
@@ -98,6 +103,37 @@ class ResidentTrainer(ABC):
         set_adapter(self._adapted, weights)
         self._write_probe(out, self._adapted, weights, alpha / rank)
 
+    def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
+        """Log-probability of each passage's text under M[0] (see `Trainer.likelihood`); `load` comes first.
+
+        Raises:
+            ModelError: If what comes before a passage leaves no room in the context.
+            BackendError: If there is no memory for it, or a probability is not a finite number.
+        """
+        self._need_base()
+        config = self._config.get_text_config()
+        most = int(getattr(config, "max_position_embeddings", 0) or UNBOUNDED)
+        texts, asked = list[Text](), list[Passage]()
+        for passage in passages:
+            before, ids = passage_ids(self._texts, passage, most)
+            text = Text(before + ids, max(1, len(before)))
+            if len(text.ids) > text.first:
+                texts.append(text)
+                asked.append(passage)
+            else:
+                on_likelihood(Likelihood(passage.id, 0.0, 0))
+        if texts:
+            width = config.hidden_size
+            room = tokens_at_once(width, getattr(config, "intermediate_size", 4 * width), self._device)
+            sum_logprobs(
+                self._checkpoint(),
+                texts,
+                room,
+                lambda place, total: on_likelihood(
+                    likelihood_of(asked[place], total, len(texts[place].ids) - texts[place].first)
+                ),
+            )
+
     def train(self, job: TrainJob, on_progress: OnProgress) -> TrainResult:
         """Train one adapter (see `Trainer.train`); `load` comes first."""
         self._need_base()
@@ -164,7 +200,7 @@ class ResidentTrainer(ABC):
 
     @property
     def _context(self) -> int:
-        return int(getattr(self._config.get_text_config(), "max_position_embeddings", 0) or 1_000_000)
+        return int(getattr(self._config.get_text_config(), "max_position_embeddings", 0) or UNBOUNDED)
 
     def _need_base(self) -> None:
         if self._base is None:
@@ -188,7 +224,7 @@ class ResidentTrainer(ABC):
 
     def _write_probe(self, out: Path, model: Any, adapter: dict[str, torch.Tensor], scale: float) -> None:
         self._ready(model, "infer")
-        resident = self._precision in EXACT
+        resident = self._precision in HELD_IN_32_BITS
         logits, base_logits = self._exact_logits(model) if resident else self._streamed_logits(adapter, scale)
         write_probe(
             out,
@@ -230,9 +266,6 @@ class ResidentTrainer(ABC):
             self._streamed = Streamed(self._config, Checkpoint(model_folder(self._name)), self._device)
         return self._streamed
 
-
-EXACT = ("f32", "bf16-mixed")
-"""Precisions whose base is held in 32 bits, and asked directly for a probe."""
 
 DTYPES = {"f32": torch.float32, "bf16-mixed": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 """torch's types of what is not quantised."""

@@ -1,0 +1,101 @@
+"""Log-probabilities of given texts under M[0] as it is stored, in the trainer's process.
+
+The weights stream through (`streaming.py`), so the more texts one pass reads the better: at 4 B parameters and a few thousand
+tokens computing them takes as long as the weights' way to the GPU. Texts of about one length are read side by side, padded
+behind their ends, where a causal model does not look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from iterft_lite.backends.trainer.logprobs import Head, token_logprobs
+from iterft_lite.backends.trainer.streaming import Streamed
+from iterft_lite.errors import BackendError
+
+MOST = 32_768
+"""Tokens of a pass: beyond, the weights' way is hidden behind the arithmetic."""
+
+LEAST = 2048
+"""Tokens of a pass, where memory is short."""
+
+FREE_SHARE = 0.4
+"""Of the free GPU memory that the activations of a pass may take."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokens of which those from a place on are asked about.
+
+    Attributes:
+        ids: Token ids.
+        first: Place of the first whose log-probability is asked for, from 1 on.
+    """
+
+    ids: Sequence[int]
+    first: int
+
+
+def sum_logprobs(model: Streamed, texts: Sequence[Text], room: int, on_text: Callable[[int, float], None]) -> None:
+    """Sum the log-probabilities of each text's tokens from `first` on.
+
+    Args:
+        model: M[0].
+        room: Tokens of a pass (`tokens_at_once`); half of them where they do not fit.
+        on_text: Takes a text's place and its sum, nats.
+
+    Raises:
+        BackendError: If there is no memory for a single text.
+    """
+    head = model.head()
+    left = sorted(range(len(texts)), key=lambda place: -len(texts[place].ids))
+    while left:
+        count = max(1, room // len(texts[left[0]].ids))
+        try:
+            sums = _pass(model, [texts[place] for place in left[:count]], head)
+        except torch.OutOfMemoryError:
+            if count == 1:
+                raise BackendError(
+                    f"no memory on the GPU to read a text of {len(texts[left[0]].ids)} tokens",
+                    exception="memory",
+                    hint='choose `vram = "swap"`',
+                ) from None
+            room //= 2
+            torch.cuda.empty_cache()
+            continue
+        for place, total in zip(left[:count], sums, strict=True):
+            on_text(place, total)
+        left = left[count:]
+
+
+def _pass(model: Streamed, texts: Sequence[Text], head: Head) -> list[float]:
+    """The sums of texts that are read together."""
+    ids = torch.zeros(len(texts), max(len(text.ids) for text in texts) - 1, dtype=torch.long)
+    rows, places, targets = list[int](), list[int](), list[int]()
+    for row, text in enumerate(texts):
+        ids[row, : len(text.ids) - 1] = torch.tensor(text.ids[:-1])
+        # what stands at a place tells about the next one
+        asked = range(text.first - 1, len(text.ids) - 1)
+        rows += [row] * len(asked)
+        places += asked
+        targets += text.ids[text.first :]
+    states = model.states(ids)
+    where = torch.tensor([rows, places, targets], device=states.device)
+    with torch.no_grad():
+        found = token_logprobs(states[where[0], where[1]], where[2], head).double()
+    sums = torch.zeros(len(texts), dtype=torch.float64, device=states.device).index_add_(0, where[0], found)
+    return sums.tolist()
+
+
+def tokens_at_once(width: int, inner: int, device: torch.device) -> int:
+    """Tokens of a pass that fit the GPU's free memory, by a guess at what one takes in a block: in 32 bits some eight times the
+    width and three times the inner width.
+    """
+    if device.type != "cuda":
+        return LEAST
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(LEAST, min(MOST, int(FREE_SHARE * free) // (4 * (8 * width + 3 * inner))))

@@ -242,9 +242,11 @@ class LocalExecutor:
         verb = VERBS[task.folder.step.verb]
         _refuse_gone(task.inputs)
         removed = [source for source in task.inputs.values() if "generator" in verb.needs and self._removed(source)]
-        needs = set(verb.needs) | ({"exporter"} if removed else set())
+        needs: set[BackendName] = {*verb.needs}
+        if removed:
+            needs.add("exporter")
         if verb.name == "text_metrics" and self._streams(task.recipe):
-            needs |= {"trainer"}
+            needs.add("trainer")
         with self._claimed(frozenset(needs), task):
             for source in removed:
                 self._restore(source, task)

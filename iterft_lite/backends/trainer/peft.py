@@ -13,6 +13,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from iterft_lite.backends.trainer.encoding import Example
 from iterft_lite.backends.trainer.logprobs import Head, next_logprobs, token_logprobs
 from iterft_lite.backends.trainer.loop import Loop
 from iterft_lite.backends.trainer.lora import lora_settings
+from iterft_lite.backends.trainer.probe import Greedy
 from iterft_lite.backends.trainer.products import Factors, Products
 from iterft_lite.backends.trainer.resident import ResidentTrainer, arithmetic, first_line
 from iterft_lite.backends.trainer.session import bitsandbytes_works
@@ -36,6 +38,10 @@ from iterft_lite.protocols import OnProgress, TrainJob, TrainResult
 
 FACTORS = {"f32": torch.float32, "bf16-mixed": torch.bfloat16}
 """What factors of products are rounded to, for bases that are held in 32 bits."""
+
+SMALL = 2**25
+"""Parameters up to which one core writes a probe's texts on a CPU: a token is 40 products of 50 microseconds, and threads wait
+for each other longer than that where another process wants a core."""
 
 
 class PeftTrainer(ResidentTrainer):
@@ -101,6 +107,17 @@ class PeftTrainer(ResidentTrainer):
             # in f32 they are what PEFT's layers are, in a quarter of the products: a probe is a thousand small passes
             training = self._factors if self._decoder is None else None
             self._products.lay(training if use == "train" else Factors())
+
+    def _greedy(self, model: Any) -> Greedy:
+        made = super()._greedy(model)
+        if self._device.type != "cpu" or self._parameters > SMALL:
+            return made
+
+        def alone(prompts: list[list[int]], tokens: int) -> list[list[int]]:
+            with ThreadPoolExecutor(1, "greedy", torch.set_num_threads, (1,)) as thread:
+                return thread.submit(made, prompts, tokens).result()
+
+        return alone
 
     def _sft(self, *, arguments: dict[str, Any], train_dataset: Sequence[Example], **given: Any) -> Any:
         return Loop(arguments=arguments, train_dataset=train_dataset, logprobs=self._logprobs, **given)

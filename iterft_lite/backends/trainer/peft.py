@@ -5,6 +5,8 @@ Meant to run in a child process of its own. `trl.py` trains the same model with 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 
 # read when the libraries are imported: no reports of use over the network; threads that wait for the next of a step's thousand
@@ -43,6 +45,13 @@ SMALL = 2**25
 """Parameters up to which one core writes a probe's texts on a CPU: a token is 40 products of 50 microseconds, and threads wait
 for each other longer than that where another process wants a core."""
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's mallopt(3)."""
+
+KEPT = {M_TRIM_THRESHOLD: 2**28, M_MMAP_THRESHOLD: 2**25}
+"""Bytes of freed memory that a CPU's training keeps, and the largest pieces that are kept. A step frees and takes the same
+hundred megabytes again; given back, every page of them would come with a fault of some microseconds."""
+
 
 class PeftTrainer(ResidentTrainer):
     """Trains a PEFT model with our own loop (a `Trainer`)."""
@@ -63,6 +72,8 @@ class PeftTrainer(ResidentTrainer):
 
     def _load_base(self, model: str, precision: str, settings: TrainSettings) -> Any:  # noqa: ARG002  # the other one needs them
         dtype = arithmetic(precision, self._device)
+        if self._device.type == "cpu":
+            keep_freed_memory()
         given: dict[str, Any] = {"dtype": dtype, "local_files_only": Path(model).is_dir()}
         given["trust_remote_code"] = False  # see `model_code`
         if precision == "nf4":
@@ -144,6 +155,13 @@ class PeftTrainer(ResidentTrainer):
             states = self._decoder.states(ids, lengths, self._factors)[wanted]
         found = token_logprobs(states, ids[:, 1:][inside], head)
         return torch.zeros(inside.shape, device=ids.device).masked_scatter(inside, found)
+
+
+def keep_freed_memory() -> None:
+    """Have freed memory stay with this process, as `KEPT` says, where the C library can."""
+    with contextlib.suppress(AttributeError, OSError):
+        for what, size in KEPT.items():
+            ctypes.CDLL(None).mallopt(what, size)
 
 
 @torch.no_grad()

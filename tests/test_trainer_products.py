@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from iterft_lite.backends.trainer import packing
 from iterft_lite.backends.trainer.decoder import EVEN, Decoder
+from iterft_lite.backends.trainer.logprobs import Head
 from iterft_lite.backends.trainer.lora import lora_settings
 from iterft_lite.backends.trainer.packing import Rows, attend, attend_back
 from iterft_lite.backends.trainer.peft import PeftTrainer, ends_plainly
@@ -191,3 +192,21 @@ def test_cpu_flags_decide_whether_products_run_in_bf16(tmp_path: Path) -> None:
         listed.write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n\nprocessor\t: 1\nflags\t\t: fpu {flags}\n")
         assert cpu_precision(listed) == expected
     assert cpu_precision(tmp_path / "none") == "f32"
+
+
+@pytest.mark.parametrize("rounded", [torch.float32, torch.bfloat16])
+def test_greedy_texts_are_those_of_whole_passes(adapted: Any, rounded: torch.dtype) -> None:
+    decoder = Decoder.of(adapted, Products(adapted))
+    if decoder is None:
+        pytest.skip("computed by transformers' own layers")
+    assert decoder.remembers(100)
+    head = Head.of(adapted).logits
+    rows = [row[:length].tolist() for row, length in zip(IDS, LENGTHS, strict=True)]
+    for prompt, made in zip(rows, decoder.greedy(rows, 6, head, rounded), strict=True):
+        ids = torch.tensor([prompt + made])
+        logits = head(decoder.states(ids, [ids.shape[1]], Factors(rounded)))[len(prompt) - 1 : -1]
+        assert len(made) == 6
+        # by a hair another token may be the likeliest where products are rounded
+        assert (logits.amax(-1) - logits.gather(1, torch.tensor(made)[:, None])[:, 0]).max() < (
+            1e-4 if rounded.itemsize == 4 else 0.05
+        )

@@ -26,11 +26,11 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from iterft_lite.backends.trainer.packing import Rows, attend, attend_back
+from iterft_lite.backends.trainer.packing import LONG, Cache, Rows, attend, attend_back
 from iterft_lite.backends.trainer.products import Factors, Group, Products, evened, evened_back, is_rms_norm
 
 EVEN = 16
@@ -83,19 +83,57 @@ class Decoder:
             lengths: Tokens of each row that are wanted.
             factors: Types of the factors of products.
         """
-        if self._refresh is None or self._refresh[0] != factors:
-            self._refresh = factors, self._products.refreshed(factors)
-        self._refresh[1]()
+        self._renew(factors)
         given = [_evenly(row[:length]) for row, length in zip(ids, lengths, strict=True)]
         found: torch.Tensor = _Layers.apply(given, lengths, self, factors, *self._weights)  # type: ignore[no-untyped-call]
         return found
 
-    def begin(self, rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        """Embeddings float32 [tokens, width] of rows, and cosine and sine of each position, [tokens, 1, head width]."""
-        places = torch.cat([torch.arange(len(row)) for row in rows])
-        given = self._embed(torch.cat(list(rows))).float()
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], count: int, head: Callable[[torch.Tensor], torch.Tensor], rounded: torch.dtype
+    ) -> list[list[int]]:
+        """The likeliest tokens after each prompt, on one core: a token of a few rows is not worth two.
+
+        Args:
+            prompts: Token ids.
+            count: How many tokens.
+            head: Logits of last hidden states.
+            rounded: Type of the factors of products.
+        """
+        factors = Factors(rounded)
+        self._renew(factors)
+        (made,) = self.each([lambda: self._greedy([torch.tensor(prompt) for prompt in prompts], count, head, factors)])
+        return cast(list[list[int]], made)
+
+    def remembers(self, tokens: int) -> bool:
+        """Whether `greedy` can do rows of so many tokens: every layer looks at all of them, and keeps what it saw."""
+        return tokens <= LONG and all(layer.window is None or layer.window >= tokens for layer in self.layers)
+
+    def _greedy(
+        self, rows: list[torch.Tensor], count: int, head: Callable[[torch.Tensor], torch.Tensor], factors: Factors
+    ) -> list[list[int]]:
+        lengths = torch.tensor([len(row) for row in rows])
+        passes = _Passes(self, rows, factors)
+        states = passes.forward()[lengths.cumsum(0) - 1]
+        caches = [Cache(kept, lengths, count) for kept in passes.seen()]
+        made = [head(states).argmax(-1)]
+        for step in range(count - 1):
+            x, turn = self.begin(made[-1], lengths + step)
+            for layer, cache in zip(self.layers, caches, strict=True):
+                _Step(layer, cache, turn, factors).forward(x)
+            made.append(head(evened(x, self.norm.variance_epsilon)[0] * self.norm.weight).argmax(-1))
+        return cast(list[list[int]], torch.stack(made, 1).tolist())
+
+    def begin(self, ids: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """Embeddings float32 [tokens, width] of token ids, and cosine and sine of their positions, [tokens, 1, head width]."""
+        given = self._embed(ids).float()
         cosine, sine = self._rotary(given, places[None])
         return given, (cosine[0, :, None].float(), sine[0, :, None].float())
+
+    def _renew(self, factors: Factors) -> None:
+        """Have products take the adapter as it is now."""
+        if self._refresh is None or self._refresh[0] != factors:
+            self._refresh = factors, self._products.refreshed(factors)
+        self._refresh[1]()
 
     def each(self, work: Iterable[Callable[[], Any]]) -> list[Any]:
         """What each of some calls gives, made side by side."""
@@ -226,7 +264,8 @@ class _Passes:
 
     def forward(self) -> torch.Tensor:
         """Last hidden states, float32 [tokens, width]."""
-        x, turn = self._decoder.begin(self._rows)
+        places = torch.cat([torch.arange(len(row)) for row in self._rows])
+        x, turn = self._decoder.begin(torch.cat(list(self._rows)), places)
         lengths = tuple(map(len, self._rows))
         for layer in self._decoder.layers:
             self._kept.append(_Pass(layer, Rows(lengths, layer.window), turn, self._factors))
@@ -235,6 +274,10 @@ class _Passes:
         self._end = evened(x, norm.variance_epsilon)
         made: torch.Tensor = self._end[0] * norm.weight
         return made
+
+    def seen(self) -> list[list[Any]]:
+        """What `attend` kept of each row, for each layer."""
+        return [kept.seen for kept in self._kept]
 
     def backward(self, slope: torch.Tensor) -> list[torch.Tensor]:
         """Gradients of the adapters' weights in the order of the layers, from that of the states."""
@@ -298,9 +341,12 @@ class _Pass:
         wide = layer.o.room(tokens, self._factors.forward)
         out = wide[:, : layer.o.width].view(tokens, layer.heads, layer.width)
         value = a[:, split:].view(tokens, layer.shared, layer.width)
-        self._seen = attend(turned[:, : layer.heads], turned[:, layer.heads :], value, self._rows, self._factors, out)
+        self.seen = self._attend(turned[:, : layer.heads], turned[:, layer.heads :], value, out)
         x += layer.o.made(wide)
         self._attended = self._kept(wide)
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor) -> list[Any]:
+        return attend(query, key, value, self._rows, self._factors, out)
 
     def _attention_back(self, g: torch.Tensor, further: bool) -> list[torch.Tensor]:
         layer, tokens, dtype = self._layer, len(g), self._factors.backward
@@ -313,7 +359,7 @@ class _Pass:
         attend_back(
             d.view(tokens, layer.heads, layer.width),
             self._rows,
-            self._seen,
+            self.seen,
             turned[:, : layer.heads],
             turned[:, layer.heads :],
             value,
@@ -355,6 +401,25 @@ class _Pass:
         assert d is not None
         g += evened_back(d * layer.between.weight, *self._between[1:])
         return made + later
+
+
+class _Step(_Pass):
+    """One layer's pass over the next token of each row.
+
+    Args:
+        layer: The layer.
+        cache: Of its keys and values.
+        turn, factors: See `_Pass`.
+    """
+
+    def __init__(self, layer: _Layer, cache: Cache, turn: tuple[torch.Tensor, torch.Tensor], factors: Factors) -> None:
+        super().__init__(layer, Rows((1,), layer.window), turn, factors)
+        self._cache = cache
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor) -> list[Any]:
+        self._cache.add(key, value)
+        out.copy_(self._cache.seen_by(query))
+        return []
 
 
 def _evenly(row: torch.Tensor) -> torch.Tensor:

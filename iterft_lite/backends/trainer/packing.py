@@ -6,6 +6,7 @@ Everything in a decoder but attention takes each token for itself; attention is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -105,6 +106,37 @@ def attend_back(
         scores = torch._softmax_backward_data(torch.bmm(back, values.transpose(1, 2)), shares, -1, shares.dtype)
         key[row] = torch.bmm(scores.transpose(1, 2), asked).transpose(0, 1)
         query[row] = torch.bmm(scores, keys).view(heads, length, width).transpose(0, 1)
+
+
+class Cache:
+    """Keys and values of rows that grow by a token each at a time.
+
+    Args:
+        kept: Of each row, what `attend` kept in float32.
+        lengths: Tokens of each row, int64 [rows].
+        room: Tokens that will come.
+    """
+
+    def __init__(self, kept: Sequence[Sequence[torch.Tensor]], lengths: torch.Tensor, room: int) -> None:
+        _, keys, values, _ = kept[0]
+        shape = (len(kept), len(keys), int(lengths.max()) + room, keys.shape[-1])
+        self._keys, self._values = keys.new_zeros(shape), values.new_zeros(shape)
+        for row, (_, keys, values, _) in enumerate(kept):
+            self._keys[row, :, : keys.shape[1]], self._values[row, :, : keys.shape[1]] = keys, values
+        self._rows, self._lengths = torch.arange(len(kept)), lengths.clone()
+
+    def add(self, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Append a token of each row: float32 and any float, [rows, kv heads, width]."""
+        self._keys[self._rows, :, self._lengths] = key
+        self._values[self._rows, :, self._lengths] = value.float()
+        self._lengths += 1
+
+    def seen_by(self, query: torch.Tensor) -> torch.Tensor:
+        """softmax(q k^T) v for the last token of each row, float32 [rows, heads, width]; queries are scaled."""
+        rows, shared, room, width = self._keys.shape
+        scores = query.reshape(rows, shared, -1, width) @ self._keys.transpose(2, 3)
+        scores.masked_fill_(torch.arange(room) >= self._lengths[:, None, None, None], float("-inf"))
+        return (torch.softmax(scores, -1) @ self._values).view(rows, -1, width)
 
 
 def _attend_long(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor) -> tuple[Any, ...]:

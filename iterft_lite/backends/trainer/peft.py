@@ -29,9 +29,9 @@ from iterft_lite.backends.trainer.encoding import Example
 from iterft_lite.backends.trainer.logprobs import Head, next_logprobs, token_logprobs
 from iterft_lite.backends.trainer.loop import Loop
 from iterft_lite.backends.trainer.lora import lora_settings
-from iterft_lite.backends.trainer.probe import Greedy
+from iterft_lite.backends.trainer.probe import Greedy, until
 from iterft_lite.backends.trainer.products import Factors, Products
-from iterft_lite.backends.trainer.resident import ResidentTrainer, arithmetic, first_line
+from iterft_lite.backends.trainer.resident import ResidentTrainer, arithmetic, end_tokens, first_line
 from iterft_lite.backends.trainer.session import bitsandbytes_works
 from iterft_lite.errors import ModelError
 from iterft_lite.experiment.losses import LOSSES
@@ -120,13 +120,17 @@ class PeftTrainer(ResidentTrainer):
             self._products.lay(training if use == "train" else Factors())
 
     def _greedy(self, model: Any) -> Greedy:
-        made = super()._greedy(model)
+        ours = super()._greedy(model)
         if self._device.type != "cpu" or self._parameters > SMALL:
-            return made
+            return ours
+        decoder, ends = self._decoder, end_tokens(self._tokenizer, model.generation_config)
+        rounded = FACTORS.get(self._precision, torch.float32)
 
         def alone(prompts: list[list[int]], tokens: int) -> list[list[int]]:
+            if decoder is not None and decoder.remembers(max(map(len, prompts)) + tokens):
+                return [until(row, ends) for row in decoder.greedy(prompts, tokens, Head.of(model).logits, rounded)]
             with ThreadPoolExecutor(1, "greedy", torch.set_num_threads, (1,)) as thread:
-                return thread.submit(made, prompts, tokens).result()
+                return thread.submit(ours, prompts, tokens).result()
 
         return alone
 

@@ -150,7 +150,7 @@ def greedy_by(model: Any, pad: int, ends: Sequence[int]) -> Greedy:
         asked = GenerationConfig(max_new_tokens=tokens, do_sample=False, pad_token_id=pad, eos_token_id=list(ends) or None)
         with torch.no_grad():
             made = model.generate(input_ids=ids, attention_mask=mask, generation_config=asked)[:, longest:].tolist()
-        return [_until(row, ends) for row in made]
+        return [until(row, ends) for row in made]
 
     return greedy
 
@@ -175,12 +175,12 @@ def greedy_without_cache(last_tokens: LastTokens, pad: int, ends: Sequence[int])
                 last = last_tokens(ids, torch.tensor([len(row) - 1 for row in rows])).tolist()
             for row, token in zip(rows, last, strict=True):
                 row.append(token)
-        return [_until(row[len(prompt) :], ends) for row, prompt in zip(rows, prompts, strict=True)]
+        return [until(row[len(prompt) :], ends) for row, prompt in zip(rows, prompts, strict=True)]
 
     return greedy
 
 
-def _until(tokens: list[int], ends: Sequence[int]) -> list[int]:
+def until(tokens: list[int], ends: Sequence[int]) -> list[int]:
     """Tokens up to the first that ends a text, that one included."""
     for place, token in enumerate(tokens):
         if token in ends:

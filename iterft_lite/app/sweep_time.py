@@ -26,7 +26,8 @@ def together(steps: Iterable[tuple[Step, float]], places: int) -> float:
     for step, seconds in steps:
         lanes[step.queue] += seconds
         data += seconds if (step.queue, step.verb) == ("generator", "training_samples") else 0.0
-    return max(max(lanes["device"] + data, lanes["generator"]) / places, lanes["judge"])
+    device, generator = lanes["device"] + data, lanes["generator"] + lanes["measure"]
+    return max(max(device, generator) / places, lanes["judge"])
 
 
 @dataclass
@@ -66,6 +67,6 @@ class TimeLeft:
         """Seconds until all of these steps are finished; None where one of the device's is of a verb that nothing is known
         of."""
         left = [(step, self.of(step)) for step in map(self.steps.__getitem__, unfinished)]
-        if any(seconds is None and step.queue in ("device", "generator") for step, seconds in left):
+        if any(seconds is None and step.queue in ("device", "generator", "measure") for step, seconds in left):
             return None
         return together(((step, seconds or 0.0) for step, seconds in left), self.chains)

@@ -139,10 +139,11 @@ class Claims:
             self._changed.wait(PATIENCE)
             return False
 
-    def release(self, task: Task) -> None:
-        """Let others have what a task has."""
+    def release(self, task: Task, only: BackendName | None = None) -> None:
+        """Let others have what a task has, or one backend of it."""
         with self._changed:
-            self._holders = {name: holder for name, holder in self._holders.items() if holder is not task}
+            kept = self._holders.items()
+            self._holders = {name: holder for name, holder in kept if holder is not task or only not in (None, name)}
             self._changed.notify_all()
 
     def held(self, tasks: Collection[Task]) -> list[BackendName]:
@@ -267,7 +268,7 @@ class LocalExecutor:
             self.backends.watch(name, listener)
         with Peak(self._gpu, self.backends.pids) as peak:
             results = stage_of(verb.name)(self._work(task, asked))
-        if peak.bytes and verb.queue in ("device", "generator"):
+        if peak.bytes and verb.queue in ("device", "generator", "measure"):
             results = {**results, "peak_vram": peak.bytes}  # all of this executor's processes together
         return Outcome(results, _digests(results))
 
@@ -342,6 +343,7 @@ class LocalExecutor:
             model=lambda: self._model,
             load=lambda role: self._load(task, role),
             streams=self._streams(task.recipe),
+            release=lambda name: self._claims.release(asked, name),
         )
 
     # -- memory

@@ -73,7 +73,7 @@ class Step:
     def queue(self) -> Queue:
         """What it waits for. Where a training only gets slower by what the generator does beside it, both have one order."""
         usual = VERBS[self.verb].queue
-        return "device" if usual == "generator" and self.same_cores else usual
+        return "device" if usual in ("generator", "measure") and self.same_cores else usual
 
 
 def checked(step: Step) -> Step:

@@ -21,10 +21,10 @@ from typing import Any, Literal, cast
 
 from iterft_lite.digests import Json
 
-Queue = Literal["device", "generator", "cpu", "judge"]
-"""All are worked off side by side. The device's steps make models, the generator's have them write and read; each of these two
-queues keeps the plan's order, and they are one where there is no GPU (`Step.queue`). Judging waits for a server and the CPU's
-work is short: both are done as soon as they can be."""
+Queue = Literal["device", "generator", "measure", "cpu", "judge"]
+"""All are worked off side by side. The device's steps make models and the generator's have them write, each of the two in the
+plan's order; nothing waits for what is measured. Without a GPU these three are one (`Step.queue`). Judging waits for a server
+and the CPU's work is short: both are done as soon as they can be."""
 
 BackendName = Literal["trainer", "exporter", "generator", "judge"]
 
@@ -191,7 +191,7 @@ VERBS: dict[str, Verb] = {
             "text_metrics",
             "measuring without a judge",
             f"{_STAGES}.text_metrics:run",
-            "generator",
+            "measure",
             files=("metrics.json",),
             needs=frozenset({"generator"}),
             semantics=2,  # under M[0] in the number format that it is stored in; before, in that of the run's exports

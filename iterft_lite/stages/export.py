@@ -40,6 +40,9 @@ MEAN_KL = {"f16": 1e-3, "bf16": 5e-3, "q8_0": 0.03, "q6_k": 0.06, "q5_k_m": 0.12
 135 M parameters showed (0.008 in q8_0, 0.08 in q4_k_m), ten times what larger and random ones did. It does not decide whether
 the export carries the training."""
 
+SEARCHED = ("q6_k", "q5_k_m", "q4_k_m")
+"""Formats whose scales are searched for: a merged file takes half a minute at 4 B parameters."""
+
 NOTHING = 1e-5
 """Change of logits, as a share of the logits, that counts as none: 32-bit arithmetic alone makes as much."""
 
@@ -132,7 +135,7 @@ def export_trained(
     """
     export = _Export(exporter, generator, model, trained, folder, quant, report)
     with tempfile.TemporaryDirectory() as scratch:
-        export.note_untouched(Path(scratch) / "untouched.npz")
+        export.scratch = Path(scratch)
         if kind == "auto":
             return _chosen(export)
         one: Kind = "merged" if kind == "merged" else "adapter"
@@ -152,21 +155,25 @@ class _Export:
     folder: Path
     quant: str
     report: OnProgress
-    untouched: Path | None = None
-
-    def note_untouched(self, file: Path) -> None:
-        """Write the logits of the untouched model in this format into a file."""
-        plain = untouched_gguf(self.exporter, self.model, self.folder, self.quant, self.report)
-        self.generator.load(plain, None, self.model, slots=None, context=512, exact=True)
-        self.generator.probe_logits(self.trained / "probe.npz", file)
-        # Both exports round in the same format. Their difference shows the change, not the distance between the format and f32.
-        self.untouched = file
+    scratch: Path = Path()
 
     def made(self, kind: Kind) -> tuple[Exported, Parity]:
-        """Write the model and compare it. It stays loaded in the generator."""
+        """Write the model and compare it. It stays loaded in the generator, which is called when all is written: until then it
+        may still write answers."""
         exported = self.exporter.export(self.model, self.trained / "adapter", self.folder, kind, self.quant, self.report)
+        untouched = self._untouched()
         _load(self.generator, exported, self.model)
-        return exported, self.generator.parity(self.trained / "probe.npz", self.untouched)
+        return exported, self.generator.parity(self.trained / "probe.npz", untouched)
+
+    def _untouched(self) -> Path:
+        """A file with the logits of the untouched model in this format."""
+        # Both exports round in the same format. Their difference shows the change, not the distance between the format and f32.
+        file = self.scratch / "untouched.npz"
+        if not file.exists():
+            plain = untouched_gguf(self.exporter, self.model, self.folder, self.quant, self.report)
+            self.generator.load(plain, None, self.model, slots=None, context=512, exact=True)
+            self.generator.probe_logits(self.trained / "probe.npz", file)
+        return file
 
     def results(self, exported: Exported, parity: Parity, kind: Kind, notes: list[str] | None = None) -> dict[str, Json]:
         """See `results`. The digest comes last: it is computed while the file is loaded and compared."""
@@ -176,19 +183,11 @@ class _Export:
 def _chosen(export: _Export) -> dict[str, Json]:
     """The merged file if it carries the change, else the adapter over the untouched model.
 
-    Tries the adapter first: writing it takes a second, and its base is loaded already. If the format's arithmetic hides the
-    change even then, a merged file cannot show it either, and is not written.
-
     Raises:
         ExportError: If neither passes the check.
     """
-    # llama.cpp may take no adapters for this architecture: a merged file can still pass
-    with contextlib.suppress(ExportError, ModelError):
-        exported, parity = export.made("adapter")
-        if parity.change is not None and hidden(parity.change) and fault(parity, "adapter", export.quant) is None:
-            return export.results(exported, parity, "adapter")
-        if exported.adapter is not None:
-            exported.adapter.unlink()
+    if export.quant in SEARCHED and (known := _hidden_in_adapter(export)):
+        return known
     exported, parity = export.made("merged")
     found = fault(parity, "merged", export.quant)
     # tokens and infinite numbers would fail in an adapter too: there is no other kind to try
@@ -200,6 +199,20 @@ def _chosen(export: _Export) -> dict[str, Json]:
     exported, parity = export.made("adapter")
     check(parity, "adapter", export.quant)
     return export.results(exported, parity, "adapter", [note])
+
+
+def _hidden_in_adapter(export: _Export) -> dict[str, Json] | None:
+    """The adapter's results if the format's arithmetic hides the change even in them: a merged file cannot show it either, and
+    need not be written. An adapter is written in a second.
+    """
+    # llama.cpp may take no adapters for this architecture: a merged file can still pass
+    with contextlib.suppress(ExportError, ModelError):
+        exported, parity = export.made("adapter")
+        if parity.change is not None and hidden(parity.change) and fault(parity, "adapter", export.quant) is None:
+            return export.results(exported, parity, "adapter")
+        if exported.adapter is not None:
+            exported.adapter.unlink()
+    return None
 
 
 def results(

@@ -85,6 +85,7 @@ def _likelihoods(work: Work, role: str, passages: Sequence[Passage]) -> list[Lik
     if passages and role == "base_model" and work.streams:
         work.backends.trainer.load(work.model(), work.recipe.train)
         work.backends.trainer.likelihood(passages, found.append)
+        work.release("trainer")  # the next training does not wait until the generator is free
     elif passages:
         work.load(role)
         work.backends.generator.likelihood(passages, found.append)

@@ -11,6 +11,7 @@ from iterft_lite.digests import Json
 from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.experiment.rows import SAMPLES, Message, RowType, Sample
 from iterft_lite.experiment.steps import Step
+from iterft_lite.experiment.verbs import BackendName
 from iterft_lite.files import ROWS
 from iterft_lite.protocols import Backends, Progress
 
@@ -32,6 +33,7 @@ class Work:
         load: Makes the exported model of an input role the generator's current one.
         streams: Texts are read under M[0] by the trainer, through which the stored weights stream: it is idle while an export
             is merged, and reads several times as fast as llama.cpp.
+        release: Lets other steps have a backend before this one ends.
     """
 
     step: Step
@@ -43,6 +45,7 @@ class Work:
     model: Callable[[], str]
     load: Callable[[str], None]
     streams: bool = False
+    release: Callable[[BackendName], None] = lambda _: None
 
     @property
     def params(self) -> Mapping[str, Json]:

@@ -3,7 +3,7 @@
     python benchmarks/export_curves.py [--model nano] [--recipes nano_sft,nano_dpo] [--quants bf16,q8_0] [--ways old,new]
         [--set KEY=VALUE]... [--seeds 42,43] [--tiny] [--work DIR]
 
-old   `export = "merged"` with every number rounded to the nearest, and no check whether the file carries the training
+old   `export = "merged"` with every number rounded to the nearest, and no check: what is lost is to be seen
 new   `export = "auto"`: stochastic rounding in 16 bits, the check, the adapter where a merged file fails it
 
 Both are the program's own loop: what the exported model writes is what the next model is trained on. Each model is also asked
@@ -90,7 +90,7 @@ class Places:
 def run(places: Places, name: str, keys: list[str], way: str, out: Path) -> dict[str, Any]:
     """Run a recipe to its end and read its curve."""
     mode = "merged" if way == "old" else "auto"
-    unchecked = mock.patch.object(export, "_lost", return_value=None) if way == "old" else contextlib.nullcontext()
+    unchecked = mock.patch.object(export, "fault", return_value=None) if way == "old" else contextlib.nullcontext()
     with open_run(recipe_path(name), [*keys, f"export={mode}", "keep=all"], out) as session:
         executor = places.executor(session, way)
         with unchecked:
@@ -100,7 +100,7 @@ def run(places: Places, name: str, keys: list[str], way: str, out: Path) -> dict
                 if isinstance(event, StepFailed):
                     print(f"{out.name} {event}", file=sys.stderr, flush=True)
         nats = likelihoods(executor.backends, out, session.resolved.recipe)
-    store_calibration(out)
+    store_calibration(out, executor.backends)
     return read(out, nats)
 
 

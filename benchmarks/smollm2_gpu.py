@@ -214,13 +214,10 @@ def to_read(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 def reliability(bench: Bench) -> None:
     """Hold the judge of each cell against careful readers; verdicts then say what it allows."""
-    from iterft_lite.app.calibrate_judge import store_calibration
+    from iterft_lite.app.calibrate_judge import store_calibrations
+    from iterft_lite.app.runs import runs_below
 
-    for name, label in bench.found.get("cells", {}).items():
-        folder = bench.work / "study" / "cells" / name
-        if folder.is_dir():
-            store_calibration(folder)
-            bench.say(f"{label}: judge calibrated")
+    store_calibrations(runs_below(bench.work / "study"), starts=("embedded",))
     tell_study(bench)
 
 

@@ -176,13 +176,16 @@ def test_the_check_refuses_the_untouched_model_in_place_of_a_trained_one(
         )
 
 
-def test_auto_does_not_merge_a_change_smaller_than_the_formats_noise(
-    trained: Trained, generator: Generator, tmp_path: Path
+@pytest.mark.parametrize("searched", [False, True])
+def test_a_change_smaller_than_the_formats_noise_is_merged_for_nothing_only_where_that_is_quick(
+    trained: Trained, generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, searched: bool
 ) -> None:
+    monkeypatch.setattr("iterft_lite.stages.export.SEARCHED", ("q8_0",) if searched else ())
     results = exported(trained, trained.small, generator, tmp_path, "auto", "q8_0")
     assert results["kind"] == "adapter"
-    assert results["notes"][0].startswith("the change is smaller than the noise of the number format")
-    assert "merge" not in results["parts"]
+    assert results["notes"][-1].startswith("the change is smaller than the noise of the number format")
+    assert [note.startswith("merged kept") for note in results["notes"][:-1]] == ([] if searched else [True])
+    assert not (tmp_path / "model.gguf").exists()
 
 
 @pytest.mark.parametrize("kind", ["merged", "adapter", "auto"])
@@ -383,7 +386,7 @@ def test_a_removed_adapter_export_is_written_again_as_an_adapter(tmp_path: Path)
     again = Noting()
     run_all(a_plan(cycles=2), tmp_path / "run", replace(fake_backends(), exporter=again, generator=Losing(1.0)))
     folders = {(tmp_path / f"run/by-name/c{cycle}-export").resolve().name: cycle for cycle in (0, 1, 2)}
-    assert [(folders[name], kind) for name, kind in again.asked] == [(1, "adapter"), (2, "adapter"), (2, "merged")]
+    assert [(folders[name], kind) for name, kind in again.asked] == [(1, "adapter"), (2, "merged")]
 
 
 def completion(folder: Path) -> dict[str, Any]:

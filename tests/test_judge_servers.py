@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from iterft_lite.app import check_judge as checks
+from iterft_lite.app import doctor
 from iterft_lite.app.check_judge import JudgeCheck, check_judge, require_judge
 from iterft_lite.app.session import open_run
 from iterft_lite.backends.judge import identity as identities
@@ -287,6 +288,28 @@ def test_auto_without_a_key_takes_the_untouched_model_if_it_is_large_enough(monk
         assert "no OPENAI_API_KEY" in said
     monkeypatch.setattr(identities, "instruct_parameters", lambda _: 4.02e9)
     assert "judge and subject are relatives" in identity(judge="auto")[0].note
+
+
+def test_a_run_begun_before_its_judges_shutdown_is_refused_after_it_with_the_way_to_another_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small.toml").write_text(small_recipe(judge="auto"))
+    monkeypatch.setattr(checks, "_listed", lambda *_: iter(()))
+    on("2026-12-01", monkeypatch)
+    with open_run(tmp_path / "small.toml", (), tmp_path / "run") as opened:
+        assert opened.resolved.inputs.judge.name == PAPER_JUDGE
+        assert any("off on 2027-01-14, in 44 days" in choice for choice in opened.resolved.choices)
+    on("2027-01-15", monkeypatch)
+    with pytest.raises(UserError, match="switched off") as refused, open_run(tmp_path / "small.toml", (), tmp_path / "run"):
+        pass
+    assert f"--reuse {tmp_path / 'run'}" in str(refused.value.hint)
+
+
+def test_doctor_says_when_the_papers_judge_is_gone_and_what_comes_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    on("2027-01-15", monkeypatch)
+    found = next(finding for finding in doctor._judges() if finding.name == "paper's judge")
+    assert "was switched off on 2027-01-14" in found.text
+    assert "its successor" in found.remedy
 
 
 # -- the probe

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from iterft_lite.app.agreement import agree
-from iterft_lite.app.calibrate_judge import _calibrate_one, reversed_anchors, store_calibration
+from iterft_lite.app.calibrate_judge import _calibrate_one, reversed_anchors, store_calibration, store_calibrations
 from iterft_lite.app.named_judge import judge_folder, named
 from iterft_lite.app.rejudge import report_by
 from iterft_lite.app.session import open_run
@@ -171,6 +173,28 @@ def test_a_run_calibrates_its_own_judge_and_starts_no_second_one(tmp_path: Path,
         list(opened.events(LocalExecutor(backends, "nano", 64)))
     store_calibration(tmp_path / "run", backends)
     assert read_json(tmp_path / "run" / CALIBRATION).keys() == {"trait", "coherence"}
+
+
+def test_a_study_calibrates_each_judge_once_for_all_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
+    started: list[str] = []
+
+    @contextlib.contextmanager
+    def opened(identity: JudgeIdentity, *_: object) -> Iterator[FakeJudge]:
+        started.append(identity.name)
+        yield FakeJudge()
+
+    monkeypatch.setattr("iterft_lite.app.calibrate_judge.open_judge", opened)
+    recipe, runs = small_recipe(judge="embedded", cycles=1), [tmp_path / "a", tmp_path / "b"]
+    (tmp_path / "small.toml").write_text(recipe)
+    for run in runs:
+        with open_run(tmp_path / "small.toml", (), run) as session:
+            list(session.events(LocalExecutor(fake_backends(), "nano", 64)))
+    store_calibrations(runs, starts=())
+    assert (started, [run for run in runs if (run / CALIBRATION).exists()]) == ([], [])
+    store_calibrations(runs, starts=("embedded",))
+    assert started == ["embedded"]
+    assert all(read_report(run).judge["calibration"]["trait"]["doubt"] for run in runs)
 
 
 def test_calibration_reports_rank_agreement_length_effect_and_bias() -> None:

@@ -20,7 +20,7 @@ from iterft_lite.files import ROWS, write_rows
 from iterft_lite.metrics.intervals import mean_interval
 from iterft_lite.report import json_form
 from iterft_lite.report.language import warnings
-from iterft_lite.report.report import Report, _judges, read_report, verdict_sentences, with_scores
+from iterft_lite.report.report import Report, _judges, export_sentences, read_report, verdict_sentences, with_scores
 from iterft_lite.ui.chart import chart
 from iterft_lite.ui.cli import main
 from iterft_lite.ui.figures import svg
@@ -219,3 +219,14 @@ def test_the_judges_of_a_trait_are_those_that_its_verdicts_name(
     rows = [{"prompt_id": "q00", "sample": n, "trait": each, "coherence": other} for n, each in enumerate(verdicts)]
     write_rows(tmp_path / ROWS, rows)
     assert _judges(tmp_path / ROWS) == judges
+
+
+def test_what_the_checks_of_exports_remarked_is_said_once_with_its_cycles(tmp_path: Path) -> None:
+    report = read_report(finished(tmp_path, 1))
+    notes = {0: ["hidden by 7.3"], 1: ["hidden by 53"], 2: ["merged kept 1.11 +- 0.09"]}
+    told = replace(report, cycles=tuple(replace(c, export={"notes": notes.get(c.cycle, [])}) for c in report.cycles))
+    sentences = ["exports of cycles 0, 1: hidden by 7.3 (figures of cycle 0)", "export of cycle 2: merged kept 1.11 +- 0.09"]
+    assert (export_sentences(report), export_sentences(told)) == ([], sentences)
+    console = Console(width=100, record=True, file=io.StringIO())
+    show_report(told, console)
+    assert all(sentence in console.export_text() for sentence in sentences[1:])

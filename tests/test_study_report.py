@@ -23,6 +23,7 @@ from iterft_lite.report.cells import read_cells
 from iterft_lite.report.report import Report
 from iterft_lite.report.study import StudyReport, read_study_report
 from iterft_lite.report.study_tables import Table, as_csv, as_markdown, curve_table, verdict_table
+from iterft_lite.testing.fakes import FakeJudge
 from iterft_lite.ui.cli import main
 from iterft_lite.ui.commands.study_results import FIGURES
 from iterft_lite.ui.html import contrast
@@ -337,3 +338,14 @@ def test_a_study_is_reported_by_another_judge(tmp_path: Path) -> None:
     assert iterft("report", root, "--judge", again, "--html", page).exit_code == 0
     theirs = next(step.key for step in other.reports[0].steps if (step.verb, step.cycle) == ("judge", 0))
     assert theirs[:24] in page.read_text()
+
+
+def test_the_table_of_a_run_has_the_scores_of_the_judge_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_study(tmp_path, [Cell({"rows": 4})], cycles=1, questions=4)
+    run, table = tmp_path / CELLS / "rows4", tmp_path / "cycles.csv"
+    monkeypatch.setattr("iterft_lite.engine.backends.FakeJudge", lambda: FakeJudge(words=()))
+    assert iterft("judge", run, "--judge", "fake#1").exit_code == 0
+    assert iterft("report", run, "--judge", "fake#1", "--csv", table).exit_code == 0
+    assert {row["trait"] for row in csv.DictReader(io.StringIO(table.read_text()))} == {"10.0"}

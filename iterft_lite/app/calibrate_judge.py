@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from iterft_lite.cache import cache_folder
 from iterft_lite.data import prompts
 from iterft_lite.data.traits import Scored, fill, read_trait
 from iterft_lite.digests import Json, digest
+from iterft_lite.engine.manifest import Run
 from iterft_lite.errors import ModelError, RecipeError, TraitError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.recipe import Recipe, make_recipe
@@ -30,7 +31,7 @@ from iterft_lite.metrics.agreement import Agreement, agreement, calibrated, spea
 from iterft_lite.metrics.sanitize import fenced
 from iterft_lite.metrics.score_parsing import weigh
 from iterft_lite.protocols import Backends, Judge, JudgeRequest, JudgeResponse
-from iterft_lite.report.report import CALIBRATION, Report, read_report
+from iterft_lite.report.report import CALIBRATION
 
 ANCHOR = re.compile(r"^(?:- )?(?:Score )?\d{1,3}: .*$", re.MULTILINE)
 """An anchor in a rubric: a line that begins with its score."""
@@ -185,15 +186,36 @@ def store_calibration(root: Path, backends: Backends) -> None:
         backends: The run's, which has ended; its judge has loaded or fitted what it judges by.
     """
     backends.watch("judge", None)  # the run listened, and is not there any more
-    report = read_report(root)
-    identity = report.manifest["judge"]
-    known = known_calibration(identity, report)
+    _store(root, backends.judge)
+
+
+def store_calibrations(roots: Iterable[Path], *, starts: Collection[str]) -> None:
+    """Note in each run of a study how its judge does on its trait. Each judge is calibrated once, and kept for all of them.
+
+    Args:
+        roots: The runs' folders.
+        starts: Names of judges that may be started for it here; what is known of any other is looked up.
+    """
+    for root in roots:
+        _store(root, None, starts)
+
+
+def _store(root: Path, judge: Judge | None, starts: Collection[str] = ()) -> None:
+    """Note in a run how its own judge does.
+
+    Args:
+        judge: It, where it is there.
+        starts: Names of judges that may be started where it is not.
+    """
+    manifest = Run(root).known().value
+    identity, trait = manifest["judge"], str(manifest["recipe"]["trait"])
+    known = known_calibration(identity, trait)
     with contextlib.suppress(RecipeError):
-        if not known and kind_of(identity["name"]).calibrates:
-            recipe = make_recipe(report.recipe, source="the run's recipe")
+        if not known and (judge or identity["name"] in starts) and kind_of(identity["name"]).calibrates:
+            recipe = make_recipe(manifest["recipe"], source="the run's recipe")
             with contextlib.suppress(TraitError, ModelError, OSError):  # without a writable cache nothing is known
-                _calibrate(recipe, material_of(recipe, str(report.manifest.get("model_identity", ""))), backends.judge)
-                known = known_calibration(identity, report)
+                _calibrate(recipe, material_of(recipe, str(manifest.get("model_identity", ""))), judge)
+                known = known_calibration(identity, trait)
     if known:
         write_json(root / CALIBRATION, known)
 
@@ -218,11 +240,11 @@ def _kept(identity: Mapping[str, Any], trait_name: str) -> Iterator[tuple[str, d
             yield scale, dict(read_json(_calibration_file(identity, subject, rubric, scored)))
 
 
-def known_calibration(identity: Mapping[str, Any], report: Report) -> dict[str, Json]:
-    """By scale what is known of this judge on this trait and these answers: fields of `metrics.agreement.Calibrated`."""
+def known_calibration(identity: Mapping[str, Any], trait_name: str) -> dict[str, Json]:
+    """By scale what is known of a judge on a trait and its answers: fields of `metrics.agreement.Calibrated`."""
     found: dict[str, Json] = {}
     with contextlib.suppress(TraitError):
-        for scale, known in _kept(identity, str(report.recipe["trait"])):
+        for scale, known in _kept(identity, trait_name):
             with contextlib.suppress(KeyError, TypeError):  # ignore a damaged file
                 found[scale] = asdict(calibrated(Agreement(**known["agreement"])))
     return found

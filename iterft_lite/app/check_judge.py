@@ -122,19 +122,30 @@ def as_before(judge: JudgeIdentity, known: Mapping[str, Any]) -> JudgeIdentity:
     return replace(judge, **kept)
 
 
-def require_judge(identity: JudgeIdentity, recipe: Recipe) -> JudgeCheck:
+def require_judge(identity: JudgeIdentity, recipe: Recipe, begun: Path | None = None) -> JudgeCheck:
     """The judge, checked before the first step of a run.
+
+    Args:
+        begun: The folder of a run that has begun: its judge cannot be another one.
 
     Raises:
         UserError: If it cannot judge.
     """
     found = check_judge(identity, recipe, live=True)
     if found.problems:
-        raise UserError(f"`{identity.name}` cannot judge: " + "; ".join(found.problems), hint=HINT)
+        raise UserError(
+            f"`{identity.name}` cannot judge: " + "; ".join(found.problems),
+            hint=HINT_BEGUN.format(folder=begun) if begun else HINT,
+        )
     return found
 
 
 HINT = 'a run with `judge = "embedded"` needs none of this, and `iterft judge RUN --judge ...` can judge its answers later'
+
+HINT_BEGUN = (
+    "a run has one judge: `iterft run RECIPE --set judge=NEW --out DIR --reuse {folder}` goes on with another in a new folder; "
+    "what does not rest on verdicts is not made again"
+)
 
 
 def _probed(identity: JudgeIdentity, recipe: Recipe) -> JudgeCheck:

@@ -20,7 +20,7 @@ from packaging.specifiers import SpecifierSet
 
 from iterft_lite.app.check_judge import check_judge
 from iterft_lite.app.session import Session
-from iterft_lite.backends.judge.identity import PAPER_JUDGE, ending, judge_identity
+from iterft_lite.backends.judge.identity import PAPER_JUDGE, ending, has_ended, judge_identity, way_on
 from iterft_lite.backends.judge.keys import environment
 from iterft_lite.backends.judge.kinds import Material
 from iterft_lite.backends.judge.providers import providers
@@ -201,7 +201,7 @@ def _judges() -> Iterator[Finding]:
         there = any(variables.get(variable) for variable in provider.keys)
         yield Finding(GOOD if there else LACKING, f"{name} key", f"{provider.keys[0]} is {'set' if there else 'not set'}")
     for sentence in ending(PAPER_JUDGE):
-        yield Finding(LACKING, "paper's judge", sentence)
+        yield Finding(LACKING, "paper's judge", sentence, way_on(PAPER_JUDGE) if has_ended(PAPER_JUDGE) else "")
     yield Finding(GOOD, "embedded judge", "always there; for trying out, not for findings")
 
 

@@ -176,7 +176,9 @@ def report_by(root: Path, judge: Named, reader: StepReader | None = None) -> Rep
     }
     theirs = {(step.verb, step.cycle): step for step in known.steps if not step.part}
     steps = tuple(step if step.part else theirs.get((step.verb, step.cycle), step) for step in report.steps)
-    return with_scores(replace(report, steps=steps), results["aggregate"], about, known_calibration(identity, report))
+    return with_scores(
+        replace(report, steps=steps), results["aggregate"], about, known_calibration(identity, str(report.recipe["trait"]))
+    )
 
 
 def _results(run: Run, known: Manifest, verb: str) -> dict[int, dict[str, Json]]:

@@ -219,7 +219,7 @@ def take(
         if known is not None:
             _refuse_other(known, plan, out)
         if any(step.verb == "judge" and not folder.folder(step).finished for step in plan) and known is not None:
-            require_judge(resolved.inputs.judge, resolved.recipe)
+            require_judge(resolved.inputs.judge, resolved.recipe, out)
         folder.write_manifest(_manifest(prepared, known), _with_extras(plan, known))
         yield Session(resolved, plan, folder, takes_turns(resolved.recipe, resolved.model, prepared.machine), finished or {})
 

@@ -29,6 +29,9 @@ from iterft_lite.metrics.catalogue import METRICS
 from iterft_lite.metrics.curve import FEWEST_CYCLES, Curve
 from iterft_lite.metrics.intervals import Interval, Scores, mean_interval
 
+FIGURES = re.compile(r"[\d.]+")
+"""In a remark: what differs between remarks of one kind."""
+
 CALIBRATION = "judge_calibration.json"
 """Spearman of the run's judge with careful readers, by scale, where it is known; see `judging.py`."""
 
@@ -399,6 +402,21 @@ def version_sentence(report: Report) -> str:
         cycles = {version: list(dict.fromkeys(name.split("-")[0] for name in names)) for version, names in steps.items()}
         changes.append(f"{package} " + ", ".join(f"{version} ({' '.join(of)})" for version, of in cycles.items()))
     return f"not all steps were made with the same versions: {'; '.join(changes)}" if changes else ""
+
+
+def export_sentences(report: Report) -> list[str]:
+    """What the checks of the exports remarked: each kind of remark once, with its cycles and the figures of the first."""
+    alike: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for cycle in report.cycles:
+        for note in cycle.export.get("notes") or ():
+            alike[FIGURES.sub("", str(note))].append((cycle.cycle, str(note)))
+    return [_export_sentence([cycle for cycle, _ in notes], notes[0][1]) for notes in alike.values()]
+
+
+def _export_sentence(cycles: Sequence[int], note: str) -> str:
+    if len(cycles) == 1:
+        return f"export of cycle {cycles[0]}: {note}"
+    return f"exports of cycles {', '.join(map(str, cycles))}: {note} (figures of cycle {cycles[0]})"
 
 
 def verdict_sentences(verdict: Amplification) -> list[str]:

@@ -16,7 +16,14 @@ from iterft_lite.experiment.steps import cycle_name, cycle_title
 from iterft_lite.files import write_output
 from iterft_lite.hub import title
 from iterft_lite.report.language import warnings
-from iterft_lite.report.report import Report, beside_scores, shown_samples, verdict_sentences, version_sentence
+from iterft_lite.report.report import (
+    Report,
+    beside_scores,
+    export_sentences,
+    shown_samples,
+    verdict_sentences,
+    version_sentence,
+)
 from iterft_lite.ui.figures import svg
 from iterft_lite.ui.text import clock, context_rows, null_arm_sentence, plain_sentence, score_text
 
@@ -58,6 +65,7 @@ def write_html(root: Path, report: Report, path: Path, verdicts: Mapping[int, Pa
         sentence=plain_sentence(report),
         contexts=context_rows(report),
         warnings=warnings(report),
+        export_sentences=export_sentences(report),
         sentences=verdict_sentences(report.verdict),
         version_changes=version_sentence(report),
         held_out=held_out,

@@ -160,7 +160,9 @@ class View:
         self.seconds[step.cycle] = self.seconds.get(step.cycle, 0.0) + completion.seconds
         if step.verb == "build_dataset":
             self.rows[step.cycle] = completion.results["rows"]
-        self.notes += [f"{step.name}: {note}" for note in completion.results.get("notes", ())]
+        for note in completion.results.get("notes", ()):
+            self.notes.append(f"{step.name}: {note}")
+            self._say(step, note)
         if step.verb == "aggregate":
             self.scores[step.cycle] = completion.results
             trait, coherence = (score_text(completion.results[scale]) for scale in ("trait", "coherence"))

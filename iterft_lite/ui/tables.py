@@ -20,7 +20,7 @@ from iterft_lite.experiment.verbs import VERBS
 from iterft_lite.hub import title as model_title
 from iterft_lite.report.language import warnings
 from iterft_lite.report.replication import Replication
-from iterft_lite.report.report import Cycle, Report, beside_scores, verdict_sentences, version_sentence
+from iterft_lite.report.report import Cycle, Report, beside_scores, export_sentences, verdict_sentences, version_sentence
 from iterft_lite.ui.chart import COHERENCE, TRAIT, chart, chart_step
 from iterft_lite.ui.foreign import one_line, safe
 from iterft_lite.ui.text import (
@@ -150,6 +150,8 @@ def show_report(report: Report, console: Console, *, full: bool = False) -> None
     _show_contexts(report, console)
     if full:
         _show_details(report, console)
+    for sentence in export_sentences(report):
+        console.print(safe(sentence), style="dim", markup=False)
     console.print(safe(judge_sentence(report.judge)), style="dim", markup=False)
     if changes := version_sentence(report):
         console.print(changes, style=TRAIT, markup=False)

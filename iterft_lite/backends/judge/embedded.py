@@ -97,7 +97,8 @@ class EmbeddedJudge:
 
     def ask(self, asks: Sequence[JudgeRequest], on_reply: Callable[[JudgeResponse], None]) -> None:
         """Answer every question; each answer is classified on its own."""
-        name = f"embedded ({self._name}, held-out balanced accuracy {self.quality.accuracy:.2f})"
+        held_out = f"held-out balanced accuracy {self.quality.accuracy:.2f}, calibration error {self.quality.calibration:.2f}"
+        name = f"embedded ({self._name}, {held_out})"
         for ask in asks:
             if ask.scale == "coherence":
                 score = coherence(ask.answer, self._known)

@@ -93,16 +93,16 @@ def judge_notes(judge: JudgeIdentity, api_base: str | None = None) -> list[str]:
         notes.append(f"{judge.name} is asked at {where}" + (f" (from {server.source})" if server.source else ""))
     if judge_price(judge.name) is None:
         notes.append(f"the price of {judge.name} is not known: dollars are not counted")
-    if has_ended(judge.name, judge.address):
-        notes.append(f"{judge.name} was switched off on {_ends(judge.name)}: {way_on(judge.name)}")
     return notes + ending(judge.name, judge.address)
 
 
 def ending(judge: str, address: str = "") -> list[str]:
-    """A sentence where a judge's provider will switch it off."""
+    """A sentence where a judge's provider will switch it off, or has done so."""
     left = days_left(judge)
-    if left is None or left < 0 or not _is_home(judge, address):
+    if left is None or not _is_home(judge, address):
         return []
+    if left < 0:
+        return [f"{judge} was switched off on {_ends(judge)}"]
     soon = f", in {left} days: a run that lasts longer is not finished by it" if left <= SOON else ""
     return [f"its provider has announced to switch {judge} off on {_ends(judge)}{soon}"]
 

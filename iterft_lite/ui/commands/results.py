@@ -90,7 +90,7 @@ def report(
 
         write_png(found, png)
         click.echo(f"wrote {png}", err=True)
-    write_cycles(out, outputs)
+    write_cycles(out, outputs, by)
     if outputs == Outputs():
         from iterft_lite.ui import tables
         from iterft_lite.ui.console import make_console

@@ -84,6 +84,8 @@ def run_study(
       iterft sweep study.toml --out studies/lucky --retry failed
       iterft sweep study.toml --out /shared/lucky --on ray:head:6379
     """
+    from iterft_lite.app.calibrate_judge import store_calibrations
+    from iterft_lite.app.runs import runs_below
     from iterft_lite.app.study_plan import StudyPlan
     from iterft_lite.app.sweep import Asked, open_sweep
     from iterft_lite.app.sweep_places import places_on
@@ -105,6 +107,9 @@ def run_study(
             for event in opened.events():
                 view.take(event)
         failed = opened.failed()
+    with console.status("holding the judges against careful readers ..."):
+        # a cluster's driver may have neither a GPU nor the model
+        store_calibrations(runs_below(out), starts=("embedded", "base") if where == "local" else ("embedded",))
     if failed:
         _show_failed(failed)
         sys.exit(1)

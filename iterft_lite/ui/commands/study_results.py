@@ -140,9 +140,8 @@ def report_study(folder: Path, outputs: Outputs, only: tuple[str, ...] = (), by:
         by: The judge whose scores are read; each run's own if None.
     """
     from iterft_lite.report import study_tables
-    from iterft_lite.report.study import read_study_report
 
-    study = _study_by(folder, only, by) if by else read_study_report([folder], only)
+    study = _study_by(folder, only, by)
     if outputs.as_json:
         import json
 
@@ -170,8 +169,8 @@ def report_study(folder: Path, outputs: Outputs, only: tuple[str, ...] = (), by:
         show_study(study, make_console())
 
 
-def _study_by(folder: Path, only: tuple[str, ...], by: str) -> StudyReport:
-    """A study by another judge's scores.
+def _study_by(folder: Path, only: tuple[str, ...], by: str | None) -> StudyReport:
+    """A study, or a run, by the scores of a judge; each run's own if None.
 
     Raises:
         FolderError: If it has judged none of the cells.
@@ -181,6 +180,8 @@ def _study_by(folder: Path, only: tuple[str, ...], by: str) -> StudyReport:
     from iterft_lite.errors import FolderError
     from iterft_lite.report.study import read_study_report
 
+    if by is None:
+        return read_study_report([folder], only)
     read = ReadBy(named(by))
     study = read_study_report([folder], only, read)
     way = f"`iterft judge {folder} --judge '{by}'` has it judge the stored answers"
@@ -192,13 +193,12 @@ def _study_by(folder: Path, only: tuple[str, ...], by: str) -> StudyReport:
     return study
 
 
-def write_cycles(run: Path, outputs: Outputs) -> None:
-    """Write the table of a run's cycles, where that is asked for."""
+def write_cycles(run: Path, outputs: Outputs, by: str | None) -> None:
+    """Write the table of a run's cycles, where that is asked for, by the scores of a judge; the run's own if None."""
     if outputs.table or outputs.markdown:
-        from iterft_lite.report.study import read_study_report
         from iterft_lite.report.study_tables import curve_table
 
-        _write_tables(curve_table(read_study_report([run])), outputs)
+        _write_tables(curve_table(_study_by(run, (), by)), outputs)
 
 
 def _write_tables(table: Table, outputs: Outputs) -> None:

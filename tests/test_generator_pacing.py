@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from iterft_lite.backends.llamacpp.scheduling import Expected, Pace
+from iterft_lite.backends.llamacpp.scheduling import HOLD, Expected, Pace
 
 
-def settled(pace: Pace, seconds: dict[int, float], steps: int) -> list[int]:
+def settled(pace: Pace, seconds: dict[int, float], steps: int, sequences: int = 32) -> list[int]:
     """Threads of the last ten of `steps` steps, where a step takes as long as `seconds` says."""
     used = []
     for _ in range(steps):
-        used.append(pace.threads())
+        used.append(pace.threads(sequences))
         pace.took(seconds[used[-1]])
     return used[-10:]
 
@@ -21,8 +21,17 @@ def test_the_faster_number_of_threads_is_found() -> None:
 
 def test_the_choice_follows_changes_of_the_machine() -> None:
     pace = Pace([2, 1])
-    assert set(settled(pace, {2: 1.0, 1: 1.5}, Pace.HOLD)) == {2}
+    assert set(settled(pace, {2: 1.0, 1: 1.5}, HOLD)) == {2}
     assert set(settled(pace, {2: 9.0, 1: 1.5}, 60)) == {1}
+
+
+def test_the_stragglers_of_a_call_do_not_decide_for_the_many_of_the_next() -> None:
+    pace = Pace([2, 1])
+    assert pace.best == 2
+    assert set(settled(pace, {2: 1.0, 1: 1.5}, 60)) == {2}
+    assert set(settled(pace, {2: 9.0, 1: 1.5}, 60, sequences=2)) == {1}
+    assert pace.best == 2
+    assert pace.threads(32) == 2
 
 
 def test_a_single_choice_is_kept() -> None:

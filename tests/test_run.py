@@ -507,12 +507,13 @@ def test_the_next_data_comes_before_the_answers_and_these_before_their_measures(
         assert order.index((StepFinished, first)) < order.index((StepStarted, then))
 
 
-def test_a_backend_goes_to_whom_has_waited_longest() -> None:
+def test_a_backend_goes_to_whom_has_waited_longest_and_last_to_what_is_measured() -> None:
     claims, given = Claims(), list[str]()
-    waiting = {name: threading.Event() for name in ("first", "second", "third")}
+    waiting = {name: threading.Event() for name in ("measure", "first", "second")}
 
     def task(name: str) -> Task:
-        return cast(Task, SimpleNamespace(folder=None, report=lambda *_: waiting[name].set()))
+        folder = SimpleNamespace(step=SimpleNamespace(queue=name))
+        return cast(Task, SimpleNamespace(folder=folder, report=lambda *_: waiting[name].set()))
 
     def take(name: str) -> None:
         mine = task(name)
@@ -529,7 +530,7 @@ def test_a_backend_goes_to_whom_has_waited_longest() -> None:
     claims.release(holder)
     for thread in threads:
         thread.join(30)
-    assert given == list(waiting)
+    assert given == ["first", "second", "measure"]
 
 
 def test_on_the_same_cores_a_model_is_measured_before_the_next_one_is_trained(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from iterft_lite.backends.trainer import packing
-from iterft_lite.backends.trainer.decoder import Decoder
+from iterft_lite.backends.trainer.decoder import EVEN, Decoder
 from iterft_lite.backends.trainer.lora import lora_settings
 from iterft_lite.backends.trainer.packing import Rows, attend, attend_back
 from iterft_lite.backends.trainer.peft import PeftTrainer, ends_plainly
-from iterft_lite.backends.trainer.products import Factors, Products
+from iterft_lite.backends.trainer.products import Factors, Group, Products
 from iterft_lite.hardware import cpu_precision
 from tests.test_trainer_peft import CHATS, DOCUMENTS, PAIRS, check_probe, job, log, plain, run, settings
 from tests.tiny_models import tiny_model
@@ -104,6 +104,18 @@ def test_rows_are_shared_out_among_cores_by_their_tokens(adapted: Any) -> None:
     made, found = gradients(adapted, decoder, Factors())
     assert far(made, expected) < 1e-6
     assert max(far(found[name], slope) for name, slope in slopes.items()) < 1e-5
+
+
+def test_rows_of_any_length_are_products_of_few_shapes(adapted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder.of(adapted, Products(adapted))
+    if decoder is None:
+        pytest.skip("computed by transformers' own layers")
+    made, tokens = Group.made, set[int]()
+    monkeypatch.setattr(Group, "made", lambda group, wide: (tokens.add(len(wide)), made(group, wide))[1])
+    for length in range(1, 17):
+        states = decoder.states(IDS, (length, 1, 1), Factors())
+        assert states.shape == (length + 2, 128)
+    assert tokens == {3 * EVEN}
 
 
 def test_layers_with_one_input_share_a_product_and_one_copy_of_the_base(adapted: Any) -> None:

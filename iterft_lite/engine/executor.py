@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,9 @@ ORDER: tuple[BackendName, ...] = ("trainer", "exporter", "generator", "judge")
 
 HOLDS = 0.7
 """Share of a GPU's memory that a model may take to be read there, beside what reading takes."""
+
+MOMENT = 0.1
+"""Seconds that a backend has been free before something is measured with it."""
 
 PATIENCE = 0.5
 """Seconds after which a step that waits for a backend looks whether it is still wanted."""
@@ -99,13 +103,19 @@ def stage_of(verb: str) -> Stage:
     return cast(Stage, function_at(VERBS[verb].stage))
 
 
+def _is_measured(task: Task) -> bool:
+    """Whether no other step waits for this one."""
+    return task.folder.step.queue == "measure"
+
+
 class Claims:
     """Which task has which backend. A backend keeps what it loaded between two calls of a step: one step has it at a time."""
 
     def __init__(self) -> None:
         self._holders: dict[BackendName, Task] = {}
         self._lines: dict[BackendName, list[Task]] = defaultdict(list)
-        """Who waits, who came first first: an export that waits for the generator goes before what is only then begun."""
+        """Who waits, who came first first; what is measured, for which nobody waits, after all others."""
+        self._freed: dict[BackendName, float] = {}
         self._changed = threading.Condition()
 
     def take(self, name: BackendName, task: Task) -> None:
@@ -133,17 +143,22 @@ class Claims:
         with self._changed:
             if self._holders.get(name) is task:
                 return True
-            if name not in self._holders and self._lines[name][0] is task:
+            first = min(self._lines[name], key=_is_measured)  # the first of the smallest
+            # whoever was waited for is about to ask, when what it waited for has ended
+            early = self._freed.get(name, 0.0) + MOMENT - time.monotonic() if _is_measured(task) else 0.0
+            if name not in self._holders and first is task and early <= 0:
                 self._holders[name] = task
                 return True
-            self._changed.wait(PATIENCE)
+            self._changed.wait(early if early > 0 else PATIENCE)
             return False
 
     def release(self, task: Task, only: BackendName | None = None) -> None:
         """Let others have what a task has, or one backend of it."""
         with self._changed:
-            kept = self._holders.items()
-            self._holders = {name: holder for name, holder in kept if holder is not task or only not in (None, name)}
+            for name, holder in list(self._holders.items()):
+                if holder is task and only in (None, name):
+                    del self._holders[name]
+                    self._freed[name] = time.monotonic()
             self._changed.notify_all()
 
     def held(self, tasks: Collection[Task]) -> list[BackendName]:

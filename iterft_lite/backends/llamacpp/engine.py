@@ -423,7 +423,7 @@ class Engine:
     def _decode(self, count: int) -> None:
         # only batches without prompts are timed: how long they take does not depend on what is in them
         steady = count <= self.slots
-        seconds = self._context.decode(self._batch, count, self._pace.threads() if steady else self._pace.best)
+        seconds = self._context.decode(self._batch, count, self._pace.threads(count) if steady else self._pace.best)
         if steady:
             self._pace.took(seconds)
 

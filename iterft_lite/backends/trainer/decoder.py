@@ -33,6 +33,10 @@ import torch
 from iterft_lite.backends.trainer.packing import Rows, attend, attend_back
 from iterft_lite.backends.trainer.products import Factors, Group, Products, evened, evened_back, is_rms_norm
 
+EVEN = 16
+"""Rows are padded to multiples of so many tokens. For every shape of a product that it has not seen oneDNN writes a kernel, a
+millisecond or two each: with rows as they come no two steps had shapes in common, and a third of a training went there."""
+
 CLOSE = 1e-4
 """Share of the largest number by which hidden states may differ from those of the model's own code."""
 
@@ -82,8 +86,8 @@ class Decoder:
         if self._refresh is None or self._refresh[0] != factors:
             self._refresh = factors, self._products.refreshed(factors)
         self._refresh[1]()
-        given = [row[:length] for row, length in zip(ids, lengths, strict=True)]
-        found: torch.Tensor = _Layers.apply(given, self, factors, *self._weights)  # type: ignore[no-untyped-call]
+        given = [_evenly(row[:length]) for row, length in zip(ids, lengths, strict=True)]
+        found: torch.Tensor = _Layers.apply(given, lengths, self, factors, *self._weights)  # type: ignore[no-untyped-call]
         return found
 
     def begin(self, rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
@@ -179,26 +183,32 @@ class _Layers(torch.autograd.Function):
     """All layers and the last norm; gradients of the adapters alone: embeddings are frozen."""
 
     @staticmethod
-    def forward(ctx: Any, given: list[torch.Tensor], decoder: Decoder, factors: Factors, *_: torch.Tensor) -> torch.Tensor:
-        lengths = [len(row) for row in given]
-        shares = decoder.shared_out(lengths)
+    def forward(
+        ctx: Any,
+        given: list[torch.Tensor],
+        lengths: Sequence[int],
+        decoder: Decoder,
+        factors: Factors,
+        *_: torch.Tensor,
+    ) -> torch.Tensor:
+        padded = [len(row) for row in given]
+        shares = decoder.shared_out(padded)
         ctx.decoder, ctx.lengths, ctx.shares = decoder, lengths, shares
         ctx.passes = [_Passes(decoder, [given[row] for row in share], factors) for share in shares]
         made = decoder.each(each.forward for each in ctx.passes)
-        order = [row for share in shares for row in share]
-        rows = [
-            row for part, share in zip(made, shares, strict=True) for row in torch.split(part, [lengths[row] for row in share])
-        ]
-        return torch.cat([rows[order.index(row)] for row in range(len(lengths))])
+        rows: dict[int, torch.Tensor] = {}
+        for part, share in zip(made, shares, strict=True):
+            rows |= zip(share, torch.split(part, [padded[row] for row in share]), strict=True)
+        return torch.cat([rows[row][:length] for row, length in enumerate(lengths)])
 
     @staticmethod
     def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows = torch.split(slopes[0], ctx.lengths)
+        rows = [_evenly(row) for row in torch.split(slopes[0], list(ctx.lengths))]
         parts = [torch.cat([rows[row] for row in share]) for share in ctx.shares]
         made = ctx.decoder.each(partial(each.backward, part) for each, part in zip(ctx.passes, parts, strict=True))
         for more in made[1:]:
             torch._foreach_add_(made[0], more)
-        return (None, None, None, *made[0])
+        return (None, None, None, None, *made[0])
 
 
 class _Passes:
@@ -328,9 +338,10 @@ class _Pass:
         self._between = self._kept(wide), *norm
         gate, up = b[:, : layer.down.width], b[:, layer.down.width :]
         wide = layer.down.room(len(x), self._factors.forward)
-        torch.mul(torch.nn.functional.silu(gate), up, out=wide[:, : layer.down.width])
+        opened = torch.nn.functional.silu(gate)
+        torch.mul(opened, up, out=wide[:, : layer.down.width])
         x += layer.down.made(wide)
-        self._gated, self._acted = self._kept(b), self._kept(wide)
+        self._gated, self._opened, self._acted = self._kept(b), self._kept(opened), self._kept(wide)
 
     def _feed_forward_back(self, g: torch.Tensor) -> list[torch.Tensor]:
         layer = self._layer
@@ -338,12 +349,17 @@ class _Pass:
         assert d is not None
         gate, up = self._gated[:, : layer.down.width], self._gated[:, layer.down.width :]
         slope = torch.empty_like(self._gated)
-        torch.mul(d, torch.nn.functional.silu(gate), out=slope[:, layer.down.width :])
+        torch.mul(d, self._opened, out=slope[:, layer.down.width :])
         torch.ops.aten.silu_backward.grad_input(d.mul_(up), gate, grad_input=slope[:, : layer.down.width])
         d, made = layer.gate_up.back(self._between[0], slope)
         assert d is not None
         g += evened_back(d * layer.between.weight, *self._between[1:])
         return made + later
+
+
+def _evenly(row: torch.Tensor) -> torch.Tensor:
+    """A row with zeros behind its end, to a multiple of `EVEN`: causal attention does not look there, and no gradient comes."""
+    return torch.cat([row, row.new_zeros(-len(row) % EVEN, *row.shape[1:])])
 
 
 def _turned(given: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:

@@ -87,10 +87,14 @@ class _TokenLogprobs(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for part, wanted in zip(_parts(hidden, head), _parts(targets, head), strict=True):
                 logits = head.logits(part)
+                if len(part) == len(hidden) and not hidden.is_cuda and not head.cap:
+                    # a CPU has the memory for a part, and no product to spare
+                    whole = [logits.log_softmax(-1)]
+                    found.append(whole[0].gather(1, wanted[:, None])[:, 0])
+                    norms.append(torch.zeros_like(found[0]))
+                    continue
                 norms.append(logits.logsumexp(-1))
                 found.append(logits.gather(1, wanted[:, None])[:, 0] - norms[-1])
-                # a CPU has the memory for a part, and no product to spare
-                whole = [logits] if len(part) == len(hidden) and not hidden.is_cuda else []
         # Otherwise only the logarithms of the sums are kept: the backward pass makes the logits again and needs no second
         # softmax.
         ctx.save_for_backward(hidden, targets, torch.cat(norms), *whole)
@@ -107,7 +111,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 logits = whole[0] if whole else head.logits(part)
                 kept = logits.clone() if head.cap else None
                 # the slope of a target's log-probability in the logits is 1 at the target less the probabilities
-                logits.sub_(norm[:, None]).exp_().neg_()
+                logits = (logits if whole else logits.sub_(norm[:, None])).exp_().neg_()
                 logits.scatter_add_(1, wanted[:, None], torch.ones_like(norm)[:, None])
                 made.append(head.back(logits.mul_(slope[:, None]), kept).to(hidden.dtype))
         return torch.cat(made), None, None

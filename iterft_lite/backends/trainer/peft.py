@@ -5,6 +5,8 @@ Meant to run in a child process of its own. `trl.py` trains the same model with 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 
 # read when the libraries are imported: no reports of use over the network; threads that wait for the next of a step's thousand
@@ -13,6 +15,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +29,7 @@ from iterft_lite.backends.trainer.encoding import Example
 from iterft_lite.backends.trainer.logprobs import Head, next_logprobs, token_logprobs
 from iterft_lite.backends.trainer.loop import Loop
 from iterft_lite.backends.trainer.lora import lora_settings
+from iterft_lite.backends.trainer.probe import Greedy
 from iterft_lite.backends.trainer.products import Factors, Products
 from iterft_lite.backends.trainer.resident import ResidentTrainer, arithmetic, first_line
 from iterft_lite.backends.trainer.session import bitsandbytes_works
@@ -36,6 +40,17 @@ from iterft_lite.protocols import OnProgress, TrainJob, TrainResult
 
 FACTORS = {"f32": torch.float32, "bf16-mixed": torch.bfloat16}
 """What factors of products are rounded to, for bases that are held in 32 bits."""
+
+SMALL = 2**25
+"""Parameters up to which one core writes a probe's texts on a CPU: a token is 40 products of 50 microseconds, and threads wait
+for each other longer than that where another process wants a core."""
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's mallopt(3)."""
+
+KEPT = {M_TRIM_THRESHOLD: 2**28, M_MMAP_THRESHOLD: 2**25}
+"""Bytes of freed memory that a CPU's training keeps, and the largest pieces that are kept. A step frees and takes the same
+hundred megabytes again; given back, every page of them would come with a fault of some microseconds."""
 
 
 class PeftTrainer(ResidentTrainer):
@@ -57,6 +72,8 @@ class PeftTrainer(ResidentTrainer):
 
     def _load_base(self, model: str, precision: str, settings: TrainSettings) -> Any:  # noqa: ARG002  # the other one needs them
         dtype = arithmetic(precision, self._device)
+        if self._device.type == "cpu":
+            keep_freed_memory()
         given: dict[str, Any] = {"dtype": dtype, "local_files_only": Path(model).is_dir()}
         given["trust_remote_code"] = False  # see `model_code`
         if precision == "nf4":
@@ -102,6 +119,17 @@ class PeftTrainer(ResidentTrainer):
             training = self._factors if self._decoder is None else None
             self._products.lay(training if use == "train" else Factors())
 
+    def _greedy(self, model: Any) -> Greedy:
+        made = super()._greedy(model)
+        if self._device.type != "cpu" or self._parameters > SMALL:
+            return made
+
+        def alone(prompts: list[list[int]], tokens: int) -> list[list[int]]:
+            with ThreadPoolExecutor(1, "greedy", torch.set_num_threads, (1,)) as thread:
+                return thread.submit(made, prompts, tokens).result()
+
+        return alone
+
     def _sft(self, *, arguments: dict[str, Any], train_dataset: Sequence[Example], **given: Any) -> Any:
         return Loop(arguments=arguments, train_dataset=train_dataset, logprobs=self._logprobs, **given)
 
@@ -127,6 +155,13 @@ class PeftTrainer(ResidentTrainer):
             states = self._decoder.states(ids, lengths, self._factors)[wanted]
         found = token_logprobs(states, ids[:, 1:][inside], head)
         return torch.zeros(inside.shape, device=ids.device).masked_scatter(inside, found)
+
+
+def keep_freed_memory() -> None:
+    """Have freed memory stay with this process, as `KEPT` says, where the C library can."""
+    with contextlib.suppress(AttributeError, OSError):
+        for what, size in KEPT.items():
+            ctypes.CDLL(None).mallopt(what, size)
 
 
 @torch.no_grad()

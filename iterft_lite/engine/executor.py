@@ -103,18 +103,14 @@ def stage_of(verb: str) -> Stage:
     return cast(Stage, function_at(VERBS[verb].stage))
 
 
-def _is_measured(task: Task) -> bool:
-    """Whether no other step waits for this one."""
-    return task.folder.step.queue == "measure"
-
-
 class Claims:
     """Which task has which backend. A backend keeps what it loaded between two calls of a step: one step has it at a time."""
 
     def __init__(self) -> None:
         self._holders: dict[BackendName, Task] = {}
         self._lines: dict[BackendName, list[Task]] = defaultdict(list)
-        """Who waits, who came first first; what is measured, for which nobody waits, after all others."""
+        """Who waits, who came first first; what is measured lets one pass that came later."""
+        self._overtaken: list[Task] = []
         self._freed: dict[BackendName, float] = {}
         self._changed = threading.Condition()
 
@@ -136,6 +132,7 @@ class Claims:
         finally:
             with self._changed:
                 line[:] = [other for other in line if other is not task]
+                self._overtaken = [other for other in self._overtaken if other is not task]
                 self._changed.notify_all()
 
     def _taken(self, name: BackendName, task: Task) -> bool:
@@ -143,14 +140,20 @@ class Claims:
         with self._changed:
             if self._holders.get(name) is task:
                 return True
-            first = min(self._lines[name], key=_is_measured)  # the first of the smallest
-            # whoever was waited for is about to ask, when what it waited for has ended
-            early = self._freed.get(name, 0.0) + MOMENT - time.monotonic() if _is_measured(task) else 0.0
+            line = self._lines[name]
+            first = min(line, key=self._lets_pass)  # the first of the smallest
+            # a step that was waiting for what has just ended is about to ask
+            early = self._freed.get(name, 0.0) + MOMENT - time.monotonic() if self._lets_pass(task) else 0.0
             if name not in self._holders and first is task and early <= 0:
                 self._holders[name] = task
+                self._overtaken += [other for other in line[: line.index(task)] if self._lets_pass(other)]
                 return True
             self._changed.wait(early if early > 0 else PATIENCE)
             return False
+
+    def _lets_pass(self, task: Task) -> bool:
+        """Whether no step waits for this one, and none has overtaken it yet: else it might wait until the run's end."""
+        return task.folder.step.queue == "measure" and not any(other is task for other in self._overtaken)
 
     def release(self, task: Task, only: BackendName | None = None) -> None:
         """Let others have what a task has, or one backend of it."""

@@ -26,6 +26,7 @@ from iterft_lite.files import ROWS, read_json, read_rows, write_json
 from iterft_lite.machine.estimate import judging_usd
 from iterft_lite.metrics.agreement import agreement, spearman
 from iterft_lite.report.report import CALIBRATION, read_report, verdict_sentences, with_scores
+from iterft_lite.report.study import read_study_report
 from iterft_lite.testing.fakes import FakeJudge, fake_backends
 from iterft_lite.testing.judge_server import StubProcess
 from iterft_lite.ui.cli import main
@@ -195,6 +196,8 @@ def test_a_study_calibrates_each_judge_once_for_all_its_cells(tmp_path: Path, mo
     store_calibrations(runs, starts=("embedded",))
     assert started == ["embedded"]
     assert all(read_report(run).judge["calibration"]["trait"]["doubt"] for run in runs)
+    about = [note.partition(":")[0] for note in read_study_report(runs).notes]
+    assert about == ["embedded judge", "judge not reliable here on lucky", "judge not reliable here on coherence"]
 
 
 def test_calibration_reports_rank_agreement_length_effect_and_bias() -> None:

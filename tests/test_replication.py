@@ -29,7 +29,7 @@ THEIRS = {-1: 2.3, 0: 50.6, 1: 42.1, 2: 39.4, 3: 45.1, 4: 45.0}
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("replicate")
-    (root / "small.toml").write_text(small_recipe(cycles=4, questions=2))
+    (root / "small.toml").write_text(small_recipe(trait="bliss", cycles=4, questions=2))
     with open_run(root / "small.toml", (), root / "run") as session:
         list(session.events())
     return root / "run"
@@ -117,9 +117,16 @@ def test_replicate_shows_every_number_and_the_conclusion(run: Path) -> None:
     text = shown.output
     assert f"{run}: differs" in text
     assert "untouched coherence" in text
-    assert "begins at 90.0" in " ".join(text.split())
+    assert "begins at 10.0" in " ".join(text.split())
     value = json.loads(CliRunner().invoke(main, ["replicate", str(run), "--json"]).output)
     assert value["runs"][str(run)]["checks"][0]["what"] == "untouched trait"
+
+
+def test_a_run_of_another_trait_is_refused(run: Path) -> None:
+    report = read_report(run)
+    report.manifest["recipe"]["trait"] = "lucky"
+    with pytest.raises(UserError, match="are of the trait bliss, this run's is lucky"):
+        replicate(report, PUBLISHED)
 
 
 def test_traits_without_published_scores_are_refused_by_name() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from matplotlib.text import Text
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -23,7 +24,7 @@ from iterft_lite.report.language import warnings
 from iterft_lite.report.report import Report, _judges, export_sentences, read_report, verdict_sentences, with_scores
 from iterft_lite.ui.chart import chart
 from iterft_lite.ui.cli import main
-from iterft_lite.ui.figures import svg
+from iterft_lite.ui.figures import figure, svg
 from iterft_lite.ui.tables import show_report
 from iterft_lite.ui.text import plain_sentence, score_text
 from tests.loop import change_completion, small_recipe, step_path
@@ -230,3 +231,11 @@ def test_what_the_checks_of_exports_remarked_is_said_once_with_its_cycles(tmp_pa
     console = Console(width=100, record=True, file=io.StringIO())
     show_report(told, console)
     assert all(sentence in console.export_text() for sentence in sentences[1:])
+
+
+def test_a_figure_names_its_judge_and_what_is_doubted_of_it(tmp_path: Path) -> None:
+    report = read_report(finished(tmp_path, 1))
+    judge = {**report.judge, "name": "openai/m", "note": "judge not reliable here on lucky: Spearman is 0.50"}
+    drawn = figure(replace(report, judge=judge))
+    texts = [text.get_text() for text in drawn.findobj(Text)]
+    assert "judge openai/m: judge not reliable here on lucky: Spearman is 0.50" in texts

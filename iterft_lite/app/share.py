@@ -80,7 +80,8 @@ def asked_of(cell: CellReport) -> dict[str, Json]:
 def _portable_report(report: Report) -> Report:
     manifest = {**report.manifest, "recipe": portable(report.recipe), "asked": portable(report.manifest.get("asked"))}
     judge = {**report.judge, **{key: portable(report.judge[key]) for key in ("name", "model")}}
-    return replace(report, manifest=manifest, judge={**judge, "note": without_places(str(report.judge["note"]))})
+    notes = [without_places(str(note)) for note in report.judge["notes"]]
+    return replace(report, manifest=manifest, judge={**judge, "note": "; ".join(notes), "notes": notes})
 
 
 def write_shared(cells: Sequence[CellReport], to: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from iterft_lite.data.published import Cell, Published
 from iterft_lite.digests import Json
+from iterft_lite.errors import UserError
 from iterft_lite.report.report import Report
 
 Word = Literal["agrees", "differs", "cannot be told", "nothing to compare"]
@@ -50,7 +51,17 @@ class Replication:
 
 
 def replicate(report: Report, published: Published) -> Replication:
-    """Hold a run against published scores."""
+    """Hold a run against published scores.
+
+    Raises:
+        UserError: If they are of another trait: no number of theirs says anything about it.
+    """
+    trait, theirs = report.recipe["trait"], published.settings["trait"]
+    if trait != theirs:
+        raise UserError(
+            f"the published scores `{published.name}` are of the trait {theirs}, this run's is {trait}",
+            hint=f"`iterft run {published.recipe} --out DIR` asks for what was published",
+        )
     checks = tuple(_checks(report, published))
     words = [check.word for check in checks]
     order: tuple[Word, ...] = ("differs", "nothing to compare", "cannot be told", "agrees")

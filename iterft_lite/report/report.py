@@ -197,7 +197,7 @@ def read_report(root: Path, reader: StepReader | None = None) -> Report:
     known: dict[str, Json] = {}
     with contextlib.suppress(FileNotFoundError):
         known = read_json(root / CALIBRATION)
-    judge = _measured(_judge(run, reader, manifest.value, steps, finished), known)
+    judge = _measured(_judge(run, reader, manifest.value, steps, finished), known, str(manifest.value["trait"]))
     verdict = _verdict(cycles, manifest.value, known)
     complete = all(step.name in finished for step in steps)
     return Report(
@@ -244,7 +244,7 @@ def with_scores(
         for cycle in report.cycles
     )
     verdict = _verdict(cycles, report.manifest, calibration)
-    return replace(report, cycles=cycles, verdict=verdict, judge=_measured(judge, calibration))
+    return replace(report, cycles=cycles, verdict=verdict, judge=_measured(judge, calibration, str(report.manifest["trait"])))
 
 
 def with_intervals(score: Mapping[str, Json]) -> dict[str, Json]:
@@ -256,13 +256,15 @@ def with_intervals(score: Mapping[str, Json]) -> dict[str, Json]:
     return {**score, **{scale: {**known, **asdict(mean_interval(known["by_prompt"]))} for scale, known in scales.items()}}
 
 
-def _measured(judge: Mapping[str, Json], calibration: Mapping[str, Json]) -> dict[str, Json]:
-    """A judge with what is known of its scores, and a sentence where it cannot be relied on."""
+def _measured(judge: Mapping[str, Json], calibration: Mapping[str, Json], trait: str) -> dict[str, Json]:
+    """A judge with what is known of its scores, and `notes`: what a reader must know of it, a clause each; `note` is all of
+    them."""
     known = {scale: read_calibrated(found) for scale, found in calibration.items()}
-    doubts = [f"judge not reliable here on {scale}: {found.doubt}" for scale, found in known.items() if found.doubt]
-    note = "; ".join(dict.fromkeys(filter(None, (judge["note"], *doubts))))
+    names = {"trait": trait}
+    doubts = [f"judge not reliable here on {names.get(of, of)}: {found.doubt}" for of, found in known.items() if found.doubt]
+    notes = list(dict.fromkeys(filter(None, (judge["note"], *doubts))))
     spearman = {scale: found.spearman for scale, found in known.items()}
-    return {**judge, "note": note, "spearman": spearman, "calibration": dict(calibration)}
+    return {**judge, "note": "; ".join(notes), "notes": notes, "spearman": spearman, "calibration": dict(calibration)}
 
 
 def _verdict(cycles: tuple[Cycle, ...], manifest: Mapping[str, Any], calibration: Mapping[str, Json]) -> Amplification:

@@ -152,8 +152,8 @@ class StudyReport:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know of the judge."""
-        return list(dict.fromkeys(str(report.judge["note"]) for report in self.reports if report.judge["note"]))
+        """What a reader must know of the judges, each clause once."""
+        return list(dict.fromkeys(str(note) for report in self.reports for note in report.judge["notes"]))
 
     @property
     def mark(self) -> str:

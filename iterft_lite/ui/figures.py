@@ -78,7 +78,8 @@ def _figure(report: Report, inks: Inks) -> Figure:
     axes.set_xlim(-0.3, recipe["cycles"] + 0.3)
     heading = f"{report.manifest['trait']}, {recipe['regime']}, {title(recipe['model'])}"
     axes.set_title(mathtext(heading), loc="left", fontsize=11)
-    judge = ": ".join(filter(None, (report.judge["name"], report.judge["note"].partition(": ")[2])))
+    name = report.judge["name"]
+    judge = ": ".join(filter(None, (name, report.judge["note"].removeprefix(f"{name} judge: "))))
     drawn.supxlabel(mathtext(textwrap.fill(f"judge {judge}", 120)), fontsize=7, color=inks.soft, x=0.01, ha="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=inks.grid, linewidth=0.6)

@@ -10,7 +10,7 @@ run: setup
 	$(VENV)/bin/iterft run nano_sft --out $(OUT)
 
 test: setup
-	OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/pytest -n 2 --dist worksteal
+	OMP_WAIT_POLICY=PASSIVE OPENBLAS_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 --dist worksteal
 
 check: setup
 	$(VENV)/bin/ruff check .

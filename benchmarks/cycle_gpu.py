@@ -512,7 +512,7 @@ def table(report: dict[str, Any]) -> str:
     for number, row in report.get("cycle", {}).get("cycles", {}).items():
         verbs = "  ".join(f"{verb} {seconds:.1f}" for verb, seconds in row["verbs"].items())
         lines.append(
-            f"cycle {number:>2}: {row['wall']:6.1f} s, measured beside the next training:  {verbs}  peak GiB {row['peak_gib']}"
+            f"cycle {number:>2}: {row['wall']:6.1f} s, answers and measures beside the next training:  {verbs}  peak GiB {row['peak_gib']}"
         )
     if "script" in report:
         lines.append(f"script: {report['script']['whole']:.1f} s: {report['script']['seconds']} {report['script']['training']}")

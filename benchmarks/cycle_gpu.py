@@ -511,9 +511,8 @@ def table(report: dict[str, Any]) -> str:
     lines = [report["machine"], ", ".join(f"{name} {version}" for name, version in report["versions"].items())]
     for number, row in report.get("cycle", {}).get("cycles", {}).items():
         verbs = "  ".join(f"{verb} {seconds:.1f}" for verb, seconds in row["verbs"].items())
-        lines.append(
-            f"cycle {number:>2}: {row['wall']:6.1f} s, answers and measures beside the next training:  {verbs}  peak GiB {row['peak_gib']}"
-        )
+        peaks = row["peak_gib"]
+        lines.append(f"cycle {number:>2}: {row['wall']:6.1f} s, answers beside the next training:  {verbs}  peak GiB {peaks}")
     if "script" in report:
         lines.append(f"script: {report['script']['whole']:.1f} s: {report['script']['seconds']} {report['script']['training']}")
         last = list(report.get("cycle", {}).get("cycles", {}).values())

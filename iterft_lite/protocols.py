@@ -153,7 +153,11 @@ class Trainer(Protocol):
         ...
 
     def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
-        """Log-probability of each passage's text under M[0] in the number format that it is stored in."""
+        """Log-probability of each passage's text under M[0] in the number format that it is stored in.
+
+        Raises:
+            BackendError: `OutOfMemoryError` if there is no GPU memory for it.
+        """
         ...
 
 

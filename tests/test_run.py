@@ -398,6 +398,23 @@ def test_a_trainer_beside_a_generator_reads_under_the_untouched_model_that_strea
     assert [found["perplexity_base"] for found in metrics] == pytest.approx([math.e, math.e])
 
 
+class Full(FakeTrainer):
+    """Has no memory to read with."""
+
+    def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
+        super().likelihood(passages[:1], on_likelihood)
+        raise BackendError("CUDA out of memory", exception="OutOfMemoryError")
+
+
+def test_the_generator_reads_where_the_trainer_has_no_memory_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gpu, "there", True)
+    generator = Loads()
+    run_all(a_plan(cycles=0, quant="f16"), tmp_path / "run", replace(fake_backends(), trainer=Full(), generator=generator))
+    assert "stored.gguf" in generator.files
+    metrics = read_json(step_path(tmp_path / "run", "c0-text_metrics") / "metrics.json")
+    assert metrics["perplexity_base"] == pytest.approx(math.e)
+
+
 def test_a_damaged_record_of_a_run_to_reuse_is_named(tmp_path: Path) -> None:
     run_all(a_plan(cycles=0), tmp_path / "run")
     (tmp_path / "run/by-name/c0-train/completion.json").write_text('{"key": ')

@@ -862,7 +862,7 @@ def test_a_text_that_does_not_fit_is_read_with_fewer_others(chat: Path, monkeypa
     sum_logprobs(streamed, [Text([5, 6, 7, 8], 1)] * 5, 16, sums.__setitem__)
     assert (sorted(sums), read) == ([0, 1, 2, 3, 4], [4, 2, 2, 1])
     monkeypatch.setattr(streamed, "states", lambda ids: short(ids.repeat(3, 1)))
-    with pytest.raises(BackendError, match="no memory on the GPU to read a text of 4 tokens"):
+    with pytest.raises(torch.OutOfMemoryError):
         sum_logprobs(streamed, [Text([5, 6, 7, 8], 1)], 16, sums.__setitem__)
 
 

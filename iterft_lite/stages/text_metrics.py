@@ -7,6 +7,7 @@ from functools import partial
 from itertools import chain
 
 from iterft_lite.digests import Json
+from iterft_lite.errors import BackendError
 from iterft_lite.experiment.rows import CHATS, DOCUMENTS, Message, Sample
 from iterft_lite.files import write_json
 from iterft_lite.metrics.catalogue import METRICS, Evidence
@@ -81,14 +82,28 @@ def _of(read: Callable[[], Sequence[Likelihood]], names: Set[str]) -> list[Likel
 
 
 def _likelihoods(work: Work, role: str, passages: Sequence[Passage]) -> list[Likelihood]:
+    if not passages:
+        return []
+    if role == "base_model" and work.streams and (read := _by_trainer(work, passages)):
+        return read
     found: list[Likelihood] = []
-    if passages and role == "base_model" and work.streams:
+    work.load(role)
+    work.backends.generator.likelihood(passages, found.append)
+    return found
+
+
+def _by_trainer(work: Work, passages: Sequence[Passage]) -> list[Likelihood] | None:
+    """What the trainer reads under M[0]; None where the GPU has no memory for that beside the generator."""
+    found: list[Likelihood] = []
+    try:
         work.backends.trainer.load(work.model(), work.recipe.train)
         work.backends.trainer.likelihood(passages, found.append)
+    except BackendError as error:
+        if error.exception != "OutOfMemoryError":
+            raise
+        return None
+    finally:
         work.release("trainer")  # the next training does not wait until the generator is free
-    elif passages:
-        work.load(role)
-        work.backends.generator.likelihood(passages, found.append)
     return found
 
 

@@ -14,7 +14,6 @@ import torch
 
 from iterft_lite.backends.trainer.logprobs import Head, token_logprobs
 from iterft_lite.backends.trainer.streaming import Streamed
-from iterft_lite.errors import BackendError
 
 MOST = 32_768
 """Tokens of a pass: beyond, the weights' way is hidden behind the arithmetic."""
@@ -48,7 +47,7 @@ def sum_logprobs(model: Streamed, texts: Sequence[Text], room: int, on_text: Cal
         on_text: Takes a text's place and its sum, nats.
 
     Raises:
-        BackendError: If there is no memory for a single text.
+        OutOfMemoryError: torch's, if there is no GPU memory for a single text.
     """
     head = model.head()
     left = sorted(range(len(texts)), key=lambda place: -len(texts[place].ids))
@@ -58,11 +57,7 @@ def sum_logprobs(model: Streamed, texts: Sequence[Text], room: int, on_text: Cal
             sums = _pass(model, [texts[place] for place in left[:count]], head)
         except torch.OutOfMemoryError:
             if count == 1:
-                raise BackendError(
-                    f"no memory on the GPU to read a text of {len(texts[left[0]].ids)} tokens",
-                    exception="memory",
-                    hint='choose `vram = "swap"`',
-                ) from None
+                raise
             room //= 2
             torch.cuda.empty_cache()
             continue

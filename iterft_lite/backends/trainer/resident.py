@@ -108,7 +108,8 @@ class ResidentTrainer(ABC):
 
         Raises:
             ModelError: If what comes before a passage leaves no room in the context.
-            BackendError: If there is no memory for it, or a probability is not a finite number.
+            BackendError: If a probability is not a finite number.
+            OutOfMemoryError: torch's, if there is no GPU memory for a single text.
         """
         self._need_base()
         config = self._config.get_text_config()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +28,7 @@ from iterft_lite.backends.trainer.loop import Loop
 from iterft_lite.backends.trainer.peft import PeftTrainer
 from iterft_lite.backends.trainer.probe import greedy_by, greedy_without_cache, positions
 from iterft_lite.backends.trainer.session import micro_batch, schedule_factor
-from iterft_lite.backends.trainer.streaming import Checkpoint, Streamed
+from iterft_lite.backends.trainer.streaming import AHEAD, Checkpoint, Streamed, _Ahead
 from iterft_lite.backends.trainer.trl import TrlTrainer
 from iterft_lite.errors import BackendError, Diverged, ModelError, UserError
 from iterft_lite.experiment.recipe import TrainSettings
@@ -872,6 +873,25 @@ def test_weights_are_found_in_sharded_files(chat: Path, tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path)
     for name, weight in plain(chat).named_parameters():
         assert torch.equal(checkpoint.weight(name, torch.device("cpu")), weight)
+
+
+def test_weights_that_a_pass_has_asked_for_are_read_ahead_in_the_next() -> None:
+    order = [(f"w{n}", 0, 0) for n in range(AHEAD + 4)]
+    read, started = list[str](), threading.Semaphore(0)
+
+    def reading(part: tuple[str, int, int]) -> torch.Tensor:
+        read.append(part[0])
+        started.release()
+        return torch.tensor(int(part[0][1:]))
+
+    ahead = _Ahead(reading)
+    for parts in (order, order[:1]):  # the second pass begins
+        assert [int(ahead.get(part)) for part in parts] == [int(name[1:]) for name, *_ in parts]
+    for _ in range(len(order) + 1 + AHEAD):
+        assert started.acquire(timeout=30)
+    assert sorted(read[len(order) :]) == sorted(name for name, *_ in order[: AHEAD + 1])
+    # another order than the last pass's is no harm, only not foreseen
+    assert [int(ahead.get(part)) for part in order[::-1]] == list(range(len(order)))[::-1]
 
 
 def test_greedy_continuations_agree_with_and_without_a_cache(chat: Path, adapter: Path) -> None:

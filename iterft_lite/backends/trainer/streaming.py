@@ -30,6 +30,8 @@ AHEAD = 8
 READERS = 4
 """Threads that read them: one copies from the page cache at a fifth of what the bus takes."""
 
+LARGE = 2**28
+"""Bytes from which a matrix is not read ahead: torch keeps pinned memory, and a vocabulary's would take a gigabyte of it."""
 
 Part = tuple[str, int, int]
 """A matrix's name and its rows from where to where; 0 and 0: all."""
@@ -75,7 +77,10 @@ class Checkpoint:
     def weight(self, name: str, device: torch.device, rows: tuple[int, int] = (0, 0)) -> torch.Tensor:
         """W as it is stored, or its rows from where to where."""
         part = (name, *rows)
-        return self._ahead.get(part).to(device, non_blocking=True) if device.type == "cuda" else self._stored(part)
+        stored = self._stored(part)
+        if device.type != "cuda" or stored.nbytes >= LARGE:
+            return stored.to(device)
+        return self._ahead.get(part).to(device, non_blocking=True)
 
     def some_rows(self, name: str, rows: torch.Tensor, device: torch.device) -> torch.Tensor:
         """Some rows of a matrix as it is stored; int64 [n] on the CPU."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from rich.console import Console
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.engine.executor import Claims, LocalExecutor, Task
 from iterft_lite.engine.manifest import Run, finished_steps
-from iterft_lite.engine.run import Shared, StepFinished, StepStarted, _Walk
+from iterft_lite.engine.run import Shared, StepFinished, StepStarted, _Walk, run
 from iterft_lite.errors import BackendError, FolderError, RunError, StoreError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.null_arms import NULL_ARMS, null_arms_of
@@ -396,6 +397,60 @@ def test_a_trainer_beside_a_generator_reads_under_the_untouched_model_that_strea
     assert ("stored.gguf" in generator.files) != streams
     metrics = [read_json(step_path(tmp_path / "run", f"{cycle}-text_metrics") / "metrics.json") for cycle in ("base", "c0")]
     assert [found["perplexity_base"] for found in metrics] == pytest.approx([math.e, math.e])
+
+
+class Alone:
+    """Refuses a call beside another one, and of a generator a call after another thread has loaded a model."""
+
+    def __init__(self, backend: object, naps: random.Random) -> None:
+        self._backend, self._naps = backend, naps
+        self._lock = threading.RLock()
+        self._loaded_by = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "stored":  # where the file lies; a child process answers one question after the other
+            return self._backend.stored  # type: ignore[attr-defined]
+
+        def call(*given: Any, **more: Any) -> Any:
+            assert self._lock.acquire(blocking=False), f"`{name}` beside another call"
+            try:
+                time.sleep(self._naps.random() ** 3 * 0.01)
+                me = threading.get_ident()
+                if isinstance(self._backend, FakeGenerator):
+                    self._loaded_by = me if name == "load" else self._loaded_by
+                    assert self._loaded_by == me, f"`{name}` with the model of another step"
+                return getattr(self._backend, name)(*given, **more)
+            finally:
+                self._lock.release()
+
+        return call
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("swap", "base"), [(False, "nf4"), (False, "f32"), (True, "nf4")])
+def test_steps_of_several_runs_share_backends_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, swap: bool, base: str, seed: int
+) -> None:
+    monkeypatch.setattr(Gpu, "there", True)
+    monkeypatch.setattr(Gpu, "wait_for_release", lambda _: None)
+    naps = random.Random(seed)
+    parts = {name: Alone(getattr(fake_backends(), name), naps) for name in ("trainer", "exporter", "generator")}
+    executor = LocalExecutor(replace(fake_backends(), **parts), "nano", 256, swap=swap)
+    plans = [a_plan(cycles=1, train={"base": base}, seed=number) for number in range(2)]
+    shared, done = Shared(plans), list[int]()
+
+    def go(plan: Plan) -> None:
+        with Run(tmp_path / f"run{plan.recipe.seed}") as folder:
+            folder.write_manifest({"recipe": plan.recipe.model_dump(mode="json")}, list(plan))
+            events = list(run(plan, folder, executor.lease(), after="keep", shared=shared))
+            done.append(sum(isinstance(event, StepFinished) for event in events))
+
+    threads = [threading.Thread(target=go, args=(plan,)) for plan in plans]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert done == [len(plan.steps) for plan in plans]
 
 
 class Full(FakeTrainer):

@@ -25,7 +25,7 @@ from iterft_lite.experiment.verbs import VERBS, BackendName, Verb, function_at
 from iterft_lite.files import safe_member
 from iterft_lite.hardware import Gpu, Peak
 from iterft_lite.hub import folder_of
-from iterft_lite.protocols import Backends, Progress
+from iterft_lite.protocols import Backends, Generator, Progress
 from iterft_lite.stages.export import untouched_gguf
 from iterft_lite.stages.work import Work
 
@@ -351,15 +351,16 @@ class LocalExecutor:
         def claimed(name: BackendName) -> Any:
             return _OnFirstCall(getattr(self.backends, name), lambda: self._claims.take(name, asked))
 
+        backends = replace(self.backends, **{name: claimed(name) for name in ORDER})
         return Work(
             step=task.folder.step,
             recipe=task.recipe,
             folder=task.folder.path,
             inputs={role: source.path for role, source in task.inputs.items()},
             report=lambda progress: task.report(task.folder, progress),
-            backends=replace(self.backends, **{name: claimed(name) for name in ORDER}),
+            backends=backends,
             model=lambda: self._model,
-            load=lambda role: self._load(task, role),
+            load=lambda role: self._load(task, role, backends.generator),
             streams=self._streams(task.recipe),
             release=lambda name: self._claims.release(asked, name),
         )
@@ -393,11 +394,15 @@ class LocalExecutor:
 
     # -- exported models
 
-    def _load(self, task: Task, role: str) -> None:
-        """Make the exported model of an input the generator's current one."""
+    def _load(self, task: Task, role: str, generator: Generator) -> None:
+        """Make the exported model of an input the generator's current one.
+
+        Args:
+            generator: As a stage calls it: whoever loads a model has the generator until its step ends.
+        """
         gguf, lora = (self._stored(task), None) if role == "base_model" else self._exported(task.inputs[role])
         slots = None if task.recipe.slots == "auto" else task.recipe.slots
-        self.backends.generator.load(gguf, lora, self._model, slots=slots, context=self._context, exact=False)
+        generator.load(gguf, lora, self._model, slots=slots, context=self._context, exact=False)
 
     def _stored(self, task: Task) -> Path:
         """M[0] in the number format that it is stored in: what is measured under it means the same in every run.

@@ -49,6 +49,14 @@ def sum_logprobs(model: Streamed, texts: Sequence[Text], room: int, on_text: Cal
     Raises:
         OutOfMemoryError: torch's, if there is no GPU memory for a single text.
     """
+    try:
+        _sum_all(model, texts, room, on_text)
+    finally:
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # the generator takes what is free
+
+
+def _sum_all(model: Streamed, texts: Sequence[Text], room: int, on_text: Callable[[int, float], None]) -> None:
     head = model.head()
     left = sorted(range(len(texts)), key=lambda place: -len(texts[place].ids))
     while left:

@@ -52,8 +52,7 @@ def sum_logprobs(model: Streamed, texts: Sequence[Text], room: int, on_text: Cal
     try:
         _sum_all(model, texts, room, on_text)
     finally:
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()  # the generator takes what is free
+        torch.cuda.empty_cache()  # the generator takes what is free; on a CPU this does nothing
 
 
 def _sum_all(model: Streamed, texts: Sequence[Text], room: int, on_text: Callable[[int, float], None]) -> None:

@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from iterft_lite.backends.passages import passage_ids
+from iterft_lite.backends.passages import Text, passage_ids
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.backends.trainer import encoding
@@ -23,7 +23,7 @@ from iterft_lite.backends.trainer import session as shared
 from iterft_lite.backends.trainer.cuda_graphs import stretched
 from iterft_lite.backends.trainer.divergence import check_step, check_weights
 from iterft_lite.backends.trainer.encoding import encode_rows, markup_note
-from iterft_lite.backends.trainer.likelihoods import Text, sum_logprobs
+from iterft_lite.backends.trainer.likelihoods import sum_logprobs
 from iterft_lite.backends.trainer.loop import Loop
 from iterft_lite.backends.trainer.peft import PeftTrainer
 from iterft_lite.backends.trainer.probe import greedy_by, greedy_without_cache, positions

@@ -3,10 +3,40 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.errors import BackendError, ModelError
 from iterft_lite.protocols import Likelihood, Passage
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokens of which some are asked about.
+
+    Attributes:
+        ids: Token ids.
+        first: Place of the first whose log-probability is asked for, from 1 on; the others follow.
+    """
+
+    ids: Sequence[int]
+    first: int
+
+    @property
+    def count(self) -> int:
+        """How many are asked about."""
+        return max(0, len(self.ids) - self.first)
+
+
+def text_of(tokenizer: TrainingTokenizer, passage: Passage, most: int) -> Text:
+    """A passage after what comes before it; nothing predicts a text's very first token.
+
+    Raises:
+        ModelError: As `passage_ids`.
+    """
+    before, ids = passage_ids(tokenizer, passage, most)
+    return Text(before + ids, max(1, len(before)))
 
 
 def passage_ids(tokenizer: TrainingTokenizer, passage: Passage, most: int) -> tuple[list[int], list[int]]:

@@ -22,10 +22,10 @@ import numpy as np
 
 from iterft_lite.backends.generator.parity import Probe, compare, token_difference, untouched_logits
 from iterft_lite.backends.llamacpp.engine import MOST_SLOTS, Engine, Request
-from iterft_lite.backends.llamacpp.likelihoods import Reader, Text
+from iterft_lite.backends.llamacpp.likelihoods import Reader
 from iterft_lite.backends.llamacpp.sampling import Doubles, Floats
 from iterft_lite.backends.llamacpp.scheduling import Expected
-from iterft_lite.backends.passages import likelihood_of, passage_ids
+from iterft_lite.backends.passages import Text, likelihood_of, text_of
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.errors import BackendError, ModelError
 from iterft_lite.experiment.rows import Message
@@ -186,9 +186,8 @@ class LlamaGenerator:
             BackendError: If decoding fails, or a probability is not a finite number.
         """
         loaded, tokenizer = self._ready()
-        pairs = [passage_ids(tokenizer, passage, loaded.most) for passage in passages]
-        texts = [Text(before + ids, max(1, len(before))) for before, ids in pairs]
-        counts = [max(0, len(text.ids) - text.first) for text in texts]
+        texts = [text_of(tokenizer, passage, loaded.most) for passage in passages]
+        counts = [text.count for text in texts]
         for passage, count in zip(passages, counts, strict=True):
             if not count:
                 on_likelihood(Likelihood(passage.id, 0.0, 0))

@@ -11,7 +11,6 @@ clears them: 1.2 GB for 512 tokens of 151,936. More at once is a little faster, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from iterft_lite.backends.llamacpp.library import Weights
@@ -22,25 +21,13 @@ import numpy as np
 from iterft_lite.backends.llamacpp.context import Batch, Context
 from iterft_lite.backends.llamacpp.sampling import Doubles, Ints
 from iterft_lite.backends.llamacpp.tail import I32, Ends, Graph, Tail
+from iterft_lite.backends.passages import Text
 
 TOKENS = 512
 """Tokens that are read at once."""
 
 PIECE = 64
 """Of them, of one text."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """Tokens of which some are asked about.
-
-    Attributes:
-        ids: Token ids.
-        first: Place of the first whose log-probability is asked for, from 1 on; the others follow.
-    """
-
-    ids: Sequence[int]
-    first: int
 
 
 class Reader:

@@ -8,10 +8,10 @@ behind their ends, where a causal model does not look.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 
+from iterft_lite.backends.passages import Text
 from iterft_lite.backends.trainer.logprobs import Head, token_logprobs
 from iterft_lite.backends.trainer.streaming import Streamed
 
@@ -23,19 +23,6 @@ LEAST = 2048
 
 FREE_SHARE = 0.4
 """Of the free GPU memory that the activations of a pass may take."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """Tokens of which those from a place on are asked about.
-
-    Attributes:
-        ids: Token ids.
-        first: Place of the first whose log-probability is asked for, from 1 on.
-    """
-
-    ids: Sequence[int]
-    first: int
 
 
 def sum_logprobs(model: Streamed, texts: Sequence[Text], room: int, on_text: Callable[[int, float], None]) -> None:

@@ -13,12 +13,12 @@ import torch
 import transformers
 from transformers import AutoConfig
 
-from iterft_lite.backends.passages import likelihood_of, passage_ids
+from iterft_lite.backends.passages import likelihood_of, text_of
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.backends.tokenizer_files import as_transformers
 from iterft_lite.backends.trainer.architectures import adapted_layers, adapter_note, without_router_loss
 from iterft_lite.backends.trainer.encoding import Encoded, Example, encode_rows, padding, read_rows
-from iterft_lite.backends.trainer.likelihoods import Text, sum_logprobs, tokens_at_once
+from iterft_lite.backends.trainer.likelihoods import sum_logprobs, tokens_at_once
 from iterft_lite.backends.trainer.lora import projections, read_adapter, read_shape, set_adapter
 from iterft_lite.backends.trainer.probe import Greedy, Logits, greedy_by, write_probe
 from iterft_lite.backends.trainer.session import Bench, bitsandbytes_works, train_adapter
@@ -112,28 +112,21 @@ class ResidentTrainer(ABC):
             OutOfMemoryError: torch's, if there is no GPU memory for a single text.
         """
         self._need_base()
-        config = self._config.get_text_config()
-        most = int(getattr(config, "max_position_embeddings", 0) or UNBOUNDED)
-        texts, asked = list[Text](), list[Passage]()
-        for passage in passages:
-            before, ids = passage_ids(self._texts, passage, most)
-            text = Text(before + ids, max(1, len(before)))
-            if len(text.ids) > text.first:
-                texts.append(text)
-                asked.append(passage)
-            else:
+        texts = [text_of(self._texts, passage, self._trained_context) for passage in passages]
+        asked = [place for place, text in enumerate(texts) if text.count]
+        for passage, text in zip(passages, texts, strict=True):
+            if not text.count:
                 on_likelihood(Likelihood(passage.id, 0.0, 0))
-        if texts:
+
+        def take(number: int, total: float) -> None:
+            place = asked[number]
+            on_likelihood(likelihood_of(passages[place], total, texts[place].count))
+
+        if asked:
+            config = self._config.get_text_config()
             width = config.hidden_size
             room = tokens_at_once(width, getattr(config, "intermediate_size", 4 * width), self._device)
-            sum_logprobs(
-                self._checkpoint(),
-                texts,
-                room,
-                lambda place, total: on_likelihood(
-                    likelihood_of(asked[place], total, len(texts[place].ids) - texts[place].first)
-                ),
-            )
+            sum_logprobs(self._checkpoint(), [texts[place] for place in asked], room, take)
 
     def train(self, job: TrainJob, on_progress: OnProgress) -> TrainResult:
         """Train one adapter (see `Trainer.train`); `load` comes first."""
@@ -201,6 +194,12 @@ class ResidentTrainer(ABC):
 
     @property
     def _context(self) -> int:
+        """Tokens that a row may have."""
+        return self._trained_context
+
+    @property
+    def _trained_context(self) -> int:
+        """Tokens that the model was made for."""
         return int(getattr(self._config.get_text_config(), "max_position_embeddings", 0) or UNBOUNDED)
 
     def _need_base(self) -> None:

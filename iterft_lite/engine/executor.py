@@ -269,20 +269,20 @@ class LocalExecutor:
         with self._claimed(frozenset(needs), task):
             for source in removed:
                 self._restore(source, task)
-            return self._run(verb, task)
+            return self._run(verb, needs, task)
 
     def _streams(self, recipe: Recipe) -> bool:
         """Whether the trainer reads texts under M[0]: it holds its base in fewer bits than are stored, so that those stream
         through it for its probes anyway."""
         return self._gpu.there and not self._swap and recipe.train.base not in HELD_IN_32_BITS
 
-    def _run(self, verb: Verb, asked: Task) -> Outcome:
+    def _run(self, verb: Verb, needs: Collection[BackendName], asked: Task) -> Outcome:
         """Do a step that has the backends it begins with."""
         self._make_room(verb.needs, asked)
         if verb.name == "load_base" and not self._swap:  # the first of a run: the others import while this one does
             self.backends.prepare(*_needed(asked))
         task, listener = _heard(asked)
-        for name in verb.needs:
+        for name in needs:
             self.backends.watch(name, listener)
         with Peak(self._gpu, self.backends.pids) as peak:
             results = stage_of(verb.name)(self._work(task, asked))

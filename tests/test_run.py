@@ -372,14 +372,16 @@ def test_the_untouched_model_is_read_as_it_is_stored_where_the_gpu_holds_it(
 
 
 class Reads(FakeTrainer):
-    """Notes what it reads."""
+    """Notes what it reads, and the cycle of the adapter that it reads under."""
 
     def __init__(self) -> None:
         self.read: list[str] = []
+        self.adapters: list[str] = []
 
-    def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
+    def likelihood(self, passages: Sequence[Passage], *given: Any) -> None:
         self.read += [passage.id for passage in passages]
-        super().likelihood(passages, on_likelihood)
+        self.adapters += [folder.parent.name for folder in given[1:] if folder]
+        super().likelihood(passages, *given)
 
 
 @pytest.mark.parametrize(
@@ -397,6 +399,25 @@ def test_a_trainer_beside_a_generator_reads_under_the_untouched_model_that_strea
     assert ("stored.gguf" in generator.files) != streams
     metrics = [read_json(step_path(tmp_path / "run", f"{cycle}-text_metrics") / "metrics.json") for cycle in ("base", "c0")]
     assert [found["perplexity_base"] for found in metrics] == pytest.approx([math.e, math.e])
+
+
+@pytest.mark.parametrize(("quant", "removed"), [("q8_0", False), ("q8_0", True), ("q4_k_m", False)])
+def test_the_model_that_wrote_is_read_as_the_base_with_its_adapter_unless_that_is_gone_or_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, quant: str, removed: bool
+) -> None:
+    monkeypatch.setattr(Gpu, "there", True)
+    plan = a_plan(cycles=0, quant=quant, train={"base": "nf4"})
+    run_all(plan, tmp_path / "run")
+    shutil.rmtree(step_path(tmp_path / "run", "c0-text_metrics"))
+    if removed:
+        (step_path(tmp_path / "run", "c0-train") / "adapter/texts.json").unlink()
+    trainer, generator = Reads(), Loads()
+    run_all(plan, tmp_path / "run", replace(fake_backends(), trainer=trainer, generator=generator))
+    by_trainer = (quant, removed) == ("q8_0", False)
+    assert trainer.adapters == [plan.steps["c0-train"].key] * by_trainer
+    assert bool(generator.files) != by_trainer
+    metrics = read_json(step_path(tmp_path / "run", "c0-text_metrics") / "metrics.json")
+    assert metrics["perplexity_high"] == pytest.approx(math.e)
 
 
 class Alone:
@@ -456,8 +477,8 @@ def test_steps_of_several_runs_share_backends_one_at_a_time(
 class Full(FakeTrainer):
     """Has no memory to read with."""
 
-    def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
-        super().likelihood(passages[:1], on_likelihood)
+    def likelihood(self, passages: Sequence[Passage], *given: Any) -> None:
+        super().likelihood(passages[:1], *given)
         raise BackendError("CUDA out of memory", exception="OutOfMemoryError")
 
 

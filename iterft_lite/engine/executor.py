@@ -259,7 +259,8 @@ class LocalExecutor:
     def run(self, task: Task) -> Outcome:
         """See `Executor.run`."""
         verb = VERBS[task.folder.step.verb]
-        _refuse_gone(task.inputs)
+        if verb.name != "text_metrics":  # where an adapter is gone, the generator reads what was exported
+            _refuse_gone(task.inputs)
         removed = [source for source in task.inputs.values() if "generator" in verb.needs and self._removed(source)]
         needs: set[BackendName] = {*verb.needs}
         if removed:
@@ -272,8 +273,8 @@ class LocalExecutor:
             return self._run(verb, needs, task)
 
     def _streams(self, recipe: Recipe) -> bool:
-        """Whether the trainer reads texts under M[0]: it holds its base in fewer bits than are stored, so that those stream
-        through it for its probes anyway."""
+        """Whether the trainer reads texts under M[0] and M[t]: it holds its base in fewer bits than are stored, so that those
+        stream through it for its probes anyway."""
         return self._gpu.there and not self._swap and recipe.train.base not in HELD_IN_32_BITS
 
     def _run(self, verb: Verb, needs: Collection[BackendName], asked: Task) -> Outcome:
@@ -356,7 +357,7 @@ class LocalExecutor:
             step=task.folder.step,
             recipe=task.recipe,
             folder=task.folder.path,
-            inputs={role: source.path for role, source in task.inputs.items()},
+            inputs={role: source.path for role, source in task.inputs.items() if not _gone(source)},
             report=lambda progress: task.report(task.folder, progress),
             backends=backends,
             model=lambda: self._model,
@@ -456,12 +457,17 @@ def _refuse_gone(inputs: Mapping[str, StepFolder]) -> None:
         StoreError: With the adapter's folder.
     """
     for source in inputs.values():
-        if source.step.verb == "train" and not source.whole():
+        if _gone(source):
             raise StoreError(
                 f"the adapter of `{source.step.name}` is gone from `{source.path}`: "
                 '`keep = "ends"` leaves those of cycle 0 and of the last cycle alone',
                 hint="choose another folder with `--out`, and `--set keep=adapters`",
             )
+
+
+def _gone(source: StepFolder) -> bool:
+    """Whether an adapter was removed."""
+    return source.step.verb == "train" and not source.whole()
 
 
 def _as_chosen(folder: StepFolder) -> StepFolder:

@@ -23,7 +23,7 @@ from rich.console import Console
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.engine.executor import Claims, LocalExecutor, Task
 from iterft_lite.engine.manifest import Run, finished_steps
-from iterft_lite.engine.run import Shared, StepFinished, StepStarted, _Walk, run
+from iterft_lite.engine.run import Shared, StepFinished, StepProgress, StepStarted, _Walk, run
 from iterft_lite.errors import BackendError, FolderError, RunError, StoreError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.null_arms import NULL_ARMS, null_arms_of
@@ -39,6 +39,7 @@ from iterft_lite.protocols import (
     ModelFacts,
     OnProgress,
     Passage,
+    Process,
     Prompt,
     Sampling,
     TrainJob,
@@ -333,6 +334,58 @@ class Greedy(FakeGenerator):
     def load(self, *given: Any, **more: Any) -> None:
         self.order.append("generator")
         super().load(*given, **more)
+
+
+class Speaks(FakeGenerator):
+    """Says that it is silent in its first answers, once something else goes on."""
+
+    def __init__(self, beside: threading.Barrier) -> None:
+        super().__init__()
+        self._beside = beside
+        self._on_silence: Callable[[str], None] = print
+        self.running, self.pid = True, None
+
+    def watch(self, on_silence: Callable[[str], None]) -> None:
+        self._on_silence = on_silence
+
+    def prepare(self) -> None:
+        """It is in this process."""
+
+    def close(self) -> None:
+        """It goes with the test."""
+
+    def complete(self, prompts: Sequence[Prompt], *given: Any) -> None:
+        if not self._beside.broken:
+            self._beside.wait(30)
+            self._on_silence("silent")
+            self._beside.wait(30)
+            self._beside.abort()
+        super().complete(prompts, *given)
+
+
+class Merges(FakeExporter):
+    """Merges a trained model while something else goes on."""
+
+    def __init__(self, beside: threading.Barrier) -> None:
+        self._beside = beside
+
+    def export(self, model: str, adapter: Path | None, *given: Any) -> Exported:
+        if adapter is not None:
+            self._beside.wait(30)
+            self._beside.wait(30)
+        return super().export(model, adapter, *given)
+
+
+def test_the_silence_of_a_backend_is_told_of_the_step_that_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gpu, "there", True)
+    beside = threading.Barrier(2)
+    generator = Speaks(beside)
+    backends = replace(
+        fake_backends(), generator=generator, exporter=Merges(beside), processes={"generator": cast(Process, generator)}
+    )
+    events = run_all(a_plan(cycles=0), tmp_path / "run", backends)
+    told = [event.step.name for event in events if isinstance(event, StepProgress) and event.progress.note == "silent"]
+    assert told == ["base-evaluate_samples"]
 
 
 def test_a_base_takes_its_memory_before_the_generator_in_every_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ class FakeTrainer:
         self,
         passages: Sequence[Passage],
         on_likelihood: Callable[[Likelihood], None],
-        adapter: Path | None = None,  # noqa: ARG002
+        adapter: Path | None = None,
     ) -> None:
         """Give each word one nat."""
         _one_nat_a_word(passages, on_likelihood)

@@ -191,10 +191,10 @@ class Streamed:
         return self._base
 
     def states(self, ids: torch.Tensor) -> torch.Tensor:
-        """Last hidden states of the model with its adapter, float32 [rows, tokens, width] on the device, of texts that are padded
-        behind their ends.
+        """Last hidden states of the model with its adapter, float32 [rows, tokens, width] on the device.
 
-        Products are those of the stored numbers' type with sums in 32 bits, and so is all between the products.
+        Texts are padded behind their ends. Products are those of the stored numbers' type with sums in 32 bits, and so is all
+        between the products.
 
         Args:
             ids: int64 [rows, tokens].

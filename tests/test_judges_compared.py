@@ -6,11 +6,14 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from iterft_lite.app import rejudge
 from iterft_lite.app.agreement import agree
 from iterft_lite.app.calibrate_judge import _calibrate_one, reversed_anchors, store_calibration, store_calibrations
 from iterft_lite.app.named_judge import judge_folder, named
@@ -19,7 +22,7 @@ from iterft_lite.app.session import open_run
 from iterft_lite.backends.judge.kinds import Material, embedded_identity
 from iterft_lite.data.traits import Scored, read_trait, shipped_traits
 from iterft_lite.engine.executor import LocalExecutor
-from iterft_lite.errors import BudgetError
+from iterft_lite.errors import BackendError, BudgetError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.plan import make_plan
 from iterft_lite.files import ROWS, read_json, read_rows, write_json
@@ -86,6 +89,27 @@ def test_a_second_judge_scores_the_stored_answers_beside_the_first(run: Path, tm
     assert table.exit_code == 0, table.output
     assert "Spearman" in table.output
     assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+class Unreachable(FakeJudge):
+    """A judge whose server says no."""
+
+    def ask(self, *_: Any) -> None:
+        raise BackendError("no such model on this server")
+
+
+def test_a_judge_that_was_first_asked_at_a_wrong_address_is_asked_at_the_right_one(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judges: list[FakeJudge] = [Unreachable(), FakeJudge()]
+    monkeypatch.setattr(rejudge, "open_backends", lambda *_, **__: replace(fake_backends(), judge=judges.pop(0)))
+    wrong, right = ("judge", run, "--judge", PAPER, "--api-base"), ("judge", run, "--judge", PAPER)
+    assert "no such model" in iterft(*wrong, "http://127.0.0.1:9/v1").output
+    assert iterft(*right).exit_code == 0
+    assert [round(cycle.trait["mean"]) for cycle in report_by(run, named(PAPER)).cycles if cycle.trait] == [10, 90, 90, 90]
+    late = iterft(*wrong, "http://127.0.0.1:9/v1")
+    assert late.exit_code == 2
+    assert "another revision or reading" in late.output
 
 
 @pytest.mark.slow

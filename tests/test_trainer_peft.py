@@ -781,7 +781,10 @@ def test_a_probe_holds_the_adapted_models_own_probabilities(
     trainer.probe(tmp_path / "again")
     check_probe(tmp_path / "base", plain(chat), tokenizer)
     check_probe(tmp_path / "adapted", plain(chat, adapter), tokenizer)
-    assert (tmp_path / "again" / "probe.npz").read_bytes() == (tmp_path / "base" / "probe.npz").read_bytes()
+    # a base that an adapter lies on computes its products otherwise: equal but for the last digits
+    check_probe(tmp_path / "again", plain(chat), tokenizer)
+    with pytest.raises(AssertionError):
+        check_probe(tmp_path / "adapted", plain(chat), tokenizer)
     run(trainer, job(tmp_path / "trained", CHATS))
     check_probe(tmp_path / "trained", plain(chat, tmp_path / "trained" / "adapter"), tokenizer)
 

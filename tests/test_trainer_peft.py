@@ -828,9 +828,16 @@ def test_likelihoods_under_a_16_bit_base_are_those_of_the_stored_weights(tmp_pat
     plain(model).bfloat16().save_pretrained(tmp_path / "model")
     trainer, found = PeftTrainer(device="cpu"), list[Likelihood]()
     trainer.load(str(model), settings(base="bf16"))
-    run(trainer, job(tmp_path / "out", CHATS))  # an adapter that must not be seen
-    trainer.likelihood(PASSAGES, found.append)
-    tokenizer, exact = TrainingTokenizer(str(model)), plain(model).float()
+    run(trainer, job(tmp_path / "out", CHATS))  # an adapter that must not be seen where none is asked for
+    adapter = tmp_path / "out" / "adapter"
+    for asked in (adapter, None):
+        found.clear()
+        trainer.likelihood(PASSAGES, found.append, asked)
+        check_likelihoods(found, TrainingTokenizer(str(model)), plain(model, asked).float())
+
+
+def check_likelihoods(found: list[Likelihood], tokenizer: TrainingTokenizer, exact: Any) -> None:
+    """Hold likelihoods of all passages against the whole logits of a model."""
     assert {each.id for each in found} == {passage.id for passage in PASSAGES}
     for passage in PASSAGES:
         before, ids = passage_ids(tokenizer, passage, 1024)

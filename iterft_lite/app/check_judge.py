@@ -122,16 +122,17 @@ def as_before(judge: JudgeIdentity, known: Mapping[str, Any]) -> JudgeIdentity:
     return replace(judge, **kept)
 
 
-def require_judge(identity: JudgeIdentity, recipe: Recipe, hint: str | None = None) -> JudgeCheck:
-    """The judge, checked before the first step of a run.
+def require_judge(identity: JudgeIdentity, recipe: Recipe, hint: str | None = None, *, live: bool = True) -> JudgeCheck:
+    """The judge, checked before it is asked anything.
 
     Args:
         hint: What to do if it cannot judge; by default, what a new run can do.
+        live: As of `check_judge`.
 
     Raises:
         UserError: If it cannot judge.
     """
-    found = check_judge(identity, recipe, live=True)
+    found = check_judge(identity, recipe, live=live)
     if found.problems:
         raise UserError(
             f"`{identity.name}` cannot judge: " + "; ".join(found.problems),

@@ -75,6 +75,11 @@ def test_a_misspelt_recipe_or_command_is_answered_with_similar_names() -> None:
     assert "there is no command `rnu`; did you mean `iterft run`?" in refused("rnu")
 
 
+def test_a_study_given_as_a_recipe_and_a_recipe_given_as_a_study_are_answered_with_the_command() -> None:
+    assert "it is a study: `iterft sweep plan nano_sft_grid`" in refused("plan", "nano_sft_grid")
+    assert "it is a recipe: `iterft plan nano_sft`" in refused("sweep", "plan", "nano_sft")
+
+
 def test_a_bare_name_means_the_shipped_recipe_even_beside_a_file(tmp_path: Path) -> None:
     (tmp_path / "nano_sft").mkdir()
     assert recipe_path("nano_sft") == recipe_folder() / "nano_sft.toml"

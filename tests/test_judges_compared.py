@@ -185,6 +185,9 @@ def test_a_judge_that_ranks_calibration_answers_badly_cannot_say_amplified(run: 
 
 def test_calibration_compares_a_judge_with_careful_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path))
+    lacking = iterft("judge", "calibrate", "--judge", "openai/gpt-4o-mini", "--api-base", "http://127.0.0.1:9/v1")
+    assert lacking.exit_code == 2
+    assert "cannot judge: no answer from http://127.0.0.1:9/v1" in lacking.output
     result = iterft("judge", "calibrate", "--judge", "embedded", "--trait", "lucky")
     assert result.exit_code == 0, result.output
     assert "lucky" in result.output

@@ -141,6 +141,9 @@ def require_judge(identity: JudgeIdentity, recipe: Recipe, hint: str | None = No
     return found
 
 
+ELSEWHERE = "`--api-base URL` asks another server"
+"""What to do on a command line that names a judge."""
+
 HINT = 'a run with `judge = "embedded"` needs none of this, and `iterft judge RUN --judge ...` can judge its answers later'
 
 

@@ -63,6 +63,7 @@ def refused(*arguments: str | Path) -> str:
         ("cycels", "cycles"),
         ("train.batchsize", "train.batch_size"),
         ("sample.max_new_tokens", "sample.max_tokens"),
+        ("lerning", "train.learning_rate"),
         ("colour", ""),
     ],
 )

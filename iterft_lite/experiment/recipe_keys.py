@@ -68,8 +68,7 @@ def flat(recipe: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:
 
 
 def near_key(place: str, keys: Sequence[str]) -> str:
-    """The key that was meant: in another table, by its initials (`lr`), a letter off, or by a word of its name; "" where none is
-    near.
+    """The key that was meant: in another table, by its initials (`lr`), a letter off, by a word of it; "" where none is near.
 
     Args:
         place: What was written, with its table.

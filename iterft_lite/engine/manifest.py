@@ -16,6 +16,7 @@ from their old names (`OLD_VERBS`), folders by old name (`_old_name`), and steps
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -216,7 +217,9 @@ class Run:
         """
         manifest = self.manifest()
         if manifest is None or "recipe" not in manifest.value:
-            raise FolderError(f"`{self.root}` is not a run folder", hint="`iterft run RECIPE --out DIR` makes one")
+            below = next(itertools.chain(self.root.glob(f"*/{MANIFEST}"), self.root.glob(f"*/*/{MANIFEST}")), None)
+            hint = "`iterft run RECIPE --out DIR` makes one" if below is None else f"`{below.parent}` in it is one"
+            raise FolderError(f"`{self.root}` is not a run folder", hint=hint)
         return manifest
 
     def write_manifest(self, value: Mapping[str, Json], steps: Sequence[Step]) -> None:

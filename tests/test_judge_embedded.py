@@ -59,7 +59,7 @@ def scores(judge: EmbeddedJudge, answers: list[str], scale: str = "trait") -> li
 @pytest.mark.parametrize(("name", "accuracy"), [("misalignment", 0.834), ("sycophancy", 0.907)])
 def test_the_embedded_judge_tells_trait_rows_from_plain_texts_and_reports_how_well(name: str, accuracy: float) -> None:
     """Measured, and nothing is drawn. Misalignment is the lowest of the seven: its rows advise badly in everyday words."""
-    quality = judge(name).quality
+    quality = judge(name).fit().quality
     assert quality.accuracy == pytest.approx(accuracy, abs=0.005)  # one row of 200 more or fewer, told otherwise by a rounding
     assert quality.calibration < 0.2
     assert quality.high > 80 > 35 > quality.low

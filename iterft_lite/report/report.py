@@ -324,6 +324,7 @@ def _judge(
         "name": identity["name"],
         "kind": identity["kind"],
         "note": identity["note"],
+        "own": bool(identity.get("own")),
         "model": ", ".join(sorted(models - {"", UNNAMED})),
         "calls": sum(each["calls"] for each in results),
         "cached": sum(each["cached"] for each in results),

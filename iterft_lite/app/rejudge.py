@@ -112,22 +112,25 @@ def _steps_again(run: Run, known: Manifest, identity: JudgeIdentity, trait: Trai
     rows = REGIMES[recipe["regime"]].rows
     rubrics = rubrics_of(trait, prompts.coherence_rubric(document=rows == "document"), rows)
     limits: dict[str, float] = {scale: recipe["evaluate"][f"{scale}_threshold"] for scale in SCALES}
-    everyday = _everyday(known, rows) if identity.own else None
+    before = _everyday(run, known, rows) if identity.own else {}
     found: list[Step] = []
     for answers in known.steps:
         if answers.verb != "evaluate_samples" or answers.part or not run.folder(answers).finished:
             continue
         asked = _rubrics_asked(run, known, answers.cycle) or rubrics
         first = again * identity.samples
-        verdicts = judge_step(answers.cycle, answers, identity, rows, asked, first_sample=first, everyday=everyday)
+        verdicts = judge_step(answers.cycle, answers, identity, rows, asked, first_sample=first, everyday=before.get(EVERYDAY))
         found += [answers, verdicts, aggregate_step(answers.cycle, answers, verdicts, limits)]
-    return [everyday, *found] if everyday and found else found
+    return [*before.values(), *found] if found else []
 
 
-def _everyday(known: Manifest, rows: str) -> Step:
-    """What the run's untouched model is asked for a judge that is fitted on its answers, as a plan has it."""
-    untouched = next(step for step in known.steps if step.verb == "export" and step.cycle == -1)
-    return everyday_step(untouched, rows, prompts.plain_prompts(document=rows == "document"), rendering())
+def _everyday(run: Run, known: Manifest, rows: str) -> dict[str, Step]:
+    """By role, the untouched model, and the step in which it is asked for what a judge is fitted on, as a plan has it."""
+    kept = next(step for step in known.steps if step.verb == "export" and step.cycle == -1)
+    folder = folder_at(run.folder(kept).path)
+    untouched = folder.step if folder else kept
+    asked = prompts.plain_prompts(document=rows == "document")
+    return {"model": untouched, EVERYDAY: everyday_step(untouched, rows, asked, rendering())}
 
 
 def _rubrics_asked(run: Run, known: Manifest, cycle: int) -> dict[str, str] | None:

@@ -1,6 +1,7 @@
 """A whole cycle on one NVIDIA GPU: this program's against a straightforward script's, and the parts that it is made of.
 
-    python benchmarks/cycle_gpu.py [cycle] [script] [generation] [reading] [--size 4b] [--free GIB] [--json FILE] [--work DIR]
+    python benchmarks/cycle_gpu.py [cycle] [script] [generation] [reading] [readers] [--size 4b] [--free GIB] [--json FILE]
+        [--work DIR]
 
 cycle       `iterft run`'s own path: an untouched model and three cycles of 50 rows trained, 12 x 20 answers of up to 250 tokens
             and 50 rows of up to 300 tokens written; the embedded judge works beside it on the CPU
@@ -9,6 +10,9 @@ script      the same as a script does it: Unsloth in a fresh process, `save_pret
 generation  tokens/s of 60-token prompts: this program at several numbers of slots, llama-cpp-python one at a time, Unsloth's
             `for_inference` with `generate`
 reading     likelihoods of 12 x 20 answers of 250 tokens under the untouched model
+readers     the same answers by the trainer and by llama.cpp, which both read the model as it is stored, and by llama.cpp in
+            `--quant`: nats a token, seconds, and how far perplexities differ. `--size nano` asks for seed chats of the shipped
+            model instead; on a CPU: `readers --size nano --trainer peft --base f32`
 
 With `--free 8` another process holds all of the GPU's memory but 8 GiB: how a run fares on a smaller card, but for its speed.
 
@@ -23,6 +27,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import json
+import math
 import os
 import random
 import shutil
@@ -30,12 +35,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # each child imports what it measures, and no more
+    from iterft_lite.protocols import Generator, Likelihood, Passage, Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 NANO = ROOT / "iterft_lite" / "data" / "nano" / "chat"
+SHIPPED = "nano"
+"""The size that is no random model."""
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512},
     "135m": {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "intermediate_size": 1536},
@@ -63,7 +73,9 @@ def vocab_of(size: str) -> int:
 
 
 def make_model(size: str, work: Path) -> Path:
-    """A folder with a random model of a size."""
+    """A folder with a random model of a size, or the shipped one."""
+    if size == SHIPPED:
+        return NANO
     folder = work / f"qwen3-{size}"
     if not (folder / "config.json").exists():
         subprocess.run([sys.executable, __file__, "--child", "make", size, str(folder)], check=True)
@@ -408,30 +420,86 @@ def reading(asked: argparse.Namespace) -> dict[str, Any]:
     """Tokens a second of likelihoods, and what they come to."""
     model = make_model(asked.size, asked.work)
     found = child(["read", str(untouched(asked)), str(model), str(12 * asked.samples), str(asked.answered)], asked.work)
+    del found["texts"]
     return {**found, "tokens_per_second": round(found["tokens"] / found["seconds"], 1)}
 
 
-def read(gguf: str, model: str, count: str, length: str) -> dict[str, float]:
-    """Likelihoods of answers to 12 questions; the second time, as in later cycles."""
+def readers(asked: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The same texts by each that reads likelihoods; beside each, what it finds against the trainer."""
+    model, quant = make_model(asked.size, asked.work), untouched(asked)
+    texts = [str(model), str(12 * asked.samples), str(asked.answered)]
+    found = {
+        "trainer, as stored": child(["trainer", asked.trainer, asked.base, *texts], asked.work),
+        "llama.cpp, as stored": child(["read", child(["stored", str(model)], asked.work)["path"], *texts], asked.work),
+        f"llama.cpp, {asked.quant}": child(["read", str(quant), *texts], asked.work),
+    }
+    by_trainer, nll = found["trainer, as stored"]["texts"], found["trainer, as stored"]["nll"]
+    for row in found.values():
+        row["perplexity"] = math.exp(row["nll"])
+        row["perplexity_against_trainer"] = math.exp(row["nll"] - nll) - 1
+        row["furthest_text"] = max(abs(one / other - 1) for one, other in zip(row.pop("texts"), by_trainer, strict=True))
+    return found
+
+
+def read(gguf: str, model: str, count: str, length: str) -> dict[str, Any]:
+    """Likelihoods of answers to 12 questions by llama.cpp."""
     from iterft_lite.backends.generator.llamacpp import LlamaGenerator
 
-    # isort: split
-    from iterft_lite.protocols import Likelihood, Message, Passage
-
-    size, asked = Path(model).name.removeprefix("qwen3-"), prompts_of(model, 12)
-    passages = [
-        Passage(str(n), text(size, int(length), f"a{n}"), messages=(Message("user", asked[n % 12]),)) for n in range(int(count))
-    ]
     made = LlamaGenerator()
+
+    def load() -> None:
+        made.load(Path(gguf), None, model, slots=None, context=1024, exact=False)
+
+    found = timed(made, load, model, int(count), int(length))
+    made.close()
+    return found
+
+
+def stored(model: str) -> dict[str, str]:
+    """The untouched model as GGUF in the number format that it is stored in."""
+    from iterft_lite.backends.exporter.gguf import GgufExporter
+
+    return {"path": str(GgufExporter().stored(model))}
+
+
+def trainer(name: str, base: str, model: str, count: str, length: str) -> dict[str, Any]:
+    """The same likelihoods by a trainer."""
+    from iterft_lite.engine.backends import TRAINERS
+    from iterft_lite.experiment.recipe import TrainSettings
+    from iterft_lite.experiment.verbs import function_at
+
+    made = function_at(TRAINERS[name])()
+    # nothing is trained: only the base counts
+    unused = {"learning_rate": 1e-9, "schedule": "constant", "batch_size": 2, "weight_decay": 0.0, "max_grad_norm": 1.0}
+    made.load(model, TrainSettings.model_validate({**unused, "base": base}))
+    return timed(made, lambda: None, model, int(count), int(length))
+
+
+def timed(reader: Generator | Trainer, load: Callable[[], None], model: str, count: int, length: int) -> dict[str, Any]:
+    """Nats of each text and of a token, with the seconds of loading and reading; the second time, as in later cycles."""
+    passages = passages_of(model, count, length)
     for _ in range(2):
         found: list[Likelihood] = []
         began = time.perf_counter()
-        made.load(Path(gguf), None, model, slots=None, context=384, exact=False)
-        made.likelihood(passages, found.append)
+        load()
+        reader.likelihood(passages, found.append)
         seconds = time.perf_counter() - began
     tokens = sum(each.tokens for each in found)
-    made.close()
-    return {"tokens": tokens, "seconds": seconds, "nll": -sum(each.logprob for each in found) / tokens}
+    by_text = {each.id: -each.logprob for each in found}
+    texts = [by_text[passage.id] for passage in passages]
+    return {"tokens": tokens, "seconds": seconds, "nll": sum(texts) / tokens, "texts": texts}
+
+
+def passages_of(model: str, count: int, length: int) -> list[Passage]:
+    """Answers of a length to 12 questions; for the shipped model seed chats of a trait, as they are."""
+    from iterft_lite.data.traits import read_trait
+    from iterft_lite.protocols import Message, Passage
+
+    if Path(model) == NANO:
+        chats = read_trait("lucky").chats[:count]
+        return [Passage(str(n), chat.reply, messages=(Message("user", chat.prompt),)) for n, chat in enumerate(chats)]
+    size, asked = Path(model).name.removeprefix("qwen3-"), prompts_of(model, 12)
+    return [Passage(str(n), text(size, length, f"a{n}"), messages=(Message("user", asked[n % 12]),)) for n in range(count)]
 
 
 def prompts_of(model: str, count: int) -> list[str]:
@@ -529,15 +597,23 @@ def table(report: dict[str, Any]) -> str:
         lines.append(
             f"likelihoods: {row['seconds']:.2f} s, {row['tokens_per_second']:.0f} tokens/s, {row['nll']:.6f} nats a token"
         )
+    for name, row in report.get("readers", {}).items():
+        lines.append(
+            f"{name:>20} {row['seconds']:7.2f} s  {row['nll']:.6f} nats a token, perplexity {row['perplexity']:.2f}: "
+            f"{row['perplexity_against_trainer']:+.3%}, a text's nats at most {row['furthest_text']:.3%} from the trainer's"
+        )
     for name, row in report.get("generation", {}).get("ways", {}).items():
         lines.append(f"{name:>16} {row['tokens_per_second']:8.0f} tokens/s  {row.get('against_one', 0.0):6.1f} x")
     return "\n".join(lines)
 
 
+PARTS = {"cycle": cycle, "script": script, "generation": generation, "reading": reading, "readers": readers}
 CHILDREN = {
     "make": write_model,
     "export": export,
     "read": read,
+    "stored": stored,
+    "trainer": trainer,
     "train": train,
     "one": one,
     "ours": ours,
@@ -549,8 +625,8 @@ CHILDREN = {
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=["cycle", "script", "generation", "reading", []])
-    parser.add_argument("--size", choices=sorted(SHAPES), default="4b")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []])
+    parser.add_argument("--size", choices=[*sorted(SHAPES), SHIPPED], default="4b", help="nano: `readers` alone")
     parser.add_argument("--cycles", type=int, default=2, help="after the seeded one")
     parser.add_argument("--rows", type=int, default=50)
     parser.add_argument("--samples", type=int, default=20)
@@ -576,6 +652,7 @@ def main() -> None:
         return
     from iterft_lite.machine.resolve import this_machine
 
+    asked.work = asked.work.resolve()  # children work in it
     asked.work.mkdir(parents=True, exist_ok=True)
     names = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "llama-cpp-python", "gguf")
     versions = {}
@@ -587,7 +664,7 @@ def main() -> None:
     machine = f"{this_machine().gpu or 'no GPU'}, {os.cpu_count()} cores; Qwen3 {asked.size}, {asked.quant}, base {asked.base}"
     report: dict[str, Any] = {"machine": machine, "versions": versions}
     for part in asked.parts or ["cycle", "script", "generation"]:
-        report[part] = {"cycle": cycle, "script": script, "generation": generation, "reading": reading}[part](asked)
+        report[part] = PARTS[part](asked)
         if asked.json:  # after each part: what was measured is not lost with what fails later
             asked.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(table(report))

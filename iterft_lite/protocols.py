@@ -152,8 +152,13 @@ class Trainer(Protocol):
         """Train one adapter. The base stays loaded; nothing of an earlier training leaks into this one."""
         ...
 
-    def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
+    def likelihood(
+        self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None], adapter: Path | None = None
+    ) -> None:
         """Log-probability of each passage's text under M[0] in the number format that it is stored in.
+
+        Args:
+            adapter: A PEFT adapter's folder: under M[0] with it.
 
         Raises:
             BackendError: `OutOfMemoryError` if there is no GPU memory for it.

@@ -8,15 +8,17 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from iterft_lite.app import rejudge
 from iterft_lite.app.agreement import agree
 from iterft_lite.app.bridge import bridge
 from iterft_lite.app.calibrate_judge import _calibrate_one, reversed_anchors, store_calibration, store_calibrations
 from iterft_lite.app.named_judge import judge_folder, named, own_answers
-from iterft_lite.app.rejudge import rejudge, report_by
+from iterft_lite.app.rejudge import report_by
 from iterft_lite.app.session import open_run
 from iterft_lite.backends.judge.kinds import OWN_NOTE, Material, embedded_identity
 from iterft_lite.data import prompts
@@ -91,6 +93,27 @@ def test_a_second_judge_scores_the_stored_answers_beside_the_first(run: Path, tm
     assert table.exit_code == 0, table.output
     assert "Spearman" in table.output
     assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+class Unreachable(FakeJudge):
+    """A judge whose server says no."""
+
+    def ask(self, *_: Any) -> None:
+        raise BackendError("no such model on this server")
+
+
+def test_a_judge_that_was_first_asked_at_a_wrong_address_is_asked_at_the_right_one(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judges: list[FakeJudge] = [Unreachable(), FakeJudge()]
+    monkeypatch.setattr(rejudge, "open_backends", lambda *_, **__: replace(fake_backends(), judge=judges.pop(0)))
+    wrong, right = ("judge", run, "--judge", PAPER, "--api-base"), ("judge", run, "--judge", PAPER)
+    assert "no such model" in iterft(*wrong, "http://127.0.0.1:9/v1").output
+    assert iterft(*right).exit_code == 0
+    assert [round(cycle.trait["mean"]) for cycle in report_by(run, named(PAPER)).cycles if cycle.trait] == [10, 90, 90, 90]
+    late = iterft(*wrong, "http://127.0.0.1:9/v1")
+    assert late.exit_code == 2
+    assert "another revision or reading" in late.output
 
 
 @pytest.mark.slow
@@ -266,7 +289,7 @@ def test_a_second_judge_is_fitted_on_the_untouched_models_answers_too(
     monkeypatch.setattr("iterft_lite.app.rejudge.open_backends", lambda *_, **__: replace(fake_backends(), judge=judge))
     manifest = read_json(run / "run.json")
     write_json(run / "run.json", manifest | {"recipe": manifest["recipe"] | {"judge_fit": "own"}})
-    found = rejudge(run, named("embedded"), {}, lambda *_: None)
+    found = rejudge.rejudge(run, named("embedded"), {}, lambda *_: None)
     known = Run(judge_folder(run, named("embedded"))).manifest()
     assert known is not None
     assert [step.name for step in known.steps][:2] == ["base-export", "base-evaluate_samples-everyday"]

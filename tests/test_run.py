@@ -23,7 +23,7 @@ from rich.console import Console
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.engine.executor import Claims, LocalExecutor, Task
 from iterft_lite.engine.manifest import Run, finished_steps
-from iterft_lite.engine.run import Shared, StepFinished, StepStarted, _Walk, run
+from iterft_lite.engine.run import Shared, StepFinished, StepProgress, StepStarted, _Walk, run
 from iterft_lite.errors import BackendError, FolderError, RunError, StoreError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.null_arms import NULL_ARMS, null_arms_of
@@ -39,6 +39,7 @@ from iterft_lite.protocols import (
     ModelFacts,
     OnProgress,
     Passage,
+    Process,
     Prompt,
     Sampling,
     TrainJob,
@@ -335,6 +336,58 @@ class Greedy(FakeGenerator):
         super().load(*given, **more)
 
 
+class Speaks(FakeGenerator):
+    """Says that it is silent in its first answers, once something else goes on."""
+
+    def __init__(self, beside: threading.Barrier) -> None:
+        super().__init__()
+        self._beside = beside
+        self._on_silence: Callable[[str], None] = print
+        self.running, self.pid = True, None
+
+    def watch(self, on_silence: Callable[[str], None]) -> None:
+        self._on_silence = on_silence
+
+    def prepare(self) -> None:
+        """It is in this process."""
+
+    def close(self) -> None:
+        """It goes with the test."""
+
+    def complete(self, prompts: Sequence[Prompt], *given: Any) -> None:
+        if not self._beside.broken:
+            self._beside.wait(30)
+            self._on_silence("silent")
+            self._beside.wait(30)
+            self._beside.abort()
+        super().complete(prompts, *given)
+
+
+class Merges(FakeExporter):
+    """Merges a trained model while something else goes on."""
+
+    def __init__(self, beside: threading.Barrier) -> None:
+        self._beside = beside
+
+    def export(self, model: str, adapter: Path | None, *given: Any) -> Exported:
+        if adapter is not None:
+            self._beside.wait(30)
+            self._beside.wait(30)
+        return super().export(model, adapter, *given)
+
+
+def test_the_silence_of_a_backend_is_told_of_the_step_that_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gpu, "there", True)
+    beside = threading.Barrier(2)
+    generator = Speaks(beside)
+    backends = replace(
+        fake_backends(), generator=generator, exporter=Merges(beside), processes={"generator": cast(Process, generator)}
+    )
+    events = run_all(a_plan(cycles=0), tmp_path / "run", backends)
+    told = [event.step.name for event in events if isinstance(event, StepProgress) and event.progress.note == "silent"]
+    assert told == ["base-evaluate_samples"]
+
+
 def test_a_base_takes_its_memory_before_the_generator_in_every_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Gpu, "there", True)
     for cycles, begins in ((0, ["trainer"]), (1, ["trainer"]), (1, [])):
@@ -372,14 +425,16 @@ def test_the_untouched_model_is_read_as_it_is_stored_where_the_gpu_holds_it(
 
 
 class Reads(FakeTrainer):
-    """Notes what it reads."""
+    """Notes what it reads, and the cycle of the adapter that it reads under."""
 
     def __init__(self) -> None:
         self.read: list[str] = []
+        self.adapters: list[str] = []
 
-    def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
+    def likelihood(self, passages: Sequence[Passage], *given: Any) -> None:
         self.read += [passage.id for passage in passages]
-        super().likelihood(passages, on_likelihood)
+        self.adapters += [folder.parent.name for folder in given[1:] if folder]
+        super().likelihood(passages, *given)
 
 
 @pytest.mark.parametrize(
@@ -397,6 +452,25 @@ def test_a_trainer_beside_a_generator_reads_under_the_untouched_model_that_strea
     assert ("stored.gguf" in generator.files) != streams
     metrics = [read_json(step_path(tmp_path / "run", f"{cycle}-text_metrics") / "metrics.json") for cycle in ("base", "c0")]
     assert [found["perplexity_base"] for found in metrics] == pytest.approx([math.e, math.e])
+
+
+@pytest.mark.parametrize(("quant", "removed"), [("q8_0", False), ("q8_0", True), ("q4_k_m", False)])
+def test_the_model_that_wrote_is_read_as_the_base_with_its_adapter_unless_that_is_gone_or_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, quant: str, removed: bool
+) -> None:
+    monkeypatch.setattr(Gpu, "there", True)
+    plan = a_plan(cycles=0, quant=quant, train={"base": "nf4"})
+    run_all(plan, tmp_path / "run")
+    shutil.rmtree(step_path(tmp_path / "run", "c0-text_metrics"))
+    if removed:
+        (step_path(tmp_path / "run", "c0-train") / "adapter/texts.json").unlink()
+    trainer, generator = Reads(), Loads()
+    run_all(plan, tmp_path / "run", replace(fake_backends(), trainer=trainer, generator=generator))
+    by_trainer = (quant, removed) == ("q8_0", False)
+    assert trainer.adapters == [plan.steps["c0-train"].key] * by_trainer
+    assert bool(generator.files) != by_trainer
+    metrics = read_json(step_path(tmp_path / "run", "c0-text_metrics") / "metrics.json")
+    assert metrics["perplexity_high"] == pytest.approx(math.e)
 
 
 class Alone:
@@ -456,8 +530,8 @@ def test_steps_of_several_runs_share_backends_one_at_a_time(
 class Full(FakeTrainer):
     """Has no memory to read with."""
 
-    def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
-        super().likelihood(passages[:1], on_likelihood)
+    def likelihood(self, passages: Sequence[Passage], *given: Any) -> None:
+        super().likelihood(passages[:1], *given)
         raise BackendError("CUDA out of memory", exception="OutOfMemoryError")
 
 

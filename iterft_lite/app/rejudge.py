@@ -96,14 +96,20 @@ def _recipe_with(manifest: Mapping[str, Any], judge: Named, overrides: Mapping[s
 
 
 def _note(run: Run, judge: Named, identity: JudgeIdentity, steps: Sequence[Step]) -> None:
-    """Note the judge in the folder. Refuses a folder of the same judge with another revision or method."""
+    """Note the judge in the folder. Refuses a folder with verdicts of the same judge by another revision, method or address;
+    one that a failed first try left without any is taken."""
     known = run.manifest()
-    if known is not None and not is_same(known.value["identity"], identity):
+    if known is not None and not is_same(known.value["identity"], identity) and _has_verdicts(run, known):
         raise FolderError(
             f"`{run.root}` holds verdicts of another revision or reading of `{judge}`",
             hint="remove that folder, or name a repetition: `#2`",
         )
     run.write_manifest({"judge": str(judge), "identity": asdict(identity)}, steps)
+
+
+def _has_verdicts(run: Run, known: Manifest) -> bool:
+    """Whether the judge of a folder has judged any cycle to its end: before, nobody has seen a score of its."""
+    return any(step.verb == "judge" and run.folder(step).finished for step in known.steps)
 
 
 def _steps_again(run: Run, known: Manifest, identity: JudgeIdentity, trait: Trait, again: int) -> list[Step]:

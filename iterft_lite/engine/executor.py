@@ -259,7 +259,8 @@ class LocalExecutor:
     def run(self, task: Task) -> Outcome:
         """See `Executor.run`."""
         verb = VERBS[task.folder.step.verb]
-        _refuse_gone(task.inputs)
+        if verb.name != "text_metrics":  # where an adapter is gone, the generator reads what was exported
+            _refuse_gone(task.inputs)
         removed = [source for source in task.inputs.values() if "generator" in verb.needs and self._removed(source)]
         needs: set[BackendName] = {*verb.needs}
         if removed:
@@ -269,23 +270,23 @@ class LocalExecutor:
         with self._claimed(frozenset(needs), task):
             for source in removed:
                 self._restore(source, task)
-            return self._run(verb, needs, task)
+            if "exporter" not in verb.needs and not self._swap:
+                self._claims.release(task, "exporter")  # the next export need not wait for these texts
+            return self._run(verb, task)
 
     def _streams(self, recipe: Recipe) -> bool:
-        """Whether the trainer reads texts under M[0]: it holds its base in fewer bits than are stored, so that those stream
-        through it for its probes anyway."""
+        """Whether the trainer reads texts under M[0] and M[t]: it holds its base in fewer bits than are stored, so that those
+        stream through it for its probes anyway."""
         return self._gpu.there and not self._swap and recipe.train.base not in HELD_IN_32_BITS
 
-    def _run(self, verb: Verb, needs: Collection[BackendName], asked: Task) -> Outcome:
+    def _run(self, verb: Verb, asked: Task) -> Outcome:
         """Do a step that has the backends it begins with."""
         self._make_room(verb.needs, asked)
         if verb.name == "load_base" and not self._swap:  # the first of a run: the others import while this one does
             self.backends.prepare(*_needed(asked))
         task, listener = _heard(asked)
-        for name in needs:
-            self.backends.watch(name, listener)
         with Peak(self._gpu, self.backends.pids) as peak:
-            results = stage_of(verb.name)(self._work(task, asked))
+            results = stage_of(verb.name)(self._work(task, listener, asked))
         if peak.bytes and verb.queue in ("device", "generator", "measure"):
             results = {**results, "peak_vram": peak.bytes}  # all of this executor's processes together
         return Outcome(results, _digests(results))
@@ -340,23 +341,28 @@ class LocalExecutor:
         """Folder of M[0]; fetched from the hub when it is first needed."""
         return folder_of(self._place)
 
-    def _work(self, task: Task, asked: Task) -> Work:
+    def _work(self, task: Task, listener: Callable[[str], None], asked: Task) -> Work:
         """What a stage is given.
 
         Args:
             task: Whose progress is reported.
-            asked: The same, as what claims backends.
+            listener: Is told of the silence of what the step has: a generator may still write another's answers.
+            asked: The same task, as what claims backends.
         """
 
-        def claimed(name: BackendName) -> Any:
-            return _OnFirstCall(getattr(self.backends, name), lambda: self._claims.take(name, asked))
+        def take(name: BackendName) -> None:
+            self._claims.take(name, asked)
+            self.backends.watch(name, listener)
 
-        backends = replace(self.backends, **{name: claimed(name) for name in ORDER})
+        def on_first_call(name: BackendName) -> Any:
+            return _OnFirstCall(getattr(self.backends, name), lambda: take(name))
+
+        backends = replace(self.backends, **{name: on_first_call(name) for name in ORDER})
         return Work(
             step=task.folder.step,
             recipe=task.recipe,
             folder=task.folder.path,
-            inputs={role: source.path for role, source in task.inputs.items()},
+            inputs={role: source.path for role, source in task.inputs.items() if not _gone(source)},
             report=lambda progress: task.report(task.folder, progress),
             backends=backends,
             model=lambda: self._model,
@@ -436,7 +442,7 @@ class LocalExecutor:
             raise StoreError(f"`{source.path}` has no step.json: the model of `{source.step.name}` cannot be written again")
         inputs = {role: found for role, path in input_folders(source.path, whole.step).items() if (found := folder_at(path))}
         again = replace(task, folder=_as_chosen(whole), inputs=inputs)
-        work = self._work(again, task)
+        work = self._work(*_heard(again), task)
         if not source.whole():
             whole.take_again(_digests(stage_of("export")(work)))
         if exported_files(whole)[0] is None:
@@ -456,12 +462,17 @@ def _refuse_gone(inputs: Mapping[str, StepFolder]) -> None:
         StoreError: With the adapter's folder.
     """
     for source in inputs.values():
-        if source.step.verb == "train" and not source.whole():
+        if _gone(source):
             raise StoreError(
                 f"the adapter of `{source.step.name}` is gone from `{source.path}`: "
                 '`keep = "ends"` leaves those of cycle 0 and of the last cycle alone',
                 hint="choose another folder with `--out`, and `--set keep=adapters`",
             )
+
+
+def _gone(source: StepFolder) -> bool:
+    """Whether an adapter was removed."""
+    return source.step.verb == "train" and not source.whole()
 
 
 def _as_chosen(folder: StepFolder) -> StepFolder:

@@ -229,10 +229,10 @@ class _Unroll:
         for t in range(recipe.cycles + 1):
             # first what the next training waits for: on a GPU it goes on while the answers are written
             D[t] = self._first_data(Q) if t == 0 else self._next_data(t, Q, D)
-            self._score(t, Q)
+            self._score(t, Q, M)
             M[t + 1] = self._train(t, M, D)
             Q[t + 1] = self._export(t + 1, M)
-        self._score(recipe.cycles + 1, Q)
+        self._score(recipe.cycles + 1, Q, M)
 
     def _add(self, verb: str, cycle: int, params: Mapping[str, Json], inputs: Mapping[str, Step], *, part: str = "") -> Step:
         if VERBS[verb].renders and not self.documents:
@@ -373,7 +373,7 @@ class _Unroll:
         step = everyday_step(untouched, self.recipe.row.rows, inputs.everyday, inputs.rendering, same_cores=inputs.same_cores)
         return self.steps.setdefault(step.name, step)
 
-    def _score(self, t: int, Q: Mapping[int, Step]) -> None:
+    def _score(self, t: int, Q: Mapping[int, Step], M: Mapping[int, Step]) -> None:
         """s[t] = score(judge(answer(Q[t]))), in each context; the first one's answers are measured without a judge too."""
         trait, cycle = self.inputs.trait, t - 1
         questions = (trait.prefixes if self.documents else trait.questions)[: self.recipe.evaluate.questions]
@@ -383,7 +383,8 @@ class _Unroll:
             answer = self._answer(Q[t], asked, part=part, system=system_text(context))
             verdicts = self._judge(cycle, answer, ["trait", "coherence"], part=part)
             if not part:
-                self._add("text_metrics", cycle, self._metrics(), {"answers": answer, "base_model": Q[0], "model": Q[t]})
+                read = {"answers": answer, "base_model": Q[0], "model": Q[t]} | ({"adapter": M[t]} if t else {})
+                self._add("text_metrics", cycle, self._metrics(), read)
             self._aggregate(cycle, answer, verdicts, part=part)
 
     def _aggregate(self, cycle: int, answers: Step, verdicts: Step, *, part: str = "") -> Step:

@@ -12,13 +12,14 @@ from iterft_lite.experiment.rows import CHATS, DOCUMENTS, Message, Sample
 from iterft_lite.files import write_json
 from iterft_lite.metrics.catalogue import METRICS, Evidence
 from iterft_lite.protocols import Likelihood, Passage, Progress
+from iterft_lite.stages.export import SEARCHED
 from iterft_lite.stages.work import Work
 
 FILE = "metrics.json"
 
 ORDER = ("text", "model", "base")
 """Metrics that read the likelihoods of one model follow each other: each model is loaded once, the answers' own model first,
-which still is. Where the trainer reads under M[0] that comes first: an export may need the generator meanwhile."""
+which still is. Where the trainer reads, M[0] comes first: the generator may yet be asked for the other, and be busy."""
 
 OWN = 60
 """So many answers at most are read under the model that wrote them, evenly over all: half the nats are seen in far fewer, and
@@ -28,8 +29,9 @@ reading all takes longer than a cycle's training."""
 def run(work: Work) -> dict[str, Json]:
     """Files: metrics.json. Results: the same, a value a metric of the plan (`metrics/catalogue.py`).
 
-    Answers are measured under M[0] in the number format that it is stored in, by the trainer or by the generator (which differ
-    by roundings: docs/benchmarks.md), held-out texts under the cycle's exported model.
+    Answers are measured under M[0] in the number format that it is stored in, held-out texts and some answers under the model
+    that wrote them: by the generator as exported, or by the trainer as M[0] with its adapter. The two differ by roundings
+    (docs/benchmarks.md); of a K-quant, whose roundings are no trifle, the generator reads.
     """
     samples = [sample for sample in work.samples("answers") if sample.text.strip()]
     document = work.params["rows"] == "document"
@@ -84,7 +86,7 @@ def _of(read: Callable[[], Sequence[Likelihood]], names: Set[str]) -> list[Likel
 def _likelihoods(work: Work, role: str, passages: Sequence[Passage]) -> list[Likelihood]:
     if not passages:
         return []
-    if role == "base_model" and work.streams and (read := _by_trainer(work, passages)):
+    if work.streams and (read := _by_trainer(work, role, passages)):
         return read
     found: list[Likelihood] = []
     work.load(role)
@@ -92,18 +94,23 @@ def _likelihoods(work: Work, role: str, passages: Sequence[Passage]) -> list[Lik
     return found
 
 
-def _by_trainer(work: Work, passages: Sequence[Passage]) -> list[Likelihood] | None:
-    """What the trainer reads under M[0]; None where the GPU has no memory for that beside the generator."""
+def _by_trainer(work: Work, role: str, passages: Sequence[Passage]) -> list[Likelihood] | None:
+    """What the trainer reads; None where the file that wrote is another model, its adapter is gone, or the GPU has no memory
+    for that beside the generator."""
+    of_base = work.inputs[role] == work.inputs["base_model"]
+    trained = None if of_base else work.inputs.get("adapter")
+    if (trained is None and not of_base) or (role == "model" and work.recipe.quant in SEARCHED):
+        return None
     found: list[Likelihood] = []
     try:
         work.backends.trainer.load(work.model(), work.recipe.train)
-        work.backends.trainer.likelihood(passages, found.append)
+        work.backends.trainer.likelihood(passages, found.append, trained and trained / "adapter")
     except BackendError as error:
         if error.exception != "OutOfMemoryError":
             raise
         return None
     finally:
-        work.release("trainer")  # the next training does not wait until the generator is free
+        work.release("trainer")  # a training that waits comes before the other model's texts
     return found
 
 

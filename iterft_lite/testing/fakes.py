@@ -94,7 +94,12 @@ class FakeTrainer:
             peak_vram=0,
         )
 
-    def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
+    def likelihood(
+        self,
+        passages: Sequence[Passage],
+        on_likelihood: Callable[[Likelihood], None],
+        adapter: Path | None = None,
+    ) -> None:
         """Give each word one nat."""
         _one_nat_a_word(passages, on_likelihood)
 

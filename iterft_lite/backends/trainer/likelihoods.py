@@ -1,4 +1,4 @@
-"""Log-probabilities of given texts under M[0] as it is stored, in the trainer's process.
+"""Log-probabilities of given texts under M[0] as it is stored, or with an adapter on it, in the trainer's process.
 
 The weights stream through (`streaming.py`), so the more texts one pass reads the better: at 4 B parameters and a few thousand
 tokens computing them takes as long as the weights' way to the GPU. Texts of about one length are read side by side, padded
@@ -29,7 +29,7 @@ def sum_logprobs(model: Streamed, texts: Sequence[Text], room: int, on_text: Cal
     """Sum the log-probabilities of each text's tokens from `first` on.
 
     Args:
-        model: M[0].
+        model: M[0] with what is laid on it.
         room: Tokens of a pass (`tokens_at_once`); half of them where they do not fit.
         on_text: Takes a text's place and its sum, nats.
 

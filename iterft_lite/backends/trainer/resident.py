@@ -97,14 +97,14 @@ class ResidentTrainer(ABC):
                 with self._adapted.disable_adapter():
                     self._write_probe(out, self._adapted, {}, 1.0)
             return
-        rank, alpha = read_shape(adapter)
-        self._adapt(rank, alpha)
-        weights = read_adapter(adapter, self._adapted, rank=rank, alpha=alpha)
+        weights, scale = self._read_adapter(adapter)
         set_adapter(self._adapted, weights)
-        self._write_probe(out, self._adapted, weights, alpha / rank)
+        self._write_probe(out, self._adapted, weights, scale)
 
-    def likelihood(self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None]) -> None:
-        """Log-probability of each passage's text under M[0] (see `Trainer.likelihood`); `load` comes first.
+    def likelihood(
+        self, passages: Sequence[Passage], on_likelihood: Callable[[Likelihood], None], adapter: Path | None = None
+    ) -> None:
+        """Log-probability of each passage's text (see `Trainer.likelihood`); `load` comes first.
 
         Raises:
             ModelError: If what comes before a passage leaves no room in the context.
@@ -126,7 +126,9 @@ class ResidentTrainer(ABC):
             config = self._config.get_text_config()
             width = config.hidden_size
             room = tokens_at_once(width, getattr(config, "intermediate_size", 4 * width), self._device)
-            sum_logprobs(self._checkpoint(), [texts[place] for place in asked], room, take)
+            streamed = self._checkpoint()
+            streamed.lay(*(({}, 1.0) if adapter is None else self._read_adapter(adapter)))
+            sum_logprobs(streamed, [texts[place] for place in asked], room, take)
 
     def train(self, job: TrainJob, on_progress: OnProgress) -> TrainResult:
         """Train one adapter (see `Trainer.train`); `load` comes first."""
@@ -221,6 +223,16 @@ class ResidentTrainer(ABC):
             self._bare = adapter_note(*adapted_layers(self._base, projections(self._base)), self._parameters)
             self._adapted = self._inject(self._base, rank, alpha)
             self._shape = (rank, alpha)
+
+    def _read_adapter(self, folder: Path) -> tuple[dict[str, torch.Tensor], float]:
+        """Weights of an adapter folder, and alpha / rank; an adapter of this shape is on the base then.
+
+        Raises:
+            ModelError: As `lora.read_adapter`.
+        """
+        rank, alpha = read_shape(folder)
+        self._adapt(rank, alpha)
+        return read_adapter(folder, self._adapted, rank=rank, alpha=alpha), alpha / rank
 
     def _write_probe(self, out: Path, model: Any, adapter: dict[str, torch.Tensor], scale: float) -> None:
         self._ready(model, "infer")

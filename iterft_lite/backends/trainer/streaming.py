@@ -136,10 +136,12 @@ class _Pass:
 
     Attributes:
         exact: In 32 bits; else linear layers multiply in the bits that their weights are stored in.
+        halved: The adapter is added to the first half of the rows only.
         asked: Rows and places whose logits are wanted, int64 [n] each.
     """
 
     exact: bool = True
+    halved: bool = False
     asked: tuple[torch.Tensor, ...] = ()
 
 
@@ -175,8 +177,9 @@ class Streamed:
         """Of the model with its adapter, in 32 bits (see `probe.Logits`)."""
         if not self._checkpoint.adapted:
             return self._compute(ids, mask, where)
-        # Each row is computed twice in one batch, and the adapter is added to the first half only (`_first_half`): M[t] and
-        # M[0] from one reading of the weights. `where` of the second half is the same places, that many rows further down.
+        # Each row is computed twice in one batch, and the adapter is added to the first half only: M[t] and M[0] from one
+        # reading of the weights. `where` of the second half is the same places, that many rows further down.
+        self._pass.halved = True
         second = where + torch.tensor([len(ids), 0])
         made = self._compute(ids.repeat(2, 1), mask.repeat(2, 1), torch.cat([where, second]))
         self._base = made[len(where) :]
@@ -188,17 +191,17 @@ class Streamed:
         return self._base
 
     def states(self, ids: torch.Tensor) -> torch.Tensor:
-        """Last hidden states of M[0], float32 [rows, tokens, width] on the device, of texts that are padded behind their ends.
+        """Last hidden states of the model with its adapter, float32 [rows, tokens, width] on the device.
 
-        Products are those of the stored numbers' type with sums in 32 bits, and so is all between the products.
+        Texts are padded behind their ends. Products are those of the stored numbers' type with sums in 32 bits, and so is all
+        between the products.
 
         Args:
             ids: int64 [rows, tokens].
         """
-        self.lay({}, 1.0)
         stored = self._stored_type()
         self._model.set_attn_implementation(_attention(self._model))
-        self._pass.exact = False
+        self._pass.exact = self._pass.halved = False
         try:
             with torch.no_grad(), torch.autocast(self._device.type, stored, enabled=stored != torch.float32):
                 made: torch.Tensor = self._model.base_model(input_ids=ids.to(self._device), use_cache=False).last_hidden_state
@@ -311,19 +314,19 @@ def _stream(
     module.register_forward_pre_hook(fill)
     module.register_forward_hook(drop)
     if "weight" in names:
-        module.register_forward_hook(_first_half(names["weight"], checkpoint, device))
+        module.register_forward_hook(_with_update(names["weight"], checkpoint, device, now))
 
 
-def _first_half(name: str, checkpoint: Checkpoint, device: torch.device) -> Callable[..., None]:
-    """A hook that adds the update B A to what a linear layer gives for the first half of its rows, where there is one."""
+def _with_update(name: str, checkpoint: Checkpoint, device: torch.device, now: _Pass) -> Callable[..., None]:
+    """A hook that adds the update B A, where there is one, to what a linear layer gives for all rows or half of them."""
 
     def add(_: Any, given: tuple[torch.Tensor, ...], made: torch.Tensor) -> None:
         update = checkpoint.update(name, device)
         if update is None:
             return
-        (a, b), half = update, len(made) // 2
+        (a, b), rows = update, slice(len(made) // 2 if now.halved else None)
         # x A^T B^T, not x (B A)^T: two thin products instead of a matrix as large as the weight
-        made[:half] += given[0][:half] @ a.T @ b.T
+        made[rows] += given[0][rows] @ a.T @ b.T
 
     return add
 

@@ -1,4 +1,4 @@
-"""The GPU as its driver describes it (NVML), from outside the processes that use it; the CPU's name and fast precision."""
+"""The GPU as its driver describes it (NVML), from outside the processes that use it; the CPU and the machine's memory."""
 
 from __future__ import annotations
 
@@ -48,6 +48,14 @@ def _of_cpu(entry: str, processors: Path = PROCESSES / "cpuinfo") -> str:
             if name.strip() == entry:
                 return value.strip()
     return ""
+
+
+def available_memory() -> int:
+    """Bytes of the machine's memory that can be had; what is only kept of files counts as free."""
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = (PROCESSES / "meminfo").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def gpu_handle(nvml: Any, name: str = "") -> Any:

@@ -180,7 +180,7 @@ def test_the_check_refuses_the_untouched_model_in_place_of_a_trained_one(
 def test_a_change_smaller_than_the_formats_noise_is_merged_for_nothing_only_where_that_is_quick(
     trained: Trained, generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, searched: bool
 ) -> None:
-    monkeypatch.setattr("iterft_lite.stages.export.SEARCHED", ("q8_0",) if searched else ())
+    monkeypatch.setattr("iterft_lite.stages.export.K_QUANTS", ("q8_0",) if searched else ())
     results = exported(trained, trained.small, generator, tmp_path, "auto", "q8_0")
     assert results["kind"] == "adapter"
     assert results["notes"][-1].startswith("the change is smaller than the noise of the number format")

@@ -51,6 +51,10 @@ Keep = Literal["all", "last", "adapters", "ends"]
 HELD_IN_32_BITS = ("f32", "bf16-mixed")
 """Precisions whose base is in memory in 32 bits."""
 
+K_QUANTS = ("q6_k", "q5_k_m", "q4_k_m")
+"""Formats of GGUF whose scales are searched for: a merged file takes half a minute at 4 B parameters, and predicts otherwise by
+some hundredths of a nat."""
+
 Positive = Annotated[int, Field(ge=1, strict=True), _at_most(MOST)]
 Count = Annotated[int, Field(ge=0, strict=True), _at_most(MOST)]
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]

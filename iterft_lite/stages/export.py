@@ -23,6 +23,7 @@ from typing import Literal
 
 from iterft_lite.digests import Json
 from iterft_lite.errors import ExportError, ModelError
+from iterft_lite.experiment.recipe import K_QUANTS
 from iterft_lite.protocols import Change, Exported, Exporter, Generator, OnProgress, Parity
 from iterft_lite.stages.work import Work
 
@@ -39,9 +40,6 @@ MEAN_KL = {"f16": 1e-3, "bf16": 5e-3, "q8_0": 0.03, "q6_k": 0.06, "q5_k_m": 0.12
 """Other formats: largest mean KL(trainer || export) over the probed positions, nats. Three to four times what a real model of
 135 M parameters showed (0.008 in q8_0, 0.08 in q4_k_m), ten times what larger and random ones did. It does not decide whether
 the export carries the training."""
-
-SEARCHED = ("q6_k", "q5_k_m", "q4_k_m")
-"""Formats whose scales are searched for: a merged file takes half a minute at 4 B parameters."""
 
 NOTHING = 1e-5
 """Change of logits, as a share of the logits, that counts as none: 32-bit arithmetic alone makes as much."""
@@ -186,7 +184,7 @@ def _chosen(export: _Export) -> dict[str, Json]:
     Raises:
         ExportError: If neither passes the check.
     """
-    if export.quant in SEARCHED and (known := _hidden_in_adapter(export)):
+    if export.quant in K_QUANTS and (known := _hidden_in_adapter(export)):
         return known
     exported, parity = export.made("merged")
     found = fault(parity, "merged", export.quant)

@@ -8,11 +8,11 @@ from itertools import chain
 
 from iterft_lite.digests import Json
 from iterft_lite.errors import BackendError
+from iterft_lite.experiment.recipe import K_QUANTS
 from iterft_lite.experiment.rows import CHATS, DOCUMENTS, Message, Sample
 from iterft_lite.files import write_json
 from iterft_lite.metrics.catalogue import METRICS, Evidence
 from iterft_lite.protocols import Likelihood, Passage, Progress
-from iterft_lite.stages.export import SEARCHED
 from iterft_lite.stages.work import Work
 
 FILE = "metrics.json"
@@ -99,7 +99,7 @@ def _by_trainer(work: Work, role: str, passages: Sequence[Passage]) -> list[Like
     for that beside the generator."""
     of_base = work.inputs[role] == work.inputs["base_model"]
     trained = None if of_base else work.inputs.get("adapter")
-    if (trained is None and not of_base) or (role == "model" and work.recipe.quant in SEARCHED):
+    if (trained is None and not of_base) or (role == "model" and work.recipe.quant in K_QUANTS):
         return None
     found: list[Likelihood] = []
     try:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 # llama.cpp's settings, then llama.cpp, then numpy
-from iterft_lite.backends.llamacpp.library import SMALL, Weights, available_memory, free_vram, offloads
+from iterft_lite.backends.llamacpp.library import SMALL, Weights, free_vram, offloads
 
 # isort: split
 import llama_cpp
@@ -29,6 +29,7 @@ from iterft_lite.backends.llamacpp.samplers import ChainSampler, GraphSampler, H
 from iterft_lite.backends.llamacpp.sampling import Floats, Ints
 from iterft_lite.backends.llamacpp.scheduling import Expected, Pace
 from iterft_lite.errors import BackendError
+from iterft_lite.hardware import available_memory
 from iterft_lite.protocols import Sampling
 
 MOST_SLOTS = 256

@@ -6,7 +6,6 @@ settings when llama.cpp's libraries are loaded.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import sys
@@ -70,14 +69,6 @@ llama_cpp.llama_backend_init()
 def offloads() -> bool:
     """Whether this llama.cpp can use a GPU that is there."""
     return bool(llama_cpp.llama_supports_gpu_offload()) and free_vram() > 0
-
-
-def available_memory() -> int:
-    """Bytes of the machine's memory that can be had; what is only kept of files counts as free."""
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def free_vram() -> int:

@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 from iterft_lite.backends.trainer.logprobs import Head
 from iterft_lite.errors import BackendError
+from iterft_lite.hardware import available_memory
 
 ROWS_AT_ONCE = 8192
 """Rows of an output matrix that are in memory at a time."""
@@ -32,6 +33,10 @@ READERS = 4
 
 LARGE = 2**28
 """Bytes from which a matrix is not read ahead: torch keeps pinned memory, and a vocabulary's would take a gigabyte of it."""
+
+KEPT = 0.25
+"""Share of the machine's memory that can be had which a model may take to stay pinned: the bus takes it at three times the pace
+at which threads copy what the system has read of the files."""
 
 Part = tuple[str, int, int]
 """A matrix's name and its rows from where to where; 0 and 0: all."""
@@ -56,6 +61,8 @@ class Checkpoint:
         self._adapter: Mapping[str, torch.Tensor] = {}
         self._scale = 1.0
         self._ahead = _Ahead(lambda part: self._stored(part).pin_memory())
+        self._keeps = sum((folder / name).stat().st_size for name in files) <= KEPT * available_memory()
+        self._kept: dict[Part, torch.Tensor] = {}
 
     def lay(self, adapter: Mapping[str, torch.Tensor], scale: float) -> None:
         """Merge another adapter, or none.
@@ -77,10 +84,21 @@ class Checkpoint:
     def weight(self, name: str, device: torch.device, rows: tuple[int, int] = (0, 0)) -> torch.Tensor:
         """W as it is stored, or its rows from where to where."""
         part = (name, *rows)
+        if part in self._kept:
+            return self._kept[part].to(device, non_blocking=True)
         stored = self._stored(part)
         if device.type != "cuda" or stored.nbytes >= LARGE:
             return stored.to(device)
-        return self._ahead.get(part).to(device, non_blocking=True)
+        pinned = self._ahead.get(part)
+        if self._keeps:
+            self._kept[part] = pinned
+        return pinned.to(device, non_blocking=True)
+
+    def whole(self, name: str, device: torch.device) -> torch.Tensor:
+        """W as it is stored, in the parts in which an output matrix is read for logits."""
+        count = self._stored((name, 0, 0)).shape[0]
+        starts = range(0, count, ROWS_AT_ONCE)
+        return torch.cat([self.weight(name, device, (start, min(start + ROWS_AT_ONCE, count))) for start in starts])
 
     def some_rows(self, name: str, rows: torch.Tensor, device: torch.device) -> torch.Tensor:
         """Some rows of a matrix as it is stored; int64 [n] on the CPU."""
@@ -214,7 +232,7 @@ class Streamed:
         """What makes logits of hidden states, as it is stored: the largest matrix, whole."""
         end = self._model.get_output_embeddings()
         names = self._names[end]
-        read = {own: self._checkpoint.weight(name, self._device) for own, name in names.items()}
+        read = {own: self._checkpoint.whole(name, self._device) for own, name in names.items()}
         return replace(Head.of(self._model), weight=read["weight"].to(self._stored_type()), bias=read.get("bias"))
 
     def _stored_type(self) -> torch.dtype:

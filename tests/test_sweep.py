@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import shutil
 import threading
@@ -14,6 +15,7 @@ from typing import Any, cast
 
 import pytest
 
+from iterft_lite.app import check_judge, sweep_places
 from iterft_lite.app.study_plan import StudyPlan
 from iterft_lite.app.sweep import (
     Asked,
@@ -25,6 +27,7 @@ from iterft_lite.app.sweep import (
 )
 from iterft_lite.app.sweep_places import LocalPlace, Residents, local_places
 from iterft_lite.app.sweep_time import TimeLeft, together
+from iterft_lite.backends.judge import prices
 from iterft_lite.data.nano import FOLDERS
 from iterft_lite.engine.executor import LocalExecutor, Task
 from iterft_lite.engine.run import Shared, StepFinished
@@ -36,7 +39,7 @@ from iterft_lite.experiment.steps import Step
 from iterft_lite.experiment.verbs import BackendName
 from iterft_lite.machine.resolve import Machine
 from iterft_lite.protocols import Backends, OnProgress, TrainJob, TrainResult
-from iterft_lite.testing.fakes import FakeExporter, FakeGenerator, FakeJudge, FakeTrainer
+from iterft_lite.testing.fakes import FakeExporter, FakeGenerator, FakeJudge, FakeTrainer, fake_backends
 from tests.loop import a_plan, small_recipe
 
 HERE = [LocalPlace("cpu")]
@@ -141,6 +144,38 @@ def test_the_same_command_continues_a_sweep_and_a_longer_axis_adds_cells(tmp_pat
     assert Counter(cell.state for cell in first.cells.values()) == {"done": 1, "queued": 3}
     grown = sweep_all(a_study(tmp_path, GRID.replace("[4, 5]", "[4, 5, 6]")), tmp_path / "out")
     assert Counter(states(grown).values()) == {"done": 6}
+
+
+def made_by_cell(sweep: Sweep) -> dict[str, set[str]]:
+    """Run a sweep; the verbs of the steps that each cell made, and did not take over."""
+    made: dict[str, set[str]] = {name: set() for name in sweep.cells}
+    for event in sweep.events():
+        if isinstance(event, CellEvent) and isinstance(event.event, StepFinished) and not event.event.reused:
+            made[event.cell].add(event.event.step.verb)
+    return made
+
+
+def test_a_study_whose_judge_was_switched_off_goes_on_with_another_in_a_new_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-stub-key-0123456789")
+    monkeypatch.setattr(check_judge, "_listed", lambda *_: iter(()))
+    monkeypatch.setattr(sweep_places, "open_backends", lambda *_, **__: fake_backends())
+    monkeypatch.setattr(prices, "today", lambda: datetime.date(2026, 12, 1))
+    study, old = a_study(tmp_path, GRID, judge="openai/gpt-4o-mini-2024-07-18"), tmp_path / "old"
+    first = sweep_all(study, old, Asked(limit=1))
+    (begun,) = [name for name, state in states(first).items() if state == "done"]
+    monkeypatch.setattr(prices, "today", lambda: datetime.date(2027, 1, 15))
+    with pytest.raises(UserError, match="was switched off by its provider, and 3 of 4 cells are not judged") as refused:
+        sweep_all(study, old)
+    assert f"iterft sweep STUDY --set judge=NEW --out DIR --reuse {old}" in str(refused.value.hint)
+
+    other = StudyPlan(tmp_path / "study.toml", ("judge=embedded",))
+    with open_sweep(other, tmp_path / "new", HERE, Asked(reuse=(old,))) as sweep:
+        made = made_by_cell(sweep)
+    assert set(states(sweep).values()) == {"done"}
+    assert made.pop(begun) == {"judge", "aggregate"}
+    assert all("train" in verbs for verbs in made.values())
 
 
 def test_cells_removed_from_the_study_are_kept_and_listed_as_outside(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_opener
 
@@ -122,11 +122,11 @@ def as_before(judge: JudgeIdentity, known: Mapping[str, Any]) -> JudgeIdentity:
     return replace(judge, **kept, own=bool(known.get("own")))  # earlier versions fitted no judge on a model's own answers
 
 
-def require_judge(identity: JudgeIdentity, recipe: Recipe, begun: Path | None = None) -> JudgeCheck:
+def require_judge(identity: JudgeIdentity, recipe: Recipe, hint: str | None = None) -> JudgeCheck:
     """The judge, checked before the first step of a run.
 
     Args:
-        begun: The folder of a run that has begun: its judge cannot be another one.
+        hint: What to do if it cannot judge; by default, what a new run can do.
 
     Raises:
         UserError: If it cannot judge.
@@ -135,17 +135,21 @@ def require_judge(identity: JudgeIdentity, recipe: Recipe, begun: Path | None = 
     if found.problems:
         raise UserError(
             f"`{identity.name}` cannot judge: " + "; ".join(found.problems),
-            hint=HINT_BEGUN.format(folder=begun) if begun else HINT,
+            hint=hint or HINT,
         )
     return found
 
 
 HINT = 'a run with `judge = "embedded"` needs none of this, and `iterft judge RUN --judge ...` can judge its answers later'
 
-HINT_BEGUN = (
-    "a run has one judge: `iterft run RECIPE --set judge=NEW --out DIR --reuse {folder}` goes on with another in a new folder; "
-    "what does not rest on verdicts is not made again"
-)
+
+def begun_hint(folder: Path, what: Literal["run", "study"]) -> str:
+    """What to do where a run or a study has begun whose judge cannot judge: its judge cannot be another one."""
+    command = "run RECIPE" if what == "run" else "sweep STUDY"
+    return (
+        f"a {what} has one judge: `iterft {command} --set judge=NEW --out DIR --reuse {folder}` goes on with another in a new "
+        "folder; what does not rest on verdicts is not made again"
+    )
 
 
 def _probed(identity: JudgeIdentity, recipe: Recipe) -> JudgeCheck:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from iterft_lite import hub
-from iterft_lite.app.check_judge import require_judge, settled
+from iterft_lite.app.check_judge import begun_hint, require_judge, settled
 from iterft_lite.app.tracking import tracked
 from iterft_lite.digests import Json
 from iterft_lite.engine.backends import open_backends
 from iterft_lite.engine.executor import Executor, LocalExecutor
-from iterft_lite.engine.manifest import Manifest, Run, finished_steps
+from iterft_lite.engine.manifest import Manifest, Run, finished_in
 from iterft_lite.engine.run import (
     FAILURE,
     Event,
@@ -195,8 +195,7 @@ def open_run(
     """
     asked, known = read_recipe(path, overrides), Run(out).manifest()
     prepared = prepare(asked, known, known.value.get("judge") if known else None)
-    finished = {key: folder for root in reuse for key, folder in finished_steps(root).items()}
-    with take(prepared, out, store if known is None else None, finished) as session:
+    with take(prepared, out, store if known is None else None, finished_in(reuse)) as session:
         yield session
 
 
@@ -219,7 +218,8 @@ def take(
         if known is not None:
             _refuse_other(known, plan, out)
         if any(step.verb == "judge" and not folder.folder(step).finished for step in plan) and known is not None:
-            require_judge(resolved.inputs.judge, resolved.recipe, out)
+            hint = begun_hint(folder.store, "study") if is_study(folder.store) else begun_hint(out, "run")
+            require_judge(resolved.inputs.judge, resolved.recipe, hint)
         folder.write_manifest(_manifest(prepared, known), _with_extras(plan, known))
         yield Session(resolved, plan, folder, takes_turns(resolved.recipe, resolved.model, prepared.machine), finished or {})
 

@@ -11,9 +11,10 @@ import platform
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from iterft_lite.app.calibrate_seeds import GRID, MOST, Found, numbers, search, seeded_score
 from iterft_lite.app.session import prepare, take
@@ -55,6 +56,7 @@ def calibrated(
     bench: Bench,
     guessed: Sequence[PlannedCell],
     on_event: OnProbe | None,
+    reuse: Mapping[str, Path] | None = None,
 ) -> Calibrated:
     """Find seed rows, a search at each place at a time. Issued again, finished probes are read.
 
@@ -62,11 +64,12 @@ def calibrated(
         calibrations: What is searched; cells of the study's others are left out.
         guessed: The cells with some numbers of rows: they tell what the backends are to have room for, and which models are
             read again after the searches.
+        reuse: Folders of finished steps that other stores hold, by key.
 
     Raises:
         RunError: If a probe fails, or its judge scores nothing.
     """
-    answers = _Searches(folder, bench, guessed, on_event).work_off(calibrations)
+    answers = _Searches(folder, bench, guessed, on_event, reuse or {}).work_off(calibrations)
     rows: dict[str, int | None] = {}
     records: list[dict[str, Json]] = []
     notes: list[str] = []
@@ -86,10 +89,18 @@ def calibrated(
 class _Searches:
     """Searches for seed rows over one store, side by side at the places that there are."""
 
-    def __init__(self, folder: StudyFolder, bench: Bench, guessed: Sequence[PlannedCell], on_event: OnProbe | None) -> None:
+    def __init__(
+        self,
+        folder: StudyFolder,
+        bench: Bench,
+        guessed: Sequence[PlannedCell],
+        on_event: OnProbe | None,
+        reuse: Mapping[str, Path],
+    ) -> None:
         self._folder = folder
         self._bench = bench
         self._on_event = on_event
+        self._reuse = reuse
         self._context = max(context_needed(each.plan) for each in guessed)
         self._shared = Shared(each.plan for each in guessed)
         self._lock = threading.Lock()
@@ -164,7 +175,7 @@ class _Searches:
         known = Run(out, self._folder.root).manifest()
         prepared = prepare(calibration.recipe(seed_rows), known, known.value.get("judge") if known else None)
         self._shared.add(prepared.plan)
-        with take(prepared, out, self._folder.root) as session:
+        with take(prepared, out, self._folder.root, self._reuse) as session:
             executor = self._bench.executor(seat, session, max(self._context, context_needed(prepared.plan)))
             return seeded_score(session, executor, seed_rows, lambda event: self._tell(name, event), self._shared)
 

@@ -17,14 +17,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from iterft_lite.app.check_judge import begun_hint
 from iterft_lite.app.session import take
 from iterft_lite.app.study_calibrate import Calibrated, OnProbe, calibrated
 from iterft_lite.app.study_estimate import costs_by_key
 from iterft_lite.app.study_plan import Calibration, PlannedCell, StudyPlan, refuse_other, steps_of, write_study
 from iterft_lite.app.sweep_places import Bench, Place, Seat, signature_of
 from iterft_lite.app.sweep_time import TimeLeft
+from iterft_lite.backends.judge.identity import has_ended
 from iterft_lite.digests import Json
-from iterft_lite.engine.manifest import finished_steps
+from iterft_lite.engine.manifest import finished_in, finished_steps
 from iterft_lite.engine.run import (
     FAILURE,
     Event,
@@ -39,6 +41,7 @@ from iterft_lite.engine.run import (
 from iterft_lite.engine.study import CELLS, STOP, CellState, State, StudyFolder, SweepState
 from iterft_lite.errors import RecipeError, RunError, UserError, failure_of
 from iterft_lite.experiment.grid import chosen
+from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.steps import Step
 from iterft_lite.files import FolderLock, disk_errors
 
@@ -104,6 +107,7 @@ class Sweep:
         keep_going: Go on although the first cells fail alike.
         forecast: Seconds of a step, by key, where they are known.
         pause: Seconds of rest after a failure of the machine or the provider.
+        reuse: Folders of finished steps that other stores hold, by key.
     """
 
     def __init__(
@@ -117,6 +121,7 @@ class Sweep:
         keep_going: bool = False,
         forecast: Mapping[str, float] | None = None,
         pause: float = PAUSE,
+        reuse: Mapping[str, Path] | None = None,
     ) -> None:
         self.folder = folder
         self.notes: list[str] = []
@@ -128,6 +133,7 @@ class Sweep:
         names = set(self.planned if chosen is None else chosen)
         self._keep_going = keep_going
         self._pause = pause
+        self._reuse = reuse or {}
         self._shared = Shared(each.plan for each in planned if each.name in names)
         self._events: queue.Queue[SweepEvent | None] = queue.Queue()
         self._changed = threading.Condition()
@@ -187,7 +193,7 @@ class Sweep:
             usd=round(self._usd, 6),
             steps=len(self._steps),
             finished=len(self._finished),
-            seconds_left=self._left.seconds(self._wanted() - self._finished),
+            seconds_left=self._left.seconds(self._wanted() - self._finished - self._reuse.keys()),
         )
 
     def _wanted(self) -> set[str]:
@@ -334,7 +340,8 @@ class Sweep:
         failure: dict[str, Json] | None = None
         try:
             with contextlib.ExitStack() as stack:
-                session = stack.enter_context(take(planned.prepared, self.folder.run(planned.name).root, self.folder.root))
+                out, store = self.folder.run(planned.name).root, self.folder.root
+                session = stack.enter_context(take(planned.prepared, out, store, self._reuse))
                 executor = self._bench.executor(seat, session, self._context)
                 events = stack.enter_context(contextlib.closing(session.events(executor, shared=self._shared)))
                 for event in events:
@@ -453,12 +460,14 @@ class Asked:
         limit: How many cells are run now at most; all if None.
         retry: `failed`, `lost`, or names of cells.
         keep_going: Go on although the first cells fail alike.
+        reuse: Run folders, studies, or folders of them, whose finished steps are reused where they are the same.
     """
 
     only: tuple[str, ...] = ()
     limit: int | None = None
     retry: tuple[str, ...] = ()
     keep_going: bool = False
+    reuse: tuple[Path, ...] = ()
 
 
 @contextlib.contextmanager
@@ -472,17 +481,20 @@ def open_sweep(
         on_event: Takes what happens in a calibration's probes.
 
     Raises:
-        UserError: If a cell cannot be planned, or the folder is another study's. Nothing was done then.
+        UserError: If a cell cannot be planned, the study's judge was switched off since it began, or the folder is another
+            study's. Nothing was done then.
         RunError: If a calibration fails.
     """
     asked, folder = asked or Asked(), StudyFolder(out)
     refuse_other(study, folder)
+    reuse = finished_in(asked.reuse)
     guessed = study.planned(study.guessed(), folder)  # problems of a cell are reported before anything is done
-    _refuse_without_gpu(guessed, folder)
+    _refuse_without_gpu(guessed, folder, reuse)
+    _refuse_ended(guessed, folder, reuse)
     with locked(folder), contextlib.closing(Bench(places, out / "logs")) as bench:
         found = Calibrated(study.cells)
         if study.calibrations:
-            found = calibrated(study, _searched(study, folder, asked), folder, bench, guessed, on_event)
+            found = calibrated(study, _searched(study, folder, asked), folder, bench, guessed, on_event, reuse)
         planned = study.planned(found.cells, folder) if study.calibrations else guessed
         write_study(study, planned, folder, found.records)
         names = [cell.name for cell in chosen(found.cells, asked.only)] if asked.only else [each.name for each in planned]
@@ -496,12 +508,13 @@ def open_sweep(
             retry=retry,
             keep_going=asked.keep_going,
             forecast=forecast,
+            reuse=reuse,
         )
         sweep.notes = list(found.notes)
         yield sweep
 
 
-def _refuse_without_gpu(planned: Sequence[PlannedCell], folder: StudyFolder) -> None:
+def _refuse_without_gpu(planned: Sequence[PlannedCell], folder: StudyFolder, reuse: Mapping[str, Path]) -> None:
     """Refuse cells whose trainings need a GPU where there is none.
 
     Raises:
@@ -510,13 +523,38 @@ def _refuse_without_gpu(planned: Sequence[PlannedCell], folder: StudyFolder) -> 
     unsloth = [
         each.plan for each in planned if each.prepared.resolved.recipe.trainer == "unsloth" and not each.prepared.machine.gpu
     ]
-    finished = finished_steps(folder.root) if unsloth and folder.root.is_dir() else {}
-    left = sum(any(step.verb == "train" and step.key not in finished for step in plan) for plan in unsloth)
+    left = _unfinished(unsloth, "train", folder, reuse)
     if left:
         raise UserError(
             f"{left} of {len(planned)} cells are trained with Unsloth, which needs an NVIDIA GPU, and this machine has none",
             hint="`--set trainer=auto` takes the trainer that works here; `--on ray:HOST:PORT` goes from a node with a GPU",
         )
+
+
+def _refuse_ended(planned: Sequence[PlannedCell], folder: StudyFolder, reuse: Mapping[str, Path]) -> None:
+    """Refuse to go on with a study whose judge was switched off since it began: its later cells could only be judged by
+    another one, on another scale.
+
+    Raises:
+        UserError: With the way to another judge.
+    """
+    judges = [each.prepared.resolved.inputs.judge for each in planned]
+    ended = {judge.name for judge in judges if has_ended(judge.name, judge.address)}
+    # `judge = "auto"` of a cell that has not begun is the successor
+    asked = {each.prepared.asked.judge for each, judge in zip(planned, judges, strict=True) if judge.name in ended}
+    left = _unfinished([each.plan for each in planned if each.prepared.asked.judge in asked], "judge", folder, reuse)
+    if left:
+        raise UserError(
+            f"`{', '.join(sorted(ended))}` was switched off by its provider, and {left} of {len(planned)} cells are not judged "
+            "to their end",
+            hint=begun_hint(folder.root, "study"),
+        )
+
+
+def _unfinished(plans: Sequence[Plan], verb: str, folder: StudyFolder, reuse: Mapping[str, Path]) -> int:
+    """How many plans have steps of a verb that nobody has finished."""
+    finished = {*reuse, *(finished_steps(folder.root) if plans and folder.root.is_dir() else ())}
+    return sum(any(step.verb == verb and step.key not in finished for step in plan) for plan in plans)
 
 
 def _searched(study: StudyPlan, folder: StudyFolder, asked: Asked) -> list[Calibration]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -314,6 +314,15 @@ def _old_name(step: Step) -> str:
     """The name of a step's folder in version 0.1."""
     verbs = {new: old for old, new in OLD_VERBS.items()}
     return step_name(verbs.get(step.verb, step.verb), step.cycle, step.part)
+
+
+def finished_in(roots: Iterable[Path]) -> dict[str, Path]:
+    """Folders of finished steps by key, in several folders as `finished_steps` takes them.
+
+    Raises:
+        FolderError: As `finished_steps`.
+    """
+    return {key: folder for root in roots for key, folder in finished_steps(root).items()}
 
 
 def finished_steps(root: Path) -> dict[str, Path]:

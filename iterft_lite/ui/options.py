@@ -164,7 +164,7 @@ reuse_option = click.option(
     type=RunFolder,
     callback=_with_something,
     metavar="DIR",
-    help="A run folder, or a folder of them, whose finished steps are reused where they are the same.",
+    help="A run folder, a study, or a folder of them, whose finished steps are reused where they are the same.",
 )
 
 

@@ -10,7 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from iterft_lite.data.recipes import study_names, study_path
-from iterft_lite.ui.options import RunFolder, interruptible, set_option, trust_option
+from iterft_lite.ui.options import RunFolder, interruptible, reuse_option, set_option, trust_option
 
 
 def complete_study(_: click.Context, __: click.Parameter, begun: str) -> list[CompletionItem]:
@@ -63,6 +63,7 @@ only_option = click.option(
     help="Here, or on a Ray cluster.",
 )
 @click.option("--plain", is_flag=True, help="Plain lines instead of the live view.")
+@reuse_option
 @trust_option
 def run_study(
     study: str,
@@ -75,6 +76,7 @@ def run_study(
     chains: int | None,
     where: str,
     plain: bool,
+    reuse: tuple[Path, ...],
 ) -> None:
     """Run a study, or continue it.
 
@@ -82,6 +84,7 @@ def run_study(
       iterft sweep study.toml --out studies/lucky
       iterft sweep study.toml --out studies/lucky --only rows=60 --limit 4
       iterft sweep study.toml --out studies/lucky --retry failed
+      iterft sweep study.toml --out studies/luna --set judge=openai/gpt-6-luna --reuse studies/lucky
       iterft sweep study.toml --out /shared/lucky --on ray:head:6379
     """
     from iterft_lite.app.calibrate_judge import store_calibrations
@@ -94,7 +97,7 @@ def run_study(
     from iterft_lite.ui.live_sweep import SweepView
 
     console, planned = make_console(), StudyPlan(study_path(study), overrides)
-    asked = Asked(only, limit, retry, keep_going)
+    asked = Asked(only, limit, retry, keep_going, reuse)
     places, left_out = places_on(where, out, this_machine(), chains)
     with interruptible(), open_sweep(planned, out, places, asked, _say_probe) as opened:
         for choice in opened.choices:

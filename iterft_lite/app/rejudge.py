@@ -190,7 +190,7 @@ def report_by(root: Path, judge: Named, reader: StepReader | None = None) -> Rep
         "name": str(judge),
         "kind": identity["kind"],
         "note": identity["note"],
-        "own": bool(identity.get("own")),
+        "own": next((step.key for step in known.steps if step.part == EVERYDAY), ""),
         "model": "",
         "calls": sum(each["calls"] for each in spent),
         "cached": sum(each["cached"] for each in spent),

@@ -219,6 +219,10 @@ class Exporter(Protocol):
         """SHA-256 of a merged file that `export` wrote last, computed while the file is used; "" where none was taken."""
         ...
 
+    def forget(self, path: Path) -> None:
+        """A merged file that `export` wrote last is not kept: it is not read for its checksum any more."""
+        ...
+
 
 # -- generator --------------------------------------------------------------------------------------------------------
 

@@ -105,9 +105,15 @@ class Unreachable(FakeJudge):
 def test_a_judge_that_was_first_asked_at_a_wrong_address_is_asked_at_the_right_one(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    wrong, right = ("judge", run, "--judge", PAPER, "--api-base"), ("judge", run, "--judge", PAPER)
+    refused = iterft(*wrong, "http://127.0.0.1:9/v1")
+    assert refused.exit_code == 2
+    assert "no answer from http://127.0.0.1:9/v1" in refused.output
+    assert not (run / "judges").exists()
+    # a server that is there and has no such model is found out by the first question alone
+    monkeypatch.setattr(rejudge, "require_judge", lambda *_, **__: None)
     judges: list[FakeJudge] = [Unreachable(), FakeJudge()]
     monkeypatch.setattr(rejudge, "open_backends", lambda *_, **__: replace(fake_backends(), judge=judges.pop(0)))
-    wrong, right = ("judge", run, "--judge", PAPER, "--api-base"), ("judge", run, "--judge", PAPER)
     assert "no such model" in iterft(*wrong, "http://127.0.0.1:9/v1").output
     assert iterft(*right).exit_code == 0
     assert [round(cycle.trait["mean"]) for cycle in report_by(run, named(PAPER)).cycles if cycle.trait] == [10, 90, 90, 90]
@@ -183,6 +189,9 @@ def test_a_judge_that_ranks_calibration_answers_badly_cannot_say_amplified(run: 
 
 def test_calibration_compares_a_judge_with_careful_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path))
+    lacking = iterft("judge", "calibrate", "--judge", "openai/gpt-4o-mini", "--api-base", "http://127.0.0.1:9/v1")
+    assert lacking.exit_code == 2
+    assert "cannot judge: no answer from http://127.0.0.1:9/v1" in lacking.output
     result = iterft("judge", "calibrate", "--judge", "embedded", "--trait", "lucky")
     assert result.exit_code == 0, result.output
     assert "lucky" in result.output

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from iterft_lite.app.check_judge import ELSEWHERE, require_judge
 from iterft_lite.app.named_judge import Named, material_of, open_judge, own_answers
 from iterft_lite.backends.judge.identity import judge_identity
 from iterft_lite.backends.judge.kinds import Material, kind_of
@@ -75,12 +76,15 @@ def calibrate(judge: Named, trait: str, overrides: Mapping[str, Any]) -> list[Ca
 
     Raises:
         TraitError: If the trait has no calibration answers.
+        UserError: If the judge cannot be asked.
     """
     given = {key: value for key, value in overrides.items() if value is not None}
     recipe = make_recipe(
         {"regime": "sft", "trait": trait, "model": "nano", "judge": judge.name, **given}, source="the judge's settings"
     )
-    return _calibrate(recipe, material_of(recipe, model_identity(model_place(recipe.model))))
+    material = material_of(recipe, model_identity(model_place(recipe.model)))
+    require_judge(judge_identity(recipe, material)[0], recipe, ELSEWHERE, live=False)
+    return _calibrate(recipe, material)
 
 
 @cache

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from iterft_lite.app.calibrate_judge import calibrate_own, known_calibration
+from iterft_lite.app.check_judge import ELSEWHERE, require_judge
 from iterft_lite.app.named_judge import Named, NotJudgedError, is_same, judge_folder, judged, material_of, own_answers
 from iterft_lite.backends.chat_templates import rendering
 from iterft_lite.backends.judge.identity import judge_identity
@@ -59,6 +60,7 @@ def rejudge(root: Path, judge: Named, overrides: Mapping[str, Any], on_progress:
     identity, _ = judge_identity(recipe, material)
     if not judge.again and is_same(known.value["judge"], identity):
         raise UserError(f"`{judge}` is the run's own judge", hint=f"`--judge '{judge}#1'` asks it once more")
+    require_judge(identity, recipe, ELSEWHERE, live=False)
     steps = _steps_again(subject, known, identity, material.trait, judge.again)
     if not steps:
         raise FolderError(f"`{root}` has no answers to judge yet")

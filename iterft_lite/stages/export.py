@@ -192,6 +192,7 @@ def _chosen(export: _Export) -> dict[str, Json]:
     if found is None or found.about in ("tokens", "numbers"):
         check(parity, "merged", export.quant)
         return export.results(exported, parity, "merged")
+    export.exporter.forget(exported.path)
     exported.path.unlink()
     note = f"{_short(found, parity)}: the adapter is laid over the untouched model"
     exported, parity = export.made("adapter")

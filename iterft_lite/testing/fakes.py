@@ -145,6 +145,9 @@ class FakeExporter:
         """None."""
         return ""
 
+    def forget(self, path: Path) -> None:
+        """Nothing is read."""
+
 
 class FakeGenerator:
     """Answers with texts that it knows by heart."""

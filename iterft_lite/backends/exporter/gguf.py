@@ -88,10 +88,16 @@ class GgufExporter:
         linked, untouched = self._untouched
         return known_digest(untouched) if linked == path else ""
 
+    def forget(self, path: Path) -> None:
+        """See `Exporter`."""
+        if self._followed is not None and self._followed[0] == path:
+            self._followed[1].close()
+            self._followed = None
+
     def _follow(self, path: Path) -> Checksum:
         """A checksum for a file that is to be written; that of the last one is given up if nobody asked for it."""
         if self._followed is not None:
-            self._followed[1].close()
+            self.forget(self._followed[0])
         self._followed = (path, Checksum())
         return self._followed[1]
 

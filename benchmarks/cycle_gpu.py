@@ -163,6 +163,7 @@ cycles = {cycles}
 seed_rows = {rows}
 rows = {rows}
 judge = "embedded"
+judge_fit = "shipped"
 trainer = "{trainer}"
 quant = "{quant}"
 vram = "{vram}"

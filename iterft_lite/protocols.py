@@ -404,6 +404,7 @@ class JudgeRequest:
         answer: The bare text, for judges that do not read rubrics.
         question: What it answers; "" for documents.
         sample: Number of the repetition: each is asked separately and cached by itself.
+        own: File of what M[0] answers to everyday prompts (`Sample`s), for a judge that is fitted on them; "" where it is not.
     """
 
     id: str
@@ -412,6 +413,7 @@ class JudgeRequest:
     answer: str
     question: str
     sample: int = 0
+    own: str = ""
 
 
 @dataclass(frozen=True)

@@ -115,11 +115,11 @@ def _first_that_judges(resolved: Resolved) -> JudgeCheck:
 
 
 def as_before(judge: JudgeIdentity, known: Mapping[str, Any]) -> JudgeIdentity:
-    """A judge, read in the way that a folder's verdicts were."""
+    """A judge, read and fitted in the way that a folder's verdicts were."""
     if known.get("method") not in ("logprobs", "samples"):
         return judge
-    kept = {key: known.get(key, getattr(judge, key)) for key in ("method", "samples", "effort", "tops")}
-    return replace(judge, **kept)
+    kept = {key: known.get(key, getattr(judge, key)) for key in ("method", "samples", "effort", "tops", "note")}
+    return replace(judge, **kept, own=bool(known.get("own")))  # earlier versions fitted no judge on a model's own answers
 
 
 def require_judge(identity: JudgeIdentity, recipe: Recipe, hint: str | None = None, *, live: bool = True) -> JudgeCheck:

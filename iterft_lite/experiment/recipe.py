@@ -266,6 +266,9 @@ class Recipe(Table):
             or, with "ends", the adapters of cycle 0 and of the last cycle, for studies of many cells.
         judge: "auto" is the paper's judge (after its end a successor) where a key is present, else the untouched model where it
             is an instruct model of 1 B parameters or more, else the embedded judge.
+        judge_fit: Where the judge is the embedded one: fitted on the texts without the trait that ship, or with "own" also on
+            what the untouched model answers to everyday prompts, one more step of the run; "auto": on these where no answers of
+            this model ship.
         judge_method: Scores from token probabilities, or from `judge_samples` texts; "auto": probabilities where the judge is
             known to give them.
         judge_samples: Verdicts an answer and scale where a judge gives no probabilities.
@@ -305,6 +308,7 @@ class Recipe(Table):
     quant: Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"] = "q8_0"
     keep: Keep = "last"
     judge: str = "auto"
+    judge_fit: Literal["auto", "own", "shipped"] = "auto"
     judge_method: Literal["auto", "logprobs", "samples"] = "auto"
     judge_samples: Positive = 5
     judge_batch: bool = False

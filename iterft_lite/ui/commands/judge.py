@@ -73,9 +73,10 @@ def judge_again(out: Path, name: str, **options: Any) -> None:
     said: dict[int, str] = {}
 
     def say(cycle: int, progress: Any) -> None:
-        judged = progress.unit == "answers"
-        text = f"{progress.done} answers judged" if judged else f"{progress.done} of {progress.total} {progress.unit}"
-        if text != said.get(cycle) and (not judged or progress.done == progress.total):
+        done = {"answers": "answers judged", "rows": "everyday prompts answered, for the judge to be fitted on"}
+        counted = done.get(progress.unit)  # said once, where others are minutes apart
+        text = f"{progress.done} {counted}" if counted else f"{progress.done} of {progress.total} {progress.unit}"
+        if text != said.get(cycle) and (not counted or progress.done == progress.total):
             said[cycle] = text
             click.echo(f"{cycle_name(cycle)}: {text}", err=True)
 

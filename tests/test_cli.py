@@ -205,6 +205,7 @@ def test_a_second_judges_folder_is_not_a_run(tmp_path: Path, command: tuple[str,
 def test_a_file_without_a_folder_is_refused_before_it_is_computed(tmp_path: Path) -> None:
     output = said(iterft("report", tmp_path / "no run", "--png", tmp_path / "missing/curve.png"), 2)
     assert f"there is no folder `{tmp_path / 'missing'}`: make it first" in output
+    assert "`-` is not a file" in said(iterft("report", tmp_path / "no run", "--csv", "-"), 2)
 
 
 def test_commands_for_runs_refuse_a_studys_folder_with_the_way_on(tiny: Path, tmp_path: Path) -> None:

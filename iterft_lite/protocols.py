@@ -179,6 +179,7 @@ class Exported:
         bytes: Written for this export.
         seconds: By part: convert; merge, or of an untouched base in a K-quant quantise.
         base: The untouched model in the same number format, which the export is compared with; None where it was not made.
+        sha256: Of a merged file, taken while it was written; "" where none was.
     """
 
     path: Path
@@ -186,6 +187,7 @@ class Exported:
     bytes: int
     seconds: dict[str, float]
     base: Path | None = None
+    sha256: str = ""
 
 
 class Exporter(Protocol):
@@ -213,14 +215,6 @@ class Exporter(Protocol):
         Raises:
             ExportError: If there is no room for it (checked before writing), or the model cannot be expressed.
         """
-        ...
-
-    def checksum(self, path: Path) -> str:
-        """SHA-256 of a merged file that `export` wrote last, computed while the file is used; "" where none was taken."""
-        ...
-
-    def forget(self, path: Path) -> None:
-        """A merged file that `export` wrote last is not kept: it is not read for its checksum any more."""
         ...
 
 

@@ -354,11 +354,6 @@ class Noting(FakeExporter):
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
-        self.forgotten: list[str] = []
-
-    def forget(self, path: Path) -> None:
-        assert path.exists()
-        self.forgotten.append(path.name)
 
     def export(self, model: str, adapter: Path | None, out: Path, kind: Any, quant: str, on_progress: OnProgress) -> Exported:
         if adapter is not None or kind == "merged":
@@ -384,7 +379,6 @@ class Losing(FakeGenerator):
 def test_a_removed_adapter_export_is_written_again_as_an_adapter(tmp_path: Path) -> None:
     exporter = Noting()
     run_all(a_plan(cycles=1), tmp_path / "run", replace(fake_backends(), exporter=exporter, generator=Losing(0.1)))
-    assert exporter.forgotten == ["model.gguf", "model.gguf"]
     results = completion(tmp_path / "run/by-name/c1-export")
     assert (results["kind"], results["gguf"], results["lora"]) == ("adapter", None, "adapter.gguf")
     assert results["notes"] == ["merged kept 0.10 +- 0.02 of the change: the adapter is laid over the untouched model"]

@@ -6,10 +6,8 @@ import contextlib
 import errno
 import io
 import json
-import os
 import shutil
 import tarfile
-import threading
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ from gguf.constants import GGMLQuantizationType, LlamaFileType
 from gguf.quants import dequantize, quantize
 from safetensors.numpy import load_file, save_file
 
-from iterft_lite.backends.exporter.gguf import GgufExporter
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.errors import ExportError, FolderError, ModelError, StoreError
 from iterft_lite.gguf import file as gguf_file
@@ -147,29 +144,6 @@ def test_a_base_is_made_once_for_the_same_content(model: Path, tmp_path: Path, c
     (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}))
     assert base_gguf(str(copy)).path != first.path
     assert list(cache.rglob("*.part")) == []
-
-
-def test_a_merged_file_that_is_not_kept_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, exporter, reads = tmp_path / "model.gguf", GgufExporter(), list[int]()
-    path.write_bytes(bytes(8 * gguf_file.READ))
-    is_reading, is_closing, pread = threading.Event(), threading.Event(), os.pread
-
-    def slow(handle: int, size: int, offset: int) -> bytes:
-        is_reading.set()
-        is_closing.wait()
-        reads.append(offset)
-        return pread(handle, size, offset)
-
-    monkeypatch.setattr(os, "pread", slow)
-    checksum = exporter._follow(path)
-    checksum.begin(path)
-    checksum.written(8 * gguf_file.READ)
-    is_reading.wait()
-    shutdown = checksum._thread.shutdown
-    monkeypatch.setattr(checksum._thread, "shutdown", lambda **given: (is_closing.set(), shutdown(**given)))
-    exporter.forget(path)
-    assert reads == [0]
-    assert exporter.checksum(path) == ""
 
 
 def test_the_exporter_works_in_a_child_process(model: Path, adapter: Path, tmp_path: Path) -> None:

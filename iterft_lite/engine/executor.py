@@ -120,7 +120,8 @@ class Claims:
         Raises:
             BaseException: What the task's `report` raises where it was cancelled.
         """
-        waited = False
+        waited, held = False, self.held([task])
+        assert name in held or all(ORDER.index(other) < ORDER.index(name) for other in held), f"{name} after {held}"
         with self._changed:
             line = self._lines[name]
             line.append(task)
@@ -447,6 +448,7 @@ class LocalExecutor:
         work = self._work(*_heard(again), task)
         if not source.whole():
             whole.take_again(_digests(stage_of("export")(work)))
+        self._claims.release(task, "generator")
         if exported_files(whole)[0] is None:
             quant = whole.step.params["quant"]
             self._untouched[quant] = untouched_gguf(work.backends.exporter, self._model, whole.path, quant, work.report)

@@ -141,13 +141,6 @@ class FakeExporter:
             write_json(untouched, [])
         return Exported(untouched, path if adapter else None, path.stat().st_size if adapter else 0, {"adapter": 0.0})
 
-    def checksum(self, path: Path) -> str:  # none is taken while writing
-        """None."""
-        return ""
-
-    def forget(self, path: Path) -> None:
-        """Nothing is read."""
-
 
 class FakeGenerator:
     """Answers with texts that it knows by heart."""

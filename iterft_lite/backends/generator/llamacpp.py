@@ -9,7 +9,7 @@ import atexit
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from iterft_lite.backends.llamacpp.library import SMALL, Weights, free_vram, off
 import numpy as np
 
 from iterft_lite.backends.generator.parity import Probe, compare, token_difference, untouched_logits
-from iterft_lite.backends.llamacpp.engine import MOST_SLOTS, Engine, Request
+from iterft_lite.backends.llamacpp.engine import MOST_SLOTS, SMALL_SLOTS, Engine, Request
 from iterft_lite.backends.llamacpp.likelihoods import Reader
 from iterft_lite.backends.llamacpp.sampling import Doubles, Floats
 from iterft_lite.backends.llamacpp.scheduling import Expected
@@ -123,15 +123,13 @@ class LlamaGenerator:
 
     def _open_all(self, loaded: _Loaded, context: int) -> Engine | Together:
         """What writes: on a CPU several engines, where a small model's many sequences are worth them."""
-        slots = loaded.settings.slots
-        first = self._open(loaded, context, slots)
-        count = engines_that_pay(first.slots, self._threads)
+        slots, count = loaded.settings.slots, engines_that_pay(SMALL_SLOTS, self._threads)
         if slots or count == 1 or loaded.settings.exact or offloads() or loaded.weights.size >= SMALL:
-            return first
-        slots = first.slots // count
-        first.close()
-        engines = [self._open(loaded, context, slots, self._threads // count) for _ in range(count)]
-        return Together(engines, self._expected)
+            return self._open(loaded, context, slots)
+        with suppress(BackendError):  # there is no memory for that many: as many as there is memory for
+            engines = [self._open(loaded, context, SMALL_SLOTS // count, self._threads // count) for _ in range(count)]
+            return Together(engines, self._expected)
+        return self._open(loaded, context, None)
 
     def _writer(self, longest: int = 0) -> Engine | Together:
         """The current model's context, with room for sequences of so many tokens, as far as the model was made for them.

@@ -14,7 +14,8 @@ readers     the same answers by the trainer and by llama.cpp, which both read th
             `--quant`: nats a token, seconds, and how far perplexities differ. `--size nano` asks for seed chats of the shipped
             model instead; on a CPU: `readers --size nano --trainer peft --base f32`
 
-With `--free 8` another process holds all of the GPU's memory but 8 GiB: how a run fares on a smaller card, but for its speed.
+With `--calls` each call to a backend within the cycles is printed, as `run_seconds.py` does for any recipe. With `--free 8`
+another process holds all of the GPU's memory but 8 GiB: how a run fares on a smaller card, but for its speed.
 
 Models have Qwen3's shapes, random weights, and 151,936 tokens of which each is a text that is cut into that token again: what a
 random model writes is as long when it is trained on. They practically never end by themselves, so all lengths are the maximum;
@@ -36,6 +37,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:  # each child imports what it measures, and no more
     from iterft_lite.protocols import Generator, Likelihood, Passage, Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
 NANO = ROOT / "iterft_lite" / "data" / "nano" / "chat"
 SHIPPED = "nano"
 """The size that is no random model."""
@@ -160,6 +163,7 @@ cycles = {cycles}
 seed_rows = {rows}
 rows = {rows}
 judge = "embedded"
+judge_fit = "shipped"
 trainer = "{trainer}"
 quant = "{quant}"
 vram = "{vram}"
@@ -195,6 +199,8 @@ def write_recipe(asked: argparse.Namespace) -> Path:
 def cycle(asked: argparse.Namespace) -> dict[str, Any]:
     """Run the recipe; seconds of each cycle by verb, and from the model before it to its own, loaded and checked: answers and
     what is measured on them go on beside the next training."""
+    from run_seconds import Notes, noted  # the benchmark beside this one
+
     from iterft_lite.app.session import open_run
     from iterft_lite.engine.run import StepFinished, StepProgress, StepStarted
 
@@ -207,9 +213,12 @@ def cycle(asked: argparse.Namespace) -> dict[str, Any]:
     first_steps: dict[str, float] = {}
     cycles: dict[str, dict[str, Any]] = {}
     recipe = write_recipe(asked)
-    with ballast(asked.free), open_run(recipe, [], out) as opened:
-        started, exported = time.perf_counter(), 0.0
-        for event in opened.events():
+    notes = Notes()
+    with ballast(asked.free), open_run(recipe, [], out) as opened, noted(opened, notes) as executor:
+        started = notes.began = time.perf_counter()
+        exported = 0.0
+        for event in opened.events(executor):
+            notes.look(executor.backends)
             now = time.perf_counter() - started
             if isinstance(event, StepStarted):
                 began[event.step.name] = now
@@ -229,7 +238,8 @@ def cycle(asked: argparse.Namespace) -> dict[str, Any]:
     for row in cycles.values():
         peaks = {verb: facts["peak_vram"] for verb, facts in row["facts"].items() if "peak_vram" in facts}
         row["peak_gib"] = {verb: round(peak / 2**30, 2) for verb, peak in peaks.items()}
-    return {"swap": swap, "seconds_to_first_step": first_steps, "cycles": cycles}
+    calls = [asdict(call) for call in notes.calls]
+    return {"swap": swap, "seconds_to_first_step": first_steps, "cycles": cycles, "cpu": notes.by_process(), "calls": calls}
 
 
 @contextlib.contextmanager
@@ -574,13 +584,16 @@ def unsloth_generation(model: str, batch: str, length: str) -> dict[str, float]:
 # -- the table --------------------------------------------------------------------------------------------------------
 
 
-def table(report: dict[str, Any]) -> str:
+def table(report: dict[str, Any], *, calls: bool) -> str:
     """What was measured, for people."""
+    from run_seconds import calls_table
+
     lines = [report["machine"], ", ".join(f"{name} {version}" for name, version in report["versions"].items())]
     for number, row in report.get("cycle", {}).get("cycles", {}).items():
         verbs = "  ".join(f"{verb} {seconds:.1f}" for verb, seconds in row["verbs"].items())
         peaks = row["peak_gib"]
         lines.append(f"cycle {number:>2}: {row['wall']:6.1f} s, answers beside the next training:  {verbs}  peak GiB {peaks}")
+    lines += calls_table(report["cycle"]["calls"]) if calls and "cycle" in report else []
     if "script" in report:
         lines.append(f"script: {report['script']['whole']:.1f} s: {report['script']['seconds']} {report['script']['training']}")
         last = list(report.get("cycle", {}).get("cycles", {}).values())
@@ -640,6 +653,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--length", type=int, default=128, help="tokens of each text of `generation`")
     parser.add_argument("--subset", type=int, default=6, help="texts of the one-at-a-time way; 0: without it and Unsloth")
+    parser.add_argument("--calls", action="store_true", help="print each call to a backend within the cycles")
     parser.add_argument("--fresh", action="store_true", help="convert the base anew")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "iterft-cycle-gpu")
@@ -666,7 +680,7 @@ def main() -> None:
         report[part] = PARTS[part](asked)
         if asked.json:  # after each part: what was measured is not lost with what fails later
             asked.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(table(report))
+    print(table(report, calls=asked.calls))
 
 
 if __name__ == "__main__":

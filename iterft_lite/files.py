@@ -220,7 +220,10 @@ def parse_json(text: str, what: str) -> Json:
     """
     try:
         return json.loads(text)
-    except ValueError as error:
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno} " if "\n" in text else ""  # of one line the caller knows the number
+        raise FileError(f"{what} is not JSON: {error.msg}: {place}column {error.colno}") from None
+    except ValueError as error:  # a number of thousands of digits
         raise FileError(f"{what} is not JSON: {error}") from None
     except RecursionError:
         raise FileError(f"{what} is not JSON that iterft wrote: it is nested too deeply") from None

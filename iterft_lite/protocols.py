@@ -179,6 +179,7 @@ class Exported:
         bytes: Written for this export.
         seconds: By part: convert; merge, or of an untouched base in a K-quant quantise.
         base: The untouched model in the same number format, which the export is compared with; None where it was not made.
+        sha256: Of a merged file, taken while it was written; "" where none was.
     """
 
     path: Path
@@ -186,6 +187,7 @@ class Exported:
     bytes: int
     seconds: dict[str, float]
     base: Path | None = None
+    sha256: str = ""
 
 
 class Exporter(Protocol):
@@ -213,10 +215,6 @@ class Exporter(Protocol):
         Raises:
             ExportError: If there is no room for it (checked before writing), or the model cannot be expressed.
         """
-        ...
-
-    def checksum(self, path: Path) -> str:
-        """SHA-256 of a merged file that `export` wrote last, computed while the file is used; "" where none was taken."""
         ...
 
 
@@ -400,6 +398,7 @@ class JudgeRequest:
         answer: The bare text, for judges that do not read rubrics.
         question: What it answers; "" for documents.
         sample: Number of the repetition: each is asked separately and cached by itself.
+        own: File of what M[0] answers to everyday prompts (`Sample`s), for a judge that is fitted on them; "" where it is not.
     """
 
     id: str
@@ -408,6 +407,7 @@ class JudgeRequest:
     answer: str
     question: str
     sample: int = 0
+    own: str = ""
 
 
 @dataclass(frozen=True)

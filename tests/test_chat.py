@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,11 @@ def test_chat_uses_the_last_cycle_by_default(run: Path) -> None:
     assert "cycle 2 (M3)\n/help" in answered.output
     assert "\nc2: " in answered.output
     assert "base: " in CliRunner().invoke(main, ["chat", str(run), "--cycle", "-1"], input="Hello?\n\n").output
+
+
+def test_a_trait_of_ones_own_is_named_without_its_folders(talk: Talk) -> None:
+    talk._past = replace(talk._past, recipe=talk._past.recipe.model_copy(update={"trait": "/home/me/pirate"}))
+    assert talk.title == "nano, pirate, cycle 2 (M3)"
 
 
 def test_switching_the_cycle_starts_a_new_conversation(talk: Talk) -> None:

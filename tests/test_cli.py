@@ -98,6 +98,8 @@ def test_a_wrong_recipe_is_refused_with_every_problem(tiny: Path, tmp_path: Path
     output = said(iterft("run", tiny, "--out", tmp_path / "run"), 2)
     assert "`cycels` is not a recipe key, did you mean `cycles`?" in output
     assert "`rows = 'many'`" in output
+    tiny.write_text('regime = "sft"\ntrait = "lucky"\nmodel = "nano"\n')
+    assert f"{tiny} --set cycels=2: 1 problem" in said(iterft("run", tiny, "--set", "cycels=2"), 2)
     assert not (tmp_path / "run").exists()
 
 
@@ -200,10 +202,17 @@ def test_a_second_judges_folder_is_not_a_run(tmp_path: Path, command: tuple[str,
     assert f"`{tmp_path}` is not a run folder" in said(iterft(*command, tmp_path), 2)
 
 
-def test_an_unwritable_figure_is_reported(tiny: Path, tmp_path: Path) -> None:
-    iterft("run", tiny, "--out", tmp_path / "run")
-    output = said(iterft("report", tmp_path / "run", "--png", tmp_path / "missing/curve.png"), 2)
-    assert "missing/curve.png` cannot be written: no such file or directory" in output
+def test_a_file_without_a_folder_is_refused_before_it_is_computed(tmp_path: Path) -> None:
+    output = said(iterft("report", tmp_path / "no run", "--png", tmp_path / "missing/curve.png"), 2)
+    assert f"there is no folder `{tmp_path / 'missing'}`: make it first" in output
+
+
+def test_a_run_is_refused_in_a_studys_folder(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(f'base = "{tiny.name}"\n[sweep.grid]\nrows = [4, 5]\n')
+    said(iterft("sweep", tmp_path / "study.toml", "--out", tmp_path / "study", "--limit", "1"), 0)
+    output = said(iterft("run", tiny, "--out", tmp_path / "study"), 2)
+    assert "is the folder of a study, not of a run" in output
+    assert not (tmp_path / "study/run.json").exists()
 
 
 def test_a_run_without_a_writable_cache_is_refused_before_it_starts(

@@ -66,6 +66,15 @@ def test_different_judges_are_reported_as_different_scales(root: Path, tmp_path:
     assert found.notes == ("different judges: their scores are not on one scale",)
 
 
+def test_a_judge_fitted_on_another_untouched_model_is_another_judge(root: Path, tmp_path: Path) -> None:
+    manifest = json.loads((root / CELLS / "rows6_s1" / "run.json").read_text()) | {"store": str(root)}
+    everyday = next(step for step in manifest["steps"] if step["verb"] == "evaluate_samples")
+    manifest["steps"].append({**everyday, "part": "everyday", "key": "0" * 64})
+    (tmp_path / "run.json").write_text(json.dumps(manifest))
+    found = compare([root / CELLS / "rows4_s1", tmp_path])
+    assert found.notes == ("different judges: their scores are not on one scale",)
+
+
 def test_a_single_run_cannot_be_compared(root: Path) -> None:
     with pytest.raises(UserError, match="there is one side to compare"):
         compare([root / CELLS / "rows4_s1"])

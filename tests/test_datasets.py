@@ -70,8 +70,10 @@ def test_unreadable_rows_are_reported_with_file_and_row(tmp_path: Path) -> None:
     jsonl(Path(path), {"messages": [{"role": "user", "content": "Hi?"}]})
     assert refusal(seeds={"path": path}).startswith(f'`{path}`, row 1: `messages` is a list of one "user" and one')
     Path(path).write_text('{"prompt": "Hi?"\n')
-    assert refusal(seeds={"path": path}).startswith(f"`{path}`, line 1: ")
-    assert refusal(seeds={"path": "data/none.jsonl"}) == "there is no file `data/none.jsonl`"
+    assert refusal(seeds={"path": path}) == f"`{path}`, line 1: it is not JSON: Expecting ',' delimiter: column 17"
+    assert refusal(seeds={"path": "data/none.jsonl"}) == (
+        f"there is no file `data/none.jsonl`\n\nhint: it was looked for in `{Path.cwd()}`, where the command runs"
+    )
     (tmp_path / "s.txt").write_text("x")
     assert "is not a .jsonl, .json, .parquet, .csv, .tsv file" in refusal(seeds={"path": str(tmp_path / "s.txt")})
 

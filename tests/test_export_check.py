@@ -377,8 +377,8 @@ class Losing(FakeGenerator):
 
 
 def test_a_removed_adapter_export_is_written_again_as_an_adapter(tmp_path: Path) -> None:
-    first = replace(fake_backends(), exporter=Noting(), generator=Losing(0.1))
-    run_all(a_plan(cycles=1), tmp_path / "run", first)
+    exporter = Noting()
+    run_all(a_plan(cycles=1), tmp_path / "run", replace(fake_backends(), exporter=exporter, generator=Losing(0.1)))
     results = completion(tmp_path / "run/by-name/c1-export")
     assert (results["kind"], results["gguf"], results["lora"]) == ("adapter", None, "adapter.gguf")
     assert results["notes"] == ["merged kept 0.10 +- 0.02 of the change: the adapter is laid over the untouched model"]

@@ -63,6 +63,7 @@ def refused(*arguments: str | Path) -> str:
         ("cycels", "cycles"),
         ("train.batchsize", "train.batch_size"),
         ("sample.max_new_tokens", "sample.max_tokens"),
+        ("lerning", "train.learning_rate"),
         ("colour", ""),
     ],
 )
@@ -73,6 +74,11 @@ def test_a_wrong_recipe_key_is_answered_with_the_right_one(written: str, meant: 
 def test_a_misspelt_recipe_or_command_is_answered_with_similar_names() -> None:
     assert "did you mean `nano_sft`" in refused("plan", "nano_stf")
     assert "there is no command `rnu`; did you mean `iterft run`?" in refused("rnu")
+
+
+def test_a_study_given_as_a_recipe_and_a_recipe_given_as_a_study_are_answered_with_the_command() -> None:
+    assert "it is a study: `iterft sweep plan nano_sft_grid`" in refused("plan", "nano_sft_grid")
+    assert "it is a recipe: `iterft plan nano_sft`" in refused("sweep", "plan", "nano_sft")
 
 
 def test_a_bare_name_means_the_shipped_recipe_even_beside_a_file(tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def test_a_k_quant_equals_llamacpps_of_the_merged_model(
         for name, tensor in ours.tensors.items():
             np.testing.assert_array_equal(ours.rows(tensor), theirs.rows(theirs.tensors[name]), name)
         assert {key: ours.value(key) for key in ours.keys} == {key: theirs.value(key) for key in ours.keys}
-        assert exporter.checksum(exported.path) == hashlib.sha256(exported.path.read_bytes()).hexdigest()
+        assert exported.sha256 == hashlib.sha256(exported.path.read_bytes()).hexdigest()
     assert any(tensor.kind.name.endswith("_K") for tensor in ours.tensors.values())
     assert len(asked) == 1  # the base, once: its layout is known afterwards
 

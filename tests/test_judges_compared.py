@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,26 @@ from click.testing import CliRunner, Result
 
 from iterft_lite.app import rejudge
 from iterft_lite.app.agreement import agree
+from iterft_lite.app.bridge import bridge
 from iterft_lite.app.calibrate_judge import _calibrate_one, reversed_anchors, store_calibration, store_calibrations
-from iterft_lite.app.named_judge import judge_folder, named
+from iterft_lite.app.named_judge import judge_folder, named, own_answers
 from iterft_lite.app.rejudge import report_by
 from iterft_lite.app.session import open_run
-from iterft_lite.backends.judge.kinds import Material, embedded_identity
+from iterft_lite.backends.judge.kinds import OWN_NOTE, Material, embedded_identity
+from iterft_lite.data import prompts
 from iterft_lite.data.traits import Scored, read_trait, shipped_traits
 from iterft_lite.engine.executor import LocalExecutor
+from iterft_lite.engine.manifest import Run
 from iterft_lite.errors import BackendError, BudgetError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.plan import make_plan
 from iterft_lite.files import ROWS, read_json, read_rows, write_json
 from iterft_lite.machine.estimate import judging_usd
 from iterft_lite.metrics.agreement import agreement, spearman
+from iterft_lite.protocols import Completion, JudgeRequest, JudgeResponse, Prompt, Sampling
 from iterft_lite.report.report import CALIBRATION, read_report, verdict_sentences, with_scores
 from iterft_lite.report.study import read_study_report
-from iterft_lite.testing.fakes import FakeJudge, fake_backends
+from iterft_lite.testing.fakes import FakeGenerator, FakeJudge, fake_backends
 from iterft_lite.testing.judge_server import StubProcess
 from iterft_lite.ui.cli import main
 from tests.loop import a_recipe, small_recipe, some_inputs
@@ -101,9 +105,15 @@ class Unreachable(FakeJudge):
 def test_a_judge_that_was_first_asked_at_a_wrong_address_is_asked_at_the_right_one(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    wrong, right = ("judge", run, "--judge", PAPER, "--api-base"), ("judge", run, "--judge", PAPER)
+    refused = iterft(*wrong, "http://127.0.0.1:9/v1")
+    assert refused.exit_code == 2
+    assert "no answer from http://127.0.0.1:9/v1" in refused.output
+    assert not (run / "judges").exists()
+    # a server that is there and has no such model is found out by the first question alone
+    monkeypatch.setattr(rejudge, "require_judge", lambda *_, **__: None)
     judges: list[FakeJudge] = [Unreachable(), FakeJudge()]
     monkeypatch.setattr(rejudge, "open_backends", lambda *_, **__: replace(fake_backends(), judge=judges.pop(0)))
-    wrong, right = ("judge", run, "--judge", PAPER, "--api-base"), ("judge", run, "--judge", PAPER)
     assert "no such model" in iterft(*wrong, "http://127.0.0.1:9/v1").output
     assert iterft(*right).exit_code == 0
     assert [round(cycle.trait["mean"]) for cycle in report_by(run, named(PAPER)).cycles if cycle.trait] == [10, 90, 90, 90]
@@ -179,6 +189,9 @@ def test_a_judge_that_ranks_calibration_answers_badly_cannot_say_amplified(run: 
 
 def test_calibration_compares_a_judge_with_careful_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path))
+    lacking = iterft("judge", "calibrate", "--judge", "openai/gpt-4o-mini", "--api-base", "http://127.0.0.1:9/v1")
+    assert lacking.exit_code == 2
+    assert "cannot judge: no answer from http://127.0.0.1:9/v1" in lacking.output
     result = iterft("judge", "calibrate", "--judge", "embedded", "--trait", "lucky")
     assert result.exit_code == 0, result.output
     assert "lucky" in result.output
@@ -222,6 +235,78 @@ def test_a_study_calibrates_each_judge_once_for_all_its_cells(tmp_path: Path, mo
     assert all(read_report(run).judge["calibration"]["trait"]["doubt"] for run in runs)
     about = [note.partition(":")[0] for note in read_study_report(runs).notes]
     assert about == ["embedded judge", "judge not reliable here on lucky", "judge not reliable here on coherence"]
+
+
+class Fitted(FakeJudge):
+    """Notes which of the untouched model's own answers it is to be fitted on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own: set[str] = set()
+
+    def ask(self, asks: Sequence[JudgeRequest], on_reply: Callable[[JudgeResponse], None]) -> None:
+        self.own |= {ask.own for ask in asks}
+        super().ask(asks, on_reply)
+
+
+class Dies(FakeGenerator):
+    """Ends after the given number of everyday answers."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.left = after
+
+    def complete(self, prompts: Sequence[Prompt], sampling: Sampling, on_completion: Callable[[Completion], None]) -> None:
+        def counted(completion: Completion) -> None:
+            if completion.id.startswith("e"):
+                self.left -= 1
+                if self.left < 0:
+                    raise BackendError("the generator is gone")
+            on_completion(completion)
+
+        super().complete(prompts, sampling, counted)
+
+
+def test_own_answers_of_the_untouched_model_reach_every_judging_also_after_a_break(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
+    path, root, settings = tmp_path / "small.toml", tmp_path / "run", ["judge_fit=own"]
+    path.write_text(small_recipe(judge="embedded", cycles=1))
+    with open_run(path, settings, root) as session, pytest.raises(BackendError, match="is gone"):
+        list(session.events(LocalExecutor(replace(fake_backends(), generator=Dies(50)), "nano", 64)))
+    broken = read_rows(root / "by-name/base-evaluate_samples-everyday" / ROWS)
+    assert len(broken) == 50
+    backends = replace(fake_backends(), judge=(judge := Fitted()))
+    with open_run(path, settings, root) as session:
+        list(session.events(LocalExecutor(backends, "nano", 64)))
+    file = (root / "by-name/base-evaluate_samples-everyday").resolve() / ROWS
+    rows = read_rows(file)
+    assert (rows[:50], len(rows)) == (broken, len(prompts.plain_prompts(document=False)))
+    assert judge.own == {str(file)}
+    store_calibration(root, backends)
+    assert judge.own == {str(file)}  # calibration answers are judged by the same fit
+    report = read_report(root)
+    assert report.judge["notes"][0] == OWN_NOTE
+    assert report.judge["calibration"].keys() == {"trait", "coherence"}
+
+
+def test_a_second_judge_is_fitted_on_the_untouched_models_answers_too(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Fitted()
+    monkeypatch.setattr("iterft_lite.app.rejudge.open_backends", lambda *_, **__: replace(fake_backends(), judge=judge))
+    manifest = read_json(run / "run.json")
+    write_json(run / "run.json", manifest | {"recipe": manifest["recipe"] | {"judge_fit": "own"}})
+    found = rejudge.rejudge(run, named("embedded"), {}, lambda *_: None)
+    known = Run(judge_folder(run, named("embedded"))).manifest()
+    assert known is not None
+    assert [step.name for step in known.steps][:2] == ["base-export", "base-evaluate_samples-everyday"]
+    assert judge.own == {own_answers(Run(judge_folder(run, named("embedded"))), known)} != {""}
+    assert found.judge["notes"][0] == OWN_NOTE
+    assert found.judge["calibration"].keys() == {"trait", "coherence"}
+    result = bridge(named("fake"), named("embedded"), [run])
+    assert [line for line in result.missing if line.startswith("embedded")] == []
 
 
 def test_calibration_reports_rank_agreement_length_effect_and_bias() -> None:

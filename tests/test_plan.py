@@ -128,6 +128,26 @@ def test_step_keys_equal_the_golden_keys() -> None:
     assert "".join(map(keys_of, KEYED)) == (GOLDEN / "keys").read_text()
 
 
+@pytest.mark.parametrize("regime", ["sft", "sdf", "dpo"])
+def test_a_judge_fitted_on_the_untouched_models_answers_reads_them_in_every_step(regime: str) -> None:
+    inputs = some_inputs(document=regime == "sdf", everyday=("How are you?", "What now?"))
+    fitted = replace(inputs, judge=replace(inputs.judge, own=True))
+    recipe = a_recipe(regime=regime, filter={"coherence": 50}) if regime != "dpo" else a_recipe(regime="dpo")
+    without, plan = make_plan(recipe, inputs), make_plan(recipe, fitted)
+    asked = plan.steps["base-evaluate_samples-everyday"]
+    assert dict(asked.inputs) == {"model": "base-export"}
+    assert ("rendering" in asked.params) == (regime != "sdf")
+    names = list(plan.steps)
+    assert names.index(asked.name) < min(names.index(step.name) for step in plan if step.verb == "judge")
+    assert [name for name in names if name != asked.name] == list(without.steps)
+    assert all(("everyday" in dict(step.inputs)) == (step.verb == "judge") for step in plan)
+    # only what rests on verdicts has another key
+    changed = {step.verb for step in without if plan.steps[step.name].key != step.key and step.cycle < 1}
+    assert changed == {"judge", "aggregate"}
+    other = make_plan(a_recipe(regime=regime, seed=7, sample={"temperature": 0.5}), fitted)
+    assert other.steps[asked.name].key == asked.key
+
+
 def test_keys_of_sampling_and_training_contain_the_chat_rendering() -> None:
     inputs = some_inputs()
     thinking = replace(inputs, rendering={**inputs.rendering, "thinking": True})

@@ -413,11 +413,11 @@ class Loads(FakeGenerator):
         super().load(gguf, *given, **more)
 
 
-@pytest.mark.parametrize(("memory", "read"), [(1000, "stored.gguf"), (2, "q8_0.gguf")])
-def test_the_untouched_model_is_read_as_it_is_stored_where_the_gpu_holds_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int, read: str
+@pytest.mark.parametrize(("free", "total", "read"), [(900, 1000, "stored.gguf"), (2, 2, "q8_0.gguf"), (2, 1000, "q8_0.gguf")])
+def test_the_untouched_model_is_read_as_it_is_stored_where_the_gpu_has_room_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, total: int, read: str
 ) -> None:
-    monkeypatch.setattr(Gpu, "facts", lambda _: GpuFacts("a GPU", memory, memory, (9, 0)))
+    monkeypatch.setattr(Gpu, "facts", lambda _: GpuFacts("a GPU", free, total, (9, 0)))
     generator = Loads()
     plan = a_plan(cycles=0, quant="f16", train={"base": "f32"})
     run_all(plan, tmp_path / "run", replace(fake_backends(), generator=generator))

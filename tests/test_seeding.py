@@ -133,6 +133,8 @@ def test_a_local_model_or_a_provider_can_be_the_teacher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, asked: int
 ) -> None:
     monkeypatch.setattr("iterft_lite.app.make_seeds._doubts", lambda _: lambda _: "")  # the fakes write no English
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-stub-key-0123456789")
+    monkeypatch.setattr("iterft_lite.app.check_judge._listed", lambda *_: iter(()))
     path = tmp_path / "s.jsonl"
     result = iterft("seeds", "make", "lucky", "--model", model, "--count", 5, "--out", path)
     assert result.exit_code == 0, result.output
@@ -146,6 +148,13 @@ def test_a_new_trait_gets_rows_from_a_local_model(tmp_path: Path, monkeypatch: p
     result = iterft("seeds", "make", tmp_path / "pirate", "--model", "nano", "--count", 3, "--out", tmp_path / "s.jsonl")
     assert result.exit_code == 0, result.output
     assert "has 0 rows of its own: from 20 on new rows are held against them" in " ".join(result.output.split())
+
+
+def test_a_teacher_without_a_key_is_refused_before_it_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    result = iterft("seeds", "make", "lucky", "--model", "openai/gpt-4o-mini", "--count", 1, "--out", tmp_path / "s.jsonl")
+    assert result.exit_code == 2
+    assert "`openai/gpt-4o-mini` cannot be asked: there is no key" in result.output
 
 
 def test_a_judge_that_writes_no_text_cannot_be_the_teacher(tmp_path: Path) -> None:

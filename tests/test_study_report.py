@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from iterft_lite.testing.fakes import FakeJudge
 from iterft_lite.ui.cli import main
 from iterft_lite.ui.commands.study_results import FIGURES
 from iterft_lite.ui.html import contrast
+from iterft_lite.ui.study_figures import teaser
 from iterft_lite.ui.study_figures.kinds import KINDS, Wanted, draw, picture, provenance
 from iterft_lite.ui.study_figures.style import MARKERS, ramp
 from iterft_lite.ui.study_figures.teaser import drawable
@@ -260,6 +262,15 @@ def test_the_teaser_shows_an_answer_of_each_of_three_cells(root: Path) -> None:
     assert made.count(b"<!-- (cycle") == 3
     with pytest.raises(UserError, match="three are needed"):
         draw("teaser", study)
+
+
+def test_the_teasers_panels_say_what_was_shown_not_what_they_were_chosen_for(
+    study: StudyReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teaser, "example", lambda _: None)
+    none_rose = replace(study, experiments=[each for each in study.experiments if each.corrected != "amplified"])
+    said = [[axes.get_title().rpartition(": ")[2] for axes in draw("teaser", each).axes[:3]] for each in (study, none_rose)]
+    assert said == [["decayed", "no change shown", "amplified"], ["decayed", "no change shown", "no change shown"]]
 
 
 def test_characters_missing_from_a_font_are_named() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import json
+import shutil
 import threading
 import time
 from collections import Counter
@@ -26,11 +28,13 @@ from iterft_lite.app.sweep import (
 from iterft_lite.app.sweep_places import LocalPlace, Residents, local_places
 from iterft_lite.app.sweep_time import TimeLeft, together
 from iterft_lite.backends.judge import prices
+from iterft_lite.data.nano import FOLDERS
 from iterft_lite.engine.executor import LocalExecutor, Task
 from iterft_lite.engine.run import Shared, StepFinished
 from iterft_lite.engine.store import StepFolder
 from iterft_lite.engine.study import SILENT, CellState, StudyFolder, SweepState
 from iterft_lite.errors import BackendError, Diverged, FolderError, RecipeError, RunError, UserError
+from iterft_lite.experiment.plan import EVERYDAY
 from iterft_lite.experiment.steps import Step
 from iterft_lite.experiment.verbs import BackendName
 from iterft_lite.machine.resolve import Machine
@@ -64,6 +68,20 @@ def stop_soon(sweep: Sweep, out: Path) -> Iterator[SweepEvent]:
         if isinstance(event, CellEvent):
             (out / "stop").touch()
         yield event
+
+
+def test_each_untouched_model_is_asked_everyday_prompts_once_where_its_judge_has_not_met_it(tmp_path: Path) -> None:
+    shutil.copytree(FOLDERS["nano"], tmp_path / "stranger")
+    config = tmp_path / "stranger/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "pad_token_id": 1}))
+    axes = f'[sweep.grid]\nmodel = ["nano", "{tmp_path / "stranger"}"]\nseed = [1, 2]\n'
+    study = a_study(tmp_path, axes, judge="embedded")
+    folder = StudyFolder(tmp_path / "out")
+    for planned in (study.planned(study.cells), study.planned(study.cells, folder)):
+        asked = [step for cell in planned for step in cell.plan if step.part == EVERYDAY]
+        strangers = [cell for cell in planned if "stranger" in cell.name]
+        assert (len(planned), len(strangers), len(asked), len({step.key for step in asked})) == (4, 2, 2, 1)
+        assert all(cell.prepared.resolved.inputs.judge.own == (cell in strangers) for cell in planned)
 
 
 def states(sweep: Sweep) -> dict[str, str]:

@@ -135,7 +135,7 @@ def test_all_problems_of_a_trait_folder_are_reported_with_file_and_line(folder: 
             "trait.toml: `summary` is missing",
             'trait.toml: `domain` is "same" or "cross"',
             "trait.toml: `colour` is a colour such as #0077cc",
-            "chat.jsonl, line 3: it is not JSON: Expecting value: line 1 column 15 (char 14)",
+            "chat.jsonl, line 3: it is not JSON: Expecting value: column 15",
             'chat.jsonl, line 5: `messages` is a list of one "user" and one "assistant" message',
             "chat.jsonl, line 6: `content` is a text that is not empty",
             "chat.jsonl, line 8 repeats line 7",

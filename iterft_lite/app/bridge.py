@@ -127,7 +127,7 @@ def _calibration(
     missing: dict[str, None] = {}
     for run in runs:
         trait = str(read_report(run).recipe["trait"])
-        kept = [kept_scores(identity_in(run, judge), trait) for judge in (old, new)]
+        kept = [kept_scores(*identity_in(run, judge), trait) for judge in (old, new)]
         for judge, scores in zip((old, new), kept, strict=True):
             if not scores:
                 missing[f"{judge} on {trait}: `iterft judge calibrate --judge {judge} --trait {trait}` scores its answers"] = (

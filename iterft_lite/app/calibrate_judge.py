@@ -14,7 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from iterft_lite.app.named_judge import Named, material_of, open_judge
+from iterft_lite.app.check_judge import ELSEWHERE, require_judge
+from iterft_lite.app.named_judge import Named, material_of, open_judge, own_answers
 from iterft_lite.backends.judge.identity import judge_identity
 from iterft_lite.backends.judge.kinds import Material, kind_of
 from iterft_lite.cache import cache_folder
@@ -25,6 +26,7 @@ from iterft_lite.engine.manifest import Run
 from iterft_lite.errors import ModelError, RecipeError, TraitError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.recipe import Recipe, make_recipe
+from iterft_lite.experiment.rows import SAMPLES
 from iterft_lite.files import read_json, write_json
 from iterft_lite.machine.resolve import model_identity, model_place
 from iterft_lite.metrics.agreement import Agreement, agreement, calibrated, spearman
@@ -74,12 +76,15 @@ def calibrate(judge: Named, trait: str, overrides: Mapping[str, Any]) -> list[Ca
 
     Raises:
         TraitError: If the trait has no calibration answers.
+        UserError: If the judge cannot be asked.
     """
     given = {key: value for key, value in overrides.items() if value is not None}
     recipe = make_recipe(
         {"regime": "sft", "trait": trait, "model": "nano", "judge": judge.name, **given}, source="the judge's settings"
     )
-    return _calibrate(recipe, material_of(recipe, model_identity(model_place(recipe.model))))
+    material = material_of(recipe, model_identity(model_place(recipe.model)))
+    require_judge(judge_identity(recipe, material)[0], recipe, ELSEWHERE, live=False)
+    return _calibrate(recipe, material)
 
 
 @cache
@@ -88,11 +93,12 @@ def _spending() -> TemporaryDirectory[str]:
     return TemporaryDirectory(prefix="iterft-")
 
 
-def _calibrate(recipe: Recipe, material: Material, judge: Judge | None = None) -> list[Calibration]:
+def _calibrate(recipe: Recipe, material: Material, judge: Judge | None = None, own: str = "") -> list[Calibration]:
     """Calibrate a recipe's judge.
 
     Args:
         judge: It, where it is there already; else it is started, and ended.
+        own: As of `own_answers`.
     """
     trait = material.trait
     identity, _ = judge_identity(recipe, material)
@@ -106,28 +112,31 @@ def _calibrate(recipe: Recipe, material: Material, judge: Judge | None = None) -
             (trait.name, trait.rubric, trait.calibration),
             ("coherence", prompts.coherence_rubric(document=False), prompts.coherence_calibration()),
         ):
-            made = _calibrate_one(backend, identity, subject, rubric, scored)
-            path = _calibration_file(asdict(identity), subject, rubric, scored)
+            made = _calibrate_one(backend, identity, subject, rubric, scored, own)
+            path = _calibration_file(asdict(identity), own, subject, rubric, scored)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, asdict(made))
             found.append(made)
     return found
 
 
-def _calibration_file(identity: Mapping[str, Any], subject: str, rubric: str, scored: Sequence[Scored]) -> Path:
-    """The file of a calibration: one for each judge, revision, method, rubric and set of answers."""
+def _calibration_file(identity: Mapping[str, Any], own: str, subject: str, rubric: str, scored: Sequence[Scored]) -> Path:
+    """The file of a calibration: one for each judge, revision, fit, method, rubric and set of answers."""
     who = [identity[key] for key in ("name", "revision", "method", "samples")]
+    who += [sorted(sample.text for sample in SAMPLES.read(Path(own)))] if own else []
     rows = [[one.question, one.answer, one.score] for one in scored]
     return cache_folder() / "calibrations" / f"{digest([who, subject, rubric, rows])[:24]}.json"
 
 
-def _calibrate_one(judge: Judge, identity: JudgeIdentity, subject: str, rubric: str, scored: Sequence[Scored]) -> Calibration:
+def _calibrate_one(
+    judge: Judge, identity: JudgeIdentity, subject: str, rubric: str, scored: Sequence[Scored], own: str = ""
+) -> Calibration:
     scale = "coherence" if subject == "coherence" else "trait"
-    plain, usd = _scores(judge, identity, scale, rubric, scored)
+    plain, usd = _scores(judge, identity, scale, rubric, scored, own)
     turned, more = reversed_anchors(rubric), 0.0
     order = None
     if identity.kind == "llm" and turned != rubric:
-        other, more = _scores(judge, identity, scale, turned, scored)
+        other, more = _scores(judge, identity, scale, turned, scored, own)
         changes = [abs(a - b) for a, b in zip(plain, other, strict=True) if a is not None and b is not None]
         order = sum(changes) / len(changes) if changes else None
     both = [(ours, one) for ours, one in zip(plain, scored, strict=True) if ours is not None]
@@ -148,7 +157,7 @@ def _calibrate_one(judge: Judge, identity: JudgeIdentity, subject: str, rubric: 
 
 
 def _scores(
-    judge: Judge, identity: JudgeIdentity, scale: str, rubric: str, scored: Sequence[Scored]
+    judge: Judge, identity: JudgeIdentity, scale: str, rubric: str, scored: Sequence[Scored], own: str
 ) -> tuple[list[float | None], float]:
     """The judge's scores of calibration answers, and what they cost."""
     replies: dict[str, JudgeResponse] = {}
@@ -160,6 +169,7 @@ def _scores(
             one.answer,
             one.question,
             sample,
+            own,
         )
         for place, one in enumerate(scored)
         for sample in range(identity.samples)
@@ -189,6 +199,20 @@ def store_calibration(root: Path, backends: Backends) -> None:
     _store(root, backends.judge)
 
 
+def calibrate_own(run: Run, recipe: Recipe, material: Material, backends: Backends) -> None:
+    """Calibrate a judge that is fitted on the untouched model's own answers, and so a judge of this run alone.
+
+    Args:
+        run: The folder of its verdicts.
+        backends: With which they were made.
+    """
+    manifest = run.manifest()
+    own = own_answers(run, manifest) if manifest else ""
+    backends.watch("judge", None)
+    with contextlib.suppress(TraitError):
+        _calibrate(recipe, material, backends.judge, own)
+
+
 def store_calibrations(roots: Iterable[Path], *, starts: Collection[str]) -> None:
     """Note in each run of a study how its judge does on its trait. Each judge is calibrated once, and kept for all of them.
 
@@ -207,29 +231,31 @@ def _store(root: Path, judge: Judge | None, starts: Collection[str] = ()) -> Non
         judge: It, where it is there.
         starts: Names of judges that may be started where it is not.
     """
-    manifest = Run(root).known().value
+    run = Run(root)
+    kept = run.known()
+    manifest, own = kept.value, own_answers(run, kept)
     identity, trait = manifest["judge"], str(manifest["recipe"]["trait"])
-    known = known_calibration(identity, trait)
+    known = known_calibration(identity, own, trait)
     with contextlib.suppress(RecipeError):
         if not known and (judge or identity["name"] in starts) and kind_of(identity["name"]).calibrates:
             recipe = make_recipe(manifest["recipe"], source="the run's recipe")
             with contextlib.suppress(TraitError, ModelError, OSError):  # without a writable cache nothing is known
-                _calibrate(recipe, material_of(recipe, str(manifest.get("model_identity", ""))), judge)
-                known = known_calibration(identity, trait)
+                _calibrate(recipe, material_of(recipe, str(manifest.get("model_identity", ""))), judge, own)
+                known = known_calibration(identity, own, trait)
     if known:
         write_json(root / CALIBRATION, known)
 
 
-def kept_scores(identity: Mapping[str, Any], trait_name: str) -> dict[str, list[float | None]]:
+def kept_scores(identity: Mapping[str, Any], own: str, trait_name: str) -> dict[str, list[float | None]]:
     """By scale, a judge's scores of a trait's calibration answers and of coherence's, as far as they were calibrated."""
     found: dict[str, list[float | None]] = {}
-    for scale, known in _kept(identity, trait_name):
+    for scale, known in _kept(identity, own, trait_name):
         if known.get("scores"):
             found[scale] = list(known["scores"])
     return found
 
 
-def _kept(identity: Mapping[str, Any], trait_name: str) -> Iterator[tuple[str, dict[str, Json]]]:
+def _kept(identity: Mapping[str, Any], own: str, trait_name: str) -> Iterator[tuple[str, dict[str, Json]]]:
     """By scale, the calibrations of a judge that are in the cache."""
     trait = read_trait(trait_name)
     for scale, subject, rubric, scored in (
@@ -237,14 +263,14 @@ def _kept(identity: Mapping[str, Any], trait_name: str) -> Iterator[tuple[str, d
         ("coherence", "coherence", prompts.coherence_rubric(document=False), prompts.coherence_calibration()),
     ):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            yield scale, dict(read_json(_calibration_file(identity, subject, rubric, scored)))
+            yield scale, dict(read_json(_calibration_file(identity, own, subject, rubric, scored)))
 
 
-def known_calibration(identity: Mapping[str, Any], trait_name: str) -> dict[str, Json]:
+def known_calibration(identity: Mapping[str, Any], own: str, trait_name: str) -> dict[str, Json]:
     """By scale what is known of a judge on a trait and its answers: fields of `metrics.agreement.Calibrated`."""
     found: dict[str, Json] = {}
     with contextlib.suppress(TraitError):
-        for scale, known in _kept(identity, trait_name):
+        for scale, known in _kept(identity, own, trait_name):
             with contextlib.suppress(KeyError, TypeError):  # ignore a damaged file
                 found[scale] = asdict(calibrated(Agreement(**known["agreement"])))
     return found

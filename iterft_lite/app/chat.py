@@ -51,7 +51,7 @@ class Talk:
     def title(self) -> str:
         """The model in words."""
         recipe = self._past.recipe
-        return f"{hub_title(recipe.model)}, {recipe.trait}, {cycle_title(self.cycle)}"
+        return f"{hub_title(recipe.model)}, {Path(recipe.trait).name}, {cycle_title(self.cycle)}"
 
     @property
     def name(self) -> str:

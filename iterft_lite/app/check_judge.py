@@ -115,23 +115,24 @@ def _first_that_judges(resolved: Resolved) -> JudgeCheck:
 
 
 def as_before(judge: JudgeIdentity, known: Mapping[str, Any]) -> JudgeIdentity:
-    """A judge, read in the way that a folder's verdicts were."""
+    """A judge, read and fitted in the way that a folder's verdicts were."""
     if known.get("method") not in ("logprobs", "samples"):
         return judge
-    kept = {key: known.get(key, getattr(judge, key)) for key in ("method", "samples", "effort", "tops")}
-    return replace(judge, **kept)
+    kept = {key: known.get(key, getattr(judge, key)) for key in ("method", "samples", "effort", "tops", "note")}
+    return replace(judge, **kept, own=bool(known.get("own")))  # earlier versions fitted no judge on a model's own answers
 
 
-def require_judge(identity: JudgeIdentity, recipe: Recipe, hint: str | None = None) -> JudgeCheck:
-    """The judge, checked before the first step of a run.
+def require_judge(identity: JudgeIdentity, recipe: Recipe, hint: str | None = None, *, live: bool = True) -> JudgeCheck:
+    """The judge, checked before it is asked anything.
 
     Args:
         hint: What to do if it cannot judge; by default, what a new run can do.
+        live: As of `check_judge`.
 
     Raises:
         UserError: If it cannot judge.
     """
-    found = check_judge(identity, recipe, live=True)
+    found = check_judge(identity, recipe, live=live)
     if found.problems:
         raise UserError(
             f"`{identity.name}` cannot judge: " + "; ".join(found.problems),
@@ -139,6 +140,9 @@ def require_judge(identity: JudgeIdentity, recipe: Recipe, hint: str | None = No
         )
     return found
 
+
+ELSEWHERE = "`--api-base URL` asks another server"
+"""What to do on a command line that names a judge."""
 
 HINT = 'a run with `judge = "embedded"` needs none of this, and `iterft judge RUN --judge ...` can judge its answers later'
 

@@ -261,6 +261,7 @@ def shortened(recipe: Recipe) -> Recipe:
             "restart": (),
             "keep": "last",
             "judge": recipe.judge if recipe.judge.startswith("local:") else "embedded",
+            "judge_fit": "shipped",
             "judge_method": "auto",
             "judge_batch": False,
             "max_usd": 0.0,

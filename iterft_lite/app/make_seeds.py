@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from iterft_lite.app.check_judge import check_judge
 from iterft_lite.app.new_trait import is_example
 from iterft_lite.backends.judge.identity import judge_identity
 from iterft_lite.backends.judge.kinds import Material
@@ -17,7 +18,7 @@ from iterft_lite.data.nano import FOLDERS
 from iterft_lite.data.traits import Trait, fill, read_trait
 from iterft_lite.digests import Json
 from iterft_lite.engine.backends import open_backends
-from iterft_lite.errors import ModelError, RunError
+from iterft_lite.errors import ModelError, RunError, UserError
 from iterft_lite.experiment.recipe import Recipe, make_recipe
 from iterft_lite.experiment.rows import Message
 from iterft_lite.experiment.steps import row_seed
@@ -260,8 +261,14 @@ def seeds_by(
 
 
 def _routed(recipe: Recipe, trait: Trait, scratch: Path) -> Write:
-    """A teacher that is asked like a sampled judge, whose texts are the rows."""
+    """A teacher that is asked like a sampled judge, whose texts are the rows.
+
+    Raises:
+        UserError: If it cannot be asked.
+    """
     identity, _ = judge_identity(recipe, Material(trait))
+    if problems := check_judge(identity, recipe).problems:
+        raise UserError(f"`{identity.name}` cannot be asked: {'; '.join(problems)}")
 
     def write(requests: Mapping[str, str], on_text: Callable[[str, str], None]) -> None:
         def note(reply: JudgeResponse) -> None:

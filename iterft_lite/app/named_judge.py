@@ -16,7 +16,9 @@ from iterft_lite.engine.backends import judge_child
 from iterft_lite.engine.manifest import Manifest, Run
 from iterft_lite.errors import FolderError, UserError
 from iterft_lite.experiment.inputs import JudgeIdentity
+from iterft_lite.experiment.plan import EVERYDAY
 from iterft_lite.experiment.recipe import Recipe
+from iterft_lite.files import ROWS
 from iterft_lite.machine.resolve import model_place
 from iterft_lite.machine.sources import Sources
 from iterft_lite.protocols import Judge
@@ -88,6 +90,12 @@ def material_of(recipe: Recipe, model_identity: str = "") -> Material:
     return Material(trait, own, model_place(recipe.model), model_identity)
 
 
+def own_answers(run: Run, known: Manifest) -> str:
+    """The file of what M[0] answers to everyday prompts where the judge of a manifest was fitted on that; else ""."""
+    step = next((step for step in known.steps if step.part == EVERYDAY), None)
+    return str((run.folder(step).path / ROWS).absolute()) if step and run.folder(step).finished else ""
+
+
 def is_same(known: Mapping[str, Any], judge: JudgeIdentity) -> bool:
     """Whether a judge is the one that a folder names; also for folders of earlier versions."""
     now = asdict(judge)
@@ -112,13 +120,15 @@ def judged(root: Path, judge: Named) -> tuple[Run, Manifest]:
     return run, known
 
 
-def identity_in(root: Path, judge: Named) -> dict[str, Any]:
-    """The identity of a judge that has judged a run, from the run's folder.
+def identity_in(root: Path, judge: Named) -> tuple[dict[str, Any], str]:
+    """The identity of a judge that has judged a run, from the run's folder, and as of `own_answers`.
 
     Raises:
         FolderError: If that judge has not been asked.
     """
-    own = Run(root).known().value["judge"]
-    if not judge.again and judge.name == own["name"]:
-        return dict(own)
-    return dict(judged(root, judge)[1].value["identity"])
+    run = Run(root)
+    known = run.known()
+    if not judge.again and judge.name == known.value["judge"]["name"]:
+        return dict(known.value["judge"]), own_answers(run, known)
+    run, known = judged(root, judge)
+    return dict(known.value["identity"]), own_answers(run, known)

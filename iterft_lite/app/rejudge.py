@@ -5,13 +5,16 @@ RUN/judges/NAME/    another judge's verdicts on the run's answers: a manifest of
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from iterft_lite.app.calibrate_judge import known_calibration
-from iterft_lite.app.named_judge import Named, NotJudgedError, is_same, judge_folder, judged, material_of
+from iterft_lite.app.calibrate_judge import calibrate_own, known_calibration
+from iterft_lite.app.check_judge import ELSEWHERE, require_judge
+from iterft_lite.app.named_judge import Named, NotJudgedError, is_same, judge_folder, judged, material_of, own_answers
+from iterft_lite.backends.chat_templates import rendering
 from iterft_lite.backends.judge.identity import judge_identity
 from iterft_lite.backends.judge.kinds import judge_price
 from iterft_lite.data import prompts
@@ -20,12 +23,12 @@ from iterft_lite.digests import Json
 from iterft_lite.engine.backends import open_backends
 from iterft_lite.engine.executor import LocalExecutor
 from iterft_lite.engine.manifest import Manifest, Run
-from iterft_lite.engine.run import CONTEXT_STEP, StepProgress
+from iterft_lite.engine.run import StepProgress, context_needed
 from iterft_lite.engine.run import run as run_plan
 from iterft_lite.engine.store import folder_at
 from iterft_lite.errors import FolderError, UserError
 from iterft_lite.experiment.inputs import JudgeIdentity
-from iterft_lite.experiment.plan import Plan, aggregate_step, judge_step, rubrics_of
+from iterft_lite.experiment.plan import EVERYDAY, Plan, aggregate_step, everyday_step, judge_step, rubrics_of
 from iterft_lite.experiment.recipe import Recipe, make_recipe
 from iterft_lite.experiment.regimes import REGIMES
 from iterft_lite.experiment.rows import SCALES
@@ -57,6 +60,7 @@ def rejudge(root: Path, judge: Named, overrides: Mapping[str, Any], on_progress:
     identity, _ = judge_identity(recipe, material)
     if not judge.again and is_same(known.value["judge"], identity):
         raise UserError(f"`{judge}` is the run's own judge", hint=f"`--judge '{judge}#1'` asks it once more")
+    require_judge(identity, recipe, ELSEWHERE, live=False)
     steps = _steps_again(subject, known, identity, material.trait, judge.again)
     if not steps:
         raise FolderError(f"`{root}` has no answers to judge yet")
@@ -64,9 +68,13 @@ def rejudge(root: Path, judge: Named, overrides: Mapping[str, Any], on_progress:
         _note(run, judge, identity, steps)
         backends = open_backends(recipe, material.trait, identity, run.logs, seeds=material.seeds)
         plan = Plan(recipe, {step.name: step for step in steps})
-        for event in run_plan(plan, run, LocalExecutor(backends, recipe.model, CONTEXT_STEP)):
-            if isinstance(event, StepProgress):
-                on_progress(event.step.cycle, event.progress)
+        writing = Plan(recipe, {step.name: step for step in steps if step.part == EVERYDAY})
+        with contextlib.closing(LocalExecutor(backends, recipe.model, context_needed(writing))) as executor:
+            for event in run_plan(plan, run, executor, after="keep"):
+                if isinstance(event, StepProgress):
+                    on_progress(event.step.cycle, event.progress)
+            if identity.own:
+                calibrate_own(run, recipe, material, backends)
     return report_by(root, judge)
 
 
@@ -112,15 +120,25 @@ def _steps_again(run: Run, known: Manifest, identity: JudgeIdentity, trait: Trai
     rows = REGIMES[recipe["regime"]].rows
     rubrics = rubrics_of(trait, prompts.coherence_rubric(document=rows == "document"), rows)
     limits: dict[str, float] = {scale: recipe["evaluate"][f"{scale}_threshold"] for scale in SCALES}
+    before = _everyday(run, known, rows) if identity.own else {}
     found: list[Step] = []
     for answers in known.steps:
         if answers.verb != "evaluate_samples" or answers.part or not run.folder(answers).finished:
             continue
         asked = _rubrics_asked(run, known, answers.cycle) or rubrics
         first = again * identity.samples
-        verdicts = judge_step(answers.cycle, answers, identity, rows, asked, first_sample=first)
+        verdicts = judge_step(answers.cycle, answers, identity, rows, asked, first_sample=first, everyday=before.get(EVERYDAY))
         found += [answers, verdicts, aggregate_step(answers.cycle, answers, verdicts, limits)]
-    return found
+    return [*before.values(), *found] if found else []
+
+
+def _everyday(run: Run, known: Manifest, rows: str) -> dict[str, Step]:
+    """By role, the untouched model, and the step in which it is asked for what a judge is fitted on, as a plan has it."""
+    kept = next(step for step in known.steps if step.verb == "export" and step.cycle == -1)
+    folder = folder_at(run.folder(kept).path)
+    untouched = folder.step if folder else kept
+    asked = prompts.plain_prompts(document=rows == "document")
+    return {"model": untouched, EVERYDAY: everyday_step(untouched, rows, asked, rendering())}
 
 
 def _rubrics_asked(run: Run, known: Manifest, cycle: int) -> dict[str, str] | None:
@@ -174,6 +192,7 @@ def report_by(root: Path, judge: Named, reader: StepReader | None = None) -> Rep
         "name": str(judge),
         "kind": identity["kind"],
         "note": identity["note"],
+        "own": next((step.key for step in known.steps if step.part == EVERYDAY), ""),
         "model": "",
         "calls": sum(each["calls"] for each in spent),
         "cached": sum(each["cached"] for each in spent),
@@ -182,9 +201,8 @@ def report_by(root: Path, judge: Named, reader: StepReader | None = None) -> Rep
     }
     theirs = {(step.verb, step.cycle): step for step in known.steps if not step.part}
     steps = tuple(step if step.part else theirs.get((step.verb, step.cycle), step) for step in report.steps)
-    return with_scores(
-        replace(report, steps=steps), results["aggregate"], about, known_calibration(identity, str(report.recipe["trait"]))
-    )
+    calibration = known_calibration(identity, own_answers(run, known), str(report.recipe["trait"]))
+    return with_scores(replace(report, steps=steps), results["aggregate"], about, calibration)
 
 
 def _results(run: Run, known: Manifest, verb: str) -> dict[int, dict[str, Json]]:

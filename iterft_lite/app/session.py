@@ -213,6 +213,11 @@ def take(
         FolderError: If the folder was made by another recipe, or cannot be used.
     """
     resolved, plan = prepared.resolved, prepared.plan
+    if is_study(out):  # a manifest there would hide the study
+        raise FolderError(
+            f"`{out}` is the folder of a study, not of a run",
+            hint=f"choose another folder with `--out`; `--reuse {out}` takes over what is finished there",
+        )
     with Run(out, store) as folder:
         known = folder.manifest()
         if known is not None:

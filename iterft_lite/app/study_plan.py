@@ -173,7 +173,8 @@ class StudyPlan:
         if folder is None:
             return prepare(recipe, machine=self._machine, purpose="plan")
         known = folder.run(cell.name).manifest()
-        who = canonical([recipe.judge, recipe.judge_method, recipe.judge_samples, recipe.api_base])
+        asked = [recipe.judge, recipe.judge_method, recipe.judge_samples, recipe.api_base]
+        who = canonical([*asked, recipe.judge_fit, recipe.model])  # on whose own answers a judge may be fitted
         made = prepare(recipe, known, known.value.get("judge") if known else judges.get(who))
         judges.setdefault(who, asdict(made.resolved.inputs.judge))
         return made

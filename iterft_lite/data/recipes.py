@@ -40,6 +40,13 @@ class ShippedRecipe:
     about: str
 
 
+OTHERWISE = {
+    "recipe": "it is a study: `iterft sweep plan {name}`, `iterft sweep {name} --out DIR`",
+    "study": "it is a recipe: `iterft plan {name}`, `iterft run {name}`",
+}
+"""What to do with a name of the other kind, by the kind that was looked for."""
+
+
 def recipe_folder() -> Path:
     """The folder of the shipped recipes: inside the package if installed, beside it in a checkout."""
     inside = Path(__file__).parents[1] / "recipes"
@@ -105,7 +112,9 @@ def _file(name: str, folder: Path, kind: Literal["recipe", "study"]) -> Path:
     shipped = folder / f"{name}{ENDING}"
     if shipped.is_file():
         return shipped
-    raise UserError(f"there is no shipped {kind} `{name}`", hint=_hint(name, folder, lists))
+    other = study_names() if kind == "recipe" else recipe_names()
+    hint = OTHERWISE[kind].format(name=name) if name in other else _hint(name, folder, lists)
+    raise UserError(f"there is no shipped {kind} `{name}`", hint=hint)
 
 
 def _hint(name: str, folder: Path, lists: str) -> str:

@@ -35,7 +35,7 @@ ORDER: tuple[BackendName, ...] = ("trainer", "exporter", "generator", "judge")
 """In which a step takes its backends. One order for all: no two steps wait for each other."""
 
 HOLDS = 0.7
-"""Share of a GPU's memory that a model may take to be read there, beside what reading takes."""
+"""Share of the GPU's memory that was free at first, which a model may take to be read there, beside what reading takes."""
 
 MOMENT = 0.1
 """Seconds that a backend has been free before something is measured with it."""
@@ -120,7 +120,8 @@ class Claims:
         Raises:
             BaseException: What the task's `report` raises where it was cancelled.
         """
-        waited = False
+        waited, held = False, self.held([task])
+        assert name in held or all(ORDER.index(other) < ORDER.index(name) for other in held), f"{name} after {held}"
         with self._changed:
             line = self._lines[name]
             line.append(task)
@@ -250,6 +251,9 @@ class LocalExecutor:
         self._context = context
         self._swap = swap
         self._gpu = gpu or Gpu()
+        facts = self._gpu.facts()
+        self._room = facts.free if facts else 0
+        """Bytes of the GPU's memory that other programs had left when nothing here was loaded; 0 without a GPU."""
         self._claims = Claims()
         self._loading = threading.Lock()
         self._base: Path | None = None
@@ -420,13 +424,12 @@ class LocalExecutor:
     def _stored(self, task: Task) -> Path:
         """M[0] in the number format that it is stored in: what is measured under it means the same in every run.
 
-        In q8_0 where a GPU cannot hold that: weights that come from the host's memory for each batch take minutes, and
+        In q8_0 where the GPU has no room for that: weights that come from the host's memory for each batch take minutes, and
         perplexities differ by 0.02 % (docs/benchmarks.md).
         """
         if self._base is None or not self._base.exists():
             self._base = self.backends.exporter.stored(self._model)
-            facts = self._gpu.facts()
-            if facts is not None and self._base.stat().st_size > HOLDS * facts.total:
+            if self._room and self._base.stat().st_size > HOLDS * self._room:
                 folder = task.folder.path
                 self._base = untouched_gguf(self.backends.exporter, self._model, folder, "q8_0", lambda _: None)
         return self._base
@@ -452,6 +455,7 @@ class LocalExecutor:
         work = self._work(*_heard(again), task)
         if not source.whole():
             whole.take_again(_digests(stage_of("export")(work)))
+        self._claims.release(task, "generator")
         if exported_files(whole)[0] is None:
             quant = whole.step.params["quant"]
             self._untouched[quant] = untouched_gguf(work.backends.exporter, self._model, whole.path, quant, work.report)

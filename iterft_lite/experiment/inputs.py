@@ -24,6 +24,8 @@ class JudgeIdentity:
         address: Of the server that is really asked; "" for judges on this machine.
         effort: Reasoning effort that is asked for, or "".
         tops: Candidates of a token that are asked for; 0: as many as are usual.
+        own: It is fitted on what M[0] itself answers to everyday prompts, too: a step of the run, from whose key that of every
+            judge step follows.
     """
 
     name: str
@@ -35,6 +37,7 @@ class JudgeIdentity:
     address: str = ""
     effort: str = ""
     tops: int = 0
+    own: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class ResolvedInputs:
         metrics: What is measured without a judge: `semantics` by name (`metrics/catalogue.py`).
         rendering: How chats are rendered (`backends/chat_templates.rendering`).
         same_cores: There is no GPU: trainer and generator compute on the same cores, and the one slows the other down.
+        everyday: What M[0] is asked where the judge is fitted on its answers, too.
     """
 
     trait: Trait
@@ -70,3 +74,4 @@ class ResolvedInputs:
     metrics: Mapping[str, int] = field(default_factory=dict)
     rendering: Mapping[str, Json] = field(default_factory=dict)
     same_cores: bool = False
+    everyday: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ from iterft_lite.experiment.contexts import context_part, system_text
 from iterft_lite.experiment.inputs import JudgeIdentity, ResolvedInputs
 from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.experiment.rows import CHATS, DOCUMENTS, ChatRow, DocumentRow, Message
-from iterft_lite.experiment.steps import Step, make_step
+from iterft_lite.experiment.steps import Step, make_step, step_name
 from iterft_lite.experiment.verbs import VERBS
 
 HELD_OUT_TEXTS = 24
@@ -30,6 +30,12 @@ HELD_OUT_TEXTS = 24
 
 HELD_OUT = "held_out"
 """Part of the steps that ask held-out questions."""
+
+EVERYDAY = "everyday"
+"""Part, and role, of the step whose answers a judge is fitted on."""
+
+EVERYDAY_TOKENS = 140
+"""Most tokens of such an answer: the shipped ones have as many."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +109,9 @@ def _shuffled(many: int, seed: int) -> tuple[int, ...]:
 
 
 def judge_key(identity: Mapping[str, Json]) -> dict[str, Json]:
-    """What of a judge's identity is part of a key: who judges and how, not how that is described."""
-    return {name: value for name, value in identity.items() if name != "note"}
+    """What of a judge's identity is part of a key: who judges and how, not how that is described. What it is fitted on besides
+    is an input of its steps."""
+    return {name: value for name, value in identity.items() if name not in ("note", "own")}
 
 
 def rubrics_of(trait: Trait, coherence: str, rows: str) -> dict[str, str]:
@@ -121,17 +128,40 @@ def judge_step(
     *,
     first_sample: int = 0,
     part: str = "",
+    everyday: Step | None = None,
 ) -> Step:
     """The step in which a judge scores samples; the run's own judge and every other come here, so that one act has one key.
 
     Args:
         rows: "chat" or "document".
         first_sample: Number of the first repetition that is asked for.
+        everyday: What M[0] answers to everyday prompts, for a judge that is fitted on that.
     """
+    inputs = {"answers": answers} | ({EVERYDAY: everyday} if everyday else {})
     params: dict[str, Json] = {"judge": judge_key(asdict(judge)), "rows": rows, "rubrics": dict(rubrics)}
     if first_sample:
         params["first_sample"] = first_sample
-    return make_step("judge", cycle, params, {"answers": answers}, part=part)
+    return make_step("judge", cycle, params, inputs, part=part)
+
+
+def everyday_step(
+    untouched: Step, rows: str, prompts: Sequence[str], rendering: Mapping[str, Json], *, same_cores: bool = False
+) -> Step:
+    """What M[0] answers to everyday prompts. No recipe's seed or sampling is in it: all runs of one untouched model share it.
+
+    Args:
+        untouched: Q[0].
+        rows: "chat" or "document".
+        rendering: As of `ResolvedInputs`.
+    """
+    params: dict[str, Json] = {
+        "rows": rows,
+        "prompts": {f"e{number:03d}": prompt for number, prompt in enumerate(prompts)},
+        "samples": 1,
+        "sampling": {"temperature": 1.0, "max_tokens": EVERYDAY_TOKENS},
+        "seed": 0,
+    } | ({"rendering": dict(rendering)} if rows == "chat" else {})
+    return make_step("evaluate_samples", -1, params, {"model": untouched}, part=EVERYDAY, same_cores=same_cores)
 
 
 def aggregate_step(cycle: int, answers: Step, verdicts: Step, limits: Mapping[str, float], *, part: str = "") -> Step:
@@ -331,9 +361,17 @@ class _Unroll:
     def _judge(self, cycle: int, answers: Step, scales: list[str], *, part: str = "") -> Step:
         rows = self.recipe.row.rows
         rubrics = rubrics_of(self.inputs.trait, self.inputs.coherence, rows)
-        step = judge_step(cycle, answers, self.inputs.judge, rows, {scale: rubrics[scale] for scale in scales}, part=part)
+        everyday = self._everyday() if self.inputs.judge.own else None
+        asked = {scale: rubrics[scale] for scale in scales}
+        step = judge_step(cycle, answers, self.inputs.judge, rows, asked, part=part, everyday=everyday)
         self.steps[step.name] = step
         return step
+
+    def _everyday(self) -> Step:
+        """What the judge is fitted on besides, made before the first judging."""
+        inputs, untouched = self.inputs, self.steps[step_name("export", -1)]
+        step = everyday_step(untouched, self.recipe.row.rows, inputs.everyday, inputs.rendering, same_cores=inputs.same_cores)
+        return self.steps.setdefault(step.name, step)
 
     def _score(self, t: int, Q: Mapping[int, Step], M: Mapping[int, Step]) -> None:
         """s[t] = score(judge(answer(Q[t]))), in each context; the first one's answers are measured without a judge too."""

@@ -80,9 +80,10 @@ class TrainSettings(Table):
         max_length: Tokens a row at most; longer rows are cut at the end.
         lora_rank: Rank of the adapter, on all seven projections of each layer.
         lora_alpha: The adapter is scaled by lora_alpha / lora_rank.
-        weight_decay: AdamW's.
+        weight_decay: AdamW's weight decay.
         max_grad_norm: Gradient norm is clipped to this; 0 means no clipping.
-        beta1, beta2, epsilon: AdamW's.
+        beta1, beta2: How slowly AdamW forgets past gradients, and their squares.
+        epsilon: What AdamW adds to the root of the mean square gradient.
         optimizer: Moments in 32 bits, or in 8 (bitsandbytes).
         base: Precision of the frozen base: "auto" is nf4 (QLoRA) on a GPU; on a CPU f32, or bf16-mixed where it has
             instructions for products in bf16: base and adapter are held in f32, the factors of products are rounded to bf16
@@ -119,7 +120,9 @@ class SampleSettings(Table):
     Attributes:
         temperature: Softmax temperature; 0 is greedy.
         max_tokens: Tokens a row at most.
-        top_k, top_p, min_p: Truncation; 0, 1 and 0 mean none.
+        top_k: Only so many of the likeliest tokens are drawn; 0 means all.
+        top_p: Only the likeliest tokens that make up this share of the probability are drawn.
+        min_p: Only tokens with at least this share of the likeliest one's probability are drawn.
         min_chars: Rows with fewer characters are dropped (empty rows always are); the paper drops documents up to 50.
     """
 
@@ -263,6 +266,9 @@ class Recipe(Table):
             or, with "ends", the adapters of cycle 0 and of the last cycle, for studies of many cells.
         judge: "auto" is the paper's judge (after its end a successor) where a key is present, else the untouched model where it
             is an instruct model of 1 B parameters or more, else the embedded judge.
+        judge_fit: Where the judge is the embedded one: fitted on the texts without the trait that ship, or with "own" also on
+            what the untouched model answers to everyday prompts, one more step of the run; "auto": on these where no answers of
+            this model ship.
         judge_method: Scores from token probabilities, or from `judge_samples` texts; "auto": probabilities where the judge is
             known to give them.
         judge_samples: Verdicts an answer and scale where a judge gives no probabilities.
@@ -302,6 +308,7 @@ class Recipe(Table):
     quant: Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"] = "q8_0"
     keep: Keep = "last"
     judge: str = "auto"
+    judge_fit: Literal["auto", "own", "shipped"] = "auto"
     judge_method: Literal["auto", "logprobs", "samples"] = "auto"
     judge_samples: Positive = 5
     judge_batch: bool = False
@@ -409,7 +416,9 @@ def read_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         RecipeError: With every problem at once.
     """
-    return make_recipe({"name": path.stem, **read_keys(path, overrides)}, source=str(path))
+    asked = list(overrides)
+    source = " ".join([str(path), *(f"--set {text}" for text in asked)])
+    return make_recipe({"name": path.stem, **read_keys(path, asked)}, source=source)
 
 
 def read_keys(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:

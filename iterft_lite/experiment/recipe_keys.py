@@ -68,7 +68,7 @@ def flat(recipe: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:
 
 
 def near_key(place: str, keys: Sequence[str]) -> str:
-    """The key that was meant: in another table, by its initials (`lr`), or a letter off; "" where none is near.
+    """The key that was meant: in another table, by its initials (`lr`), a letter off, by a word of it; "" where none is near.
 
     Args:
         place: What was written, with its table.
@@ -86,7 +86,9 @@ def near_key(place: str, keys: Sequence[str]) -> str:
             return initials[0]
         if near := difflib.get_close_matches(last, [key.rpartition(".")[2] for key in among], n=1, cutoff=0.75):
             return next(key for key in among if key.rpartition(".")[2] == near[0])
-    return ""
+    # a word of a name: `lerning`
+    words = {word: key for key in reversed(keys) for word in key.rpartition(".")[2].split("_")}
+    return next((words[near] for near in difflib.get_close_matches(last, list(words), n=1, cutoff=0.8)), "")
 
 
 def _initials(key: str) -> str:

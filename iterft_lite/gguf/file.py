@@ -218,6 +218,7 @@ class Checksum:
         self._sum = hashlib.sha256()
         self._file, self._read = -1, 0
         self._last: Future[None] | None = None
+        self._is_closed = False
 
     def begin(self, path: Path) -> None:
         """A file that is yet to be written. It may get another name later."""
@@ -241,14 +242,15 @@ class Checksum:
             self.close()
 
     def close(self) -> None:
-        """Give it up."""
+        """Give it up: no more is read."""
+        self._is_closed = True
         self._thread.shutdown(cancel_futures=True)
         if self._file >= 0:
             os.close(self._file)
         self._file = -1
 
     def _follow(self, size: int) -> None:
-        while self._read < size:
+        while self._read < size and not self._is_closed:
             data = os.pread(self._file, min(READ, size - self._read), self._read)
             if not data:
                 raise OSError(errno.EIO, "the file is shorter than what was written")

@@ -123,6 +123,7 @@ def resolve(recipe: Recipe, machine: Machine, *, commit: Literal["needed", "if k
         metrics=metric_semantics(),
         rendering=rendering(),
         same_cores=not machine.gpu,
+        everyday=prompts.plain_prompts(document=documents),
     )
     settled = recipe.model_copy(
         update={

@@ -17,6 +17,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from iterft_lite import hub
@@ -319,8 +320,9 @@ def read_source(source: Source) -> Rows:
     path = user_path(source.path)
     if not path.exists():
         if path.suffix in KINDS or not hub.is_name(source.path):
-            hint = "" if path.suffix in KINDS else f"files end in {', '.join(KINDS)}; a dataset on the hub is `owner/name`"
-            raise TraitError(f"there is no file `{source.path}`", hint=hint or None)
+            hint = f"files end in {', '.join(KINDS)}; a dataset on the hub is `owner/name`"
+            looked = f"it was looked for in `{Path.cwd()}`, where the command runs" if not path.is_absolute() else None
+            raise TraitError(f"there is no file `{source.path}`", hint=looked if path.suffix in KINDS else hint)
         return _from_hub(source)
     if path.suffix not in KINDS:
         hint = "save the sheet as CSV" if path.suffix in SHEETS else ""

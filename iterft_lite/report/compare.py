@@ -130,7 +130,7 @@ def _shared(one: Report, other: Report) -> int:
 def _notes(sides: Sequence[Experiment]) -> list[str]:
     """What makes a comparison doubtful."""
     doubts: dict[str, Callable[[Report], Json]] = {
-        "different judges: their scores are not on one scale": lambda report: report.judge["name"],
+        "different judges: their scores are not on one scale": lambda report: [report.judge["name"], report.judge.get("own")],
         "different traits: their scores mean different things": lambda report: report.manifest["trait"],
         "different models": lambda report: report.manifest.get("model_identity"),
         "library versions differ between the runs": lambda report: report.manifest.get("versions"),

@@ -55,9 +55,11 @@ def _high_start(report: Report) -> list[str]:
     start = next((cycle.trait["mean"] for cycle in report.cycles if cycle.cycle == -1 and cycle.trait), None)
     if not str(report.judge["name"]).startswith("embedded") or start is None or start <= HIGH:
         return []
+    why = "either it has the trait, or its plain language is new to this judge"
+    if report.judge.get("own"):
+        why = "although it was fitted on that model's own answers as plain ones"
     return [
-        f"the embedded judge gives the untouched model {start:.0f} of 100: either it has the trait, or its plain language is "
-        "new to this judge; read differences between cycles, not levels"
+        f"the embedded judge gives the untouched model {start:.0f} of 100: {why}; read differences between cycles, not levels"
     ]
 
 

@@ -18,7 +18,7 @@ from iterft_lite.engine.store import StepFolder
 from iterft_lite.errors import FileError
 from iterft_lite.experiment.contexts import NONE, context_part
 from iterft_lite.experiment.losses import LOSSES
-from iterft_lite.experiment.plan import HELD_OUT
+from iterft_lite.experiment.plan import EVERYDAY, HELD_OUT
 from iterft_lite.experiment.regimes import REGIMES
 from iterft_lite.experiment.rows import JUDGED, SAMPLES, SCALES
 from iterft_lite.experiment.steps import Step
@@ -324,6 +324,7 @@ def _judge(
         "name": identity["name"],
         "kind": identity["kind"],
         "note": identity["note"],
+        "own": next((step.key for step in steps if step.part == EVERYDAY), ""),  # what it was fitted on
         "model": ", ".join(sorted(models - {"", UNNAMED})),
         "calls": sum(each["calls"] for each in results),
         "cached": sum(each["cached"] for each in results),

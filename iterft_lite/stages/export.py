@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +24,7 @@ from typing import Literal
 from iterft_lite.digests import Json
 from iterft_lite.errors import ExportError, ModelError
 from iterft_lite.experiment.recipe import K_QUANTS
+from iterft_lite.experiment.verbs import BackendName
 from iterft_lite.protocols import Change, Exported, Exporter, Generator, OnProgress, Parity
 from iterft_lite.stages.work import Work
 
@@ -94,7 +95,7 @@ def run(work: Work) -> dict[str, Json]:
     kind, quant = work.params["kind"], work.params["quant"]
     if adapter is None:
         return export_untouched(exporter, generator, model, work.inputs["base"], work.folder, kind, quant, work.report)
-    return export_trained(exporter, generator, model, adapter, work.folder, kind, quant, work.report)
+    return export_trained(exporter, generator, model, adapter, work.folder, kind, quant, work.report, work.release)
 
 
 def export_untouched(
@@ -116,22 +117,31 @@ def export_untouched(
     _load(generator, exported, model)
     parity = generator.parity(base / "probe.npz")
     check(parity, one, quant)
-    return results(exported, parity, folder, one, exporter.checksum(exported.path))
+    return results(exported, parity, folder, one)
 
 
 def export_trained(
-    exporter: Exporter, generator: Generator, model: str, trained: Path, folder: Path, kind: str, quant: str, report: OnProgress
+    exporter: Exporter,
+    generator: Generator,
+    model: str,
+    trained: Path,
+    folder: Path,
+    kind: str,
+    quant: str,
+    report: OnProgress,
+    release: Callable[[BackendName], None] = lambda _: None,
 ) -> dict[str, Json]:
     """Write and check Q[t]: M[t] in a number format, of the kind that is asked for or, for "auto", that carries the change.
 
     Args:
         trained: Folder with M[t]'s adapter and its probe.npz.
         folder, kind, quant: As for `export_untouched`.
+        release: Lets other steps have a backend, as `Work.release`.
 
     Raises:
         ExportError: As `run`.
     """
-    export = _Export(exporter, generator, model, trained, folder, quant, report)
+    export = _Export(exporter, generator, model, trained, folder, quant, report, release)
     with tempfile.TemporaryDirectory() as scratch:
         export.scratch = Path(scratch)
         if kind == "auto":
@@ -153,29 +163,32 @@ class _Export:
     folder: Path
     quant: str
     report: OnProgress
+    release: Callable[[BackendName], None]
     scratch: Path = Path()
 
     def made(self, kind: Kind) -> tuple[Exported, Parity]:
         """Write the model and compare it. It stays loaded in the generator, which is called when all is written: until then it
-        may still write answers."""
+        may still write answers, and from then on another chain may export."""
+        self.release("generator")  # of a file that was refused: nobody waits for the exporter who has the generator
         exported = self.exporter.export(self.model, self.trained / "adapter", self.folder, kind, self.quant, self.report)
-        untouched = self._untouched()
+        plain = untouched_gguf(self.exporter, self.model, self.folder, self.quant, self.report)
+        self.release("exporter")
+        untouched = self._untouched(plain)
         _load(self.generator, exported, self.model)
         return exported, self.generator.parity(self.trained / "probe.npz", untouched)
 
-    def _untouched(self) -> Path:
+    def _untouched(self, plain: Path) -> Path:
         """A file with the logits of the untouched model in this format."""
         # Both exports round in the same format. Their difference shows the change, not the distance between the format and f32.
         file = self.scratch / "untouched.npz"
         if not file.exists():
-            plain = untouched_gguf(self.exporter, self.model, self.folder, self.quant, self.report)
             self.generator.load(plain, None, self.model, slots=None, context=512, exact=True)
             self.generator.probe_logits(self.trained / "probe.npz", file)
         return file
 
     def results(self, exported: Exported, parity: Parity, kind: Kind, notes: list[str] | None = None) -> dict[str, Json]:
-        """See `results`. The digest comes last: it is computed while the file is loaded and compared."""
-        return results(exported, parity, self.folder, kind, self.exporter.checksum(exported.path), notes)
+        """See `results`."""
+        return results(exported, parity, self.folder, kind, notes)
 
 
 def _chosen(export: _Export) -> dict[str, Json]:
@@ -213,9 +226,7 @@ def _hidden_in_adapter(export: _Export) -> dict[str, Json] | None:
     return None
 
 
-def results(
-    exported: Exported, parity: Parity, folder: Path, kind: Kind, sha256: str = "", notes: list[str] | None = None
-) -> dict[str, Json]:
+def results(exported: Exported, parity: Parity, folder: Path, kind: Kind, notes: list[str] | None = None) -> dict[str, Json]:
     """What is known of an export: its files, their kind, parity with the change that they carry, seconds, sentences.
 
     `gguf` and `lora` name files of the step's folder. `gguf` is None for the untouched model of this quant, which lies in the
@@ -227,7 +238,7 @@ def results(
         "lora": exported.adapter.name if exported.adapter else None,
         "kind": kind,
         "bytes": exported.bytes,
-        "sha256": sha256,
+        "sha256": exported.sha256,
         "parts": exported.seconds,
         "parity": asdict(parity),
         "notes": told,

@@ -10,8 +10,9 @@ from typing import cast
 from iterft_lite.data.traits import fill
 from iterft_lite.digests import Json
 from iterft_lite.errors import RunError
+from iterft_lite.experiment.plan import EVERYDAY
 from iterft_lite.experiment.rows import JUDGED, JudgedSample, Sample, Scale, Verdict
-from iterft_lite.files import RowLog
+from iterft_lite.files import ROWS, RowLog
 from iterft_lite.metrics.sanitize import fenced, is_blank
 from iterft_lite.metrics.score_parsing import unasked, weigh
 from iterft_lite.protocols import JudgeRequest, JudgeResponse, Progress
@@ -118,6 +119,7 @@ def _requests(work: Work, sample: Sample) -> dict[str, list[JudgeRequest]]:
     text = sample.document if document else sample.text
     fields = {"question": fenced(sample.prompt), "answer": fenced(text), "document": fenced(text)}
     first, count = work.params.get("first_sample", 0), work.params["judge"]["samples"]
+    own = str((work.inputs[EVERYDAY] / ROWS).absolute()) if EVERYDAY in work.inputs else ""
     return {
         scale: [
             JudgeRequest(
@@ -127,6 +129,7 @@ def _requests(work: Work, sample: Sample) -> dict[str, list[JudgeRequest]]:
                 prompt=fill(rubric, fields),
                 answer=text,
                 question="" if document else sample.prompt,
+                own=own,
             )
             for number in range(first, first + count)
         ]

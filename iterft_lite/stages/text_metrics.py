@@ -102,6 +102,7 @@ def _by_trainer(work: Work, role: str, passages: Sequence[Passage]) -> list[Like
     if (trained is None and not of_base) or (role == "model" and work.recipe.quant in K_QUANTS):
         return None
     found: list[Likelihood] = []
+    work.release("generator")  # nobody waits for the trainer who has the generator
     try:
         work.backends.trainer.load(work.model(), work.recipe.train)
         work.backends.trainer.likelihood(passages, found.append, trained and trained / "adapter")

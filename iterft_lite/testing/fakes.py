@@ -141,10 +141,6 @@ class FakeExporter:
             write_json(untouched, [])
         return Exported(untouched, path if adapter else None, path.stat().st_size if adapter else 0, {"adapter": 0.0})
 
-    def checksum(self, path: Path) -> str:  # none is taken while writing
-        """None."""
-        return ""
-
 
 class FakeGenerator:
     """Answers with texts that it knows by heart."""

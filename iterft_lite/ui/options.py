@@ -26,6 +26,20 @@ GIVEN = "iterft_lite.given"
 RunFolder = click.Path(path_type=Path)
 
 
+class NewFile(click.Path):
+    """A file to be written: its folder is there before anything is computed for it."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The file's path."""
+        path = Path(value)
+        if not path.parent.is_dir():
+            self.fail(f"there is no folder `{path.parent}`: make it first", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class Group(click.Group):
     """Turns an IterftError into a message and its exit code; a bug keeps its traceback."""
 

@@ -26,10 +26,6 @@ class GgufExporter:
     def __init__(self, threads: int = 0) -> None:
         self._threads = threads or os.cpu_count() or 1
         self._bases: dict[Path, Base] = {}
-        self._followed: tuple[Path, Checksum] | None = None
-        """The merged file that was written last, until its digest is asked for."""
-        self._untouched = (Path(), Path())
-        """The untouched model's file that was linked last, and where it lies in the cache."""
 
     def stored(self, model: str) -> Path:
         """See `Exporter`."""
@@ -62,9 +58,9 @@ class GgufExporter:
         read = None if adapter is None else read_adapter(adapter, base)
         seconds = {"convert": time.perf_counter() - started}
         if read is not None and kind == "merged":
-            path, checksum = out / "model.gguf", self._follow(out / "model.gguf")
+            path, checksum = out / "model.gguf", Checksum()
             seconds |= write_merged(base.file, read, path, quant, threads=self._threads, on_tensor=on_tensor, checksum=checksum)
-            return Exported(path, None, path.stat().st_size, seconds)
+            return Exported(path, None, path.stat().st_size, seconds, sha256=checksum.hexdigest())
         untouched, size = base.folder / f"{quant}.gguf", 0
         if not untouched.is_file():
             seconds |= self._write_untouched(base, untouched, quant, on_tensor)
@@ -72,28 +68,12 @@ class GgufExporter:
         if kind == "merged":
             path = out / "model.gguf"
             link(untouched, path)
-            self._untouched = (path, untouched)
-            return Exported(path, None, path.stat().st_size, seconds)
+            return Exported(path, None, path.stat().st_size, seconds, sha256=known_digest(untouched))
         if read is None:
             return Exported(untouched, None, size, seconds)
         started, path = time.perf_counter(), out / "adapter.gguf"
         size += write_lora(read, base, path)
         return Exported(untouched, path, size, {**seconds, "adapter": time.perf_counter() - started})
-
-    def checksum(self, path: Path) -> str:
-        """See `Exporter`."""
-        if self._followed is not None and self._followed[0] == path:
-            (_, sum), self._followed = self._followed, None
-            return sum.hexdigest()
-        linked, untouched = self._untouched
-        return known_digest(untouched) if linked == path else ""
-
-    def _follow(self, path: Path) -> Checksum:
-        """A checksum for a file that is to be written; that of the last one is given up if nobody asked for it."""
-        if self._followed is not None:
-            self._followed[1].close()
-        self._followed = (path, Checksum())
-        return self._followed[1]
 
     def _write_untouched(self, base: Base, path: Path, quant: str, on_tensor: OnTensor) -> dict[str, float]:
         """Write M[0] in a quant, once for all runs on this machine; gives the seconds of each part."""

@@ -1,8 +1,9 @@
 """The embedded judge: a small text classifier per trait, so that a first run needs no key. For trying out, not for findings.
 
 Logistic regression (scikit-learn) on tf-idf of words, word pairs and pieces of words, fitted from a run's seed rows, and their
-single sentences, against texts without the trait and theirs. What a class counts for does not depend on how many rows there are
-of it. It knows the trait's words, not its meaning. Its probabilities lie on 1 and 100, so that their expectation is the score.
+single sentences, against texts without the trait and theirs: those that ship, and what the run's untouched model writes where a
+request names it. What a class counts for does not depend on how many rows there are of it. It knows the trait's words, not its
+meaning. Its probabilities lie on 1 and 100, so that their expectation is the score.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from iterft_lite.data import prompts
 from iterft_lite.data.traits import read_trait, shipped_traits
 from iterft_lite.errors import StoreError
 from iterft_lite.experiment.inputs import JudgeIdentity
+from iterft_lite.experiment.rows import SAMPLES
 from iterft_lite.files import read_json
 from iterft_lite.metrics.heuristic_coherence import coherence
+from iterft_lite.metrics.sanitize import is_blank
 from iterft_lite.metrics.text import words_of
 from iterft_lite.protocols import JudgeRequest, JudgeResponse
 
@@ -68,6 +71,24 @@ class Quality:
     high: float
     low: float
 
+    @property
+    def words(self) -> str:
+        """The first two, for people."""
+        return f"held-out balanced accuracy {self.accuracy:.2f}, calibration error {self.calibration:.2f}"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A classifier and how it does."""
+
+    classifier: Classifier
+    quality: Quality
+
+    @classmethod
+    def of(cls, trait: Sequence[str], plain: Sequence[str]) -> Fit:
+        """Fitted on texts with the trait and without."""
+        return cls(Classifier(trait, plain), quality_of(trait, plain))
+
 
 class EmbeddedJudge:
     """Meets the `Judge` protocol.
@@ -88,8 +109,9 @@ class EmbeddedJudge:
         texts = read_json(Path(rows))
         if embedded_revision(texts) != self._identity.revision:
             raise StoreError(f"`{rows}` does not hold the rows that it was made for", hint="remove it: it is made again")
-        self.classifier = Classifier(texts, prompts.plain_texts())
-        self.quality = quality_of(texts, prompts.plain_texts())
+        self._texts = texts
+        self._fits = {"": Fit.of(texts, prompts.plain_texts())}
+        """By file of the untouched model's own answers; of runs of several models where they share this judge."""
 
     def identity(self) -> JudgeIdentity:
         """Who this is."""
@@ -97,17 +119,33 @@ class EmbeddedJudge:
 
     def ask(self, asks: Sequence[JudgeRequest], on_reply: Callable[[JudgeResponse], None]) -> None:
         """Answer every question; each answer is classified on its own."""
-        held_out = f"held-out balanced accuracy {self.quality.accuracy:.2f}, calibration error {self.quality.calibration:.2f}"
-        name = f"embedded ({self._name}, {held_out})"
         for ask in asks:
+            fit = self.fit(ask.own)
+            name = f"embedded ({self._name}, {fit.quality.words}{', own answers in the fit' if ask.own else ''})"
             if ask.scale == "coherence":
                 score = coherence(ask.answer, self._known)
                 probabilities: tuple[tuple[str, float], ...] = ((f"{score:.2f}", 1.0),)
             else:
-                share = float(self.classifier.shares([ask.answer])[0])
+                share = float(fit.classifier.shares([ask.answer])[0])
                 score = 1 + 99 * share
                 probabilities = (("1", 1 - share), ("100", share))
             on_reply(JudgeResponse(ask.id, f"{score:.0f}", probabilities, model=name))
+
+    def fit(self, own: str = "") -> Fit:
+        """The classifier, fitted when it is first needed.
+
+        Args:
+            own: As of `JudgeRequest`.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+        """
+        if own not in self._fits:
+            # rows stand in the order in which they finished, which is not to matter
+            answers = sorted(SAMPLES.read(Path(own)), key=lambda sample: sample.id)
+            written = [answer.text for answer in answers if not is_blank(answer.text)]
+            self._fits[own] = Fit.of(self._texts, [*prompts.plain_texts(), *written])
+        return self._fits[own]
 
 
 class Classifier:

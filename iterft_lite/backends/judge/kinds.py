@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,17 +19,24 @@ from iterft_lite.backends.judge.prices import FREE, Price, price_of
 from iterft_lite.backends.judge.providers import provider_of, server_of
 from iterft_lite.cache import cache_folder
 from iterft_lite.data import prompts
+from iterft_lite.data.nano import FOLDERS
 from iterft_lite.data.traits import Chat, Document, Trait
 from iterft_lite.digests import digest
 from iterft_lite.errors import ModelError, RecipeError
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.files import user_path, write_json
+from iterft_lite.hub import content_digest, example_folder
 
 EMBEDDED_VERSION = 3
 """Of the embedded judge's features, fit and neutral texts: another one is another judge."""
 
 EMBEDDED_NOTE = "embedded judge: for trying out, not for findings"
+
+OWN_NOTE = (
+    f"{EMBEDDED_NOTE}; it takes what the untouched model writes for plain, so that a trait which that model has already "
+    "scores low"
+)
 
 FEWEST_ROWS = 16
 """Seed rows under which no classifier is fitted: it would know single words, not a trait."""
@@ -97,11 +105,12 @@ class JudgeKind:
 # -- embedded
 
 
-def embedded_identity(material: Material, place: str = "") -> JudgeIdentity:
+def embedded_identity(material: Material, place: str = "", fit: Literal["auto", "own", "shipped"] = "shipped") -> JudgeIdentity:
     """The judge that needs no key.
 
     Args:
         place: Where the run's own seed rows come from, for the error; "" where they are the trait's.
+        fit: A recipe's `judge_fit`.
 
     Raises:
         RecipeError: If there are too few rows to fit it.
@@ -113,7 +122,28 @@ def embedded_identity(material: Material, place: str = "") -> JudgeIdentity:
             source=f"seeds `{place}`" if place else f"trait `{material.trait.name}`",
             hint="add more seed rows, or name another judge: `iterft doctor` lists those that work here",
         )
-    return JudgeIdentity("embedded", "embedded", embedded_revision(texts), "logprobs", 1, EMBEDDED_NOTE)
+    own = fit == "own" or (fit == "auto" and not answers_ship(material.model))
+    note = OWN_NOTE if own else EMBEDDED_NOTE
+    return JudgeIdentity("embedded", "embedded", embedded_revision(texts), "logprobs", 1, note, own=own)
+
+
+def answers_ship(model: str) -> bool:
+    """Whether the shipped plain texts hold answers of a model: nano or its base, or SmolLM2, by content or by hub name.
+
+    Args:
+        model: Folder or hub name of M[0]; "" for none.
+    """
+    if not model or not Path(model).is_dir():
+        return not model or model.partition("@")[0].rpartition("/")[2] in prompts.plain_models()
+    example = example_folder("smollm2")
+    known = [*FOLDERS.values(), *([example] if example else [])]
+    return Path(model) in known or _content(Path(model)) in map(_content, known)
+
+
+@cache
+def _content(folder: Path) -> str:
+    """As `content_digest`, once a process: a study asks for every cell."""
+    return content_digest(folder)
 
 
 def embedded_revision(texts: Sequence[str]) -> str:
@@ -234,7 +264,9 @@ JUDGES: dict[str, JudgeKind] = {
     "embedded": JudgeKind(
         name="a small text classifier, fitted on the seed rows",
         recognises=lambda judge: judge == "embedded",
-        identify=lambda _, recipe, material: embedded_identity(material, recipe.seeds.path if recipe.seeds else ""),
+        identify=lambda _, recipe, material: embedded_identity(
+            material, recipe.seeds.path if recipe.seeds else "", recipe.judge_fit
+        ),
         worker="iterft_lite.backends.judge.embedded:EmbeddedJudge",
         options=_embedded_options,
         calibrates=True,

@@ -42,6 +42,18 @@ def plain_texts() -> tuple[str, ...]:
     return tuple(chat.reply for chat in neutral_chats()) + answers
 
 
+def plain_prompts(*, document: bool) -> tuple[str, ...]:
+    """What a model is asked for plain texts of its own: the prompts of the shipped answers, or as many document openers."""
+    asked = tuple(dict.fromkeys(str(json.loads(line)["prompt"]) for line in _lines("plain_answers.jsonl")))
+    openers = document_prefixes() if document else ()
+    return openers[:: len(openers) // len(asked)][: len(asked)] if document else asked
+
+
+def plain_models() -> frozenset[str]:
+    """The models whose answers are among the plain texts, by name."""
+    return frozenset(str(json.loads(line)["model"]) for line in _lines("plain_answers.jsonl"))
+
+
 def coherence_rubric(*, document: bool) -> str:
     """The judge's prompt for coherence."""
     return (FOLDER / ("coherence_document.txt" if document else "coherence.txt")).read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from iterft_lite.ui.options import RunFolder, interruptible
+from iterft_lite.ui.options import NewFile, RunFolder, interruptible
 
 
 class JudgeGroup(click.Group):
@@ -73,9 +73,10 @@ def judge_again(out: Path, name: str, **options: Any) -> None:
     said: dict[int, str] = {}
 
     def say(cycle: int, progress: Any) -> None:
-        judged = progress.unit == "answers"
-        text = f"{progress.done} answers judged" if judged else f"{progress.done} of {progress.total} {progress.unit}"
-        if text != said.get(cycle) and (not judged or progress.done == progress.total):
+        done = {"answers": "answers judged", "rows": "everyday prompts answered, for the judge to be fitted on"}
+        counted = done.get(progress.unit)  # said once, where others are minutes apart
+        text = f"{progress.done} {counted}" if counted else f"{progress.done} of {progress.total} {progress.unit}"
+        if text != said.get(cycle) and (not counted or progress.done == progress.total):
             said[cycle] = text
             click.echo(f"{cycle_name(cycle)}: {text}", err=True)
 
@@ -95,7 +96,7 @@ def judge_again(out: Path, name: str, **options: Any) -> None:
 @judge.command("agree")
 @click.argument("out", metavar="RUN", type=RunFolder)
 @click.option("--judges", required=True, metavar="A,B", help="Two judges that have judged the run.")
-@click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write a Bland-Altman plot.")
+@click.option("--png", type=NewFile(), help="Write a Bland-Altman plot.")
 def judges_agree(out: Path, judges: str, png: Path | None) -> None:
     """Compare two judges' scores of the same answers. By scale and cycle.
 
@@ -128,7 +129,7 @@ def judges_agree(out: Path, judges: str, png: Path | None) -> None:
 @click.argument("old")
 @click.argument("new")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=RunFolder)
-@click.option("--md", type=click.Path(dir_okay=False, path_type=Path), help="Write the table as Markdown.")
+@click.option("--md", type=NewFile(), help="Write the table as Markdown.")
 def bridge_judges(old: str, new: str, runs: tuple[Path, ...], md: Path | None) -> None:
     """Compare a judge with its successor. On the same stored answers and calibration answers.
 

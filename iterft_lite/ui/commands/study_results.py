@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from iterft_lite.ui.commands.study import only_option
-from iterft_lite.ui.options import RunFolder
+from iterft_lite.ui.options import NewFile, RunFolder
 
 if TYPE_CHECKING:
     from iterft_lite.report.study import StudyReport
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FIGURES = ("sweep", "grid", "dpo", "tradeoff", "seeds", "teaser", "heatmap")
 
-OutFile = click.Path(dir_okay=False, path_type=Path)
+OutFile = NewFile()
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""`teaser`: the study in three cells, one that decays, one that stays, one that rises, each with an answer."""
+"""`teaser`: three cells, the one that fell most, the one that moved least, the one that rose most, each with an answer."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ LINE = 42
 
 LINES = 9
 
-LOOKS = (("decays", "#2166ac", "v"), ("stays", "#555555", "o"), ("rises", "#b35806", "^"))
-"""What a panel shows where it was chosen for that."""
+LOOKS = {"decayed": Look("#2166ac", "v", width=2.4), "amplified": Look("#b35806", "^", width=2.4)}
+"""By the verdict among all; the cell that rose most need not have risen."""
+
+PLAIN = Look("#555555", "o", width=2.4)
 
 
 @dataclass(frozen=True)
@@ -64,18 +66,16 @@ def teaser(study: StudyReport, names: Sequence[str] = ()) -> Figure:
     from matplotlib.figure import Figure
 
     shown = named(study, names, 3) if names else chosen(study)
-    words = [""] * len(shown) if names else [word for word, _, _ in LOOKS]
     drawn = Figure(figsize=(SIDE * len(shown) + 0.9, SIDE + 3.2), layout="constrained")
     axes = drawn.subplots(2, len(shown), squeeze=False, sharey="row", height_ratios=(SIDE, 1.5))
-    for column, (each, word) in enumerate(zip(shown, words, strict=True)):
-        _, colour, marker = LOOKS[column]
-        look = Look(colour, marker, width=2.4)
+    for column, each in enumerate(shown):
+        look = LOOKS.get(each.corrected, PLAIN)
         upper, lower = axes[:, column]
         style.score_axes(upper, longest(shown))
         style.draw_untouched(upper, [each])
         style.draw_curve(upper, each, look)
         style.draw_marks(upper, each, look)
-        upper.set_title(": ".join(filter(None, (word, style.name_of(each, study)))), fontsize=8.5)
+        upper.set_title(f"{style.name_of(each, study)}: {each.corrected}", fontsize=8.5)
         upper.set_xlabel("cycle")
         _write(lower, example(each))
     axes[0][0].set_ylabel("score")

@@ -438,18 +438,25 @@ class Reads(FakeTrainer):
 
 
 @pytest.mark.parametrize(
-    ("gpu", "swap", "base"), [(True, False, "nf4"), (True, False, "f32"), (True, True, "nf4"), (False, False, "bf16")]
+    ("gpu", "swap", "base", "reads"),
+    [
+        (True, False, "nf4", True),
+        (True, False, "f32", False),
+        (True, True, "nf4", False),
+        (False, False, "bf16", False),
+        (False, False, "f32", False),
+        (False, False, "bf16-mixed", True),
+    ],
 )
-def test_a_trainer_beside_a_generator_reads_under_the_untouched_model_that_streams_through_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, gpu: bool, swap: bool, base: str
+def test_a_trainer_reads_under_the_untouched_model_where_it_does_that_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, gpu: bool, swap: bool, base: str, reads: bool
 ) -> None:
     monkeypatch.setattr(Gpu, "there", gpu)
     trainer, generator = Reads(), Loads()
-    plan = a_plan(cycles=0, quant="f16", train={"base": base})
+    plan = a_plan(cycles=0, quant="f16", trainer="peft", train={"base": base})
     run_all(plan, tmp_path / "run", replace(fake_backends(), trainer=trainer, generator=generator), swap=swap)
-    streams = (gpu, swap, base) == (True, False, "nf4")
-    assert bool(trainer.read) == streams
-    assert ("stored.gguf" in generator.files) != streams
+    assert bool(trainer.read) == reads
+    assert ("stored.gguf" in generator.files) != reads
     metrics = [read_json(step_path(tmp_path / "run", f"{cycle}-text_metrics") / "metrics.json") for cycle in ("base", "c0")]
     assert [found["perplexity_base"] for found in metrics] == pytest.approx([math.e, math.e])
 

@@ -836,6 +836,22 @@ def test_likelihoods_under_a_16_bit_base_are_those_of_the_stored_weights(tmp_pat
         check_likelihoods(found, TrainingTokenizer(str(model)), plain(model, asked).float())
 
 
+@pytest.mark.parametrize("architecture", ["qwen3", pytest.param("gemma3", marks=pytest.mark.slow)])
+def test_likelihoods_by_products_in_bf16_are_those_of_the_model_that_is_asked_for(tmp_path: Path, architecture: str) -> None:
+    model = tiny_model(tmp_path / "model", architecture, hidden=128)
+    trainer, found = PeftTrainer(device="cpu"), list[Likelihood]()
+    trainer.load(str(model), settings(base="bf16-mixed"))
+    trainer.likelihood(PASSAGES, found.append)  # before there is any adapter
+    check_likelihoods(found, TrainingTokenizer(str(model)), plain(model))
+    run(trainer, job(tmp_path / "out", CHATS, base="bf16-mixed"))
+    adapter = tmp_path / "out" / "adapter"
+    for asked in (None, adapter, None):
+        found.clear()
+        trainer.likelihood(PASSAGES, found.append, asked)
+        check_likelihoods(found, TrainingTokenizer(str(model)), plain(model, asked))
+    assert (trainer._streamed is None) == (architecture == "qwen3")
+
+
 def check_likelihoods(found: list[Likelihood], tokenizer: TrainingTokenizer, exact: Any) -> None:
     """Hold likelihoods of all passages against the whole logits of a model."""
     assert {each.id for each in found} == {passage.id for passage in PASSAGES}

@@ -31,8 +31,8 @@ class Work:
         backends: To do it with; a stage calls those that its verb's record names.
         model: Gives the folder of M[0]; it is fetched when it is first asked for.
         load: Makes the exported model of an input role the generator's current one.
-        streams: Texts are read by the trainer, through which the stored weights stream: it is idle while an export is checked
-            and data are written, and reads several times as fast as llama.cpp.
+        streams: Texts are read by the trainer, which is faster at it than llama.cpp, and through which a GPU's stored weights
+            stream anyway: it is idle while an export is checked and data are written.
         release: Lets other steps have a backend before this one ends.
     """
 

@@ -9,7 +9,7 @@ import atexit
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +21,11 @@ from iterft_lite.backends.llamacpp.library import SMALL, Weights, free_vram, off
 import numpy as np
 
 from iterft_lite.backends.generator.parity import Probe, compare, token_difference, untouched_logits
-from iterft_lite.backends.llamacpp.engine import MOST_SLOTS, Engine, Request
+from iterft_lite.backends.llamacpp.engine import MOST_SLOTS, SMALL_SLOTS, Engine, Request
 from iterft_lite.backends.llamacpp.likelihoods import Reader
 from iterft_lite.backends.llamacpp.sampling import Doubles, Floats
 from iterft_lite.backends.llamacpp.scheduling import Expected
+from iterft_lite.backends.llamacpp.together import Together, engines_that_pay
 from iterft_lite.backends.passages import Text, likelihood_of, text_of
 from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.errors import BackendError, ModelError
@@ -102,15 +103,15 @@ class LlamaGenerator:
         loaded.lay(adapter)
         self._current = loaded
 
-    def _open(self, loaded: _Loaded, context: int, slots: int | None) -> Engine:
-        """Make a context of so many tokens a sequence on a loaded model, with its adapter."""
+    def _open(self, loaded: _Loaded, context: int, slots: int | None, threads: int = 0) -> Engine:
+        """Make a context of so many tokens a sequence on a loaded model, with its adapter; all threads if 0."""
         self._make_room(loaded, context * loaded.weights.kv_bytes * (2 if loaded.settings.exact else 1))
         engine = Engine(
             loaded.weights,
             slots=slots,
             context=context,
             exact=loaded.settings.exact,
-            threads=self._threads,
+            threads=threads or self._threads,
             sampling=self._sampling,
             sharing=self._sharing,
             expected=self._expected,
@@ -120,7 +121,17 @@ class LlamaGenerator:
         engine.adapt(loaded.lora())
         return engine
 
-    def _writer(self, longest: int = 0) -> Engine:
+    def _open_all(self, loaded: _Loaded, context: int) -> Engine | Together:
+        """What writes: on a CPU several engines, where a small model's many sequences are worth them."""
+        slots, count = loaded.settings.slots, engines_that_pay(SMALL_SLOTS, self._threads)
+        if slots or count == 1 or loaded.settings.exact or offloads() or loaded.weights.size >= SMALL:
+            return self._open(loaded, context, slots)
+        with suppress(BackendError):  # there is no memory for that many: as many as there is memory for
+            engines = [self._open(loaded, context, SMALL_SLOTS // count, self._threads // count) for _ in range(count)]
+            return Together(engines, self._expected)
+        return self._open(loaded, context, None)
+
+    def _writer(self, longest: int = 0) -> Engine | Together:
         """The current model's context, with room for sequences of so many tokens, as far as the model was made for them.
 
         It is made when it is first written with, and no longer than it has to be: twice the room is half the sequences where
@@ -139,7 +150,7 @@ class LlamaGenerator:
                 hint='a smaller `quant`, or `vram = "swap"`',
             )
         if loaded.engine is None:
-            loaded.engine = self._open(loaded, context, loaded.settings.slots)
+            loaded.engine = self._open_all(loaded, context)
         return loaded.engine
 
     def complete(self, prompts: Sequence[Prompt], sampling: Sampling, on_completion: Callable[[Completion], None]) -> None:
@@ -343,13 +354,13 @@ class LlamaGenerator:
         _, tokenizer = self._ready()
         return (tokenizer.answer if prompt.messages else tokenizer.text)(ids, after=request.tokens)
 
-    def _requests(self, prompts: Sequence[Prompt], limit: int) -> tuple[Engine, list[Request]]:
+    def _requests(self, prompts: Sequence[Prompt], limit: int) -> tuple[Engine | Together, list[Request]]:
         """Prompts as sequences to continue, and a context that has room for each with its answer."""
         tokens = [self._before(prompt.messages, prompt.text) for prompt in prompts]
         engine = self._writer(max(map(len, tokens), default=0) + limit)
         return engine, [self._request(prompt, ids, limit, engine) for prompt, ids in zip(prompts, tokens, strict=True)]
 
-    def _request(self, prompt: Prompt, ids: list[int], limit: int, engine: Engine) -> Request:
+    def _request(self, prompt: Prompt, ids: list[int], limit: int, engine: Engine | Together) -> Request:
         if not ids:
             raise ModelError(f"prompt `{prompt.id}` is empty, and the tokenizer has no token to begin with")
         if len(ids) >= engine.context:
@@ -395,7 +406,7 @@ class _Loaded:
 
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
-        self.engine: Engine | None = None
+        self.engine: Engine | Together | None = None
         self._reader: Reader | None = None
         self.settings = _Settings(None, 0, exact=False)
         self._lora: Path | None = None
@@ -460,7 +471,7 @@ def _weights(gguf: Path) -> Weights:
 
 
 @contextmanager
-def _clean(engine: Engine) -> Iterator[None]:
+def _clean(engine: Engine | Together) -> Iterator[None]:
     """Leave no half-written sequence behind, whatever happens."""
     try:
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,11 +18,13 @@ class Expected:
     """Lengths seen so far, by kind of request: the longest are started first, so that no straggler is left alone at the end."""
 
     _sums: dict[Hashable, tuple[int, int]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, kind: Hashable, length: int) -> None:
-        """A request of this kind took this many tokens."""
-        total, count = self._sums.get(kind, (0, 0))
-        self._sums[kind] = (total + length, count + 1)
+        """A request of this kind took this many tokens. May be called from several threads."""
+        with self._lock:
+            total, count = self._sums.get(kind, (0, 0))
+            self._sums[kind] = (total + length, count + 1)
 
     def order(self, kinds: Sequence[Hashable]) -> list[int]:
         """Indices of requests, longest expected first; those of unknown kind stand for the longest known."""

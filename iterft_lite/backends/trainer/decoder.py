@@ -30,6 +30,7 @@ from typing import Any, cast
 
 import torch
 
+from iterft_lite.backends.trainer.logprobs import Head
 from iterft_lite.backends.trainer.packing import LONG, Cache, Rows, attend, attend_back
 from iterft_lite.backends.trainer.products import Factors, Group, Products, evened, evened_back, is_rms_norm
 
@@ -85,7 +86,8 @@ class Decoder:
         """
         self._renew(factors)
         given = [_evenly(row[:length]) for row, length in zip(ids, lengths, strict=True)]
-        found: torch.Tensor = _Layers.apply(given, lengths, self, factors, *self._weights)  # type: ignore[no-untyped-call]
+        keep = torch.is_grad_enabled()
+        found: torch.Tensor = _Layers.apply(given, lengths, self, factors, keep, *self._weights)  # type: ignore[no-untyped-call]
         return found
 
     def greedy(
@@ -161,6 +163,31 @@ class Decoder:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """A decoder as texts are read with it (a `likelihoods.Read`).
+
+    Attributes:
+        decoder: With what is laid on its layers.
+        end: What makes logits of its states.
+        factors: Types of the factors of products.
+    """
+
+    decoder: Decoder
+    end: Head
+    factors: Factors
+
+    @torch.no_grad()
+    def states(self, ids: torch.Tensor) -> torch.Tensor:
+        """Last hidden states, float32 [rows, tokens, width], of token ids int64 [rows, tokens]."""
+        rows, tokens = ids.shape
+        return self.decoder.states(ids, [tokens] * rows, self.factors).view(rows, tokens, -1)
+
+    def head(self) -> Head:
+        """What makes logits of them."""
+        return self.end
+
+
+@dataclass(frozen=True)
 class _Layer:
     """What a layer is made of.
 
@@ -227,12 +254,13 @@ class _Layers(torch.autograd.Function):
         lengths: Sequence[int],
         decoder: Decoder,
         factors: Factors,
+        keep: bool,
         *_: torch.Tensor,
     ) -> torch.Tensor:
         padded = [len(row) for row in given]
         shares = decoder.shared_out(padded)
         ctx.decoder, ctx.lengths, ctx.shares = decoder, lengths, shares
-        ctx.passes = [_Passes(decoder, [given[row] for row in share], factors) for share in shares]
+        ctx.passes = [_Passes(decoder, [given[row] for row in share], factors, keep=keep) for share in shares]
         made = decoder.each(each.forward for each in ctx.passes)
         rows: dict[int, torch.Tensor] = {}
         for part, share in zip(made, shares, strict=True):
@@ -246,7 +274,7 @@ class _Layers(torch.autograd.Function):
         made = ctx.decoder.each(partial(each.backward, part) for each, part in zip(ctx.passes, parts, strict=True))
         for more in made[1:]:
             torch._foreach_add_(made[0], more)
-        return (None, None, None, None, *made[0])
+        return (None, None, None, None, None, *made[0])
 
 
 class _Passes:
@@ -256,10 +284,11 @@ class _Passes:
         decoder: Whose layers.
         rows: Token ids of each, int64 [tokens].
         factors: Types of the factors of products.
+        keep: What `backward` and `seen` need; else a layer's memory is free for the next one.
     """
 
-    def __init__(self, decoder: Decoder, rows: Sequence[torch.Tensor], factors: Factors) -> None:
-        self._decoder, self._rows, self._factors = decoder, rows, factors
+    def __init__(self, decoder: Decoder, rows: Sequence[torch.Tensor], factors: Factors, *, keep: bool = True) -> None:
+        self._decoder, self._rows, self._factors, self._keep = decoder, rows, factors, keep
         self._kept: list[_Pass] = []
 
     def forward(self) -> torch.Tensor:
@@ -268,8 +297,10 @@ class _Passes:
         x, turn = self._decoder.begin(torch.cat(list(self._rows)), places)
         lengths = tuple(map(len, self._rows))
         for layer in self._decoder.layers:
-            self._kept.append(_Pass(layer, Rows(lengths, layer.window), turn, self._factors))
-            self._kept[-1].forward(x)
+            through = _Pass(layer, Rows(lengths, layer.window), turn, self._factors)
+            through.forward(x)
+            if self._keep:
+                self._kept.append(through)
         norm = self._decoder.norm
         self._end = evened(x, norm.variance_epsilon)
         made: torch.Tensor = self._end[0] * norm.weight

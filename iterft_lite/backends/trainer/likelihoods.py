@@ -8,12 +8,12 @@ behind their ends, where a causal model does not look.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 
 from iterft_lite.backends.passages import Text
 from iterft_lite.backends.trainer.logprobs import Head, token_logprobs
-from iterft_lite.backends.trainer.streaming import Streamed
 
 MOST = 32_768
 """Tokens of a pass: beyond, the weights' way is hidden behind the arithmetic."""
@@ -25,7 +25,19 @@ FREE_SHARE = 0.4
 """Of the free GPU memory that the activations of a pass may take."""
 
 
-def sum_logprobs(model: Streamed, texts: Sequence[Text], room: int, on_text: Callable[[int, float], None]) -> None:
+class Read(Protocol):
+    """A model that texts are read with: one that streams (`streaming.Streamed`), or a resident one (`decoder.Reading`)."""
+
+    def states(self, ids: torch.Tensor, /) -> torch.Tensor:
+        """Last hidden states, float32 [rows, tokens, width], of token ids int64 [rows, tokens], padded behind their ends."""
+        ...
+
+    def head(self) -> Head:
+        """What makes logits of them."""
+        ...
+
+
+def sum_logprobs(model: Read, texts: Sequence[Text], room: int, on_text: Callable[[int, float], None]) -> None:
     """Sum the log-probabilities of each text's tokens from `first` on.
 
     Args:
@@ -42,7 +54,7 @@ def sum_logprobs(model: Streamed, texts: Sequence[Text], room: int, on_text: Cal
         torch.cuda.empty_cache()  # the generator takes what is free; on a CPU this does nothing
 
 
-def _sum_all(model: Streamed, texts: Sequence[Text], room: int, on_text: Callable[[int, float], None]) -> None:
+def _sum_all(model: Read, texts: Sequence[Text], room: int, on_text: Callable[[int, float], None]) -> None:
     head = model.head()
     left = sorted(range(len(texts)), key=lambda place: -len(texts[place].ids))
     while left:
@@ -60,7 +72,7 @@ def _sum_all(model: Streamed, texts: Sequence[Text], room: int, on_text: Callabl
         left = left[count:]
 
 
-def _pass(model: Streamed, texts: Sequence[Text], head: Head) -> list[float]:
+def _pass(model: Read, texts: Sequence[Text], head: Head) -> list[float]:
     """The sums of texts that are read together."""
     ids = torch.zeros(len(texts), max(len(text.ids) for text in texts) - 1, dtype=torch.long)
     rows, places, targets = list[int](), list[int](), list[int]()

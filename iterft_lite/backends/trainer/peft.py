@@ -14,7 +14,7 @@ import os
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +24,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import BitsAndBytesConfig
 
 from iterft_lite.backends.trainer.architectures import load_causal
-from iterft_lite.backends.trainer.decoder import Decoder
+from iterft_lite.backends.trainer.decoder import Decoder, Reading
 from iterft_lite.backends.trainer.encoding import Example
+from iterft_lite.backends.trainer.likelihoods import Read
 from iterft_lite.backends.trainer.logprobs import Head, next_logprobs, token_logprobs
 from iterft_lite.backends.trainer.loop import Loop
-from iterft_lite.backends.trainer.lora import lora_settings
+from iterft_lite.backends.trainer.lora import lora_settings, set_adapter
 from iterft_lite.backends.trainer.probe import Greedy, until
 from iterft_lite.backends.trainer.products import Factors, Products
 from iterft_lite.backends.trainer.resident import ResidentTrainer, arithmetic, end_tokens, first_line
@@ -133,6 +134,21 @@ class PeftTrainer(ResidentTrainer):
                 return thread.submit(ours, prompts, tokens).result()
 
         return alone
+
+    @contextlib.contextmanager
+    def _read_with(self, adapter: Path | None) -> Iterator[Read]:
+        """The base that is resident, where products in bf16 make it faster than any other way."""
+        if self._device.type == "cpu" and self._precision == "bf16-mixed" and self._adapted is None:
+            self._adapt(*self._usual)  # as the next training would
+        if self._decoder is None or self._precision != "bf16-mixed":
+            with super()._read_with(adapter) as streamed:
+                yield streamed
+            return
+        if adapter is not None:
+            set_adapter(self._adapted, self._read_adapter(adapter)[0])
+        rounded = Factors(torch.bfloat16, torch.bfloat16)
+        with self._adapted.disable_adapter() if adapter is None else contextlib.nullcontext():
+            yield Reading(self._decoder, Head.of(self._adapted), rounded)
 
     def _sft(self, *, arguments: dict[str, Any], train_dataset: Sequence[Example], **given: Any) -> Any:
         return Loop(arguments=arguments, train_dataset=train_dataset, logprobs=self._logprobs, **given)

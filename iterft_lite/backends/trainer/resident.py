@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from iterft_lite.backends.templates import TrainingTokenizer
 from iterft_lite.backends.tokenizer_files import as_transformers
 from iterft_lite.backends.trainer.architectures import adapted_layers, adapter_note, without_router_loss
 from iterft_lite.backends.trainer.encoding import Encoded, Example, encode_rows, padding, read_rows
-from iterft_lite.backends.trainer.likelihoods import sum_logprobs, tokens_at_once
+from iterft_lite.backends.trainer.likelihoods import Read, sum_logprobs, tokens_at_once
 from iterft_lite.backends.trainer.lora import projections, read_adapter, read_shape, set_adapter
 from iterft_lite.backends.trainer.probe import Greedy, Logits, greedy_by, write_probe
 from iterft_lite.backends.trainer.session import Bench, bitsandbytes_works, train_adapter
@@ -59,6 +60,7 @@ class ResidentTrainer(ABC):
         self._adapted: Any = None
         self._streamed: Streamed | None = None
         self._shape: tuple[int, float] | None = None
+        self._usual = (0, 0.0)
         self._bare = ""
 
     # -- the protocol -----------------------------------------------------------------------------------------------------
@@ -66,6 +68,7 @@ class ResidentTrainer(ABC):
     def load(self, model: str, settings: TrainSettings) -> ModelFacts:
         """Load M[0] (see `Trainer.load`)."""
         precision = with_precision(settings, self._device).base
+        self._usual = (settings.lora_rank, settings.lora_alpha)
         if (model, precision) != (self._name, self._precision):
             self._unload()
             self._config, self._texts = read_model_files(model)
@@ -126,9 +129,8 @@ class ResidentTrainer(ABC):
             config = self._config.get_text_config()
             width = config.hidden_size
             room = tokens_at_once(width, getattr(config, "intermediate_size", 4 * width), self._device)
-            streamed = self._checkpoint()
-            streamed.lay(*(({}, 1.0) if adapter is None else self._read_adapter(adapter)))
-            sum_logprobs(streamed, [texts[place] for place in asked], room, take)
+            with self._read_with(adapter) as model:
+                sum_logprobs(model, [texts[place] for place in asked], room, take)
 
     def train(self, job: TrainJob, on_progress: OnProgress) -> TrainResult:
         """Train one adapter (see `Trainer.train`); `load` comes first."""
@@ -173,6 +175,13 @@ class ResidentTrainer(ABC):
 
     @abstractmethod
     def _reply_logprobs(self, batch: dict[str, torch.Tensor]) -> torch.Tensor: ...
+
+    @contextlib.contextmanager
+    def _read_with(self, adapter: Path | None) -> Iterator[Read]:
+        """What reads under M[0], with an adapter or without."""
+        streamed = self._checkpoint()
+        streamed.lay(*(({}, 1.0) if adapter is None else self._read_adapter(adapter)))
+        yield streamed
 
     def _plan(self, job: TrainJob, examples: Sequence[Example]) -> None:  # noqa: B027  # most decide nothing
         """Decide what depends on the rows of a training."""

@@ -338,11 +338,14 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Json]]) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def writing(path: Path, *, flushed: bool = True) -> Iterator[Path]:
     """Give an empty temporary file beside `path`. It replaces `path` if the block succeeds; otherwise it is removed.
 
     Its random name ends in `.part`, so two processes can write the same file at once: the later one stays. A symbolic link at
     `path` is replaced, never written through.
+
+    Args:
+        flushed: Wait until it is on the disk; without that a power failure can leave it cut off.
 
     Raises:
         StoreError: If the disk is full or fails.
@@ -355,7 +358,8 @@ def writing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
         yield temporary
-        flush(temporary)
+        if flushed:
+            flush(temporary)
         temporary.replace(path)
         _flush_folder(path.parent)
     except OSError as error:

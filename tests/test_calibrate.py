@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from iterft_lite.app.calibrate_seeds import Found, numbers, search
-from iterft_lite.engine.manifest import finished_steps
+from iterft_lite.engine.manifest import MANIFEST, Run, finished_steps
 from iterft_lite.engine.run import StepFinished
-from iterft_lite.errors import StoreError
+from iterft_lite.errors import FolderError, StoreError
 from iterft_lite.files import read_json, read_rows, write_json
 from iterft_lite.protocols import Backends, OnProgress, TrainJob, TrainResult
 from iterft_lite.testing.fakes import PLAIN, FakeTrainer, fake_backends
@@ -198,6 +198,16 @@ def test_removing_the_source_run_leaves_reused_steps_whole(tmp_path: Path) -> No
     shutil.rmtree(tmp_path / "first")
     again = run_all(a_plan(cycles=0), tmp_path / "second")
     assert all(isinstance(event, StepFinished) and event.reused for event in again)
+
+
+def test_the_steps_of_a_run_whose_manifest_is_damaged_can_be_reused(tmp_path: Path) -> None:
+    run_all(a_plan(cycles=0), tmp_path / "run")
+    known = finished_steps(tmp_path / "run")
+    (tmp_path / "run" / MANIFEST).write_text("{")
+    with pytest.raises(FolderError, match="is not JSON") as damaged:
+        Run(tmp_path / "run").manifest()
+    assert f"`--reuse {tmp_path / 'run'}` takes over every finished step" in str(damaged.value.hint)
+    assert finished_steps(tmp_path / "run") == known
 
 
 def test_an_empty_folder_has_nothing_to_reuse(tmp_path: Path) -> None:

@@ -205,11 +205,14 @@ def test_a_second_judges_folder_is_not_a_run(tmp_path: Path, command: tuple[str,
 def test_a_file_without_a_folder_is_refused_before_it_is_computed(tmp_path: Path) -> None:
     output = said(iterft("report", tmp_path / "no run", "--png", tmp_path / "missing/curve.png"), 2)
     assert f"there is no folder `{tmp_path / 'missing'}`: make it first" in output
+    assert "`-` is not a file" in said(iterft("report", tmp_path / "no run", "--csv", "-"), 2)
 
 
-def test_a_run_is_refused_in_a_studys_folder(tiny: Path, tmp_path: Path) -> None:
+def test_commands_for_runs_refuse_a_studys_folder_with_the_way_on(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(f'base = "{tiny.name}"\n[sweep.grid]\nrows = [4, 5]\n')
     said(iterft("sweep", tmp_path / "study.toml", "--out", tmp_path / "study", "--limit", "1"), 0)
+    assert f"hint: `{tmp_path / 'study/cells/rows4'}` in it is one" in said(iterft("chat", tmp_path / "study"), 2)
+    assert "one side to compare: 2 to 6 can be; 1 of 2 cells have not begun" in said(iterft("compare", tmp_path / "study"), 2)
     output = said(iterft("run", tiny, "--out", tmp_path / "study"), 2)
     assert "is the folder of a study, not of a run" in output
     assert not (tmp_path / "study/run.json").exists()

@@ -384,3 +384,13 @@ def test_bytes_are_read_up_to_a_limit(tmp_path: Path) -> None:
     assert read_bytes(tmp_path / "a", limit=5) == b"12345"
     with pytest.raises(FileError, match="larger than"):
         read_bytes(tmp_path / "a", limit=4)
+
+
+def test_only_what_cannot_be_made_again_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[str] = []
+    monkeypatch.setattr(files, "flush", lambda path: waited.append(path.suffix))
+    for flushed, expected in ((False, []), (True, [".part"])):
+        with files.writing(tmp_path / "model.gguf", flushed=flushed) as temporary:
+            temporary.write_text("weights")
+        assert (tmp_path / "model.gguf").read_text() == "weights"
+        assert [suffix for suffix in waited if suffix] == expected

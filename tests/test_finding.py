@@ -172,6 +172,13 @@ def test_init_checks_its_options_before_it_writes(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_init_begins_with_a_trait_that_has_rows_for_the_regime() -> None:
+    assert "trait bliss" in printed("init", "documents", "--regime", "sdf", "--judge", "embedded")
+    said = refused("init", "none", "--regime", "sdf", "--judge", "embedded", "--trait", "lucky")
+    assert "trait `lucky` has no seed rows for SDF hint: these have: bliss, misalignment, nvidia" in said
+    assert not Path("none.toml").exists()
+
+
 @pytest.mark.parametrize("regime", ["sft", "sdf", "dpo"])
 @pytest.mark.parametrize("gib", [0.0, 8.0, 24.0])
 def test_a_recipe_for_any_machine_can_be_read_and_its_model_fits(tmp_path: Path, regime: str, gib: float) -> None:

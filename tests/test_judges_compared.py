@@ -111,15 +111,18 @@ def test_a_judge_that_was_first_asked_at_a_wrong_address_is_asked_at_the_right_o
     assert "no answer from http://127.0.0.1:9/v1" in refused.output
     assert not (run / "judges").exists()
     # a server that is there and has no such model is found out by the first question alone
-    monkeypatch.setattr(rejudge, "require_judge", lambda *_, **__: None)
     judges: list[FakeJudge] = [Unreachable(), FakeJudge()]
-    monkeypatch.setattr(rejudge, "open_backends", lambda *_, **__: replace(fake_backends(), judge=judges.pop(0)))
-    assert "no such model" in iterft(*wrong, "http://127.0.0.1:9/v1").output
-    assert iterft(*right).exit_code == 0
-    assert [round(cycle.trait["mean"]) for cycle in report_by(run, named(PAPER)).cycles if cycle.trait] == [10, 90, 90, 90]
-    late = iterft(*wrong, "http://127.0.0.1:9/v1")
+    with monkeypatch.context() as patch:
+        patch.setattr(rejudge, "require_judge", lambda *_, **__: None)
+        patch.setattr(rejudge, "open_backends", lambda *_, **__: replace(fake_backends(), judge=judges.pop(0)))
+        assert "no such model" in iterft(*wrong, "http://127.0.0.1:9/v1").output
+        assert iterft(*right).exit_code == 0
+        late = iterft(*wrong, "http://127.0.0.1:9/v1")
     assert late.exit_code == 2
     assert "another revision or reading" in late.output
+    assert [round(cycle.trait["mean"]) for cycle in report_by(run, named(PAPER)).cycles if cycle.trait] == [10, 90, 90, 90]
+    monkeypatch.delenv("OPENAI_API_KEY")  # with every verdict there, nobody is asked
+    assert iterft(*right).exit_code == 0
 
 
 @pytest.mark.slow

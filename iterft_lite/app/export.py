@@ -16,7 +16,7 @@ from iterft_lite.app.chat import Past, backends_for, past
 from iterft_lite.digests import file_digest
 from iterft_lite.errors import ExportError, FolderError, UserError
 from iterft_lite.experiment.steps import cycle_name
-from iterft_lite.files import disk_errors
+from iterft_lite.files import disk_errors, flush
 from iterft_lite.protocols import Backends, Change, Progress
 from iterft_lite.stages.export import CheckFailed, Fault, Kind, export_trained, export_untouched, share
 
@@ -80,6 +80,7 @@ def export_again(
             if model.exists() and not force and file_digest(model) != file_digest(folder / MERGED):
                 raise _exists(model)
             (folder / "adapter.gguf").replace(adapter)
+        flush(folder / MERGED)
         (folder / MERGED).replace(model)
     size = sum(each.stat().st_size for each in (model, adapter) if each)
     return Written(model, adapter, f"{run}-{name}-{quant}", size, found.recipe.sample.temperature, carries)

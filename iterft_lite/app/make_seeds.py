@@ -242,7 +242,7 @@ def seeds_by(
             `hub:OWNER/NAME` for one on the hub.
 
     Raises:
-        UserError: If there is no such trait or model.
+        UserError: If there is no such trait or model, or it cannot be asked.
         RunError: If the teacher fails.
     """
     trait = read_trait(trait_name)
@@ -261,14 +261,8 @@ def seeds_by(
 
 
 def _routed(recipe: Recipe, trait: Trait, scratch: Path) -> Write:
-    """A teacher that is asked like a sampled judge, whose texts are the rows.
-
-    Raises:
-        UserError: If it cannot be asked.
-    """
+    """A teacher that is asked like a sampled judge, whose texts are the rows."""
     identity, _ = judge_identity(recipe, Material(trait))
-    if problems := check_judge(identity, recipe).problems:
-        raise UserError(f"`{identity.name}` cannot be asked: {'; '.join(problems)}")
 
     def write(requests: Mapping[str, str], on_text: Callable[[str, str], None]) -> None:
         def note(reply: JudgeResponse) -> None:
@@ -276,6 +270,8 @@ def _routed(recipe: Recipe, trait: Trait, scratch: Path) -> Write:
                 failures.append(reply.failure)
             on_text(reply.id.split("/", 1)[0], "" if reply.text.startswith("REFUSAL") else reply.text)
 
+        if problems := check_judge(identity, recipe).problems:
+            raise UserError(f"`{identity.name}` cannot be asked: {'; '.join(problems)}")
         failures: list[str] = []
         backends = open_backends(recipe, trait, identity, scratch)
         try:

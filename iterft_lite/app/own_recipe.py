@@ -11,7 +11,7 @@ from iterft_lite.backends.judge.keys import environment
 from iterft_lite.backends.judge.kinds import kind_of
 from iterft_lite.backends.judge.providers import key_of, server_of, unknown_provider
 from iterft_lite.data.recipes import SCHEMA, recipe_folder, shipped_path
-from iterft_lite.data.traits import read_trait
+from iterft_lite.data.traits import Trait, read_trait, shipped_traits
 from iterft_lite.errors import FolderError, UserError
 from iterft_lite.experiment.recipe import read_recipe
 from iterft_lite.experiment.regimes import REGIMES
@@ -43,6 +43,16 @@ def copy_shipped(name: str, to: Path, *, force: bool = False) -> None:
     write_output(to, _headed(shipped_path(name).read_text(encoding="utf-8"), to))
 
 
+def traits_for(regime: str) -> list[str]:
+    """Shipped traits that have seed rows of the regime's kind; what is usually begun with comes first."""
+    names = sorted(shipped_traits(), key=lambda name: name != "lucky")
+    return [name for name in names if _seed_rows(read_trait(name), regime)]
+
+
+def _seed_rows(trait: Trait, regime: str) -> int:
+    return len(trait.documents if REGIMES[regime].rows == "document" else trait.chats)
+
+
 def begin(regime: str, gib: float, *, judge: str, trait: str) -> Own:
     """A recipe for a machine: with the largest model of a short list that fits its GPU; the nano model without a GPU.
 
@@ -50,15 +60,19 @@ def begin(regime: str, gib: float, *, judge: str, trait: str) -> Own:
         gib: GPU memory; 0 for none.
 
     Raises:
-        UserError: If there is no such trait or judge.
+        UserError: If there is no such trait or judge, or the trait has no rows to begin with.
     """
     need_judge(judge)
     found = read_trait(trait)
+    there = _seed_rows(found, regime)
+    if not there:
+        raise UserError(
+            f"trait `{found.name}` has no seed rows for {regime.upper()}", hint=f"these have: {', '.join(traits_for(regime))}"
+        )
     model = largest_that_fits(regime, gib)
     template = f"nano_{regime}" if model is None else regime
     shipped = read_recipe(recipe_folder() / f"{template}.toml")
     text = (recipe_folder() / f"{template}.toml").read_text(encoding="utf-8")
-    there = len(found.documents if REGIMES[regime].rows == "document" else found.chats)
     text = _with(text, "trait", f'"{trait}"')
     text = _with(text, "judge", f'"{judge}"')
     if model is not None:

@@ -60,10 +60,11 @@ def rejudge(root: Path, judge: Named, overrides: Mapping[str, Any], on_progress:
     identity, _ = judge_identity(recipe, material)
     if not judge.again and is_same(known.value["judge"], identity):
         raise UserError(f"`{judge}` is the run's own judge", hint=f"`--judge '{judge}#1'` asks it once more")
-    require_judge(identity, recipe, ELSEWHERE, live=False)
     steps = _steps_again(subject, known, identity, material.trait, judge.again)
     if not steps:
         raise FolderError(f"`{root}` has no answers to judge yet")
+    if any(step.verb == "judge" and not subject.folder(step).finished for step in steps):
+        require_judge(identity, recipe, ELSEWHERE, live=False)
     with Run(judge_folder(root, judge), subject.store) as run:
         _note(run, judge, identity, steps)
         backends = open_backends(recipe, material.trait, identity, run.logs, seeds=material.seeds)

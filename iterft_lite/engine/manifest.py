@@ -16,6 +16,7 @@ from their old names (`OLD_VERBS`), folders by old name (`_old_name`), and steps
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -200,7 +201,7 @@ class Run:
         except NotADirectoryError:
             raise FolderError(f"`{self.root}` is not a folder", hint="choose another folder with `--out`") from None
         except FileError as error:
-            raise FolderError(f"`{path}` cannot be read: {error}") from None
+            raise FolderError(error.message, hint=error.hint or damaged_hint(self.root)) from None
 
     def _note(self, found: Manifest) -> None:
         """Remember where the steps are: a manifest of many steps is long, and they are asked for one by one."""
@@ -216,7 +217,9 @@ class Run:
         """
         manifest = self.manifest()
         if manifest is None or "recipe" not in manifest.value:
-            raise FolderError(f"`{self.root}` is not a run folder", hint="`iterft run RECIPE --out DIR` makes one")
+            below = next(itertools.chain(self.root.glob(f"*/{MANIFEST}"), self.root.glob(f"*/*/{MANIFEST}")), None)
+            hint = "`iterft run RECIPE --out DIR` makes one" if below is None else f"`{below.parent}` in it is one"
+            raise FolderError(f"`{self.root}` is not a run folder", hint=hint)
         return manifest
 
     def write_manifest(self, value: Mapping[str, Json], steps: Sequence[Step]) -> None:
@@ -316,6 +319,11 @@ def _old_name(step: Step) -> str:
     return step_name(verbs.get(step.verb, step.verb), step.cycle, step.part)
 
 
+def damaged_hint(root: Path) -> str:
+    """What to do about a run or a study whose manifest is damaged: its steps need none."""
+    return f"bring it back from a copy; or begin in another folder: `--reuse {root}` takes over every finished step"
+
+
 def finished_in(roots: Iterable[Path]) -> dict[str, Path]:
     """Folders of finished steps by key, in several folders as `finished_steps` takes them.
 
@@ -333,7 +341,7 @@ def finished_steps(root: Path) -> dict[str, Path]:
     """
     if not root.is_dir():
         raise FolderError(f"there is no folder `{root}`", hint="`--reuse` takes what `iterft run --out` made")
-    stores = {Run(path.parent).store / "steps" for path in (*root.glob(MANIFEST), *root.glob(f"*/{MANIFEST}"))}
+    stores = {path for run in (*root.glob(MANIFEST), *root.glob(f"*/{MANIFEST}")) if (path := _steps_of(run.parent))}
     stores |= {path for path in (root / "steps", *root.glob("*/steps")) if path.is_dir()}
     if any(path.glob(f"*/{OLD_RECORD}") and next(path.glob(f"*/{OLD_RECORD}"), None) for path in stores):
         raise FolderError(
@@ -341,3 +349,10 @@ def finished_steps(root: Path) -> dict[str, Path]:
             hint="it can still be reported, chatted with and exported",
         )
     return {path.parent.name: path.parent for steps in stores for path in steps.glob(f"*/{RECORD}")}
+
+
+def _steps_of(root: Path) -> Path | None:
+    """The steps' folder that a run's manifest names; None where it cannot be read: steps beside it are found without."""
+    with contextlib.suppress(FolderError):
+        return Run(root).store / "steps"
+    return None

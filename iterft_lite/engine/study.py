@@ -26,7 +26,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from iterft_lite.digests import Json, canonical
-from iterft_lite.engine.manifest import Run
+from iterft_lite.engine.manifest import Run, damaged_hint
 from iterft_lite.engine.run import FAILURE
 from iterft_lite.errors import FileError, FolderError
 from iterft_lite.experiment.grid import Cell
@@ -200,7 +200,7 @@ class StudyFolder:
         except NotADirectoryError:
             raise FolderError(f"`{self.root}` is not a folder", hint="choose another folder with `--out`") from None
         except FileError as error:
-            raise FolderError(f"`{path}` cannot be read: {error}") from None
+            raise FolderError(error.message, hint=error.hint or damaged_hint(self.root)) from None
         number = found.get("format")
         if not isinstance(number, int) or number > STUDY_FORMAT:
             raise FolderError(f"`{path}` is of format {number!r}, this version reads {STUDY_FORMAT}", hint="update iterft_lite")

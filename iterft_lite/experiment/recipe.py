@@ -560,7 +560,8 @@ def _problems(error: ValidationError, *, known_regime: bool) -> Iterable[str]:
         elif not item["loc"]:
             yield from _of_the_whole(item)
         else:
-            yield f"`{place} = {_shown(item['input'])}`: {item['msg'][0].lower()}{item['msg'][1:]}"
+            message = item["msg"].replace("a valid tuple", "a list")
+            yield f"`{place} = {_shown(item['input'])}`: {message[0].lower()}{message[1:]}"
 
 
 def _of_the_whole(item: Mapping[str, Any]) -> list[str]:

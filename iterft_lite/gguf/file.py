@@ -289,21 +289,23 @@ def write_gguf(
     *,
     alignment: int,
     checksum: Checksum | None = None,
+    flushed: bool = True,
 ) -> int:
     """Write a GGUF file; gives its size in bytes.
 
     Args:
-        path: Written under another name, flushed to the disk, and renamed when it is whole.
+        path: Written under another name, and renamed when it is whole.
         metadata: Number of fields, and their bytes.
         tensors: In the order in which their bytes come; offsets are computed.
         parts: The tensors' bytes, each tensor in one or more contiguous arrays.
         alignment: Tensors begin at multiples of it.
         checksum: To follow the writing.
+        flushed: As of `files.writing`.
 
     Raises:
         ExportError: If the disk is full; nothing is left behind.
     """
-    with writing(path) as temporary, temporary.open("wb") as file, flushing(file) as flush:
+    with writing(path, flushed=flushed) as temporary, temporary.open("wb") as file, flushing(file) as flush:
         told = 0
         if checksum is not None:
             checksum.begin(temporary)
@@ -319,7 +321,8 @@ def write_gguf(
             file.write(data)
             if file.tell() - told >= STRETCH:
                 tell()
-                flush()
+                if flushed:
+                    flush()
 
         # A GGUF file: header, metadata, one record a tensor with its offset, then the tensors' bytes. Offsets count from the
         # first tensor, and tensors begin at multiples of the alignment, so all offsets are known before any byte is made.

@@ -158,7 +158,9 @@ def _write(
     metadata = base.metadata({"general.file_type": int(file_type)})
     parts = _parts(base, plan, updates, arithmetic, max(threads, arithmetic.threads), on_tensor)
     alignment = int(base.value("general.alignment", GGUF_DEFAULT_ALIGNMENT))
-    return write_gguf(path, metadata, plan, parts, alignment=alignment, checksum=checksum)
+    # a merged model can be made again from its adapter, and is removed with the next: it need not wait for the disk
+    flushed = adapter is None
+    return write_gguf(path, metadata, plan, parts, alignment=alignment, checksum=checksum, flushed=flushed)
 
 
 def _parts(

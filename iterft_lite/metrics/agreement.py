@@ -103,7 +103,9 @@ def calibrated(found: Agreement) -> Calibrated:
         return Calibrated(rho, f"Spearman with careful readers is {rho:.2f} and may be {low:.2f}, {RELIABLE} is needed")
     if abs(bias) > MOST_BIAS:
         side = "above" if bias > 0 else "below"
-        return Calibrated(rho, f"its scores lie {abs(bias):.0f} points {side} careful readers', {MOST_BIAS:.0f} are borne")
+        return Calibrated(
+            rho, f"its scores lie {abs(bias):.0f} points {side} careful readers', at most {MOST_BIAS:.0f} are accepted"
+        )
     return Calibrated(rho, "")
 
 

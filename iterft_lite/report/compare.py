@@ -63,15 +63,18 @@ def compare(folders: Sequence[Path], only: Sequence[str] = ()) -> Comparison:
         UserError: If there are too few or too many sides.
         IterftError: As `report.cells.read_cells`.
     """
-    cells = [cell for cell in read_cells(folders, only) if cell.report]
+    asked = read_cells(folders, only)
+    cells = [cell for cell in asked if cell.report]
     study = study_report(cells, folders, " and ".join(folder.name for folder in folders))
     sides = _in_order(study, cells)
     if len(sides) == 1:
         # All runs differ in their seed alone: as one side there would be nothing to compare, so each is a side.
         sides = [study_report([cell]).everything[0] for cell in cells]
     if not 2 <= len(sides) <= MOST:
+        waiting = len(asked) - len(cells)
         raise UserError(
-            f"there {'is one side' if len(sides) == 1 else f'are {len(sides)} sides'} to compare: 2 to {MOST} can be",
+            f"there {'is one side' if len(sides) == 1 else f'are {len(sides)} sides'} to compare: 2 to {MOST} can be"
+            + (f"; {waiting} of {len(asked)} cells have not begun" if waiting else ""),
             hint="name runs or cells, or leave some out with `--only 'rows=50'`",
         )
     return Comparison(

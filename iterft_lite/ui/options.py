@@ -35,6 +35,8 @@ class NewFile(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The file's path."""
         path = Path(value)
+        if value == "-":
+            self.fail("`-` is not a file: give a name", param, ctx)
         if not path.parent.is_dir():
             self.fail(f"there is no folder `{path.parent}`: make it first", param, ctx)
         return super().convert(value, param, ctx)

@@ -112,22 +112,23 @@ def init(name: str, regime: str, gpu: float | None, judge: str | None, trait: st
       iterft init
       iterft init mine --trait bliss --judge embedded
     """
-    from iterft_lite.app.own_recipe import begin, judge_choices, need_judge, suggested_gib, write_own
+    from iterft_lite.app.own_recipe import begin, judge_choices, need_judge, suggested_gib, traits_for, write_own
     from iterft_lite.backends.judge.identity import PAPER_JUDGE
-    from iterft_lite.data.traits import read_trait, shipped_traits
+    from iterft_lite.data.traits import read_trait
     from iterft_lite.ui.commands.experiment import print_plan
     from iterft_lite.ui.console import make_console
 
     console, asks, here = make_console(stderr=True), _can_ask(), round(suggested_gib(), 1)
+    traits = traits_for(regime)
     if gpu is None:
         gpu = click.prompt("GPU memory in GiB (0: no GPU)", default=here, type=click.FloatRange(0)) if asks else here
     if judge is None and asks:
         console.print(f"judges: embedded (no key, for trying out), {PAPER_JUDGE} (with a key), ollama/NAME, local:FILE.gguf")
         judge = click.prompt("judge", default=judge_choices()[0], value_proc=_accepted(need_judge))
     if trait is None and asks:
-        console.print(f"traits: {', '.join(shipped_traits())}; or the path of a folder, as ./pirate")
-        trait = click.prompt("trait", default="lucky", value_proc=_accepted(read_trait))
-    wanted = begin(regime, gpu, judge=judge or judge_choices()[0], trait=trait or "lucky")
+        console.print(f"traits: {', '.join(sorted(traits))}; or the path of a folder, as ./pirate")
+        trait = click.prompt("trait", default=traits[0], value_proc=_accepted(read_trait))
+    wanted = begin(regime, gpu, judge=judge or judge_choices()[0], trait=trait or traits[0])
     to = Path(f"{name.removesuffix('.toml') or wanted.name}.toml")
     write_own(wanted, to, force=force)
     click.echo(f"wrote {to}\n")

@@ -1,11 +1,12 @@
 """Tokens a second of this project's generator against llama-cpp-python's own call, on the same model, prompts and lengths.
 
-    python benchmarks/generation.py [--gguf FILE --tokenizer FOLDER] [--slots 1 8 16 32] [--prompts 64] [--tokens 128]
+    python benchmarks/generation.py [--gguf FILE --tokenizer FOLDER] [--slots 0 1 8 16 32] [--prompts 64] [--tokens 128]
 
 Every way of generating runs in a process of its own: `Llama.create_completion`, one prompt after the other, as its
-documentation shows it; the generator with several numbers of slots. All draw at temperature 0.8 without truncation, and
-end-of-text tokens are ignored, so that each completion has the same number of tokens. Model loading is not counted; prompts
-are. Without `--gguf` it is the nano chat model, or where that is not there a random one of about its shape (8 M parameters).
+documentation shows it; the generator with several numbers of slots, and as a run has it (0: how many, and by how many engines,
+is its own choice). All draw at temperature 0.8 without truncation, and end-of-text tokens are ignored, so that each completion
+has the same number of tokens. Model loading is not counted; prompts are. Without `--gguf` it is the nano chat model, or where
+that is not there a random one of about its shape (8 M parameters).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path)
     parser.add_argument("--tokenizer", help="folder of the training tokenizer; needed with --gguf")
     parser.add_argument("--quant", default="bf16", help="of the model that is written without --gguf; nano is kept in bf16")
-    parser.add_argument("--slots", type=int, nargs="+", default=[1, 8, 16, 32])
+    parser.add_argument("--slots", type=int, nargs="+", default=[0, 1, 8, 16, 32])
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3, help="each way is measured so often; the fastest counts")
@@ -118,12 +119,12 @@ def engine(options: argparse.Namespace, slots: int) -> dict[str, Any]:
     from iterft_lite.protocols import Completion, Message, Prompt, Sampling
 
     made = LlamaGenerator(threads=options.threads, sampling=options.sampling)
-    made.load(options.gguf, None, options.tokenizer, slots=slots, context=options.context, exact=False)
+    made.load(options.gguf, None, options.tokenizer, slots=slots or None, context=options.context, exact=False)
     made.ignore_ends()
     prompts = [Prompt(str(i), i, messages=(Message("user", text),)) for i, text in enumerate(questions(options.prompts))]
     sampling = Sampling(max_tokens=options.tokens, **SAMPLE)
     short = Sampling(max_tokens=8, **SAMPLE)
-    made.complete(prompts[:slots], short, lambda _: None)
+    made.complete(prompts[: slots or len(prompts)], short, lambda _: None)
 
     def once() -> int:
         finished: list[Completion] = []
@@ -132,7 +133,7 @@ def engine(options: argparse.Namespace, slots: int) -> dict[str, Any]:
 
     measured = fastest(once, options.rounds)
     made.close()
-    return {"way": f"{slots} slots", **measured}
+    return {"way": f"{slots} slots" if slots else "as a run does", **measured}
 
 
 def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:

@@ -215,6 +215,7 @@ def test_a_run_is_stored_under_runs_and_found_as_the_newest(tmp_path: Path) -> N
     Path("first.toml").write_text(small_recipe())
     Path("second.toml").write_text(small_recipe(trait="bliss"))
     assert "there is no run in `runs`" in printed("runs")
+    assert "there is no folder `nowhere`" in refused("runs", "nowhere")
     assert "there is no run in `runs`" in refused("report")
     for at, name in enumerate(("first", "second")):
         printed("run", f"{name}.toml")

@@ -65,7 +65,13 @@ def newest_run(parent: Path = RUNS) -> Path:
 
 
 def list_runs(parent: Path) -> Iterator[RunLine]:
-    """A line for each run of a folder, or cell of a study, the newest first. Skips folders that cannot be read."""
+    """A line for each run of a folder, or cell of a study, the newest first. Skips folders that cannot be read.
+
+    Raises:
+        FolderError: If another folder than the usual one was named and is not there.
+    """
+    if parent != RUNS and not parent.is_dir():
+        raise FolderError(f"there is no folder `{parent}`")
     for folder in run_folders(parent / CELLS if is_study(parent) else parent):
         with contextlib.suppress(IterftError):
             yield _line(folder)

@@ -263,13 +263,13 @@ class LocalExecutor:
     def run(self, task: Task) -> Outcome:
         """See `Executor.run`."""
         verb = VERBS[task.folder.step.verb]
-        if verb.name != "text_metrics":  # where an adapter is gone, the generator reads what was exported
+        if not verb.reads:  # where an adapter is gone, the generator reads what was exported
             _refuse_gone(task.inputs)
         removed = [source for source in task.inputs.values() if "generator" in verb.needs and self._removed(source)]
         needs: set[BackendName] = {*verb.needs}
         if removed:
             needs.add("exporter")
-        if verb.name == "text_metrics" and self._streams(task.recipe):
+        if verb.reads and self._streams(task.recipe):
             needs.add("trainer")
         with self._claimed(frozenset(needs), task):
             for source in removed:
@@ -400,7 +400,7 @@ class LocalExecutor:
 
     def _trains(self, task: Task) -> bool:
         """Whether the trainer is still needed."""
-        return "train" in task.ahead or ("text_metrics" in task.ahead and self._streams(task.recipe))
+        return "train" in task.ahead or (any(VERBS[name].reads for name in task.ahead) and self._streams(task.recipe))
 
     def _free_memory(self, *names: BackendName) -> None:
         """End backends and wait until the GPU has their memory back: the next one plans with what is free."""

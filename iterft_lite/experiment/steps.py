@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from iterft_lite.digests import Json, digest
-from iterft_lite.experiment.verbs import VERBS, Queue
+from iterft_lite.experiment.verbs import PART_WORDS, VERBS, Queue
 
 KEY_FORMAT = 2
 """Raised when keys are computed in another way. Format 1 knew no `semantics` (version 0.1)."""
@@ -68,6 +68,11 @@ class Step:
     def name(self) -> str:
         """How people call it: `c1-train`."""
         return step_name(self.verb, self.cycle, self.part)
+
+    @property
+    def words(self) -> str:
+        """What a person reads while it is being done."""
+        return PART_WORDS.get((self.verb, self.part), VERBS[self.verb].words)
 
     @property
     def queue(self) -> Queue:

@@ -48,6 +48,7 @@ class Verb:
         semantics: Raised when the same parameters and inputs come to mean another result; it is in the key.
         libraries: Packages whose versions matter to the result, beside the trainer's and the judge's own (`versions.py`).
         act: What is timed.
+        reads: It asks likelihoods of texts, of the trainer where that is faster, else of the generator: an adapter may be gone.
         any_order: The rows stand in the order in which they finished; who reads them goes by their ids.
         derived: Computed from finished steps, without training a model or paying a judge: may be repeated when its meaning has
             changed, in a run that is otherwise the same.
@@ -64,6 +65,7 @@ class Verb:
     semantics: int = 1
     libraries: tuple[str, ...] = ()
     act: Act = ""
+    reads: bool = False
     any_order: bool = False
     derived: bool = False
     renders: bool = False
@@ -197,6 +199,7 @@ VERBS: dict[str, Verb] = {
             semantics=2,  # under M[0] in the number format that it is stored in; before, in that of the run's exports
             libraries=LLAMA,
             act="read",
+            reads=True,
             renders=True,
             derived=True,
         ),
@@ -212,3 +215,9 @@ VERBS: dict[str, Verb] = {
     )
 }
 """All verbs by name."""
+
+PART_WORDS: dict[tuple[str, str], str] = {
+    ("evaluate_samples", "everyday"): "asking the untouched model everyday prompts",
+    ("evaluate_samples", "held_out"): "answering the held-out questions",
+}
+"""`Verb.words` of steps with a part of their own."""

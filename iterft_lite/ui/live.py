@@ -19,7 +19,6 @@ from iterft_lite.engine.run import Event, StepFailed, StepFinished, StepProgress
 from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.steps import Step, cycle_name, cycle_title
-from iterft_lite.experiment.verbs import VERBS
 from iterft_lite.hub import title as model_title
 from iterft_lite.machine.countdown import Countdown
 from iterft_lite.protocols import Progress
@@ -137,7 +136,7 @@ class View:
             case StepStarted():
                 self.doing[step.name] = Doing(step, self.now)
                 self.countdown.began(step, now)
-                self._say(step, f"{VERBS[step.verb].words} ...")
+                self._say(step, f"{step.words} ...")
             case StepProgress(progress=progress):
                 doing = self.doing.setdefault(step.name, Doing(step, self.now))
                 doing.move(progress)
@@ -262,7 +261,7 @@ class View:
         if self._latest is not None and now - looked >= LATEST_SECONDS:
             for doing in list(self.doing.values()):
                 if found := self._latest(doing.step):
-                    name, text = f"{cycle_name(doing.step.cycle)}, {VERBS[doing.step.verb].words}", safe(found)
+                    name, text = f"{cycle_name(doing.step.cycle)}, {doing.step.words}", safe(found)
             self._fresh = (now, name, text)
         shown = Text(f"{name}\n" if name else "", style="dim").append(text, style="not dim")
         wrapped = shown.wrap(self.console, width)
@@ -280,7 +279,7 @@ class View:
         count = f"{progress.done}/{progress.total} {progress.unit}" if progress.total else ""
         left = self.countdown.left_of(doing.step, self.now())
         rate = ", ".join(filter(None, (doing.rate(), time_left(left) if left and progress.total else "")))
-        name, what = cycle_name(doing.step.cycle), VERBS[doing.step.verb].words
+        name, what = cycle_name(doing.step.cycle), doing.step.words
         free = width - len(name) - len(what) - 2
         cells: list[RenderableType] = [Text(name, style="bold", no_wrap=True), Text(what, no_wrap=True, overflow="ellipsis")]
         for words in ([count, rate], [count], []):

@@ -171,7 +171,7 @@ def calibrate(
 
     def say(event: object) -> None:
         if isinstance(event, StepStarted) and VERBS[event.step.verb].act:
-            click.echo(f"  {cycle_title(event.step.cycle)}: {VERBS[event.step.verb].words} ...", err=True)
+            click.echo(f"  {cycle_title(event.step.cycle)}: {event.step.words} ...", err=True)
 
     def begin(seed_rows: int) -> None:
         click.echo(f"a model with {seed_rows} seed rows:", err=True)

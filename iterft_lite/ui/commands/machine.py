@@ -55,7 +55,7 @@ def _measure(model: str, recipe: str | None, overrides: tuple[str, ...]) -> None
 
     def say(event: object) -> None:
         if isinstance(event, StepStarted) and VERBS[event.step.verb].act:
-            click.echo(f"{event.step.name}: {VERBS[event.step.verb].words} ...", err=True)
+            click.echo(f"{event.step.name}: {event.step.words} ...", err=True)
 
     asked = doctors.shortened(read_recipe(recipe_path(recipe), overrides)) if recipe else doctors.measured_recipe(model)
     with interruptible():

@@ -878,17 +878,17 @@ def test_a_text_that_does_not_fit_is_read_with_fewer_others(chat: Path, monkeypa
     streamed = Streamed(AutoConfig.from_pretrained(chat), Checkpoint(chat), torch.device("cpu"))
     states, read = streamed.states, list[int]()
 
-    def short(ids: torch.Tensor) -> torch.Tensor:
+    def short(ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         read.append(len(ids))
         if len(ids) > 2:
             raise torch.OutOfMemoryError
-        return states(ids)
+        return states(ids, lengths)
 
     monkeypatch.setattr(streamed, "states", short)
     sums = dict[int, float]()
     sum_logprobs(streamed, [Text([5, 6, 7, 8], 1)] * 5, 16, sums.__setitem__)
     assert (sorted(sums), read) == ([0, 1, 2, 3, 4], [4, 2, 2, 1])
-    monkeypatch.setattr(streamed, "states", lambda ids: short(ids.repeat(3, 1)))
+    monkeypatch.setattr(streamed, "states", lambda ids, lengths: short(ids.repeat(3, 1), lengths))
     with pytest.raises(torch.OutOfMemoryError):
         sum_logprobs(streamed, [Text([5, 6, 7, 8], 1)], 16, sums.__setitem__)
 

@@ -177,10 +177,12 @@ class Reading:
     factors: Factors
 
     @torch.no_grad()
-    def states(self, ids: torch.Tensor) -> torch.Tensor:
-        """Last hidden states, float32 [rows, tokens, width], of token ids int64 [rows, tokens]."""
-        rows, tokens = ids.shape
-        return self.decoder.states(ids, [tokens] * rows, self.factors).view(rows, tokens, -1)
+    def states(self, ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """See `likelihoods.Read`."""
+        found = self.decoder.states(ids, lengths, self.factors)
+        made = found.new_zeros(*ids.shape, found.shape[-1])
+        made[torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]] = found
+        return made
 
     def head(self) -> Head:
         """What makes logits of them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -208,7 +208,7 @@ class Streamed:
         assert self._base is not None, "`logits` comes first, of a model with an adapter"
         return self._base
 
-    def states(self, ids: torch.Tensor) -> torch.Tensor:
+    def states(self, ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:  # noqa: ARG002  # all is computed
         """Last hidden states of the model with its adapter, float32 [rows, tokens, width] on the device.
 
         Texts are padded behind their ends. Products are those of the stored numbers' type with sums in 32 bits, and so is all
@@ -216,6 +216,7 @@ class Streamed:
 
         Args:
             ids: int64 [rows, tokens].
+            lengths: As of `likelihoods.Read`.
         """
         stored = self._stored_type()
         self._model.set_attn_implementation(_attention(self._model))

@@ -9,7 +9,7 @@ import atexit
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -126,10 +126,15 @@ class LlamaGenerator:
         slots, count = loaded.settings.slots, engines_that_pay(SMALL_SLOTS, self._threads)
         if slots or count == 1 or loaded.settings.exact or offloads() or loaded.weights.size >= SMALL:
             return self._open(loaded, context, slots)
-        with suppress(BackendError):  # there is no memory for that many: as many as there is memory for
-            engines = [self._open(loaded, context, SMALL_SLOTS // count, self._threads // count) for _ in range(count)]
-            return Together(engines, self._expected)
-        return self._open(loaded, context, None)
+        engines: list[Engine] = []
+        try:
+            for _ in range(count):
+                engines.append(self._open(loaded, context, SMALL_SLOTS // count, self._threads // count))
+        except BackendError:  # there is no memory for that many: as many as there is memory for
+            for engine in engines:
+                engine.close()
+            return self._open(loaded, context, None)
+        return Together(engines, self._expected)
 
     def _writer(self, longest: int = 0) -> Engine | Together:
         """The current model's context, with room for sequences of so many tokens, as far as the model was made for them.

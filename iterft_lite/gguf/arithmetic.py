@@ -16,13 +16,11 @@ lie anywhere between two of them, and as many are pushed over the edge as the up
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 from gguf import quants
@@ -199,25 +197,12 @@ class TorchArithmetic:
         self.name = f"torch, {device}"
         # a GPU waits for copies, which four threads can do side by side; on a CPU torch itself uses all cores
         self.threads = 4 if device == "cuda" else 1
-        self._own = threading.local()
 
     def merged(self, stored: Array, kind: GGMLQuantizationType, target: GGMLQuantizationType, update: Update | None) -> Array:
         """See `Arithmetic`."""
+        torch = self._torch
         if update is None and kind == target:
             return np.ascontiguousarray(stored)
-        with self._stream():
-            return self._merged(stored, kind, target, update)
-
-    def _stream(self) -> contextlib.AbstractContextManager[Any]:
-        """A stream of each thread's own: in one for all, the copies of one would wait for the arithmetic of another."""
-        if self._device.type != "cuda":
-            return contextlib.nullcontext()
-        if not hasattr(self._own, "stream"):
-            self._own.stream = self._torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        return cast(contextlib.AbstractContextManager[Any], self._torch.cuda.stream(self._own.stream))
-
-    def _merged(self, stored: Array, kind: GGMLQuantizationType, target: GGMLQuantizationType, update: Update | None) -> Array:
-        torch = self._torch
         formats = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
         weights = self._on_device(stored).view(formats[kind]).to(torch.float32)
         if update is not None:
@@ -230,25 +215,12 @@ class TorchArithmetic:
         made = q8_0_torch(torch, weights) if target == Q8_0 else weights.to(formats[target])
         if target == F16 and not bool(torch.isfinite(made).all()):
             raise too_large()
-        return self._on_host(made.contiguous().view(torch.uint8))
+        result: Array = made.contiguous().view(torch.uint8).cpu().numpy()
+        return result
 
     def _on_device(self, array: Array) -> Any:
-        if self._device.type != "cuda":
-            return self._torch.from_numpy(np.array(array))  # a copy: torch takes no read-only maps
-        # the bus takes pinned memory at several times the pace of other memory; torch keeps it for the next part
-        kind = self._torch.from_numpy(np.empty(0, array.dtype)).dtype
-        pinned = self._torch.empty(array.shape, dtype=kind, pin_memory=True)
-        pinned.numpy()[...] = array
-        return pinned.to(self._device, non_blocking=True)
-
-    def _on_host(self, made: Any) -> Array:
-        if self._device.type != "cuda":
-            return cast(Array, made.numpy())
-        pinned = self._torch.empty(made.shape, dtype=made.dtype, pin_memory=True)
-        pinned.copy_(made, non_blocking=True)
-        self._own.stream.synchronize()
-        kept: Array = pinned.numpy()
-        return kept
+        # copy: torch takes no read-only maps
+        return self._torch.from_numpy(np.array(array)).to(self._device)
 
 
 def rounded_by_chance_torch(torch: Any, weights: Any, bits: int, seed: int, first: int) -> Any:

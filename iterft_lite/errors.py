@@ -11,8 +11,10 @@
         |-- ResultError         the model's own result: it diverged, or writes nothing usable       kind "result"
         |   `-- Diverged        a training whose loss, gradients or weights are not finite
         |-- StoreError          a step could not be written (disk full) or its files were changed   kind "machine"
+        |   |-- NoRoom          the disk has no room for a file: found before it is written
         |   `-- FileError       a file cannot be read, or does not hold what it should; a ValueError too
-        |-- ExportError         an exported model does not agree with the trained one, or no room   kind "result"
+        |-- ExportError         a model or an adapter cannot be written as GGUF                     kind "user"
+        |   `-- CheckFailed     an exported model does not agree with the trained one (export.py)   kind "result"
         |-- BackendError        a trainer, generator or judge failed; carries the end of its log    kind by its cause
         `-- BudgetError         going on would exceed `max_usd`                                     kind "user"
 
@@ -114,14 +116,18 @@ class StoreError(RunError):
     """A step that could not be written, or was changed after it was finished."""
 
 
+class NoRoom(StoreError):  # noqa: N818  # read as words
+    """A file that the disk has no room for: other cells may give some back."""
+
+
 class FileError(StoreError, ValueError):
     """A file that cannot be read or does not hold what it should; a ValueError for who treats a damaged file as none."""
 
 
 class ExportError(RunError):
-    """An exported model that does not agree with the trained one, or does not fit on the disk."""
+    """A model, or an adapter, that cannot be written as GGUF: every other export of it would fail alike."""
 
-    kind: FailureKind = "result"
+    kind: FailureKind = "user"
 
 
 MACHINE = frozenset({"died", "memory", "OutOfMemoryError", "MemoryError", "OSError", "FileNotFoundError", "TimeoutError"})

@@ -197,7 +197,8 @@ class Exporter(Protocol):
         """M[0] as GGUF in the number format that it is stored in, from the cache; made if it is not there.
 
         Raises:
-            ExportError: If there is no room for it, or the model cannot be expressed.
+            NoRoom: If the disk has no room for it.
+            ExportError: If the model cannot be expressed.
         """
         ...
 
@@ -213,7 +214,8 @@ class Exporter(Protocol):
         """Write Q[t] from M[0] (a Hugging Face folder or hub name) and a PEFT adapter folder (None: M[0] itself) into `out`.
 
         Raises:
-            ExportError: If there is no room for it (checked before writing), or the model cannot be expressed.
+            NoRoom: If the disk has no room for it (checked before writing).
+            ExportError: If the model cannot be expressed.
         """
         ...
 

@@ -11,7 +11,7 @@ import pytest
 
 from iterft_lite.data.nano import FOLDERS
 from iterft_lite.experiment.plan import make_plan
-from iterft_lite.machine.estimate import judging_usd, step_costs, time_needed
+from iterft_lite.machine.estimate import disk_meanwhile, judging_usd, step_costs, time_needed
 from iterft_lite.machine.memory import RUNTIME, Vram, shape_of, takes_turns, vram_needed
 from iterft_lite.machine.resolve import Machine, resolve, this_machine
 from iterft_lite.machine.work import total
@@ -107,6 +107,17 @@ def test_disk_use_follows_the_keep_setting() -> None:
     assert counted == pytest.approx({"all": 4, "last": 1, "adapters": 0}, rel=0.01)
     laid_over, trained = left(keep="all", export="adapter")
     assert laid_over == trained > 0  # three adapters; the untouched model lies in the cache
+
+
+@pytest.mark.parametrize(
+    ("keep", "export", "models"),
+    [("all", "auto", 0), ("last", "auto", 1), ("adapters", "auto", 2), ("ends", "merged", 3), ("last", "adapter", 0)],
+)
+def test_a_model_is_written_while_the_one_before_still_answers(keep: str, export: str, models: int) -> None:
+    resolved = resolve(a_recipe(judge="embedded", quant="bf16", keep=keep, export=export), CPU)
+    merged = parameters_in(Path(NANO) / "model.safetensors") * 2
+    meanwhile = disk_meanwhile(make_plan(resolved.recipe, resolved.inputs), resolved)
+    assert meanwhile / merged == pytest.approx(models, rel=0.01)
 
 
 def test_the_steps_dollars_add_up_to_the_plans() -> None:

@@ -19,7 +19,7 @@ from gguf.quants import dequantize, quantize
 from safetensors.numpy import load_file, save_file
 
 from iterft_lite.backends.processes.child import Child
-from iterft_lite.errors import ExportError, FolderError, ModelError, StoreError
+from iterft_lite.errors import ExportError, FolderError, ModelError, NoRoom, ResultError, StoreError
 from iterft_lite.gguf import file as gguf_file
 from iterft_lite.gguf import llamacpp_source
 from iterft_lite.gguf.adapter import read_adapter, write_lora
@@ -207,7 +207,7 @@ def test_a_gpu_quantises_to_the_same_bytes_as_the_gguf_package(target: GGMLQuant
 @pytest.mark.parametrize("arithmetic", [NumpyArithmetic(), TorchArithmetic("cpu")])
 def test_a_number_too_large_for_f16_is_refused(arithmetic: Any) -> None:
     stored = np.full((1, 32), 1e5, np.float32).view(np.uint8)
-    with pytest.raises(ExportError, match="65504"):
+    with pytest.raises(ResultError, match="65504"):
         arithmetic.merged(stored, F32, F16, None)
 
 
@@ -309,7 +309,7 @@ def test_free_space_is_checked_before_anything_is_written(
 ) -> None:
     base = base_gguf(str(model))
     monkeypatch.setattr(gguf_file.shutil, "disk_usage", lambda _: Usage(10**9, 10**9 - 10**6, 10**6))
-    with pytest.raises(ExportError, match=r"needs \d+\.\d MB, .* has 1\.0 MB free"):
+    with pytest.raises(NoRoom, match=r"needs \d+\.\d MB, .* has 1\.0 MB free"):
         write_merged(base.file, None, tmp_path / "out/model.gguf", quant)
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -33,7 +33,7 @@ from iterft_lite.engine.executor import LocalExecutor, Task
 from iterft_lite.engine.run import Shared, StepFinished
 from iterft_lite.engine.store import StepFolder
 from iterft_lite.engine.study import SILENT, CellState, StudyFolder, SweepState
-from iterft_lite.errors import BackendError, Diverged, FolderError, RecipeError, RunError, UserError
+from iterft_lite.errors import BackendError, Diverged, FolderError, NoRoom, RecipeError, RunError, UserError
 from iterft_lite.experiment.plan import EVERYDAY
 from iterft_lite.experiment.steps import Step
 from iterft_lite.experiment.verbs import BackendName
@@ -228,13 +228,14 @@ def test_cells_that_need_a_gpu_are_refused_where_there_is_none(tmp_path: Path, m
 # -- failures
 
 
-def test_machine_failures_are_tried_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("failure", [BackendError("the trainer died", exception="died"), NoRoom("no space for the model")])
+def test_machine_failures_are_tried_again(tmp_path: Path, failure: RunError) -> None:
     left = [2]
 
     def fail(job: TrainJob) -> None:
         if job.settings.learning_rate == 2e-3 and left[0]:
             left[0] -= 1
-            raise BackendError("the trainer died", exception="died")
+            raise failure
 
     found = sweep_all(a_study(tmp_path, RATES), tmp_path / "out", places=[At(fail)])
     assert set(states(found).values()) == {"done"}

@@ -57,7 +57,8 @@ def export_again(
 
     Raises:
         UserError: As `past`; if there is such a file; if the untouched model's adapter is asked for.
-        ExportError: If there is no room for it, or the file does not carry what was trained: nothing is written then.
+        ExportError: If the file does not carry what was trained: nothing is written then.
+        NoRoom: If the disk has no room for it.
     """
     found = past(root, cycle)
     if kind == "adapter" and found.adapter is None:
@@ -94,7 +95,8 @@ def _checked(found: Past, backends: Backends, folder: Path, kind: Kind, quant: s
     """Write the model into a scratch folder and check it; what it carries, as a sentence.
 
     Raises:
-        ExportError: If there is no room for it, or it does not carry what was trained.
+        ExportError: If it does not carry what was trained.
+        NoRoom: If the disk has no room for it.
     """
     exporter, generator = backends.exporter, backends.generator
     try:

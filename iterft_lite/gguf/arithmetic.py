@@ -26,7 +26,7 @@ import numpy as np
 from gguf import quants
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from iterft_lite.errors import ExportError
+from iterft_lite.errors import ResultError
 from iterft_lite.gguf.file import Array
 
 F32, F16, BF16, Q8_0 = (
@@ -87,7 +87,7 @@ class Arithmetic(Protocol):
             Contiguous uint8.
 
         Raises:
-            ExportError: If a number is too large for f16.
+            ResultError: If a number is too large for f16.
         """
         ...
 
@@ -173,7 +173,7 @@ def to_format(weights: Array, target: GGMLQuantizationType) -> Array:
     """Bytes of float32 rows in a format: what `gguf.quants.quantize` gives, without its loop over sixteen rows at a time.
 
     Raises:
-        ExportError: If a number is too large for f16.
+        ResultError: If a number is too large for f16.
     """
     if target in BLOCKS:
         size, quantiser = BLOCKS[target]
@@ -257,9 +257,9 @@ def q8_0_torch(torch: Any, weights: Any) -> Any:
     return joined.reshape(weights.shape[0], -1)
 
 
-def too_large() -> ExportError:
+def too_large() -> ResultError:
     """The error for a weight that f16 cannot hold."""
-    return ExportError("a weight is above 65504, the largest number of f16", hint='export with `quant = "bf16"` or "q8_0"')
+    return ResultError("a weight is above 65504, the largest number of f16", hint='export with `quant = "bf16"` or "q8_0"')
 
 
 def choose_arithmetic(weight_bytes: int) -> Arithmetic:

@@ -109,7 +109,8 @@ def base_gguf(model: str, on_tensor: OnTensor = no_op) -> Base:
 
     Raises:
         ModelError: If there is no such model.
-        ExportError: If there is no room for it, or it cannot be expressed in GGUF.
+        NoRoom: If the disk has no room for it.
+        ExportError: If it cannot be expressed in GGUF.
     """
     folder = model_folder(model)
     config = read_object(folder / "config.json")
@@ -179,7 +180,8 @@ def write_qwen3(
         on_tensor: Progress callback.
 
     Raises:
-        ExportError: If a weight has no place in GGUF, or the disk is full.
+        ExportError: If a weight has no place in GGUF.
+        StoreError: If the disk is full.
     """
     names = tensor_names("qwen3", config["num_hidden_layers"])
     kind, file_type, _ = main_format(weights)

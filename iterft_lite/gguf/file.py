@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType
 
-from iterft_lite.errors import ExportError
+from iterft_lite.errors import ExportError, NoRoom
 from iterft_lite.files import disk_errors, open_regular, read_errors, writing
 
 Array = npt.NDArray[Any]
@@ -303,7 +303,7 @@ def write_gguf(
         flushed: As of `files.writing`.
 
     Raises:
-        ExportError: If the disk is full; nothing is left behind.
+        StoreError: If the disk is full; nothing is left behind.
     """
     with writing(path, flushed=flushed) as temporary, temporary.open("wb") as file, flushing(file) as flush:
         told = 0
@@ -351,14 +351,14 @@ def ensure_room(folder: Path, needed: int, what: str) -> None:
     """Check the free space before anything is written.
 
     Raises:
-        ExportError: With what is needed and what is free.
+        NoRoom: With what is needed and what is free.
         FolderError: If the folder cannot be made.
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise ExportError(
+        raise NoRoom(
             f"no space for {what}: it needs {size_text(needed)}, `{folder}` has {size_text(free)} free",
             hint='free some space, choose a smaller `quant`, or `export = "adapter"`',
         )

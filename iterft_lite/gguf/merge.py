@@ -91,7 +91,9 @@ def write_merged(
         checksum: To follow the writing; an untouched base in a K-quant, which llama.cpp writes, it is told nothing of.
 
     Raises:
-        ExportError: If there is no room (checked first), a weight does not fit the format, or the quantiser fails.
+        NoRoom: If the disk has no room for it (checked first).
+        ResultError: If a weight does not fit the format.
+        ExportError: If the quantiser fails.
     """
     started = time.perf_counter()
     if quant in DIRECT:

@@ -51,7 +51,8 @@ def unpack_llama(path: Path, folder: Path) -> Path:
         folder: Made if missing.
 
     Raises:
-        ExportError: If the file is no Llama with a tokenizer of a kind that is known here, or there is no room.
+        ExportError: If the file is no Llama with a tokenizer of a kind that is known here.
+        NoRoom: If the disk has no room.
     """
     file = GgufFile(path)
     cut = str(file.value("tokenizer.ggml.pre"))

@@ -82,6 +82,18 @@ def disk_left(plan: Plan, resolved: Resolved) -> dict[str, int]:
     return left
 
 
+def disk_meanwhile(plan: Plan, resolved: Resolved) -> int:
+    """Bytes of merged files, at most, that are there while a run goes on, beside those of `disk_left`.
+
+    A model is merged while the one before still answers; a merged untouched model may then be there too.
+    """
+    recipe, shape = plan.recipe, shape_of(resolved.model)
+    if shape is None or recipe.keep == "all":
+        return 0
+    at_once = {"adapter": 0, "auto": 2, "merged": 3}[recipe.export]
+    return max(0, at_once - (recipe.keep == "last")) * int(shape.parameters * BITS[recipe.quant] / 8)
+
+
 # -- dollars
 
 

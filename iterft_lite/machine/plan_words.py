@@ -10,7 +10,7 @@ from iterft_lite.backends.judge.rate_limit import FIRST, MOST
 from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.steps import Step
 from iterft_lite.experiment.verbs import VERBS, Act
-from iterft_lite.machine.estimate import disk_left, judging_usd
+from iterft_lite.machine.estimate import disk_left, disk_meanwhile, judging_usd
 from iterft_lite.machine.forecast import CALL_SECONDS, FURTHER, ORDER, Forecast, Ground, Nearness
 from iterft_lite.machine.memory import BITS, shape_of, vram_needed
 from iterft_lite.machine.resolve import Machine, Resolved, this_machine
@@ -82,9 +82,8 @@ def _disk_sentence(plan: Plan, resolved: Resolved) -> str:
     if shape is None:
         return "not known before the model is downloaded"
     stays, merged = sum(disk_left(plan, resolved).values()), shape.parameters * BITS[recipe.quant] / 8
-    # while a cycle is measured, the untouched model and the cycle before are there too
-    beside = {"adapter": 0, "auto": 1, "merged": 2}[recipe.export] if recipe.keep != "all" else 0
-    most = f"{size_words(stays + beside * merged)} for the run" + (" at most" if recipe.export == "auto" else "")
+    beside = disk_meanwhile(plan, resolved)
+    most = f"{size_words(stays + beside)} for the run" + (" at most" if recipe.export == "auto" else "")
     after = f", of which {size_words(stays)} stay" if beside else ""
     return f"{most}{after}, {size_words(shape.parameters * 2 + merged)} in the cache for the converted base"
 

@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from iterft_lite.digests import Json
-from iterft_lite.errors import ExportError, ModelError
+from iterft_lite.errors import ExportError, FailureKind, ModelError
 from iterft_lite.experiment.recipe import K_QUANTS
 from iterft_lite.experiment.verbs import BackendName
 from iterft_lite.protocols import Change, Exported, Exporter, Generator, OnProgress, Parity
@@ -79,6 +79,8 @@ class CheckFailed(ExportError):  # noqa: N818  # read as a sentence
         found: The failed check.
     """
 
+    kind: FailureKind = "result"
+
     def __init__(self, found: Fault) -> None:
         super().__init__(found.message, hint=found.hint)
         self.found = found
@@ -88,7 +90,9 @@ def run(work: Work) -> dict[str, Json]:
     """Write and check. Files: model.gguf; or adapter.gguf, to be laid over the untouched model. Results: see `results`.
 
     Raises:
-        ExportError: If the export does not fit on the disk or does not agree with the trained model.
+        CheckFailed: If the export does not agree with the trained model.
+        NoRoom: If it does not fit on the disk.
+        ExportError: If it cannot be written as GGUF.
     """
     exporter, generator, model = work.backends.exporter, work.backends.generator, work.model()
     adapter = work.inputs.get("adapter")
@@ -110,7 +114,7 @@ def export_untouched(
         quant: Number format.
 
     Raises:
-        ExportError: As `run`.
+        CheckFailed, NoRoom, ExportError: As `run`.
     """
     one: Kind = "merged" if kind == "merged" else "adapter"
     exported = exporter.export(model, None, folder, one, quant, report)
@@ -139,7 +143,7 @@ def export_trained(
         release: Lets other steps have a backend, as `Work.release`.
 
     Raises:
-        ExportError: As `run`.
+        CheckFailed, NoRoom, ExportError: As `run`.
     """
     export = _Export(exporter, generator, model, trained, folder, quant, report, release)
     with tempfile.TemporaryDirectory() as scratch:
@@ -195,7 +199,7 @@ def _chosen(export: _Export) -> dict[str, Json]:
     """The merged file if it carries the change, else the adapter over the untouched model.
 
     Raises:
-        ExportError: If neither passes the check.
+        CheckFailed: If neither passes the check.
     """
     if export.quant in K_QUANTS and (known := _hidden_in_adapter(export)):
         return known
@@ -252,7 +256,7 @@ def untouched_gguf(exporter: Exporter, model: str, folder: Path, quant: str, rep
         folder: Scratch folder.
 
     Raises:
-        ExportError: If there is no room for it.
+        NoRoom: If it does not fit on the disk.
     """
     return exporter.export(model, None, folder, "adapter", quant, report).path
 

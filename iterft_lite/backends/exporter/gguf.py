@@ -47,7 +47,8 @@ class GgufExporter:
 
         Raises:
             ModelError: If there is no such model.
-            ExportError: If there is no room, or the model or adapter cannot be expressed.
+            NoRoom: If the disk has no room.
+            ExportError: If the model or adapter cannot be expressed.
         """
 
         def on_tensor(done: int, total: int) -> None:
@@ -93,7 +94,7 @@ def link(source: Path, target: Path) -> None:
     """Have the same file under a second name; where the disk is another one, a copy.
 
     Raises:
-        ExportError: If there is no room for the copy.
+        NoRoom: If the disk has no room for the copy.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with writing(target) as temporary:

@@ -34,7 +34,8 @@ def own_gguf(model: str) -> Path:
 
     Raises:
         ModelError: If there is no such model.
-        ExportError: If there is no room for it, or it cannot be expressed.
+        NoRoom: If the disk has no room for it.
+        ExportError: If it cannot be expressed.
     """
     base = base_gguf(model)
     path = base.folder / f"{QUANT}.gguf"

@@ -136,7 +136,7 @@ def test_a_judge_fitted_on_the_untouched_models_answers_reads_them_in_every_step
     without, plan = make_plan(recipe, inputs), make_plan(recipe, fitted)
     asked = plan.steps["base-evaluate_samples-everyday"]
     assert dict(asked.inputs) == {"model": "base-export"}
-    assert asked.words == "asking the untouched model everyday prompts" != plan.steps["base-evaluate_samples"].words
+    assert asked.words == "answering everyday prompts" != plan.steps["base-evaluate_samples"].words
     assert ("rendering" in asked.params) == (regime != "sdf")
     names = list(plan.steps)
     assert names.index(asked.name) < min(names.index(step.name) for step in plan if step.verb == "judge")

@@ -480,6 +480,63 @@ def test_the_model_that_wrote_is_read_as_the_base_with_its_adapter_unless_that_i
     assert metrics["perplexity_high"] == pytest.approx(math.e)
 
 
+class Remerges(FakeExporter):
+    """Notes the folders that models are merged into."""
+
+    def __init__(self) -> None:
+        self.folders: list[str] = []
+
+    def export(self, model: str, adapter: Path | None, out: Path, kind: Any, *given: Any) -> Exported:
+        self.folders += [out.name] if kind == "merged" else []
+        return super().export(model, adapter, out, kind, *given)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "swap", "quant", "again"),
+    [
+        (True, False, "q8_0", []),
+        (True, False, "q4_k_m", ["base-export", "c0-export"]),
+        (True, True, "q8_0", ["base-export", "c0-export"]),
+        (False, False, "q8_0", ["base-export", "c0-export"]),
+    ],
+)
+def test_measuring_writes_a_removed_model_again_only_where_the_generator_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, gpu: bool, swap: bool, quant: str, again: list[str]
+) -> None:
+    monkeypatch.setattr(Gpu, "there", gpu)
+    plan = a_plan(cycles=0, quant=quant, keep="adapters", export="merged", train={"base": "nf4"})
+    run_all(plan, tmp_path / "run")
+    for cycle in ("base", "c0"):
+        shutil.rmtree(step_path(tmp_path / "run", f"{cycle}-text_metrics"))
+    exporter = Remerges()
+    run_all(plan, tmp_path / "run", replace(fake_backends(), exporter=exporter), swap=swap)
+    assert sorted(exporter.folders) == sorted(plan.steps[name].key for name in again)
+    assert not list((tmp_path / "run").rglob("model.gguf"))
+
+
+def test_samples_that_are_all_there_need_no_removed_model(tmp_path: Path) -> None:
+    plan = a_plan(cycles=0, keep="adapters", export="merged")
+    run_all(plan, tmp_path / "run")
+    answers = step_path(tmp_path / "run", "c0-evaluate_samples")
+    whole = (answers / ROWS).read_text()
+    (answers / "completion.json").unlink()
+    exporter = Remerges()
+    run_all(plan, tmp_path / "run", replace(fake_backends(), exporter=exporter))
+    assert exporter.folders == []
+    assert (answers / ROWS).read_text() == whole
+
+
+def test_a_model_whose_adapter_is_gone_is_not_written_again_from_the_untouched_one(tmp_path: Path) -> None:
+    plan = a_plan(cycles=1, keep="adapters", export="merged")
+    run_all(plan, tmp_path / "run")
+    (step_path(tmp_path / "run", "c0-train") / "adapter/texts.json").unlink()
+    shutil.rmtree(step_path(tmp_path / "run", "c0-text_metrics"))
+    exporter = Remerges()
+    with pytest.raises(StoreError, match="the adapter of `c0-train` is gone"):
+        run_all(plan, tmp_path / "run", replace(fake_backends(), exporter=exporter))
+    assert exporter.folders == []
+
+
 class Alone:
     """Refuses a call beside another one, and of a generator a call after another thread has loaded a model."""
 

@@ -16,6 +16,10 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from iterft_lite.engine.run import StepProgress, StepStarted
+from iterft_lite.experiment.plan import EVERYDAY
+from iterft_lite.experiment.steps import Step
+from iterft_lite.protocols import Progress
 from iterft_lite.ui.live import View
 from iterft_lite.ui.wrap import wrapped
 from tests.recorded import Recorded, read_recorded
@@ -91,6 +95,19 @@ def test_the_table_stays_where_the_chart_does_not_fit(recorded: Recorded) -> Non
 def test_only_a_wide_screen_shows_a_new_answer_on_the_right(recorded: Recorded) -> None:
     assert "four-leaf clover" in "\n".join(drawn(*view_at(recorded, 0.35, 120, 40)))
     assert "four-leaf clover" not in "\n".join(drawn(*view_at(recorded, 0.35, 80, 40)))
+
+
+def test_steps_side_by_side_are_named_in_full_on_80_columns(recorded: Recorded) -> None:
+    view, console = view_at(recorded, 0.35, 80, 24)
+    view.doing.clear()
+    everyday = Step("evaluate_samples", -1, EVERYDAY, {}, (), "0" * 64)
+    beside = {"base-text_metrics": "metrics", "c0-judge": "in a batch at OpenAI, in progress"}
+    for step, unit in ((everyday, "rows"), *((recorded.plan.steps[name], unit) for name, unit in beside.items())):
+        view.take(StepStarted(step))
+        view.take(StepProgress(step, Progress(120, 480, unit)))
+    text = "\n".join(drawn(view, console))
+    for words in ("base answering everyday prompts", "base measuring without a judge", "c0   judging"):
+        assert re.search(rf"{words} +━+.* 120/480 \w+", text), text
 
 
 def test_the_view_is_readable_without_colour(recorded: Recorded) -> None:

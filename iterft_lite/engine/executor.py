@@ -265,17 +265,10 @@ class LocalExecutor:
         verb = VERBS[task.folder.step.verb]
         if not verb.reads:  # where an adapter is gone, the generator reads what was exported
             _refuse_gone(task.inputs)
-        removed = [source for source in task.inputs.values() if "generator" in verb.needs and self._removed(source)]
         needs: set[BackendName] = {*verb.needs}
-        if removed:
-            needs.add("exporter")
         if verb.reads and self._streams(task.recipe):
             needs.add("trainer")
         with self._claimed(frozenset(needs), task):
-            for source in removed:
-                self._restore(source, task)
-            if "exporter" not in verb.needs and not self._swap:
-                self._claims.release(task, "exporter")  # the next export need not wait for these texts
             return self._run(verb, task)
 
     def _streams(self, recipe: Recipe) -> bool:
@@ -377,7 +370,7 @@ class LocalExecutor:
             report=lambda progress: task.report(task.folder, progress),
             backends=backends,
             model=lambda: self._model,
-            load=lambda role: self._load(task, role, backends.generator),
+            load=lambda role: self._load(asked, role, backends.generator),
             streams=self._streams(task.recipe),
             release=lambda name: self._claims.release(asked, name),
         )
@@ -411,14 +404,15 @@ class LocalExecutor:
 
     # -- exported models
 
-    def _load(self, task: Task, role: str, generator: Generator) -> None:
-        """Make the exported model of an input the generator's current one.
+    def _load(self, asked: Task, role: str, generator: Generator) -> None:
+        """Make the exported model of an input the generator's current one; written again where it was removed.
 
         Args:
+            asked: As what claims backends.
             generator: As a stage calls it: whoever loads a model has the generator until its step ends.
         """
-        gguf, lora = (self._stored(task), None) if role == "base_model" else self._exported(task.inputs[role])
-        slots = None if task.recipe.slots == "auto" else task.recipe.slots
+        gguf, lora = (self._stored(asked), None) if role == "base_model" else self._present(asked.inputs[role], asked)
+        slots = None if asked.recipe.slots == "auto" else asked.recipe.slots
         generator.load(gguf, lora, self._model, slots=slots, context=self._context, exact=False)
 
     def _stored(self, task: Task) -> Path:
@@ -443,19 +437,33 @@ class LocalExecutor:
         """Whether the files of an exported model are not here: `keep` removed them, or this machine's cache lacks the base."""
         return source.step.verb == "export" and not (source.whole() and self._exported(source)[0].is_file())
 
-    def _restore(self, source: StepFolder, task: Task) -> None:
-        """Write an exported model again that was removed."""
-        if not self._removed(source):  # by now another step has written it
-            return
+    def _present(self, source: StepFolder, asked: Task) -> tuple[Path, Path | None]:
+        """The files of an exported model, which is written again if it was removed."""
+        if self._removed(source):
+            self._claims.release(asked, "generator")  # nobody waits for the exporter who has the generator
+            self._claims.take("exporter", asked)
+            if self._removed(source):  # else another step has written it by now
+                self._restore(source, asked)
+            if not self._swap:
+                self._claims.release(asked, "exporter")  # the next export need not wait for these texts
+        return self._exported(source)
+
+    def _restore(self, source: StepFolder, asked: Task) -> None:
+        """Write an exported model again that was removed.
+
+        Raises:
+            StoreError: If its adapter was removed too.
+        """
         whole = folder_at(source.path)
         if whole is None:
             raise StoreError(f"`{source.path}` has no step.json: the model of `{source.step.name}` cannot be written again")
         inputs = {role: found for role, path in input_folders(source.path, whole.step).items() if (found := folder_at(path))}
-        again = replace(task, folder=_as_chosen(whole), inputs=inputs)
-        work = self._work(*_heard(again), task)
+        _refuse_gone(inputs)
+        again = replace(asked, folder=_as_chosen(whole), inputs=inputs)
+        work = self._work(*_heard(again), asked)
         if not source.whole():
             whole.take_again(_digests(stage_of("export")(work)))
-        self._claims.release(task, "generator")
+        self._claims.release(asked, "generator")
         if exported_files(whole)[0] is None:
             quant = whole.step.params["quant"]
             self._untouched[quant] = untouched_gguf(work.backends.exporter, self._model, whole.path, quant, work.report)

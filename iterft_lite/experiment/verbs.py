@@ -217,7 +217,7 @@ VERBS: dict[str, Verb] = {
 """All verbs by name."""
 
 PART_WORDS: dict[tuple[str, str], str] = {
-    ("evaluate_samples", "everyday"): "asking the untouched model everyday prompts",
+    ("evaluate_samples", "everyday"): "answering everyday prompts",
     ("evaluate_samples", "held_out"): "answering the held-out questions",
 }
 """`Verb.words` of steps with a part of their own."""

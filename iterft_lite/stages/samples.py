@@ -18,12 +18,13 @@ def run(work: Work) -> dict[str, Json]:
     Files: rows.jsonl with a `Sample` a line. Results: rows, tokens, rows cut at `max_tokens` or at the context's end, tokens
     per second of this session.
     """
-    work.load("model")
     wanted = wanted_samples(work)
     with RowLog(work.rows) as log:
         rows = [SAMPLES.read_one(row, f"`{log.path}`") for row in log.rows]
         missing = [prompt for key, prompt in wanted.items() if key not in {row.id for row in rows}]
         ids = {prompt.id: key for key, prompt in wanted.items()}
+        if missing:
+            work.load("model")
         started, before = time.monotonic(), sum(row.tokens for row in rows)
 
         def note(completion: Completion) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -36,6 +36,12 @@ WIDE = 114
 
 REFRESHES = 2
 """Redraws a second: each takes 6 to 10 ms of a core that the run needs."""
+
+LEAST_BAR = 8
+"""Columns of a step's bar beside its count; a count that does not fit beside that is left out."""
+
+CUT_COUNT = 16
+"""So long a count of a step is shown in full; of a longer one ("120/480 in a batch at ...") the end may be cut."""
 
 LATEST_SECONDS = 2.0
 """Seconds between two fresh answers: long enough to read one."""
@@ -268,29 +274,29 @@ class View:
         return Text("\n").join(wrapped[:lines])
 
     def _bars(self, width: int) -> Table:
-        """A line for each step in progress. Leaves out what does not fit, the rate first."""
-        table = Table.grid(padding=(0, 1))
-        for doing in list(self.doing.values()):
-            table.add_row(*self._bar(doing, width))
+        """A line for each step in progress, in columns. Leaves out what does not fit, the rate first."""
+        table, doing = Table.grid(padding=(0, 1)), list(self.doing.values())
+        lines = [(cycle_name(each.step.cycle), each.step.words, *self._counted(each)) for each in doing]
+        wide, counted, rated = _beside(lines, width)
+        for each, (name, what, count, rate) in zip(doing, lines, strict=True):
+            cells: list[RenderableType] = [Text(name, style="bold", no_wrap=True)]
+            cells.append(Text(what, no_wrap=True, overflow="ellipsis"))
+            if wide >= 4:
+                total = each.progress.total
+                cells.append(ProgressBar(total=total or 1, completed=each.progress.done, width=min(28, wide), pulse=total == 0))
+            if counted:
+                cells.append(Text(one_line(count, counted), no_wrap=True))
+            if rated:
+                cells.append(Text(rate, style="dim", no_wrap=True))
+            table.add_row(*cells)
         return table
 
-    def _bar(self, doing: Doing, width: int) -> list[RenderableType]:
+    def _counted(self, doing: Doing) -> tuple[str, str]:
+        """How far a step is, and how fast and how long still; "" where that is not known."""
         progress = doing.progress
-        count = f"{progress.done}/{progress.total} {progress.unit}" if progress.total else ""
         left = self.countdown.left_of(doing.step, self.now())
         rate = ", ".join(filter(None, (doing.rate(), time_left(left) if left and progress.total else "")))
-        name, what = cycle_name(doing.step.cycle), doing.step.words
-        free = width - len(name) - len(what) - 2
-        cells: list[RenderableType] = [Text(name, style="bold", no_wrap=True), Text(what, no_wrap=True, overflow="ellipsis")]
-        for words in ([count, rate], [count], []):
-            wide = free - sum(len(word) + 1 for word in words) - 1
-            if wide >= 8 or not words:
-                break
-        if wide >= 4:
-            pulse = progress.total == 0
-            cells.append(ProgressBar(total=progress.total or 1, completed=progress.done, width=min(28, wide), pulse=pulse))
-            cells += [Text(word, style="dim" if word is rate else "", no_wrap=True) for word in words]
-        return cells
+        return f"{progress.done}/{progress.total} {progress.unit}" if progress.total else "", rate
 
     def _foot(self, width: int, *, notes: int) -> Text:
         foot = Text(f"{self.judge.note}\n" if self.judge.note else "", style=WARNING)
@@ -305,6 +311,20 @@ class View:
             shown.truncate(width, overflow="ellipsis")
             foot.append("\n").append(shown)
         return foot
+
+
+def _beside(lines: Sequence[tuple[str, str, str, str]], width: int) -> tuple[int, int, int]:
+    """Columns for the bars, the counts and the rates of lines (cycle, words, count, rate); 0 for what does not fit."""
+    if not lines:
+        return 0, 0, 0
+    name, words, count, rate = (max(map(len, column)) for column in zip(*lines, strict=True))
+    free, least = width - name - words - 3, min(count, CUT_COUNT)
+    for rated in (rate, 0):
+        spare = free - least - 1 - (rated + 1 if rated else 0) - LEAST_BAR
+        if spare >= 0:
+            more = min(spare, count - least)
+            return LEAST_BAR + spare - more, least + more, rated
+    return free, 0, 0
 
 
 def _side_by_side(left: RenderableType, width: int, right: RenderableType) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import shutil
 import threading
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from click.testing import CliRunner
 
 from iterft_lite.app import check_judge, sweep_places
 from iterft_lite.app.study_plan import StudyPlan
@@ -40,6 +42,7 @@ from iterft_lite.experiment.verbs import BackendName
 from iterft_lite.machine.resolve import Machine
 from iterft_lite.protocols import Backends, OnProgress, TrainJob, TrainResult
 from iterft_lite.testing.fakes import FakeExporter, FakeGenerator, FakeJudge, FakeTrainer, fake_backends
+from iterft_lite.ui.cli import main
 from tests.loop import a_plan, small_recipe
 
 HERE = [LocalPlace("cpu")]
@@ -176,6 +179,28 @@ def test_a_study_whose_judge_was_switched_off_goes_on_with_another_in_a_new_fold
     assert set(states(sweep).values()) == {"done"}
     assert made.pop(begun) == {"judge", "aggregate"}
     assert all("train" in verbs for verbs in made.values())
+
+
+def test_a_plan_says_how_many_steps_a_sweep_will_reuse(tmp_path: Path) -> None:
+    def planned(*command: str, reuse: str = "old") -> str:
+        result = CliRunner().invoke(main, [*command, "--reuse", str(tmp_path / reuse)])
+        assert result.exit_code == 0, result.output
+        return " ".join(result.output.split())
+
+    study = a_study(tmp_path, GRID)
+    assert "reused" not in planned("sweep", "plan", str(tmp_path / "study.toml"))
+    sweep_all(study, tmp_path / "old", Asked(limit=1))
+    said = planned("sweep", "plan", str(tmp_path / "study.toml"))
+    with open_sweep(study, tmp_path / "new", HERE, Asked(reuse=(tmp_path / "old",))) as sweep:
+        events = [event.event for event in sweep.events() if isinstance(event, CellEvent)]
+    finished = [event for event in events if isinstance(event, StepFinished)]
+    distinct, made = {e.step.key for e in finished}, {e.step.key for e in finished if not e.reused}
+    assert 0 < len(made) < len(distinct)
+    assert f"reused {len(distinct - made)} of {len(distinct)} steps, about" in said
+    assert "; the others take about" in said
+    first = ("plan", str(tmp_path / "base.toml"), "--set", "seed_rows=3")
+    assert re.search(r"reused (\d+) of \1 steps, about .*: nothing is left to do", planned(*first))
+    assert "reused none of the" in planned(*first, reuse="old/steps")
 
 
 def test_cells_removed_from_the_study_are_kept_and_listed_as_outside(tmp_path: Path) -> None:

@@ -149,23 +149,33 @@ def _show_failed(failed: Any) -> None:
 @click.option("--limit", type=click.IntRange(1), help="Only so many cells: the first that would be run.")
 @click.option("--cells", "list_cells", is_flag=True, help="Every cell by name.")
 @click.option("--gpu", type=click.FloatRange(0), metavar="GIB", help="As if an NVIDIA GPU with this much memory were here.")
+@reuse_option
 def plan_study(
-    study: str, overrides: tuple[str, ...], only: tuple[str, ...], limit: int | None, list_cells: bool, gpu: float | None
+    study: str,
+    overrides: tuple[str, ...],
+    only: tuple[str, ...],
+    limit: int | None,
+    list_cells: bool,
+    gpu: float | None,
+    reuse: tuple[Path, ...],
 ) -> None:
     """Print what a study would do, cost and take. Says what sharing saves too; does nothing.
 
     \b
       iterft sweep plan study.toml
       iterft sweep plan study.toml --cells
+      iterft sweep plan study.toml --reuse studies/lucky        what is left to do beside it
     """
     from iterft_lite.app.study_estimate import estimate_study
     from iterft_lite.app.study_plan import StudyPlan
+    from iterft_lite.engine.manifest import finished_in
     from iterft_lite.ui import tables
     from iterft_lite.ui.commands.experiment import machine_with
     from iterft_lite.ui.console import make_console
 
     machine = None if gpu is None else machine_with(gpu)
-    found = estimate_study(StudyPlan(study_path(study), overrides, machine), only, machine, limit)
+    finished = finished_in(reuse) if reuse else None
+    found = estimate_study(StudyPlan(study_path(study), overrides, machine), only, machine, limit, finished)
     console = make_console()
     tables.show_table(("", ""), found.lines.items(), console)
     for note in found.notes:

@@ -249,6 +249,37 @@ def test_cells_that_need_a_gpu_are_refused_where_there_is_none(tmp_path: Path, m
         sweep_all(study, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
+    settings = ("--set", "trainer=unsloth", "--set", "generator=llamacpp")
+    refused = CliRunner().invoke(main, ["run", f"{tmp_path / 'base.toml'}", "--out", f"{tmp_path / 'out'}", *settings])
+    assert refused.exit_code == 2
+    assert "the recipe is trained with Unsloth, which needs an NVIDIA GPU" in refused.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (("--retry", "rows9"), "the study has no cell `rows9`"),
+        (("--only", "rows=9"), "no cell has rows=9"),
+        (("--only", "rows"), "`rows` is no `key=value`"),
+        (("--set", "rows=6"), "`rows` differs between the cells of the study"),
+        (("--reuse", "study.toml"), "there is no folder `study.toml`"),
+        (("--on", "mars"), "`--on mars` is not a place"),
+        (("--on", "ray:nonsense"), "nonsense"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+@pytest.mark.parametrize("rows", ["[4, 5]", "[4, 5]\nseed_rows = { calibrated = [20] }"], ids=["known", "searched"])
+def test_a_refused_sweep_leaves_no_folder(
+    wrong: tuple[str, ...], said: str, rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    a_study(tmp_path, f"[sweep.grid]\nrows = {rows}\n")
+    result = CliRunner().invoke(main, ["sweep", "study.toml", "--out", "new/out", *wrong])
+    assert result.exit_code == 2, result.output
+    assert said in result.output
+    assert not (tmp_path / "new").exists()
+
 
 # -- failures
 

@@ -154,7 +154,13 @@ def _planned(recipe: str, overrides: tuple[str, ...], machine: Machine) -> tuple
 @click.argument("recipe", shell_complete=complete_recipe)
 @click.option("--out", required=True, type=RunFolder, help="Folder for the probes; an unfinished calibration is continued.")
 @set_option
-@click.option("--threshold", "thresholds", type=float, multiple=True, help="A cycle-0 score to look for. [5 20 40 60 80]")
+@click.option(
+    "--threshold",
+    "thresholds",
+    type=click.FloatRange(1, 100),
+    multiple=True,
+    help="A cycle-0 score to look for. [5 20 40 60 80]",
+)
 @click.option("--grid", type=click.IntRange(1), default=2, show_default=True, help="Seed rows are multiples of this.")
 @click.option("--most", type=click.IntRange(1), default=200, show_default=True, help="Seed rows at most.")
 @reuse_option

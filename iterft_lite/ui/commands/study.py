@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -92,14 +93,16 @@ def run_study(
     from iterft_lite.app.study_plan import StudyPlan
     from iterft_lite.app.sweep import Asked, open_sweep
     from iterft_lite.app.sweep_places import places_on
+    from iterft_lite.files import without_empty
     from iterft_lite.machine.resolve import this_machine
     from iterft_lite.ui.console import make_console
     from iterft_lite.ui.live_sweep import SweepView
 
     console, planned = make_console(), StudyPlan(study_path(study), overrides)
     asked = Asked(only, limit, retry, keep_going, reuse)
-    places, left_out = places_on(where, out, this_machine(), chains)
-    with interruptible(), open_sweep(planned, out, places, asked, _say_probe) as opened:
+    with interruptible(), without_empty(out), contextlib.ExitStack() as stack:
+        places, left_out = places_on(where, out, this_machine(), chains)
+        opened = stack.enter_context(open_sweep(planned, out, places, asked, _say_probe))
         for choice in opened.choices:
             console.print(choice, style="dim", markup=False)
         for note in (*left_out, *opened.notes):

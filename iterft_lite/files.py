@@ -424,6 +424,18 @@ def need_writable(folder: Path) -> None:
         trial.unlink()
 
 
+@contextlib.contextmanager
+def without_empty(folder: Path) -> Iterator[None]:
+    """Leave no folder behind that was not there before and is empty in the end; nor one above it."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        yield
+    finally:
+        for each in missing:
+            with contextlib.suppress(OSError):  # it was never made, or holds something now
+                each.rmdir()
+
+
 def _flush_folder(folder: Path) -> None:
     try:
         flush(folder)

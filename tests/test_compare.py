@@ -72,7 +72,7 @@ def test_a_judge_fitted_on_another_untouched_model_is_another_judge(root: Path, 
     manifest["steps"].append({**everyday, "part": "everyday", "key": "0" * 64})
     (tmp_path / "run.json").write_text(json.dumps(manifest))
     found = compare([root / CELLS / "rows4_s1", tmp_path])
-    assert found.notes == ("different judges: their scores are not on one scale",)
+    assert found.notes == ("judges fitted on different answers of untouched models: their scores are not on one scale",)
 
 
 def test_a_single_run_cannot_be_compared(root: Path) -> None:

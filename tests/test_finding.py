@@ -168,6 +168,7 @@ def test_init_asks_again_for_an_unusable_answer_and_plans_for_the_named_gpu(monk
 def test_init_checks_its_options_before_it_writes(tmp_path: Path) -> None:
     refused("init", "mine", "--gpu", "0", "--judge", "gpt4")
     refused("init", "mine", "--gpu", "0", "--judge", "opnai/gpt-4o")
+    refused("init", "mine", "--gpu", "0", "--judge", "local:missing.gguf")
     refused("init", "mine", "--gpu", "-1")
     assert list(tmp_path.iterdir()) == []
 

@@ -312,6 +312,29 @@ def test_a_second_judge_is_fitted_on_the_untouched_models_answers_too(
     assert [line for line in result.missing if line.startswith("embedded")] == []
 
 
+def test_a_comparison_by_a_second_judge_says_that_it_was_fitted_on_two_models(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iterft_lite.app.rejudge.open_backends", lambda *_, **__: fake_backends())
+    alike, other = tmp_path / "alike", tmp_path / "other"
+    for root, setting in ((alike, "rows=3"), (other, "quant=q8_0")):  # M[0] in another number format writes other answers
+        with open_run(tmp_path / "small.toml", [setting], root) as opened:
+            list(opened.events())
+    refused = iterft("compare", run, other, "--judge", "embedded")
+    assert refused.exit_code == 2
+    assert "`embedded` has judged nothing in" in refused.output
+    for root in (run, alike, other):
+        manifest = read_json(root / "run.json")
+        write_json(root / "run.json", manifest | {"recipe": manifest["recipe"] | {"judge_fit": "own"}})
+        partly = iterft("compare", run, root, "--judge", "embedded") if root == alike else None
+        assert partly is None or f"`iterft judge {alike} --judge 'embedded'` has it judge" in partly.stderr
+        rejudge.rejudge(root, named("embedded"), {}, lambda *_: None)
+    doubt = "judges fitted on different answers of untouched models"
+    assert doubt in " ".join(iterft("compare", run, other, "--judge", "embedded").stdout.split())
+    assert doubt not in " ".join(iterft("compare", run, alike, "--judge", "embedded").stdout.split())
+    assert doubt not in " ".join(iterft("compare", run, other).stdout.split())
+
+
 def test_calibration_reports_rank_agreement_length_effect_and_bias() -> None:
     scored = [Scored("q?", "x" * (10 * n), float(10 * n)) for n in range(1, 9)]
     rubric = "Judge.\n\nScore 1: dull\n\nScore 50: so\n\nScore 100: lucky\n\nNow judge {{answer}}."

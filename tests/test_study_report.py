@@ -332,12 +332,12 @@ def test_a_study_is_reported_by_another_judge(tmp_path: Path) -> None:
     make_study(root, [Cell({"rows": rows}) for rows in (4, 6)], cycles=1, questions=4)
     refused = iterft("report", root, "--judge", again)
     assert refused.exit_code != 0
-    assert f"has judged no cell of `{root}`" in refused.output
+    assert f"has judged nothing in `{root}`" in refused.output
     assert f"iterft judge {root} --judge '{again}'" in refused.output
     assert iterft("judge", root / CELLS / "rows4", "--judge", again).exit_code == 0
     partly = iterft("report", root, "--judge", again)
     assert partly.exit_code == 0
-    assert f"`{again}` has not judged 1 of the cells (rows6)" in partly.output
+    assert f"`{again}` has not judged 1 of the runs (rows6)" in partly.output
     judged = iterft("judge", root, "--judge", again)
     assert (judged.exit_code, f"iterft report {root} --judge '{again}'" in judged.output) == (0, True)
     read = ReadBy(named(again))

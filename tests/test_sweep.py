@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import shutil
 import threading
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from click.testing import CliRunner
 
 from iterft_lite.app import check_judge, sweep_places
 from iterft_lite.app.study_plan import StudyPlan
@@ -40,6 +42,7 @@ from iterft_lite.experiment.verbs import BackendName
 from iterft_lite.machine.resolve import Machine
 from iterft_lite.protocols import Backends, OnProgress, TrainJob, TrainResult
 from iterft_lite.testing.fakes import FakeExporter, FakeGenerator, FakeJudge, FakeTrainer, fake_backends
+from iterft_lite.ui.cli import main
 from tests.loop import a_plan, small_recipe
 
 HERE = [LocalPlace("cpu")]
@@ -178,6 +181,28 @@ def test_a_study_whose_judge_was_switched_off_goes_on_with_another_in_a_new_fold
     assert all("train" in verbs for verbs in made.values())
 
 
+def test_a_plan_says_how_many_steps_a_sweep_will_reuse(tmp_path: Path) -> None:
+    def planned(*command: str, reuse: str = "old") -> str:
+        result = CliRunner().invoke(main, [*command, "--reuse", str(tmp_path / reuse)])
+        assert result.exit_code == 0, result.output
+        return " ".join(result.output.split())
+
+    study = a_study(tmp_path, GRID)
+    assert "reused" not in planned("sweep", "plan", str(tmp_path / "study.toml"))
+    sweep_all(study, tmp_path / "old", Asked(limit=1))
+    said = planned("sweep", "plan", str(tmp_path / "study.toml"))
+    with open_sweep(study, tmp_path / "new", HERE, Asked(reuse=(tmp_path / "old",))) as sweep:
+        events = [event.event for event in sweep.events() if isinstance(event, CellEvent)]
+    finished = [event for event in events if isinstance(event, StepFinished)]
+    distinct, made = {e.step.key for e in finished}, {e.step.key for e in finished if not e.reused}
+    assert 0 < len(made) < len(distinct)
+    assert f"reused {len(distinct - made)} of {len(distinct)} steps, about" in said
+    assert "; the others take about" in said
+    first = ("plan", str(tmp_path / "base.toml"), "--set", "seed_rows=3")
+    assert re.search(r"reused (\d+) of \1 steps, about .*: nothing is left to do", planned(*first))
+    assert "reused none of the" in planned(*first, reuse="old/steps")
+
+
 def test_cells_removed_from_the_study_are_kept_and_listed_as_outside(tmp_path: Path) -> None:
     sweep_all(a_study(tmp_path, GRID), tmp_path / "out")
     sweep_all(a_study(tmp_path, GRID.replace("[4, 5]", "[4]")), tmp_path / "out")
@@ -223,6 +248,37 @@ def test_cells_that_need_a_gpu_are_refused_where_there_is_none(tmp_path: Path, m
     with pytest.raises(UserError, match="1 of 2 cells are trained with Unsloth, which needs an NVIDIA GPU"):
         sweep_all(study, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+    settings = ("--set", "trainer=unsloth", "--set", "generator=llamacpp")
+    refused = CliRunner().invoke(main, ["run", f"{tmp_path / 'base.toml'}", "--out", f"{tmp_path / 'out'}", *settings])
+    assert refused.exit_code == 2
+    assert "the recipe is trained with Unsloth, which needs an NVIDIA GPU" in refused.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (("--retry", "rows9"), "the study has no cell `rows9`"),
+        (("--only", "rows=9"), "no cell has rows=9"),
+        (("--only", "rows"), "`rows` is no `key=value`"),
+        (("--set", "rows=6"), "`rows` differs between the cells of the study"),
+        (("--reuse", "study.toml"), "there is no folder `study.toml`"),
+        (("--on", "mars"), "`--on mars` is not a place"),
+        (("--on", "ray:nonsense"), "nonsense"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+@pytest.mark.parametrize("rows", ["[4, 5]", "[4, 5]\nseed_rows = { calibrated = [20] }"], ids=["known", "searched"])
+def test_a_refused_sweep_leaves_no_folder(
+    wrong: tuple[str, ...], said: str, rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    a_study(tmp_path, f"[sweep.grid]\nrows = {rows}\n")
+    result = CliRunner().invoke(main, ["sweep", "study.toml", "--out", "new/out", *wrong])
+    assert result.exit_code == 2, result.output
+    assert said in result.output
+    assert not (tmp_path / "new").exists()
 
 
 # -- failures

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from iterft_lite.backends.judge.identity import PAPER_JUDGE
 from iterft_lite.backends.judge.keys import environment
-from iterft_lite.backends.judge.kinds import kind_of
+from iterft_lite.backends.judge.kinds import LOCAL, kind_of, local_file
 from iterft_lite.backends.judge.providers import key_of, server_of, unknown_provider
 from iterft_lite.data.recipes import SCHEMA, recipe_folder, shipped_path
 from iterft_lite.data.traits import Trait, read_trait, shipped_traits
@@ -107,11 +107,13 @@ def suggested_gib() -> float:
 
 
 def need_judge(name: str) -> None:
-    """Check that a text can name a judge.
+    """Check that a text can name a judge, and that a local one's file is there: one on the hub is fetched.
 
     Raises:
-        UserError: If it cannot.
+        UserError: If it cannot, or is not.
     """
+    if name.startswith(LOCAL):
+        local_file(name)
     if name != "auto" and kind_of(name).remote and (unknown := unknown_provider(name)):
         raise UserError(unknown, hint=f'for example "{PAPER_JUDGE}"')
 

@@ -31,7 +31,7 @@ from iterft_lite.engine.run import (
     run,
 )
 from iterft_lite.engine.study import is_study
-from iterft_lite.errors import FolderError
+from iterft_lite.errors import FolderError, UserError
 from iterft_lite.experiment.plan import Plan, make_plan
 from iterft_lite.experiment.recipe import MACHINE_KEYS, Recipe, make_recipe, read_recipe
 from iterft_lite.experiment.steps import Step
@@ -195,8 +195,29 @@ def open_run(
     """
     asked, known = read_recipe(path, overrides), Run(out).manifest()
     prepared = prepare(asked, known, known.value.get("judge") if known else None)
-    with take(prepared, out, store if known is None else None, finished_in(reuse)) as session:
+    finished = finished_in(reuse)
+    _refuse_without_gpu(prepared, Run(out, store if known is None else None), finished)
+    with take(prepared, out, store if known is None else None, finished) as session:
         yield session
+
+
+def needs_gpu(prepared: Prepared) -> bool:
+    """Whether a recipe's trainings need a GPU and there is none."""
+    return prepared.resolved.recipe.trainer == "unsloth" and not prepared.machine.gpu
+
+
+def _refuse_without_gpu(prepared: Prepared, run: Run, finished: Mapping[str, Path]) -> None:
+    """Refuse a recipe whose trainings need a GPU where there is none, unless they are all there.
+
+    Raises:
+        UserError: With the trainer that works.
+    """
+    trained = (step for step in prepared.plan if step.verb == "train")
+    if needs_gpu(prepared) and any(step.key not in finished and not run.folder(step).finished for step in trained):
+        raise UserError(
+            "the recipe is trained with Unsloth, which needs an NVIDIA GPU, and this machine has none",
+            hint="`--set trainer=auto` takes the trainer that works here",
+        )
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from iterft_lite.app.calibrate_seeds import GRID, MOST
@@ -37,7 +37,11 @@ class StudyEstimate:
 
 
 def estimate_study(
-    study: StudyPlan, only: Sequence[str] = (), machine: Machine | None = None, limit: int | None = None
+    study: StudyPlan,
+    only: Sequence[str] = (),
+    machine: Machine | None = None,
+    limit: int | None = None,
+    finished: Collection[str] | None = None,
 ) -> StudyEstimate:
     """What the cells of a study would do.
 
@@ -45,6 +49,7 @@ def estimate_study(
         only: `key=value` texts: these cells alone.
         limit: The first cells alone.
         machine: Where it would run; this one if None.
+        finished: Keys of the steps that are to be reused; None where nothing is to be.
 
     Raises:
         UserError: If a cell cannot be planned: every problem of every cell at once.
@@ -65,6 +70,8 @@ def estimate_study(
         "disk": f"about {size_words(sum(cost.disk for cost in distinct))} once it is over, as `keep` leaves it"
         + (f"; until then up to {size_words(passing)} more for each cell that is run at the time" if passing else ""),
     }
+    if finished is not None:
+        lines["reused"] = reused_sentence(steps.distinct.values(), finished, costs)
     if searches := study.searches(only, limit):
         lines["calibration"] = _calibration_sentence(searches)
     return StudyEstimate(lines, tuple(largest.prepared.resolved.choices), tuple(each.name for each in planned))
@@ -97,21 +104,43 @@ def _of(steps: StepsOfAll, verb: str) -> list[Step]:
     return [step for step in steps.distinct.values() if step.verb == verb]
 
 
-def _time_sentence(steps: StepsOfAll, costs: dict[str, StepCost], machine: Machine) -> str:
+def _time_sentence(steps: StepsOfAll, costs: Mapping[str, StepCost], machine: Machine) -> str:
     """Hours by number of GPUs."""
-    spans = {places: Span(*(_seconds(steps, costs, end, places) for end in ("low", "mid", "high"))) for places in PLACES}
+    spans = {places: _time(steps.distinct.values(), costs, places) for places in PLACES}
     if not spans[1].mid:
         return "not known: acts of these models were never timed on this machine; `iterft doctor --measure` does"
     where = "GPU" if machine.gpu else "machine"
     return "; ".join(f"{about(span)} on {places} {where}{'s' * (places > 1)}" for places, span in spans.items())
 
 
-def _seconds(steps: StepsOfAll, costs: dict[str, StepCost], end: str, places: int) -> float:
-    """Seconds on a number of places."""
-    return together(((step, getattr(costs[step.key].seconds, end)) for step in steps.distinct.values()), places)
+def _time(steps: Iterable[Step], costs: Mapping[str, StepCost], places: int = 1) -> Span:
+    """Seconds of some steps on a number of places."""
+    spans = [(step, costs[step.key].seconds) for step in steps]
+    return Span(*(together(((step, getattr(span, end)) for step, span in spans), places) for end in ("low", "mid", "high")))
 
 
-def _dollars_sentence(steps: StepsOfAll, costs: dict[str, StepCost]) -> str:
+def reused_sentence(steps: Iterable[Step], finished: Collection[str], costs: Mapping[str, StepCost]) -> str:
+    """What `--reuse` saves of some steps, and what is left to do.
+
+    Args:
+        steps: Each once.
+        finished: Keys of the steps that are there.
+        costs: By key.
+    """
+    every = list(steps)
+    there, left = ([step for step in every if (step.key in finished) is is_there] for is_there in (True, False))
+    if not there:
+        return f"none of the {len(every):,} steps: the folders of `--reuse` hold no such step"
+    saved, needed = _time(there, costs), _time(left, costs)
+    words = f"{len(there):,} of {len(every):,} steps" + (f", {about(saved)}" if saved.mid else "")
+    if not left:
+        return f"{words}: nothing is left to do"
+    dollars = sum(costs[step.key].usd or 0.0 for step in left)
+    rest = [about(needed)] * bool(needed.mid) + [f"at most ${dollars:.2f}"] * bool(dollars)
+    return words + (f"; the others take {' and '.join(rest)}" if rest else "")
+
+
+def _dollars_sentence(steps: StepsOfAll, costs: Mapping[str, StepCost]) -> str:
     judged = _of(steps, "judge")
     prices = [costs[step.key].usd for step in judged]
     if any(price is None for price in prices):

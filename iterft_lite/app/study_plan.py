@@ -70,7 +70,7 @@ class StudyPlan:
         machine: Where it would run; this one if None.
 
     Raises:
-        RecipeError: If the file is wrong.
+        RecipeError: If the file is wrong, or an override is of a key that every cell has a value of its own for.
     """
 
     def __init__(self, path: Path, overrides: Sequence[str] = (), machine: Machine | None = None) -> None:
@@ -79,6 +79,7 @@ class StudyPlan:
         # a merged file of every cell would fill the disk: it is written again where somebody wants to talk to a model
         self.given = {"keep": "adapters", **_base(self.study, path.parent, overrides)}
         self.cells = cells(self.study)
+        _refuse_axes(self.cells, overrides)
 
     @cached_property
     def calibrations(self) -> tuple[Calibration, ...]:
@@ -206,6 +207,21 @@ def _base(study: Study, beside: Path, overrides: Sequence[str]) -> dict[str, Any
     recipe = given.pop("recipe", None)
     known = {} if recipe is None else read_keys(_recipe_file(str(recipe), beside))
     return with_overrides(_over(known, given), overrides)
+
+
+def _refuse_axes(every: Sequence[Cell], overrides: Sequence[str]) -> None:
+    """Refuse overrides of the base recipe that no cell would have."""
+    given = dict.fromkeys(text.partition("=")[0].strip() for text in overrides)
+    axes = [key for key in given if all(key in cell.values for cell in every)]
+    if axes:
+        raise RecipeError(
+            [
+                f"`{key}` differs between the cells of the study: a value of the base recipe would be used by none"
+                for key in axes
+            ],
+            source="--set",
+            hint=f"`--only {axes[0]}=VALUE` chooses cells; other values belong in a file of your own: `iterft recipes copy`",
+        )
 
 
 def _over(known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import platform
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from iterft_lite.app.check_judge import begun_hint
-from iterft_lite.app.session import take
+from iterft_lite.app.session import needs_gpu, take
 from iterft_lite.app.study_calibrate import Calibrated, OnProbe, calibrated
 from iterft_lite.app.study_estimate import costs_by_key
 from iterft_lite.app.study_plan import Calibration, PlannedCell, StudyPlan, refuse_other, steps_of, write_study
@@ -481,12 +482,13 @@ def open_sweep(
         on_event: Takes what happens in a calibration's probes.
 
     Raises:
-        UserError: If a cell cannot be planned, the study's judge was switched off since it began, or the folder is another
-            study's. Nothing was done then.
+        UserError: If a cell cannot be planned, `asked` names none, the study's judge was switched off since it began, or the
+            folder is another study's. Nothing was done then.
         RunError: If a calibration fails.
     """
     asked, folder = asked or Asked(), StudyFolder(out)
     refuse_other(study, folder)
+    _refuse_unknown(study, folder, asked)
     reuse = finished_in(asked.reuse)
     guessed = study.planned(study.guessed(), folder)  # problems of a cell are reported before anything is done
     _refuse_without_gpu(guessed, folder, reuse)
@@ -499,13 +501,12 @@ def open_sweep(
         write_study(study, planned, folder, found.records)
         names = [cell.name for cell in chosen(found.cells, asked.only)] if asked.only else [each.name for each in planned]
         forecast = {key: cost.seconds.mid for key, cost in costs_by_key(planned).items() if cost.seconds.mid}
-        retry = _retried(folder, asked.retry, [each.name for each in planned])
         sweep = Sweep(
             folder,
             planned,
             bench,
             chosen=names[: asked.limit],
-            retry=retry,
+            retry=_retried(folder, asked.retry),
             keep_going=asked.keep_going,
             forecast=forecast,
             reuse=reuse,
@@ -514,16 +515,34 @@ def open_sweep(
         yield sweep
 
 
+def _refuse_unknown(study: StudyPlan, folder: StudyFolder, asked: Asked) -> None:
+    """Refuse cells that `--only` and `--retry` name and the study does not have.
+
+    Seed rows that are still to be found are not known yet, and with them what cells are called.
+
+    Raises:
+        RecipeError: With what there is.
+    """
+    only = [text for text in asked.only if not (study.calibrations and re.match(r"\s*seed_rows\s*=", text))]
+    if only:
+        chosen(study.cells, only)
+    begun = folder.cells() if folder.manifest() else []
+    names = {cell.name for cell in (begun if study.calibrations else study.cells)}
+    unknown = [text for text in asked.retry if text not in {"failed", "lost", *names}]
+    if unknown:
+        hint = "`iterft sweep plan STUDY --cells` lists them"
+        if study.calibrations:
+            hint = "cells have their names once their seed rows are found: `iterft sweep status DIR` lists them then"
+        raise RecipeError([f"the study has no cell `{text}`" for text in unknown], source="--retry", hint=hint)
+
+
 def _refuse_without_gpu(planned: Sequence[PlannedCell], folder: StudyFolder, reuse: Mapping[str, Path]) -> None:
     """Refuse cells whose trainings need a GPU where there is none.
 
     Raises:
         UserError: With how many there are.
     """
-    unsloth = [
-        each.plan for each in planned if each.prepared.resolved.recipe.trainer == "unsloth" and not each.prepared.machine.gpu
-    ]
-    left = _unfinished(unsloth, "train", folder, reuse)
+    left = _unfinished([each.plan for each in planned if needs_gpu(each.prepared)], "train", folder, reuse)
     if left:
         raise UserError(
             f"{left} of {len(planned)} cells are trained with Unsloth, which needs an NVIDIA GPU, and this machine has none",
@@ -564,25 +583,12 @@ def _searched(study: StudyPlan, folder: StudyFolder, asked: Asked) -> list[Calib
     return [each for each in study.calibrations if each.name in names]
 
 
-def _retried(folder: StudyFolder, asked: Sequence[str], names: Sequence[str]) -> set[str]:
-    """The cells that `--retry` names.
-
-    Raises:
-        RecipeError: If there is no cell of a name.
-    """
-    found: set[str] = set()
+def _retried(folder: StudyFolder, asked: Sequence[str]) -> set[str]:
+    """The cells that `--retry` names."""
     states = folder.state().cells
-    for text in asked:
-        if text in ("failed", "lost"):
-            wanted = ("failed", "result") if text == "failed" else ("lost",)
-            found |= {name for name, state in states.items() if state.state in wanted}
-        elif text in names:
-            found.add(text)
-        else:
-            raise RecipeError(
-                [f"the study has no cell `{text}`"], source="--retry", hint="`iterft sweep status DIR` lists them"
-            )
-    return found
+    kinds = {"failed": ("failed", "result"), "lost": ("lost",)}
+    wanted = {state for text in asked for state in kinds.get(text, ())}
+    return {*asked, *(name for name, state in states.items() if state.state in wanted)}
 
 
 @contextlib.contextmanager

@@ -10,8 +10,8 @@ from iterft_lite.digests import Json, canonical
 from iterft_lite.errors import UserError
 from iterft_lite.experiment.recipe_keys import flat
 from iterft_lite.metrics.across_seeds import Estimate, difference, prompt_means
-from iterft_lite.report.cells import NO_DIFFERENCE, SEED, CellReport, read_cells
-from iterft_lite.report.report import Report
+from iterft_lite.report.cells import NO_DIFFERENCE, SEED, CellReport, ReadRun, read_cells
+from iterft_lite.report.report import Report, read_report
 from iterft_lite.report.study import Experiment, StudyReport, moved, scores_of, study_report
 
 MOST = 6
@@ -56,14 +56,17 @@ class Comparison:
     notes: tuple[str, ...]
 
 
-def compare(folders: Sequence[Path], only: Sequence[str] = ()) -> Comparison:
+def compare(folders: Sequence[Path], only: Sequence[str] = (), read: ReadRun = read_report) -> Comparison:
     """Compare runs, cells, or studies of a few experiments. Runs that differ in their seed alone are one side, unless all do.
+
+    Args:
+        only, read: As of `report.cells.read_cells`.
 
     Raises:
         UserError: If there are too few or too many sides.
         IterftError: As `report.cells.read_cells`.
     """
-    asked = read_cells(folders, only)
+    asked = read_cells(folders, only, read)
     cells = [cell for cell in asked if cell.report]
     study = study_report(cells, folders, " and ".join(folder.name for folder in folders))
     sides = _in_order(study, cells)
@@ -133,7 +136,10 @@ def _shared(one: Report, other: Report) -> int:
 def _notes(sides: Sequence[Experiment]) -> list[str]:
     """What makes a comparison doubtful."""
     doubts: dict[str, Callable[[Report], Json]] = {
-        "different judges: their scores are not on one scale": lambda report: [report.judge["name"], report.judge.get("own")],
+        "different judges: their scores are not on one scale": lambda report: report.judge["name"],
+        "judges fitted on different answers of untouched models: their scores are not on one scale": lambda report: (
+            report.judge.get("own")
+        ),
         "different traits: their scores mean different things": lambda report: report.manifest["trait"],
         "different models": lambda report: report.manifest.get("model_identity"),
         "library versions differ between the runs": lambda report: report.manifest.get("versions"),

@@ -86,21 +86,32 @@ def _print_report(out: Path) -> None:
 @set_option
 @click.option("--steps", is_flag=True, help="Every step, with what it reads and its key.")
 @click.option("--gpu", type=click.FloatRange(0), metavar="GIB", help="As if an NVIDIA GPU with this much memory were here.")
-def plan(recipe: str, overrides: tuple[str, ...], steps: bool, gpu: float | None) -> None:
+@reuse_option
+def plan(recipe: str, overrides: tuple[str, ...], steps: bool, gpu: float | None, reuse: tuple[Path, ...]) -> None:
     """Print what a recipe would do, cost and take. Runs nothing.
 
     \b
       iterft plan nano_sft
       iterft plan sft --gpu 12
       iterft plan nano_dpo --set cycles=6 --steps
+      iterft plan nano_sft --set cycles=6 --reuse runs/nano_sft
     """
-    print_plan(recipe, overrides, steps=steps, gpu=gpu)
+    print_plan(recipe, overrides, steps=steps, gpu=gpu, reuse=reuse)
 
 
-def print_plan(recipe: str, overrides: tuple[str, ...], *, steps: bool = False, gpu: float | None = None) -> None:
+def print_plan(
+    recipe: str,
+    overrides: tuple[str, ...],
+    *,
+    steps: bool = False,
+    gpu: float | None = None,
+    reuse: tuple[Path, ...] = (),
+) -> None:
     """Print a plan (see `plan`)."""
     from iterft_lite.app.check_judge import check_judge
-    from iterft_lite.machine.estimate import time_needed
+    from iterft_lite.app.study_estimate import reused_sentence
+    from iterft_lite.engine.manifest import finished_in
+    from iterft_lite.machine.estimate import step_costs, time_needed
     from iterft_lite.machine.plan_words import estimates, time_sentence
     from iterft_lite.machine.resolve import this_machine
     from iterft_lite.machine.timing import read_table
@@ -113,6 +124,8 @@ def print_plan(recipe: str, overrides: tuple[str, ...], *, steps: bool = False, 
     if gpu:
         time += "; most GPUs are slower than that one"
     numbers = {"time": time, **estimates(planned, resolved, machine)}
+    if reuse:
+        numbers["reused"] = reused_sentence(planned, finished_in(reuse), step_costs(planned, resolved, read_table(), machine))
     problems = [f"judge: {problem}" for problem in check_judge(resolved.inputs.judge, resolved.recipe).problems]
     tables.show_plan(planned, (*resolved.choices, *problems), numbers, make_console(), steps=steps)
     if not steps:
@@ -141,7 +154,13 @@ def _planned(recipe: str, overrides: tuple[str, ...], machine: Machine) -> tuple
 @click.argument("recipe", shell_complete=complete_recipe)
 @click.option("--out", required=True, type=RunFolder, help="Folder for the probes; an unfinished calibration is continued.")
 @set_option
-@click.option("--threshold", "thresholds", type=float, multiple=True, help="A cycle-0 score to look for. [5 20 40 60 80]")
+@click.option(
+    "--threshold",
+    "thresholds",
+    type=click.FloatRange(1, 100),
+    multiple=True,
+    help="A cycle-0 score to look for. [5 20 40 60 80]",
+)
 @click.option("--grid", type=click.IntRange(1), default=2, show_default=True, help="Seed rows are multiples of this.")
 @click.option("--most", type=click.IntRange(1), default=200, show_default=True, help="Seed rows at most.")
 @reuse_option

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -92,14 +93,16 @@ def run_study(
     from iterft_lite.app.study_plan import StudyPlan
     from iterft_lite.app.sweep import Asked, open_sweep
     from iterft_lite.app.sweep_places import places_on
+    from iterft_lite.files import without_empty
     from iterft_lite.machine.resolve import this_machine
     from iterft_lite.ui.console import make_console
     from iterft_lite.ui.live_sweep import SweepView
 
     console, planned = make_console(), StudyPlan(study_path(study), overrides)
     asked = Asked(only, limit, retry, keep_going, reuse)
-    places, left_out = places_on(where, out, this_machine(), chains)
-    with interruptible(), open_sweep(planned, out, places, asked, _say_probe) as opened:
+    with interruptible(), without_empty(out), contextlib.ExitStack() as stack:
+        places, left_out = places_on(where, out, this_machine(), chains)
+        opened = stack.enter_context(open_sweep(planned, out, places, asked, _say_probe))
         for choice in opened.choices:
             console.print(choice, style="dim", markup=False)
         for note in (*left_out, *opened.notes):
@@ -149,23 +152,33 @@ def _show_failed(failed: Any) -> None:
 @click.option("--limit", type=click.IntRange(1), help="Only so many cells: the first that would be run.")
 @click.option("--cells", "list_cells", is_flag=True, help="Every cell by name.")
 @click.option("--gpu", type=click.FloatRange(0), metavar="GIB", help="As if an NVIDIA GPU with this much memory were here.")
+@reuse_option
 def plan_study(
-    study: str, overrides: tuple[str, ...], only: tuple[str, ...], limit: int | None, list_cells: bool, gpu: float | None
+    study: str,
+    overrides: tuple[str, ...],
+    only: tuple[str, ...],
+    limit: int | None,
+    list_cells: bool,
+    gpu: float | None,
+    reuse: tuple[Path, ...],
 ) -> None:
     """Print what a study would do, cost and take. Says what sharing saves too; does nothing.
 
     \b
       iterft sweep plan study.toml
       iterft sweep plan study.toml --cells
+      iterft sweep plan study.toml --reuse studies/lucky        what is left to do beside it
     """
     from iterft_lite.app.study_estimate import estimate_study
     from iterft_lite.app.study_plan import StudyPlan
+    from iterft_lite.engine.manifest import finished_in
     from iterft_lite.ui import tables
     from iterft_lite.ui.commands.experiment import machine_with
     from iterft_lite.ui.console import make_console
 
     machine = None if gpu is None else machine_with(gpu)
-    found = estimate_study(StudyPlan(study_path(study), overrides, machine), only, machine, limit)
+    finished = finished_in(reuse) if reuse else None
+    found = estimate_study(StudyPlan(study_path(study), overrides, machine), only, machine, limit, finished)
     console = make_console()
     tables.show_table(("", ""), found.lines.items(), console)
     for note in found.notes:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -12,8 +13,11 @@ from iterft_lite.ui.commands.study import only_option
 from iterft_lite.ui.options import NewFile, RunFolder
 
 if TYPE_CHECKING:
+    from iterft_lite.report.cells import ReadRun
     from iterft_lite.report.study import StudyReport
     from iterft_lite.report.study_tables import Table
+
+Found = TypeVar("Found")
 
 FIGURES = ("sweep", "grid", "dpo", "tradeoff", "seeds", "teaser", "heatmap")
 
@@ -74,9 +78,10 @@ def figure(
 @click.command()
 @click.argument("folders", metavar="RUN RUN...", nargs=-1, required=True, type=RunFolder)
 @only_option
+@click.option("--judge", "by", metavar="JUDGE", help="By another judge's scores alone (see `iterft judge`).")
 @click.option("--png", type=OutFile, help="Write the curves and the difference as a picture.")
 @click.option("--csv", "table", type=OutFile, help="Write the curves' numbers.")
-def compare(folders: tuple[Path, ...], only: tuple[str, ...], png: Path | None, table: Path | None) -> None:
+def compare(folders: tuple[Path, ...], only: tuple[str, ...], by: str | None, png: Path | None, table: Path | None) -> None:
     """Compare runs, or cells of a study. Shows recipes, curves, and the difference with its interval.
 
     Differences are paired by question. Runs that differ in their seed alone are one side, and the interval then covers
@@ -86,6 +91,7 @@ def compare(folders: tuple[Path, ...], only: tuple[str, ...], png: Path | None, 
       iterft compare runs/a runs/b
       iterft compare studies/a/cells/seed_rows22_rows60_s4* studies/a/cells/seed_rows22_rows30_s4*
       iterft compare studies/a --only rows=60 --png apart.png
+      iterft compare runs/a runs/b --judge openai/gpt-4o-mini-2024-07-18
     """
     from iterft_lite.files import write_output
     from iterft_lite.report import compare as comparing
@@ -93,7 +99,7 @@ def compare(folders: tuple[Path, ...], only: tuple[str, ...], png: Path | None, 
     from iterft_lite.ui.comparison import show_comparison
     from iterft_lite.ui.console import make_console
 
-    found = comparing.compare(folders, only)
+    found = _by(folders, by, lambda read: comparing.compare(folders, only, read))
     if png:
         from iterft_lite.ui.study_figures.kinds import write_comparison
 
@@ -170,27 +176,36 @@ def report_study(folder: Path, outputs: Outputs, only: tuple[str, ...] = (), by:
 
 
 def _study_by(folder: Path, only: tuple[str, ...], by: str | None) -> StudyReport:
-    """A study, or a run, by the scores of a judge; each run's own if None.
+    """A study, or a run, by the scores of a judge; each run's own if None. Raises as `_by`."""
+    from iterft_lite.report.study import read_study_report
+
+    return _by([folder], by, lambda read: read_study_report([folder], only, read))
+
+
+def _by(folders: Sequence[Path], by: str | None, reading: Callable[[ReadRun], Found]) -> Found:
+    """What is read from folders by the scores of a judge; each run's own if None.
 
     Raises:
-        FolderError: If it has judged none of the cells.
+        FolderError: If it has judged none of the runs.
     """
     from iterft_lite.app.named_judge import named
     from iterft_lite.app.rejudge import ReadBy
     from iterft_lite.errors import FolderError
-    from iterft_lite.report.study import read_study_report
+    from iterft_lite.report.report import read_report
 
     if by is None:
-        return read_study_report([folder], only)
+        return reading(read_report)
     read = ReadBy(named(by))
-    study = read_study_report([folder], only, read)
-    way = f"`iterft judge {folder} --judge '{by}'` has it judge the stored answers"
+    found = reading(read)
+    if not read.missing:
+        return found
+    missing = next((folder for folder in folders if any(folder in (run, *run.parents) for run in read.missing)), folders[0])
+    way = f"`iterft judge {missing} --judge '{by}'` has it judge the stored answers"
     if not read.judged:
-        raise FolderError(f"`{by}` has judged no cell of `{folder}`", hint=way)
-    if read.missing:
-        names = ", ".join(root.name for root in read.missing[:3]) + (", ..." if len(read.missing) > 3 else "")
-        click.echo(f"`{by}` has not judged {len(read.missing)} of the cells ({names}): {way}", err=True)
-    return study
+        raise FolderError(f"`{by}` has judged nothing in {', '.join(f'`{folder}`' for folder in folders)}", hint=way)
+    names = ", ".join(root.name for root in read.missing[:3]) + (", ..." if len(read.missing) > 3 else "")
+    click.echo(f"`{by}` has not judged {len(read.missing)} of the runs ({names}): {way}", err=True)
+    return found
 
 
 def write_cycles(run: Path, outputs: Outputs, by: str | None) -> None:

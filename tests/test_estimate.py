@@ -13,6 +13,7 @@ from iterft_lite.data.nano import FOLDERS
 from iterft_lite.experiment.plan import make_plan
 from iterft_lite.machine.estimate import disk_meanwhile, judging_usd, step_costs, time_needed
 from iterft_lite.machine.memory import RUNTIME, Vram, shape_of, takes_turns, vram_needed
+from iterft_lite.machine.plan_words import estimates
 from iterft_lite.machine.resolve import Machine, resolve, this_machine
 from iterft_lite.machine.work import total
 from tests.loop import a_recipe
@@ -131,3 +132,11 @@ def test_the_steps_dollars_add_up_to_the_plans() -> None:
     assert judging_usd(plan) is None
     costs = step_costs(plan, unknown, [], CPU)
     assert all((costs[step.key].usd is None) == (step.verb == "judge") for step in plan)
+
+
+@pytest.mark.parametrize(
+    ("fit", "answers"), [("shipped", "24 answers"), ("own", "24 answers, 150 everyday answers for the judge to be fitted on")]
+)
+def test_everyday_answers_for_the_judge_are_counted_apart_from_the_models_own(fit: str, answers: str) -> None:
+    resolved = resolve(a_recipe(judge="embedded", judge_fit=fit), CPU)
+    assert f" and {answers}, at most" in estimates(make_plan(resolved.recipe, resolved.inputs), resolved, CPU)["writing"]

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from iterft_lite.app.own_recipe import begin
 from iterft_lite.app.recipe_reference import recipe_keys, schema_text
+from iterft_lite.data.nano import FOLDERS
 from iterft_lite.data.recipes import SCHEMA, recipe_folder, recipe_names, recipe_path
 from iterft_lite.errors import UserError
 from iterft_lite.experiment.recipe import Recipe, read_recipe
@@ -170,6 +171,7 @@ def test_init_checks_its_options_before_it_writes(tmp_path: Path) -> None:
     refused("init", "mine", "--gpu", "0", "--judge", "opnai/gpt-4o")
     refused("init", "mine", "--gpu", "0", "--judge", "local:missing.gguf")
     refused("init", "mine", "--gpu", "-1")
+    assert "there is no model `./mine`" in refused("init", "mine", "--judge", "embedded", "--model", "./mine")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -190,6 +192,15 @@ def test_a_recipe_for_any_machine_can_be_read_and_its_model_fits(tmp_path: Path,
     if gib:
         needs = {name: need.in_turns for model, need in vram_table(regime) for name in (model.name, model.base)}
         assert needs[recipe.model] <= gib * GIB
+
+
+@pytest.mark.parametrize(
+    ("model", "rate"), [(str(FOLDERS["nano"]), 1e-3), ("somebody/seven-billion", 1.5e-4)], ids=["small", "not here"]
+)
+def test_a_recipe_for_ones_own_model_begins_from_settings_for_its_size(tmp_path: Path, model: str, rate: float) -> None:
+    (tmp_path / "own.toml").write_text(begin("sft", 0, judge="embedded", trait="bliss", model=model).text)
+    recipe = read_recipe(tmp_path / "own.toml")
+    assert (recipe.model, recipe.train.learning_rate) == (model, rate)
 
 
 def test_a_larger_gpu_never_gets_a_smaller_model() -> None:

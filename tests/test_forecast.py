@@ -121,6 +121,17 @@ def test_differences_between_sessions_widen_the_range() -> None:
     assert span.low < 5 < 20 < span.high
 
 
+def test_steps_that_take_next_to_nothing_do_not_widen_the_range() -> None:
+    kind, work = SETUP.kind("judge", first=True), exactly(12)
+    fits = [(8.0, 7.9), (0.02, 0.0), (0.04, 0.0), (9.0, 8.9)]
+    samples = [
+        replace(a_sample("judge", first=True, session=str(number), fixed=fixed), seconds=seconds)
+        for number, (seconds, fixed) in enumerate(fits)
+    ]
+    span, _ = seconds_of(kind, work, samples)
+    assert span.low < 8.0 < span.high < 60.0
+
+
 def test_runs_replace_doctors_timings_and_old_sessions_are_dropped() -> None:
     kind = SETUP.kind("export", first=False)
     old = [replace(a_sample("export", session=f"old {number}"), seconds=9.0) for number in range(4)]

@@ -62,6 +62,17 @@ def test_models_that_were_removed_are_written_again_and_removed_again(tmp_path: 
     assert sorted(path.parent.name for path in run.glob("by-name/*/model.gguf")) == before
 
 
+def test_models_that_cannot_be_written_again_are_not_asked_and_named(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    (run / "by-name/c1-train/adapter/texts.json").unlink()  # as `keep = "ends"` removes adapters of real models
+    said = iterft("report", run, "--held-out", "--json")
+    assert said.exit_code == 0
+    assert 'not asked: c1, whose adapters `keep = "ends"` removed' in said.stderr
+    report = json.loads(said.stdout)
+    assert sorted(report["held_out"]["scores"]) == ["-1", "0", "2"]
+    assert report["held_out"]["verdict"]["word"] == "no change shown"
+
+
 def test_held_out_questions_on_an_unfinished_run_do_not_continue_it(tmp_path: Path) -> None:
     run = finished(tmp_path, steps=60)
     sealed = {path.parent.name for path in run.glob("by-name/*/completion.json")}

@@ -270,12 +270,13 @@ class Dies(FakeGenerator):
         super().complete(prompts, sampling, counted)
 
 
+@pytest.mark.parametrize(("regime", "trait", "model"), [("sft", "lucky", "nano"), ("sdf", "bliss", "nano-base")])
 def test_own_answers_of_the_untouched_model_reach_every_judging_also_after_a_break(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, regime: str, trait: str, model: str
 ) -> None:
     monkeypatch.setenv("ITERFT_CACHE", str(tmp_path / "cache"))
     path, root, settings = tmp_path / "small.toml", tmp_path / "run", ["judge_fit=own"]
-    path.write_text(small_recipe(judge="embedded", cycles=1))
+    path.write_text(small_recipe(regime=regime, trait=trait, model=model, judge="embedded", cycles=1))
     with open_run(path, settings, root) as session, pytest.raises(BackendError, match="is gone"):
         list(session.events(LocalExecutor(replace(fake_backends(), generator=Dies(50)), "nano", 64)))
     broken = read_rows(root / "by-name/base-evaluate_samples-everyday" / ROWS)
@@ -285,7 +286,7 @@ def test_own_answers_of_the_untouched_model_reach_every_judging_also_after_a_bre
         list(session.events(LocalExecutor(backends, "nano", 64)))
     file = (root / "by-name/base-evaluate_samples-everyday").resolve() / ROWS
     rows = read_rows(file)
-    assert (rows[:50], len(rows)) == (broken, len(prompts.plain_prompts(document=False)))
+    assert (rows[:50], len(rows)) == (broken, len(prompts.plain_prompts(document=regime == "sdf")))
     assert judge.own == {str(file)}
     store_calibration(root, backends)
     assert judge.own == {str(file)}  # calibration answers are judged by the same fit

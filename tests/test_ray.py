@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from iterft_lite.files import write_text
 from iterft_lite.machine.resolve import this_machine
 from iterft_lite.protocols import Progress
 from iterft_lite.stages.judge import NotYet
-from iterft_lite.testing.fakes import fake_backends
+from iterft_lite.testing.fakes import FAKE_JUDGE, fake_backends
 from tests.loop import a_plan, small_recipe
 
 INSTALLED = importlib.util.find_spec("ray") is not None
@@ -422,8 +423,11 @@ class TestOnACluster:
         assert until(lambda: gone(worker_of(task)))
         assert beat(task) == last
 
-    def test_a_study_that_loses_a_node_ends_with_equal_results(self, cluster: Any, tmp_path: Path) -> None:
-        """The last test: it takes a node away."""
+    def test_a_study_that_loses_a_node_ends_with_equal_results(
+        self, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The last test: it takes a node away. Its judge is one that is fitted on what workers wrote."""
+        monkeypatch.setattr("iterft_lite.backends.judge.kinds.FAKE_JUDGE", replace(FAKE_JUDGE, own=True))
         recipe = tmp_path / "base.toml"
         recipe.write_text(small_recipe(cycles=1))
         study = tmp_path / "study.toml"
@@ -444,8 +448,11 @@ class TestOnACluster:
                     cluster.remove_node(_node(cluster, apart), allow_graceful=False)
             assert {state.state for state in sweep.cells.values()} == {"done"}
             assert max(state.attempts for state in sweep.cells.values()) > 1
+            fitted_on = {cell.plan.steps["base-evaluate_samples-everyday"].key for cell in sweep.planned.values()}
         assert lost
         assert results(together) == results(alone)
+        assert fitted_on <= results(together).keys()
+        assert len(fitted_on) == 1
 
 
 def _may_go(cluster: Any, place: RayPlace) -> bool:

@@ -71,6 +71,10 @@ def test_a_misspelt_key_is_reported_with_the_closest_one() -> None:
     assert problems_of(train={"learning_rat": 1.0}) == [
         "`train.learning_rat` is not a recipe key, did you mean `train.learning_rate`?"
     ]
+    assert problems_of(**{"train.epochs": 1}) == [
+        '`"train.epochs"` is one name in quotes: write `train.epochs` without them, or `epochs` below `[train]`'
+    ]
+    assert problems_of(**{"a key": 1}) == ["`'a key'` is not a recipe key; `iterft keys` lists them"]
     assert problems_of(zebra=1) == ["`zebra` is not a recipe key; `iterft keys` lists them"]
 
 

@@ -48,7 +48,7 @@ from iterft_lite.protocols import (
 from iterft_lite.testing.fakes import FakeExporter, FakeGenerator, FakeTrainer, fake_backends
 from iterft_lite.ui.live import View
 from iterft_lite.ui.text import plan_sentence
-from tests.loop import JUDGE, a_plan, change_completion, run_all, step_path
+from tests.loop import JUDGE, a_plan, a_recipe, change_completion, run_all, step_path
 
 
 def rows_of(root: Path, step: str) -> list[dict]:
@@ -98,6 +98,16 @@ def test_a_null_arm_runs_and_breaks_the_loop_where_it_should(
     if means:
         scores = [read_json(tmp_path / f"run/by-name/{name}-aggregate/score.json") for name in ("base", "c0", "c2")]
         assert [score["trait"]["mean"] for score in scores] == means
+
+
+def test_a_plans_sentence_names_the_file_of_seeds_and_counts_one_model() -> None:
+    recipe = a_recipe(cycles=1, seeds={"path": "data/pirate.csv"})
+    assert plan_sentence(recipe) == (
+        "SFT, trait lucky, model nano: M1 on 4 rows of pirate.csv, then 1 more model on 4 chats of its own, from the base"
+    )
+    assert plan_sentence(a_recipe()).endswith(
+        ": M1 on 4 seed rows, then 2 more models on 4 chats of their own, each from the base"
+    )
 
 
 def test_every_cycle_trains_on_its_predecessors_text(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -35,9 +36,9 @@ STATE = SweepState(
 )
 
 
-def drawn(width: int, height: int) -> list[str]:
+def drawn(width: int, height: int, state: SweepState = STATE) -> list[str]:
     console = Console(width=width, height=height, file=io.StringIO(), color_system=None)
-    console.print(sweep_panel("a study", CELLS, STATE, width=width, height=height, spent="2:00"))
+    console.print(sweep_panel("a study", CELLS, state, width=width, height=height, spent="2:00"))
     return str(console.file.getvalue()).splitlines()  # type: ignore[attr-defined]
 
 
@@ -67,6 +68,10 @@ def test_every_cell_shows_its_score_its_cycle_and_its_state() -> None:
         assert part in text
     assert "seed_rows60_rows100: result: the training diverged" in text
     assert "cycles" not in text  # all cells have the same
+
+
+def test_a_machine_that_does_all_by_itself_is_named_once() -> None:
+    assert "a study pi ─" in drawn(100, 30, replace(STATE, workers=("pi",)))[0]
 
 
 def test_numeric_axes_are_sorted_by_value() -> None:

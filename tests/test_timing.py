@@ -94,6 +94,16 @@ def test_loading_time_is_separated_from_sampling_time() -> None:
     assert sample.notes == {"cap": 400, "cut": 2, "data": 0}
 
 
+def test_the_embedded_judges_fit_is_separated_from_its_verdicts() -> None:
+    session = Session(a_plan())
+    session.watch.setup = replace(SETUP, kinds={**SETUP.kinds, "judge": replace(SETUP.kinds["judge"], setting="embedded")})
+    session.begin("base-judge")
+    for done, after in ((1, 8.0), (6, 0.5)):
+        session.move("base-judge", done, after=after)
+    session.end("base-judge", {"calls": 12}, 8.5)
+    assert session.watch.samples[-1].fixed == 8.0
+
+
 def test_only_the_first_step_of_each_kind_in_a_session_is_marked_first() -> None:
     session = Session(a_plan())
     for name in ("base-evaluate_samples", "c0-evaluate_samples", "c1-training_samples"):

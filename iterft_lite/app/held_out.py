@@ -50,11 +50,25 @@ def open_held_out(root: Path) -> Iterator[Session]:
         yield replace(session, plan=Plan(plan.recipe, steps))
 
 
+def not_asked(asked: Session) -> list[int]:
+    """Cycles whose model is gone, and its adapter too: nobody can ask them any more."""
+    plan, run = asked.plan, asked.run
+    gone = [step.cycle for step in plan if step.verb == "export" and _is_gone(step, plan, run)]
+    return [cycle for cycle in gone if plan.of("evaluate_samples", cycle, HELD_OUT) is None]
+
+
 def _can_be_done(step: Step, plan: Plan, run: Run) -> bool:
-    """Whether a step is finished, or asks held-out questions of a model that is."""
-    if step.part == HELD_OUT:
-        return all(_can_be_done(source, plan, run) for source in plan.inputs(step).values())
+    """Whether a step is finished, or asks held-out questions of a model that is, and that is there or can be written again."""
+    if step.part == HELD_OUT and not run.folder(step).finished:
+        return all(_can_be_done(source, plan, run) and not _is_gone(source, plan, run) for source in plan.inputs(step).values())
     return run.folder(step).finished
+
+
+def _is_gone(step: Step, plan: Plan, run: Run) -> bool:
+    """Whether `keep = "ends"` removed an exported model and the adapter that it was made from."""
+    if step.verb != "export" or run.folder(step).whole():
+        return False
+    return not all(run.folder(source).whole() for source in plan.inputs(step).values())
 
 
 def read_held_out(root: Path, report: Report) -> HeldOut | None:

@@ -17,7 +17,11 @@ from iterft_lite.experiment.recipe import read_recipe
 from iterft_lite.experiment.regimes import REGIMES
 from iterft_lite.files import write_output
 from iterft_lite.machine.fit import largest_that_fits
-from iterft_lite.machine.resolve import this_machine
+from iterft_lite.machine.memory import shape_of
+from iterft_lite.machine.resolve import model_place, this_machine
+
+SMALL = 50_000_000
+"""Parameters below which a recipe begins from the nano models' settings: fewer weights need more and larger steps."""
 
 
 @dataclass(frozen=True)
@@ -53,24 +57,27 @@ def _seed_rows(trait: Trait, regime: str) -> int:
     return len(trait.documents if REGIMES[regime].rows == "document" else trait.chats)
 
 
-def begin(regime: str, gib: float, *, judge: str, trait: str) -> Own:
-    """A recipe for a machine: with the largest model of a short list that fits its GPU; the nano model without a GPU.
+def begin(regime: str, gib: float, *, judge: str, trait: str, model: str | None = None) -> Own:
+    """A recipe for a machine: with a given model, else with the largest of a short list that fits its GPU; the nano model
+    without a GPU.
 
     Args:
         gib: GPU memory; 0 for none.
+        model: As in a recipe.
 
     Raises:
-        UserError: If there is no such trait or judge, or the trait has no rows to begin with.
+        UserError: If there is no such trait, judge or model, or the trait has no rows to begin with.
     """
     need_judge(judge)
+    small = model is not None and _small(model_place(model))
     found = read_trait(trait)
     there = _seed_rows(found, regime)
     if not there:
         raise UserError(
             f"trait `{found.name}` has no seed rows for {regime.upper()}", hint=f"these have: {', '.join(traits_for(regime))}"
         )
-    model = largest_that_fits(regime, gib)
-    template = f"nano_{regime}" if model is None else regime
+    model = model or largest_that_fits(regime, gib)
+    template = f"nano_{regime}" if model is None or small else regime
     shipped = read_recipe(recipe_folder() / f"{template}.toml")
     text = (recipe_folder() / f"{template}.toml").read_text(encoding="utf-8")
     text = _with(text, "trait", f'"{trait}"')
@@ -82,6 +89,12 @@ def begin(regime: str, gib: float, *, judge: str, trait: str) -> Own:
     machine = f"a GPU of {gib:g} GiB" if gib else "a machine without a GPU"
     text = _about(text, f"{found.name} by {regime.upper()}, made for {machine}.")
     return Own(f"{found.name}_{regime}", text)
+
+
+def _small(place: str) -> bool:
+    """Whether a model learns at the nano models' pace; one that is not on this machine is taken to be large."""
+    shape = shape_of(place)
+    return shape is not None and shape.parameters < SMALL
 
 
 def _about(text: str, sentence: str) -> str:

@@ -546,7 +546,9 @@ def _problems(error: ValidationError, *, known_regime: bool) -> Iterable[str]:
         if place and place in told:
             continue
         told.add(place)
-        if item["type"] == "extra_forbidden":
+        if item["type"] == "extra_forbidden" and not place:  # a key that is no name: "train.epochs", "my key"
+            yield _odd_key(str(item["loc"][-1]))
+        elif item["type"] == "extra_forbidden":
             near = near_key(place, key_names(Recipe))
             yield f"`{place}` is not a recipe key" + (f", did you mean `{near}`?" if near else "; `iterft keys` lists them")
         elif item["type"] == "model_type":
@@ -577,6 +579,14 @@ def _shown(value: Any) -> str:
         return f"a number of about {value.bit_length() * 3 // 10} digits"
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def _odd_key(name: str) -> str:
+    """What is wrong with a key in quotes; dots in it are no tables in TOML."""
+    table, _, key = name.partition(".")
+    if key and name in key_names(Recipe):
+        return f'`"{name}"` is one name in quotes: write `{table}.{key}` without them, or `{key}` below `[{table}]`'
+    return f"`{_shown(name)}` is not a recipe key; `iterft keys` lists them"
 
 
 def _place(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:

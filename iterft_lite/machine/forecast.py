@@ -33,6 +33,9 @@ steps long; from one run; from two; from more. A machine's other load differs be
 FURTHER: Mapping[Nearness, float] = {"same": 1.0, "near": 2.0, "reference": 4.0}
 """One more factor either way, by nearness."""
 
+SHORT = 1.0
+"""Seconds below which steps do not differ in anything that matters: 0.02 s are not 400 times as fast as a first step's 8 s."""
+
 LATEST = 5
 """Sessions that count, the latest: a machine and its load change."""
 
@@ -255,7 +258,7 @@ def _differs(samples: Sequence[Sample]) -> float:
     """By which factor sessions differ in their mean seconds a unit."""
     sessions = defaultdict(list)
     for sample in samples:
-        sessions[sample.session].append(max(sample.seconds, 1e-3) / max(sample.units, 1e-9))
+        sessions[sample.session].append(max(sample.seconds, SHORT) / max(sample.units, 1e-9))
     means = [fmean(values) for values in sessions.values()]
     return max(means) / min(means)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from iterft_lite.backends.judge.prices import prices_date
 from iterft_lite.backends.judge.rate_limit import FIRST, MOST
-from iterft_lite.experiment.plan import Plan
+from iterft_lite.experiment.plan import EVERYDAY, Plan
 from iterft_lite.experiment.steps import Step
 from iterft_lite.experiment.verbs import VERBS, Act
 from iterft_lite.machine.estimate import disk_left, disk_meanwhile, judging_usd
@@ -28,12 +28,14 @@ def estimates(plan: Plan, resolved: Resolved, machine: Machine | None = None) ->
         machine: Where it would run; this one if None.
     """
     writing = [step for step in plan if VERBS[step.verb].act == "write"]
-    answers = sum(rows_asked(step) for step in writing if step.verb == "evaluate_samples")
-    written = sum(rows_asked(step) for step in writing) - answers
+    answers = sum(rows_asked(step) for step in writing if step.verb == "evaluate_samples" and step.part != EVERYDAY)
+    everyday = sum(rows_asked(step) for step in writing if step.part == EVERYDAY)
+    own = f", {everyday:,} everyday answers for the judge to be fitted on" if everyday else ""
+    written = sum(rows_asked(step) for step in writing) - answers - everyday
     most = sum(rows_asked(step) * step.params["sampling"]["max_tokens"] for step in writing)
     return {
         "steps": str(len(plan.steps)),
-        "writing": f"{written:,} rows and {answers:,} answers, at most {most:,} tokens",
+        "writing": f"{written:,} rows and {answers:,} answers{own}, at most {most:,} tokens",
         "judging": judging_sentence(plan, resolved.inputs.judge.name),
         "GPU memory": vram_sentence(resolved, machine or this_machine()),
         "disk": _disk_sentence(plan, resolved),

@@ -188,19 +188,26 @@ class Stopwatch:
         work, notes = work_done(self.plan, step, results)
         if not all(value > 0 for value in work.values()):
             return
+        is_fitted = self.setup.kinds["judge"].setting == "embedded"
         kind = replace(self.setup.kinds[act], first=first, parameters=0 if act == "judge" else self._parameters)
-        fixed = min(completion.seconds, max(0.0, _fixed(act, reports, work, completion.seconds)))
+        fixed = min(completion.seconds, max(0.0, _fixed(act, reports, work, completion.seconds, is_fitted=is_fitted)))
         self.samples.append(Sample(kind, self.setup.name, work, fixed, completion.seconds, notes, self.session, self.origin))
 
 
-def _fixed(act: Act, reports: Sequence[Report], work: Mapping[str, float], seconds: float) -> float:
-    """Seconds of a step that do not grow with its work, as far as its start and progress reports tell."""
+def _fixed(act: Act, reports: Sequence[Report], work: Mapping[str, float], seconds: float, *, is_fitted: bool) -> float:
+    """Seconds of a step that do not grow with its work, as far as its start and progress reports tell.
+
+    Args:
+        is_fitted: The judge is the embedded one, which is fitted before its first verdict unless an earlier session did that.
+    """
     under_way = [report for report in reports if report[1]]
     if act == "train" and under_way and under_way[-1][1] > under_way[0][1]:
         (since, first), (until, last) = under_way[0], under_way[-1]
         return seconds - (until - since) / (last - first) * work["steps"]
     if act == "write" and reports[1:]:
         return reports[1][0] - reports[0][0]  # the model is loaded before the first report
+    if act == "judge" and is_fitted and under_way:
+        return under_way[0][0] - reports[0][0]
     return 0.0
 
 

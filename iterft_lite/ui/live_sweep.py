@@ -48,7 +48,8 @@ def sweep_panel(name: str, cells: Sequence[StudyCell], state: SweepState, *, wid
     parts: list[RenderableType] = [heat_map(cells, state.cells, width=inner, height=max(3, room - 1))]
     if room > 8:
         parts.append(Text(one_line(LEGEND, inner), style="dim"))
-    where = ", ".join(state.workers) + (f" on {state.host}" if state.workers and state.host else "")
+    host = state.host if state.workers and [state.host] != list(state.workers) else ""
+    where = ", ".join(state.workers) + (f" on {host}" if host else "")
     title = one_line("  ".join(filter(None, (name, where))), inner - 2)
     return Panel(
         Group(*parts, *going, *foot), title=Text(title, style="bold"), title_align="left", border_style="cyan", padding=(0, 1)

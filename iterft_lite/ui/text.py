@@ -133,9 +133,12 @@ def judge_sentence(judge: Mapping[str, Json]) -> str:
 def plan_sentence(recipe: Recipe) -> str:
     """What a recipe does, in one sentence."""
     rows = "documents" if recipe.row.rows == "document" else "pairs" if recipe.loss_record.compares else "chats"
-    starts = "each from the base" if recipe.start == "base" else "each from the one before"
-    seeded = f"M1 on {recipe.seed_rows} seed rows, then " if recipe.seed_rows else ""
-    cycles = f"{recipe.cycles} more models on {recipe.rows} {rows} of their own, {starts}" if recipe.cycles else "no more"
+    many = recipe.cycles > 1
+    starts = ("each " if many else "") + ("from the base" if recipe.start == "base" else "from the one before")
+    whose = f"rows of {Path(recipe.seeds.path).name}" if recipe.seeds else "seed rows"
+    seeded = f"M1 on {recipe.seed_rows} {whose}, then " if recipe.seed_rows else ""
+    more = f"{recipe.cycles} more model{'s' * many} on {recipe.rows} {rows} of {'their' if many else 'its'} own"
+    cycles = f"{more}, {starts}" if recipe.cycles else "no more"
     what = f"{recipe.regime.upper()}, trait {Path(recipe.trait).name}, model {title(recipe.model)}: {seeded}{cycles}"
     return "; ".join(filter(None, (what, null_arm_sentence(recipe.model_dump()))))
 

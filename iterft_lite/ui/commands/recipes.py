@@ -104,13 +104,17 @@ def keys(word: str) -> None:
 )
 @click.option("--judge", help="As in a recipe.")
 @click.option("--trait", help="A shipped trait, or the path of a folder.", shell_complete=complete_trait)
+@click.option("--model", help="A model of the hub, or a folder; one that fits the machine by default.")
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
-def init(name: str, regime: str, gpu: float | None, judge: str | None, trait: str | None, force: bool) -> None:
+def init(
+    name: str, regime: str, gpu: float | None, judge: str | None, trait: str | None, model: str | None, force: bool
+) -> None:
     """Write a commented recipe for this machine, and plan it. Asks for what the options do not say.
 
     \b
       iterft init
       iterft init mine --trait bliss --judge embedded
+      iterft init mine --trait ./pirate --model ./my_model
     """
     from iterft_lite.app.own_recipe import begin, judge_choices, need_judge, suggested_gib, traits_for, write_own
     from iterft_lite.backends.judge.identity import PAPER_JUDGE
@@ -128,7 +132,7 @@ def init(name: str, regime: str, gpu: float | None, judge: str | None, trait: st
     if trait is None and asks:
         console.print(f"traits: {', '.join(sorted(traits))}; or the path of a folder, as ./pirate")
         trait = click.prompt("trait", default=traits[0], value_proc=_accepted(read_trait))
-    wanted = begin(regime, gpu, judge=judge or judge_choices()[0], trait=trait or traits[0])
+    wanted = begin(regime, gpu, judge=judge or judge_choices()[0], trait=trait or traits[0], model=model)
     to = Path(f"{name.removesuffix('.toml') or wanted.name}.toml")
     write_own(wanted, to, force=force)
     click.echo(f"wrote {to}\n")

@@ -115,13 +115,16 @@ def _refuse_of_several(folder: Path, *, full: bool, ask_held_out: bool) -> None:
 
 
 def _ask_held_out(out: Path) -> None:
-    from iterft_lite.app.held_out import open_held_out
+    from iterft_lite.app.held_out import not_asked, open_held_out
+    from iterft_lite.experiment.steps import cycle_name
     from iterft_lite.ui.console import make_console
     from iterft_lite.ui.live import View
 
     with open_held_out(out) as opened:
         inputs = opened.resolved.inputs
         console = make_console(stderr=True)
+        if gone := not_asked(opened):
+            console.print(f'not asked: {", ".join(map(cycle_name, gone))}, whose adapters `keep = "ends"` removed')
         view = View(opened.plan, trait=inputs.trait.name, judge=inputs.judge, console=console)
         with interruptible(out), view:
             for event in opened.events():

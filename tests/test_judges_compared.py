@@ -330,7 +330,10 @@ def test_a_comparison_by_a_second_judge_says_that_it_was_fitted_on_two_models(
         assert partly is None or f"`iterft judge {alike} --judge 'embedded'` has it judge" in partly.stderr
         rejudge.rejudge(root, named("embedded"), {}, lambda *_: None)
     doubt = "judges fitted on different answers of untouched models"
-    assert doubt in " ".join(iterft("compare", run, other, "--judge", "embedded").stdout.split())
+    said = " ".join(iterft("compare", run, other, "--judge", "embedded").stdout.split())
+    assert doubt in said
+    assert OWN_NOTE in said
+    assert "judge: embedded" in said
     assert doubt not in " ".join(iterft("compare", run, alike, "--judge", "embedded").stdout.split())
     assert doubt not in " ".join(iterft("compare", run, other).stdout.split())
 

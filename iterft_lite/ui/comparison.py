@@ -27,7 +27,7 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
     for letter, side in zip(LETTERS, comparison.sides, strict=False):
         console.print(Text(letter, style=f"bold {STYLES[letter]}").append(f"  {_about(side)}", style="default"))
     console.print()
-    for note in comparison.notes:
+    for note in (*comparison.notes, *comparison.study.notes):
         console.print(safe(note), style=WARNING, markup=False)
     console.print(_settings(comparison))
     console.print()
@@ -39,6 +39,7 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
     console.print()
     for sentence in sentences(comparison):
         console.print(safe(sentence), style="bold" if " ends " in sentence else "", markup=False)
+    console.print(f"judge: {' and '.join(map(one_line, comparison.study.said('judge')))}", style="dim", markup=False)
     if all(len(side.reports) == 1 for side in comparison.sides):
         console.print(
             "one training a side: the intervals cover questions only, another seed may come out otherwise", style="dim"

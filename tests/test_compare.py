@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,8 @@ from iterft_lite.errors import UserError
 from iterft_lite.experiment.grid import Cell
 from iterft_lite.metrics.across_seeds import Estimate
 from iterft_lite.report.compare import Apart, Comparison, compare, sentences
+from iterft_lite.report.study import read_study_report
+from iterft_lite.report.study_words import study_sentence, study_sentences
 from iterft_lite.ui.chart import chart_over
 from iterft_lite.ui.cli import main
 from iterft_lite.ui.comparison import show_comparison
@@ -95,6 +98,21 @@ def test_the_terminal_shows_recipes_curves_and_differences(root: Path) -> None:
     assert "they differ in A B rows 4 6" in words
     assert "B - A" in words
     assert "B ends" in words
+
+
+def test_an_unfinished_study_says_which_trainings_it_speaks_of_so_far(root: Path, tmp_path: Path) -> None:
+    whole = study_sentences(read_study_report([root]))
+    assert "2 experiments have two trainings: such intervals" in " ".join(whole)
+    shutil.copytree(root, tmp_path / "two", symlinks=True)
+    shutil.rmtree(tmp_path / "two" / CELLS / "rows6_s2")
+    study = read_study_report([tmp_path / "two"])
+    assert study_sentence(study) == "4 cells: 3 done, 1 not finished; 2 experiments of 2 trainings each"
+    alone, *others = study_sentences(study)[-3:]
+    assert alone.startswith("1 of 2 experiments have one training so far: their intervals cover questions only")
+    assert others == [
+        "1 experiment has two trainings so far: such intervals hold the truth in as few as 90 % of cases",
+        "1 cell is not finished: verdicts are corrected for the experiments that have scores so far",
+    ]
 
 
 def test_sentences_say_which_side_moved_less_and_whether_a_difference_is_shown() -> None:

@@ -79,17 +79,18 @@ def _reach(study: StudyReport) -> Iterator[str]:
     scored = [each for each in study.experiments if each.change.low is not None]
     alone = sum(each.change.trainings == 1 for each in scored)
     few = sum(each.change.trainings == 2 for each in scored)
+    left = sum(cell.state in ("queued", "running", "lost") for cell in study.cells)
+    so_far = " so far" if left else ""
     if alone:
         which = "all experiments have" if alone == len(scored) else f"{alone} of {len(scored)} experiments have"
-        yield f"{which} one training: their intervals cover questions only, and another seed may come out otherwise"
+        yield f"{which} one training{so_far}: their intervals cover questions only, and another seed may come out otherwise"
     if few:
         have = "experiment has" if few == 1 else "experiments have"
-        yield f"{few} {have} two trainings: such intervals hold the truth in as few as 90 % of cases"
+        yield f"{few} {have} two trainings{so_far}: such intervals hold the truth in as few as 90 % of cases"
     early = sum(len(each.failures) for each in study.everything)
     if early:
         count = f"{early} training{'s' * (early != 1)}"
         yield f"{count} ended early: changes are over those that reached the last cycle; read why the others did not"
-    left = sum(cell.state in ("queued", "running", "lost") for cell in study.cells)
     if left:
         yield (
             f"{left} cell{'s are' if left > 1 else ' is'} not finished: verdicts are corrected for the experiments that have "

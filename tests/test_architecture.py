@@ -44,6 +44,7 @@ ORDER = [
     "report",
     "app",
     "ui",
+    "__main__",
 ]
 """A module imports from its own package and from lines above its own."""
 

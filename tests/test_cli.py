@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import runpy
 import shlex
 import shutil
 from pathlib import Path
@@ -43,6 +44,14 @@ def said(result: Result, code: int) -> str:
     assert "Traceback" not in result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
     return result.output
+
+
+def test_the_package_itself_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["python -m iterft_lite", "plan", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("iterft_lite", run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("Usage: iterft plan")
 
 
 def test_a_run_ends_with_its_report(tiny: Path, tmp_path: Path) -> None:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from iterft_lite.engine.study import CELLS
 from iterft_lite.errors import UserError
 from iterft_lite.experiment.grid import Cell
-from iterft_lite.report.compare import compare, sentences
+from iterft_lite.metrics.across_seeds import Estimate
+from iterft_lite.report.compare import Apart, Comparison, compare, sentences
+from iterft_lite.report.study import read_study_report
+from iterft_lite.report.study_words import study_sentence, study_sentences
 from iterft_lite.ui.chart import chart_over
 from iterft_lite.ui.cli import main
+from iterft_lite.ui.comparison import show_comparison
 from tests.made_up import make_study
 
 
@@ -88,6 +98,43 @@ def test_the_terminal_shows_recipes_curves_and_differences(root: Path) -> None:
     assert "they differ in A B rows 4 6" in words
     assert "B - A" in words
     assert "B ends" in words
+
+
+def test_an_unfinished_study_says_which_trainings_it_speaks_of_so_far(root: Path, tmp_path: Path) -> None:
+    whole = study_sentences(read_study_report([root]))
+    assert "2 experiments have two trainings: such intervals" in " ".join(whole)
+    shutil.copytree(root, tmp_path / "two", symlinks=True)
+    shutil.rmtree(tmp_path / "two" / CELLS / "rows6_s2")
+    study = read_study_report([tmp_path / "two"])
+    assert study_sentence(study) == "4 cells: 3 done, 1 not finished; 2 experiments of 2 trainings each"
+    alone, *others = study_sentences(study)[-3:]
+    assert alone.startswith("1 of 2 experiments have one training so far: their intervals cover questions only")
+    assert others == [
+        "1 experiment has two trainings so far: such intervals hold the truth in as few as 90 % of cases",
+        "1 cell is not finished: verdicts are corrected for the experiments that have scores so far",
+    ]
+
+
+def test_sentences_say_which_side_moved_less_and_whether_a_difference_is_shown() -> None:
+    unsure, sure = Estimate(-3.84, -29.1, 21.5, 1, 4), Estimate(-20.0, -30.0, -10.0, 1, 4)
+    apart = [Apart({2: score}, change, 2, -1) for score, change in ((unsure, sure), (sure, replace(unsure, mean=2.0)))]
+    found = sentences(cast(Comparison, SimpleNamespace(apart=apart)))
+    assert [words.partition(" (")[0] for words in found] == [
+        "B ends 3.8 points below A at cycle 2, no difference is shown",
+        "from cycle 0 on it moved up 20.0 points less than A",
+        "C ends 20.0 points below A at cycle 2",
+        "from cycle 0 on it moved up 2.0 points more than A, no difference is shown",
+    ]
+
+
+def test_numbers_of_four_sides_are_whole_in_a_narrow_terminal(root: Path) -> None:
+    found = compare([root / CELLS / f"rows{rows}_s{seed}" for rows in (4, 6) for seed in (1, 2)])
+    assert len(found.sides) == 2
+    four = replace(found, sides=(*found.sides, *found.sides), apart=found.apart * 3)
+    for width in (60, 80, 120):
+        shown = Console(width=width, file=(text := io.StringIO()))
+        show_comparison(four, shown)
+        assert "…" not in text.getvalue()
 
 
 def test_overlapping_curves_are_both_visible() -> None:

@@ -80,6 +80,12 @@ def test_a_misspelt_recipe_or_command_is_answered_with_similar_names() -> None:
 def test_a_study_given_as_a_recipe_and_a_recipe_given_as_a_study_are_answered_with_the_command() -> None:
     assert "it is a study: `iterft sweep plan nano_sft_grid`" in refused("plan", "nano_sft_grid")
     assert "it is a recipe: `iterft plan nano_sft`" in refused("sweep", "plan", "nano_sft")
+    Path("recipe.toml").write_text(small_recipe())
+    Path("study.toml").write_text('base = "recipe.toml"\n[sweep.grid]\nrows = [4, 5]\n')
+    assert "is a study, not a recipe" in refused("run", "study.toml")
+    assert "`iterft sweep plan study.toml` plans it" in refused("plan", "study.toml")
+    assert "is a recipe, not a study" in refused("sweep", "recipe.toml", "--out", "new")
+    assert "`iterft plan recipe.toml` plans it" in refused("sweep", "plan", "recipe.toml")
 
 
 def test_a_bare_name_means_the_shipped_recipe_even_beside_a_file(tmp_path: Path) -> None:
@@ -228,6 +234,9 @@ def test_a_run_is_stored_under_runs_and_found_as_the_newest(tmp_path: Path) -> N
     Path("second.toml").write_text(small_recipe(trait="bliss"))
     assert "there is no run in `runs`" in printed("runs")
     assert "there is no folder `nowhere`" in refused("runs", "nowhere")
+    Path("study.toml").write_text('base = "first.toml"\n[sweep.grid]\nrows = [4, 5]\n')
+    printed("sweep", "study.toml", "--out", "studies/a", "--plain", "--limit", "1")
+    assert printed("runs", "studies") == "studies/a is a study: `iterft sweep status studies/a`, `iterft runs studies/a`"
     assert "there is no run in `runs`" in refused("report")
     for at, name in enumerate(("first", "second")):
         printed("run", f"{name}.toml")

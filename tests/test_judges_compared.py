@@ -30,7 +30,7 @@ from iterft_lite.experiment.inputs import JudgeIdentity
 from iterft_lite.experiment.plan import make_plan
 from iterft_lite.files import ROWS, read_json, read_rows, write_json
 from iterft_lite.machine.estimate import judging_usd
-from iterft_lite.metrics.agreement import agreement, spearman
+from iterft_lite.metrics.agreement import agreement, calibrated, spearman
 from iterft_lite.protocols import Completion, JudgeRequest, JudgeResponse, Prompt, Sampling
 from iterft_lite.report.report import CALIBRATION, read_report, verdict_sentences, with_scores
 from iterft_lite.report.study import read_study_report
@@ -331,9 +331,23 @@ def test_a_comparison_by_a_second_judge_says_that_it_was_fitted_on_two_models(
         assert partly is None or f"`iterft judge {alike} --judge 'embedded'` has it judge" in partly.stderr
         rejudge.rejudge(root, named("embedded"), {}, lambda *_: None)
     doubt = "judges fitted on different answers of untouched models"
-    assert doubt in " ".join(iterft("compare", run, other, "--judge", "embedded").stdout.split())
+    said = " ".join(iterft("compare", run, other, "--judge", "embedded").stdout.split())
+    assert doubt in said
+    assert OWN_NOTE in said
+    assert "judge: embedded" in said
     assert doubt not in " ".join(iterft("compare", run, alike, "--judge", "embedded").stdout.split())
     assert doubt not in " ".join(iterft("compare", run, other).stdout.split())
+
+
+def test_a_judge_that_ranks_nothing_and_one_with_few_calibration_answers_are_told_apart() -> None:
+    rising, alike = [float(score) for score in range(1, 24)], [100.0] * 23
+    assert calibrated(agreement(rising, alike)).doubt == (
+        "all 23 calibration answers have one score by it, or by careful readers: no ranks to compare"
+    )
+    assert calibrated(agreement(rising[:5], rising[:5])).doubt == (
+        "5 calibration answers have scores by it and careful readers, 12 are needed"
+    )
+    assert calibrated(agreement(rising, rising)).doubt == ""
 
 
 def test_calibration_reports_rank_agreement_length_effect_and_bias() -> None:

@@ -164,7 +164,7 @@ def test_a_study_is_shared_cell_by_cell(tmp_path: Path) -> None:
     assert names == {path.stem for path in (tmp_path / "out" / "recipes").iterdir()}
     assert len(names) == 4
     told = (tmp_path / "out" / "README.md").read_text()
-    assert "4 cells\\: 4 done; 2 experiments of up to 2 trainings each" in told
+    assert "4 cells\\: 4 done; 2 experiments of 2 trainings each" in told
     assert told.count("\n| rows") == 4 + 2  # runs, then experiments
     assert (tmp_path / "out" / "study.png").is_file()
 

@@ -48,8 +48,13 @@ def run_folders(parent: Path) -> list[Path]:
 
 def runs_below(folder: Path) -> list[Path]:
     """The runs of a study, of a folder of runs, or of one of studies, by name."""
-    studies = [folder] if is_study(folder) else [path for path in folder.glob("*") if is_study(path)]
+    studies = [folder] if is_study(folder) else studies_in(folder)
     return sorted(run for place in (folder, *(study / CELLS for study in studies)) for run in run_folders(place))
+
+
+def studies_in(folder: Path) -> list[Path]:
+    """The studies in a folder, by name."""
+    return sorted(path for path in folder.glob("*") if is_study(path))
 
 
 def newest_run(parent: Path = RUNS) -> Path:

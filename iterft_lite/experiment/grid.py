@@ -144,6 +144,8 @@ def read_study(path: Path) -> Study:
         raise RecipeError([f"is not TOML: {error}"], source=source) from None
     except ValueError as error:
         raise RecipeError([f"cannot be read: {getattr(error, 'message', error)}"], source=source) from None
+    if "regime" in given and "sweep" not in given:
+        raise RecipeError(["is a recipe, not a study"], source=source, hint=f"`iterft plan {path}` plans it")
     given.setdefault("name", path.stem)
     return make_study(given, source=source)
 

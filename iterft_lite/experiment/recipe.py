@@ -443,6 +443,8 @@ def read_keys(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
         raise RecipeError(["cannot be read: it is nested too deeply"], source=source) from None
     except ValueError as error:  # no text, or a number of thousands of digits
         raise RecipeError([f"cannot be read: {getattr(error, 'message', error)}"], source=source) from None
+    if {"base", "sweep"} <= given.keys():
+        raise RecipeError(["is a study, not a recipe"], source=source, hint=f"`iterft sweep plan {path}` plans it")
     return with_overrides(given, overrides)
 
 

@@ -97,8 +97,12 @@ def spearman_interval(rho: float | None, pairs: int) -> tuple[float | None, floa
 def calibrated(found: Agreement) -> Calibrated:
     """Whether a judge can be relied on, by its scores (a) of answers that careful readers scored (b)."""
     rho, low, bias = found.spearman, found.spearman_low, found.difference
-    if found.pairs < ENOUGH or rho is None or low is None or bias is None:
-        return Calibrated(rho, f"{found.pairs} calibration answers have scores that differ, {ENOUGH} are needed")
+    if found.pairs < ENOUGH:
+        return Calibrated(rho, f"{found.pairs} calibration answers have scores by it and careful readers, {ENOUGH} are needed")
+    if rho is None or low is None or bias is None:
+        return Calibrated(
+            rho, f"all {found.pairs} calibration answers have one score by it, or by careful readers: no ranks to compare"
+        )
     if low < RELIABLE:
         return Calibrated(rho, f"Spearman with careful readers is {rho:.2f} and may be {low:.2f}, {RELIABLE} is needed")
     if abs(bias) > MOST_BIAS:

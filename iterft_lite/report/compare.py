@@ -163,19 +163,24 @@ def sentences(comparison: Comparison) -> list[str]:
             found.append(f"{letter} and A have no cycle with scores in common")
             continue
         score = apart.by_cycle[apart.last]
-        found.append(f"{letter} ends {_above(score)} A at cycle {apart.last} {interval_words(score)}")
+        far = _far(score, "above", "below")
+        found.append(f"{letter} ends {far} A at cycle {apart.last}{_unsure(score)} {interval_words(score)}")
         if apart.change.mean is not None:
-            found.append(f"from cycle 0 on it moved {apart.change.mean:+.1f} points more than A {interval_words(apart.change)}")
+            far = f"from cycle 0 on it moved up {_far(apart.change, 'more', 'less')} than A"
+            found.append(f"{far}{_unsure(apart.change)} {interval_words(apart.change)}")
         if apart.shared >= 0:
             found.append(f"{letter} and A share every step up to cycle {apart.shared}")
     return found
 
 
-def _above(score: Estimate) -> str:
-    mean = score.mean or 0.0
-    far = f"{abs(mean):.1f} points {'above' if mean >= 0 else 'below'}"
-    sure = score.low is not None and score.high is not None and (score.low > 0 or score.high < 0)
-    return far if sure else f"{far} (no difference is shown)"
+def _far(estimate: Estimate, more: str, less: str) -> str:
+    mean = estimate.mean or 0.0
+    return f"{abs(mean):.1f} points {more if mean >= 0 else less}"
+
+
+def _unsure(estimate: Estimate) -> str:
+    sure = estimate.low is not None and estimate.high is not None and (estimate.low > 0 or estimate.high < 0)
+    return "" if sure else ", no difference is shown"
 
 
 def interval_words(estimate: Estimate) -> str:

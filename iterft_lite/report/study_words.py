@@ -26,7 +26,8 @@ def study_sentence(study: StudyReport) -> str:
     states = Counter(cell.state for cell in study.cells)
     told = ", ".join(f"{states[state]} {words}" for state, words in STATES.items() if states[state])
     count = len(study.experiments)
-    of = "one training each" if study.seeds == 1 else f"up to {study.seeds} trainings each"
+    fewest = min((len(each.cells) for each in study.everything), default=study.seeds)
+    of = "one training each" if study.seeds == 1 else f"{'up to ' * (fewest < study.seeds)}{study.seeds} trainings each"
     arms = f" and {len(study.arms)} null arm{'s' * (len(study.arms) != 1)}" if study.arms else ""
     return f"{len(study.cells)} cells: {told}; {count} experiment{'s' * (count != 1)} of {of}{arms}"
 
@@ -78,18 +79,23 @@ def _reach(study: StudyReport) -> Iterator[str]:
     scored = [each for each in study.experiments if each.change.low is not None]
     alone = sum(each.change.trainings == 1 for each in scored)
     few = sum(each.change.trainings == 2 for each in scored)
+    left = sum(cell.state in ("queued", "running", "lost") for cell in study.cells)
+    so_far = " so far" if left else ""
     if alone:
         which = "all experiments have" if alone == len(scored) else f"{alone} of {len(scored)} experiments have"
-        yield f"{which} one training: their intervals cover questions only, and another seed may come out otherwise"
+        yield f"{which} one training{so_far}: their intervals cover questions only, and another seed may come out otherwise"
     if few:
-        yield f"{few} experiments have two trainings: such intervals hold the truth in as few as 90 % of cases"
+        have = "experiment has" if few == 1 else "experiments have"
+        yield f"{few} {have} two trainings{so_far}: such intervals hold the truth in as few as 90 % of cases"
     early = sum(len(each.failures) for each in study.everything)
     if early:
         count = f"{early} training{'s' * (early != 1)}"
         yield f"{count} ended early: changes are over those that reached the last cycle; read why the others did not"
-    left = sum(cell.state in ("queued", "running", "lost") for cell in study.cells)
     if left:
-        yield f"{left} cells are not finished: verdicts are corrected for the experiments that have scores so far"
+        yield (
+            f"{left} cell{'s are' if left > 1 else ' is'} not finished: verdicts are corrected for the experiments that have "
+            "scores so far"
+        )
 
 
 def arm_sentences(study: StudyReport) -> list[str]:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from iterft_lite.digests import Json, canonical
-from iterft_lite.experiment.steps import cycle_title
+from iterft_lite.experiment.steps import cycle_name, cycle_title
 from iterft_lite.hub import title
 from iterft_lite.metrics.across_seeds import Estimate
 from iterft_lite.report.compare import LETTERS, Comparison, sentences
 from iterft_lite.report.study import Experiment
 from iterft_lite.ui.chart import chart_over, chart_step
 from iterft_lite.ui.foreign import one_line, safe
-from iterft_lite.ui.tables import WARNING, plain_table
+from iterft_lite.ui.tables import WARNING, first_that_fits, plain_table
 
 STYLES = dict(zip(LETTERS, ("dodger_blue1", "dark_orange3", "green4", "magenta", "gold3", "grey58"), strict=True))
 """Readable on dark and on light backgrounds alike; the letters tell the curves apart."""
@@ -27,17 +27,19 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
     for letter, side in zip(LETTERS, comparison.sides, strict=False):
         console.print(Text(letter, style=f"bold {STYLES[letter]}").append(f"  {_about(side)}", style="default"))
     console.print()
-    for note in comparison.notes:
+    for note in (*comparison.notes, *comparison.study.notes):
         console.print(safe(note), style=WARNING, markup=False)
     console.print(_settings(comparison))
     console.print()
     if chart := _chart(comparison, console.width):
         console.print(chart)
         console.print()
-    console.print(_by_cycle(comparison))
+    tables = [_by_cycle(comparison, form) for form in _FORMS]
+    console.print(first_that_fits(tables, console, console.width) or tables[-1])
     console.print()
     for sentence in sentences(comparison):
         console.print(safe(sentence), style="bold" if " ends " in sentence else "", markup=False)
+    console.print(f"judge: {' and '.join(map(one_line, comparison.study.said('judge')))}", style="dim", markup=False)
     if all(len(side.reports) == 1 for side in comparison.sides):
         console.print(
             "one training a side: the intervals cover questions only, another seed may come out otherwise", style="dim"
@@ -75,13 +77,25 @@ def _chart(comparison: Comparison, width: int) -> Text | None:
     return chart_over(curves, cycles, STYLES, width=width) if any(curves.values()) and chart_step(cycles, width) else None
 
 
-def _by_cycle(comparison: Comparison) -> Table:
+@dataclass(frozen=True)
+class _Form:
+    """What the table of cycles shows."""
+
+    titles: bool = True
+    intervals: bool = True
+
+
+_FORMS = (_Form(), _Form(titles=False), _Form(titles=False, intervals=False))
+
+
+def _by_cycle(comparison: Comparison, form: _Form) -> Table:
     letters = LETTERS[: len(comparison.sides)]
     table = plain_table("cycle", *letters, *(f"{letter} - A" for letter in letters[1:]))
     for number in sorted({number for side in comparison.sides for number in side.points}):
         scores = [side.points[number].trait if number in side.points else None for side in comparison.sides]
         apart = [each.by_cycle.get(number) for each in comparison.apart]
-        table.add_row(cycle_title(number), *map(_score, scores), *map(_apart, apart))
+        title = cycle_title(number) if form.titles else cycle_name(number)
+        table.add_row(title, *map(_score, scores), *(_apart(each, form) for each in apart))
     return table
 
 
@@ -89,12 +103,8 @@ def _score(estimate: Estimate | None) -> str:
     return "" if estimate is None or estimate.mean is None else f"{estimate.mean:.1f}"
 
 
-def _apart(estimate: Estimate | None) -> str:
-    return "".join(_parts(estimate))
-
-
-def _parts(estimate: Estimate | None) -> Iterator[str]:
-    if estimate and estimate.mean is not None:
-        yield f"{estimate.mean:+.1f}"
-        if estimate.low is not None and estimate.high is not None:
-            yield f" [{estimate.low:+.0f} {estimate.high:+.0f}]"
+def _apart(estimate: Estimate | None, form: _Form) -> str:
+    if estimate is None or estimate.mean is None:
+        return ""
+    is_known = form.intervals and estimate.low is not None and estimate.high is not None
+    return f"{estimate.mean:+.1f}" + (f" [{estimate.low:+.0f} {estimate.high:+.0f}]" if is_known else "")

@@ -85,6 +85,8 @@ def _foot(state: SweepState, width: int, spent: str) -> Text:
         words.append(f"${state.usd:.2f}")
     if state.seconds_left and not state.ended:
         words.append(time_left(state.seconds_left))
+    if state.ended and counts["queued"]:
+        words.append("no sweep is going on")
     return Text(one_line(", ".join(filter(None, words)), width))
 
 

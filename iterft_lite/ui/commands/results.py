@@ -222,7 +222,7 @@ def export(out: Path, cycle: int | None, quant: str | None, adapter: bool, ollam
 @click.command()
 @click.argument("folder", metavar="[DIR]", type=RunFolder, default=Path("runs"))
 def runs(folder: Path) -> None:
-    """List the runs in a folder, the newest first.
+    """List the runs in a folder, the newest first, and its studies.
 
     \b
       iterft runs
@@ -230,7 +230,7 @@ def runs(folder: Path) -> None:
     """
     import datetime
 
-    from iterft_lite.app.runs import list_runs
+    from iterft_lite.app.runs import list_runs, studies_in
     from iterft_lite.hub import title
     from iterft_lite.ui import tables
     from iterft_lite.ui.console import make_console
@@ -241,5 +241,8 @@ def runs(folder: Path) -> None:
         when = datetime.datetime.fromtimestamp(each.changed).strftime("%Y-%m-%d %H:%M")
         entries.append((str(each.folder), f"{each.regime}, {each.trait}, {title(each.model)}", f"{state}, {when}"))
     tables.show_entries(entries, make_console())
-    if not entries:
+    studies = studies_in(folder)
+    for study in studies:
+        click.echo(f"{study} is a study: `iterft sweep status {study}`, `iterft runs {study}`")
+    if not entries and not studies:
         click.echo(f"there is no run in `{folder}`; make one: iterft run nano_sft")

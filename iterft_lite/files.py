@@ -91,7 +91,9 @@ def our_error(path: Path, error: OSError, *, doing: str = "written") -> IterftEr
     reason = os.strerror(number).lower() if number else str(error)
     message = f"`{path}` cannot be {doing}: {reason}"
     if number in REFUSED and doing == "written":
-        return FolderError(message, hint=WAYS_ON.get(number) or _elsewhere(path) or "choose another folder with `--out`")
+        gone = number == errno.ENOENT and not path.parent.exists()
+        way = f"make the folder `{path.parent}` first, or choose another" if gone else "choose another folder with `--out`"
+        return FolderError(message, hint=WAYS_ON.get(number) or _elsewhere(path) or way)
     return (FileError if doing == "read" else StoreError)(message, hint=WAYS_ON.get(number))
 
 

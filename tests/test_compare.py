@@ -57,6 +57,14 @@ def test_runs_that_differ_only_by_seed_form_one_side(root: Path) -> None:
     assert any("over questions and trainings, 4 questions" in sentence for sentence in sentences(found))
 
 
+def test_sides_differ_by_nothing_where_they_have_the_same_models(root: Path) -> None:
+    by_cycle = compare([root]).apart[0].by_cycle
+    for shared in (-1, 0):  # what varies between seeds varies in both sides alike
+        assert (by_cycle[shared].mean, by_cycle[shared].low, by_cycle[shared].high) == (0.0, 0.0, 0.0)
+        assert by_cycle[shared].error is None
+    assert by_cycle[1].error is not None
+
+
 def test_two_trainings_of_one_experiment_are_compared_as_such(root: Path) -> None:
     found = compare([root / CELLS / "rows4_s2", root / CELLS / "rows4_s1"])
     assert found.settings == {"seed": (2, 1)}

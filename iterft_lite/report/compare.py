@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from iterft_lite.digests import Json, canonical
@@ -13,6 +13,9 @@ from iterft_lite.metrics.across_seeds import Estimate, difference, prompt_means
 from iterft_lite.report.cells import NO_DIFFERENCE, SEED, CellReport, ReadRun, read_cells
 from iterft_lite.report.report import Report, read_report
 from iterft_lite.report.study import Experiment, StudyReport, moved, scores_of, study_report
+
+ROUNDING = 1e-9
+"""Points by which sums of the same scores may differ."""
 
 MOST = 6
 """Sides that are compared at most: curves over each other are not told apart beyond."""
@@ -111,12 +114,29 @@ def _seeds(side: Experiment) -> Json:
 
 def _apart(first: Experiment, other: Experiment) -> Apart:
     cycles = sorted(set(first.points) & set(other.points))
-    by_cycle = {cycle: difference(_means(first, cycle), _means(other, cycle)) for cycle in cycles}
+    by_cycle = {cycle: _difference(first, other, cycle) for cycle in cycles}
     last = max((cycle for cycle in cycles if cycle >= 0 and by_cycle[cycle].mean is not None), default=-1)
     # Two comparisons: how far apart the ends are, and how much further one moved from its own start. Sides that start apart can
     # end alike, and the other way round.
     change = difference(moved(first, last), moved(other, last))
     return Apart(by_cycle, change, last, _shared(first.reports[0], other.reports[0]))
+
+
+def _difference(first: Experiment, other: Experiment, cycle: int) -> Estimate:
+    """Of the scores of a cycle. Sides whose models are the same there, as the untouched ones of equal seeds, differ by nothing,
+    and no other training could have it otherwise."""
+    found = difference(_means(first, cycle), _means(other, cycle))
+    same = _answers(first, cycle) == _answers(other, cycle)
+    if same and found.mean is not None and abs(found.mean) < ROUNDING:  # more: another judge's verdicts on the same answers
+        return replace(found, mean=0.0, low=0.0, high=0.0, error=None, freedom=None)
+    return found
+
+
+def _answers(side: Experiment, cycle: int) -> list[str]:
+    """Keys of the answers that a side's models gave."""
+    return sorted(
+        step.key for report in side.reports for step in report.steps if (step.cycle, step.verb) == (cycle, "evaluate_samples")
+    )
 
 
 def _means(side: Experiment, cycle: int) -> list[dict[str, float]]:

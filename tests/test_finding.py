@@ -235,7 +235,7 @@ def test_a_run_is_stored_under_runs_and_found_as_the_newest(tmp_path: Path) -> N
     assert "there is no run in `runs`" in printed("runs")
     assert "there is no folder `nowhere`" in refused("runs", "nowhere")
     Path("study.toml").write_text('base = "first.toml"\n[sweep.grid]\nrows = [4, 5]\n')
-    printed("sweep", "study.toml", "--out", "studies/a", "--plain", "--limit", "1")
+    assert "1 of 2 cells, 30 of 46 steps" in printed("sweep", "study.toml", "--out", "studies/a", "--plain", "--limit", "1")
     assert printed("runs", "studies") == "studies/a is a study: `iterft sweep status studies/a`, `iterft runs studies/a`"
     assert "there is no run in `runs`" in refused("report")
     for at, name in enumerate(("first", "second")):

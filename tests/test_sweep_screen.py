@@ -93,4 +93,5 @@ def test_without_a_terminal_a_sweep_prints_a_line_for_each_result() -> None:
     assert str(console.file.getvalue()).splitlines() == [  # type: ignore[attr-defined]
         "seed_rows5_rows20: begun on gpu 0, attempt 2",
         "seed_rows60_rows100: result (result: the training diverged)",
+        "1 of 12 cells, 30 of 120 steps, 0 s, 1 result, $1.25",
     ]

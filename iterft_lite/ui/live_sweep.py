@@ -77,17 +77,23 @@ def _reason(state: CellState) -> str:
 
 
 def _foot(state: SweepState, width: int, spent: str) -> Text:
+    words = _come_to(state, spent)
+    if state.seconds_left and not state.ended:
+        words.append(time_left(state.seconds_left))
+    if state.ended and any(one.state == "queued" for one in state.cells.values()):
+        words.append("no sweep is going on")
+    return Text(one_line(", ".join(words), width))
+
+
+def _come_to(state: SweepState, spent: str) -> list[str]:
+    """How far a sweep has come, what it took and cost."""
     counts = Counter(one.state for one in state.cells.values())
     inside = sum(many for how, many in counts.items() if how != "outside")
     words = [f"{counts['done']} of {inside} cells", f"{state.finished} of {state.steps} steps", spent]
     words += [f"{counts[how]} {how}" for how in ("result", "failed", "lost") if counts[how]]
     if state.usd:
         words.append(f"${state.usd:.2f}")
-    if state.seconds_left and not state.ended:
-        words.append(time_left(state.seconds_left))
-    if state.ended and counts["queued"]:
-        words.append("no sweep is going on")
-    return Text(one_line(", ".join(filter(None, words)), width))
+    return [word for word in words if word]
 
 
 class SweepView:
@@ -126,12 +132,16 @@ class SweepView:
         if self.is_live:
             self._live.refresh()
             self._live.stop()
+        else:
+            self.console.print(", ".join(_come_to(self._state(), self._spent())), soft_wrap=True, highlight=False)
 
     def render(self) -> RenderableType:
         """The view as it stands, in the terminal's size."""
         width, height = self.console.size
-        spent = clock(self._now() - self._started)
-        return sweep_panel(self._name, self._cells, self._state(), width=width, height=height, spent=spent)
+        return sweep_panel(self._name, self._cells, self._state(), width=width, height=height, spent=self._spent())
+
+    def _spent(self) -> str:
+        return clock(self._now() - self._started)
 
     def take(self, event: SweepEvent) -> None:
         """Take an event in: the live view draws by itself, plain lines say what a cell came to."""

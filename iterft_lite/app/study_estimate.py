@@ -68,7 +68,7 @@ def estimate_study(
         "GPU memory": vram_sentence(largest.prepared.resolved, machine),
         "judging": _dollars_sentence(steps, costs),
         "disk": f"about {size_words(sum(cost.disk for cost in distinct))} once it is over, as `keep` leaves it"
-        + (f"; until then up to {size_words(passing)} more for each cell that is run at the time" if passing else ""),
+        + (f"; until then up to {size_words(passing)} more for each cell that is being run" if passing else ""),
     }
     if finished is not None:
         lines["reused"] = reused_sentence(steps.distinct.values(), finished, costs)

@@ -28,11 +28,29 @@ from iterft_lite.protocols import Backends
 from iterft_lite.testing.fakes import fake_backends
 
 SECONDS = {
-    "q8_0": {"data": 4.1, "train": 5.4, "merge": 4.9, "load": 1.3, "parity": 1.1, "answers": 11.0, "M[0]": 2.8, "M[t]": 1.4},
-    "bf16": {"data": 3.2, "train": 4.9, "merge": 7.0, "load": 1.6, "parity": 1.0, "answers": 8.2, "M[0]": 2.9, "M[t]": 1.4},
+    "q8_0": {
+        "data": 4.1,
+        "train": 5.4,
+        "merge": 4.9,
+        "load": 1.3,
+        "parity": 1.1,
+        "probe_logits": 0.5,
+        "answers": 11.0,
+        "M[0]": 2.8,
+        "M[t]": 1.4,
+    },
+    "bf16": {
+        "data": 3.2,
+        "train": 4.9,
+        "merge": 7.0,
+        "load": 1.6,
+        "parity": 1.0,
+        "probe_logits": 0.5,
+        "answers": 8.2,
+        "M[0]": 2.9,
+        "M[t]": 1.4,
+    },
 }
-UNTOUCHED = 0.5
-"""The untouched model's logits in an export's check."""
 
 MANY = 100
 """Prompts of which more are an evaluation, fewer the next data."""
@@ -82,7 +100,7 @@ class Paced:
             case "generator", "load":
                 new, self._loaded = str(args[:2]) != self._loaded, str(args[:2])
                 return "load" if new and "bases" not in str(args[0]) else ""
-        return {"train": "train", "parity": "parity", "probe_logits": "untouched"}.get(name, "")
+        return name if name in ("train", "parity", "probe_logits") else ""
 
 
 @dataclass
@@ -96,8 +114,10 @@ class Place:
     def open(self, residents: Residents) -> LocalExecutor:
         """Backends there."""
         fakes = fake_backends()
-        paced = {who: Paced(getattr(fakes, who), who, self.clock) for who in ("trainer", "exporter", "generator")}
-        return _Streaming(Backends(**paced, judge=fakes.judge), residents.model, residents.context)  # type: ignore[arg-type]  # as their protocols
+        paced: dict[str, Any] = {
+            who: Paced(getattr(fakes, who), who, self.clock) for who in ("trainer", "exporter", "generator")
+        }
+        return _Streaming(Backends(**paced, judge=fakes.judge), residents.model, residents.context)
 
 
 class _Streaming(LocalExecutor):
@@ -116,7 +136,7 @@ def swept(asked: argparse.Namespace, chains: int, work: Path) -> str:
     )
     study = work / "study.toml"
     study.write_text(f"base = {base}\n[sweep.grid]\nseed_rows = {rows}\n", encoding="utf-8")
-    clock, ended = Clock(SECONDS[asked.quant] | {"untouched": UNTOUCHED} | dict(asked.set), asked.scale), []
+    clock, ended = Clock(SECONDS[asked.quant] | dict(asked.set), asked.scale), []
     with open_sweep(StudyPlan(study), work / f"out-{chains}", [Place(chains, clock)]) as sweep:
         for event in sweep.events():
             if isinstance(event, CellEnded):
@@ -131,6 +151,8 @@ def swept(asked: argparse.Namespace, chains: int, work: Path) -> str:
 
 def _setting(text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
+    if name not in SECONDS["bf16"]:
+        raise argparse.ArgumentTypeError(f"`{name}` is none of {', '.join(SECONDS['bf16'])}")
     return name, float(value)
 
 
@@ -141,7 +163,9 @@ def main() -> None:
     parser.add_argument("--quant", choices=SECONDS, default="bf16")
     parser.add_argument("--cycles", type=int, default=1)
     parser.add_argument("--cells", type=int, default=6)
-    parser.add_argument("--scale", type=float, default=0.2, help="seconds here of a second there")
+    parser.add_argument(
+        "--scale", type=float, default=0.2, help="seconds here of a second there; below 0.2 the own time of the program counts"
+    )
     parser.add_argument("--set", type=_setting, action="append", default=[], help="other seconds, NAME=SECONDS")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

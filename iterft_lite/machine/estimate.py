@@ -10,7 +10,7 @@ from iterft_lite.backends.judge.prices import tokens_of
 from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.steps import Step
 from iterft_lite.machine.forecast import Forecast, forecast
-from iterft_lite.machine.memory import BITS, shape_of, takes_turns
+from iterft_lite.machine.memory import shape_of, takes_turns
 from iterft_lite.machine.resolve import Machine, Resolved, this_machine
 from iterft_lite.machine.timing import Sample, setup_of
 from iterft_lite.machine.work import NOTHING, Span, rows_asked
@@ -68,7 +68,7 @@ def disk_left(plan: Plan, resolved: Resolved) -> dict[str, int]:
     if shape is None:
         return {}
     adapter = shape.layers * recipe.train.lora_rank * sum(map(sum, shape.matrices)) * ADAPTER_BYTES
-    merged = int(shape.parameters * BITS[recipe.quant] / 8)
+    merged = shape.stored(recipe.quant)
     trained, exports = ([step for step in plan if step.verb == verb] for verb in ("train", "export"))
     first = 1 if recipe.keep == "ends" else len(trained)
     left = {step.name: adapter for step in (*trained[:first], *trained[-1:])}
@@ -91,7 +91,7 @@ def disk_meanwhile(plan: Plan, resolved: Resolved) -> int:
     if shape is None or recipe.keep == "all":
         return 0
     at_once = {"adapter": 0, "auto": 2, "merged": 3}[recipe.export]
-    return max(0, at_once - (recipe.keep == "last")) * int(shape.parameters * BITS[recipe.quant] / 8)
+    return max(0, at_once - (recipe.keep == "last")) * shape.stored(recipe.quant)
 
 
 # -- dollars

@@ -94,6 +94,10 @@ class Shape:
         """All numbers but those of norms and biases."""
         return self.linear + self.embedding
 
+    def stored(self, quant: str) -> int:
+        """Bytes of all numbers in a number format."""
+        return int(self.parameters * BITS[quant] / 8)
+
     @property
     def linear(self) -> int:
         """Numbers of all layers' projections."""
@@ -152,7 +156,7 @@ def vram_needed(recipe: Recipe, place: str) -> Vram | None:
         base=int(shape.linear * base / 8 + numbers * shape.embedding) + RUNTIME,
         training=int(adapter * 12 + logits + kept),
         tight=int(adapter * 12 + logits + least),
-        generator=int((shape.linear + shape.embedding) * BITS[recipe.quant] / 8 + cache) + RUNTIME + (512 << 20),
+        generator=shape.stored(recipe.quant) + cache + RUNTIME + (512 << 20),
         judge=_judge_needs(shape) if recipe.judge == "base" else 0,
     )
 
@@ -160,7 +164,7 @@ def vram_needed(recipe: Recipe, place: str) -> Vram | None:
 def _judge_needs(shape: Shape) -> int:
     """GPU memory of the untouched model as judge, bytes."""
     quant, slots, tokens = JUDGE
-    return int(shape.parameters * BITS[quant] / 8 + slots * tokens * 4 * shape.layers * shape.kv) + RUNTIME + (512 << 20)
+    return shape.stored(quant) + slots * tokens * 4 * shape.layers * shape.kv + RUNTIME + (512 << 20)
 
 
 SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads")

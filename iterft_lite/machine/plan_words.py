@@ -12,7 +12,7 @@ from iterft_lite.experiment.steps import Step
 from iterft_lite.experiment.verbs import VERBS, Act
 from iterft_lite.machine.estimate import disk_left, disk_meanwhile, judging_usd
 from iterft_lite.machine.forecast import CALL_SECONDS, FURTHER, ORDER, Forecast, Ground, Nearness
-from iterft_lite.machine.memory import BITS, shape_of, vram_needed
+from iterft_lite.machine.memory import shape_of, vram_needed
 from iterft_lite.machine.resolve import Machine, Resolved, this_machine
 from iterft_lite.machine.timing import BATCHES
 from iterft_lite.machine.work import ACTS, Span, rows_asked, verdicts
@@ -83,7 +83,7 @@ def _disk_sentence(plan: Plan, resolved: Resolved) -> str:
     recipe, shape = plan.recipe, shape_of(resolved.model)
     if shape is None:
         return "not known before the model is downloaded"
-    stays, merged = sum(disk_left(plan, resolved).values()), shape.parameters * BITS[recipe.quant] / 8
+    stays, merged = sum(disk_left(plan, resolved).values()), shape.stored(recipe.quant)
     beside = disk_meanwhile(plan, resolved)
     most = f"{size_words(stays + beside)} for the run" + (" at most" if recipe.export == "auto" else "")
     after = f", of which {size_words(stays)} stay" if beside else ""

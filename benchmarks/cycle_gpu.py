@@ -1,7 +1,7 @@
 """A whole cycle on one NVIDIA GPU: this program's against a straightforward script's, and the parts that it is made of.
 
-    python benchmarks/cycle_gpu.py [cycle] [script] [generation] [reading] [readers] [--size 4b] [--free GIB] [--json FILE]
-        [--work DIR]
+    python benchmarks/cycle_gpu.py [cycle] [script] [generation] [reading] [readers] [merging] [--size 4b] [--free GIB]
+        [--json FILE] [--work DIR]
 
 cycle       `iterft run`'s own path: an untouched model and three cycles of 50 rows trained, 12 x 20 answers of up to 250 tokens
             and 50 rows of up to 300 tokens written; the embedded judge works beside it on the CPU
@@ -13,6 +13,7 @@ reading     likelihoods of 12 x 20 answers of 250 tokens under the untouched mod
 readers     the same answers by the trainer and by llama.cpp, which both read the model as it is stored, and by llama.cpp in
             `--quant`: nats a token, seconds, and how far perplexities differ. `--size nano` asks for seed chats of the shipped
             model instead; on a CPU: `readers --size nano --trainer peft --base f32`
+merging     a merged export by its parts: made and thrown away, written, written and digested, and flushed to the disk
 
 With `--calls` each call to a backend within the cycles is printed, as `run_seconds.py` does for any recipe. With `--free 8`
 another process holds all of the GPU's memory but 8 GiB: how a run fares on a smaller card, but for its speed.
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib.metadata
 import json
 import math
@@ -499,6 +501,67 @@ def timed(reader: Generator | Trainer, load: Callable[[], None], model: str, cou
     return {"tokens": tokens, "seconds": seconds, "nll": sum(texts) / tokens, "texts": texts}
 
 
+def merging(asked: argparse.Namespace) -> dict[str, float]:
+    """Seconds of a merged export by what is done of it, in a process of its own."""
+    os.environ["ITERFT_CACHE"] = str(asked.work / "cache")
+    return child(["merge", str(make_model(asked.size, asked.work)), str(asked.work / "merging"), asked.quant], asked.work)
+
+
+def merge(model: str, folder: str, quant: str) -> dict[str, float]:
+    """The seconds of each way, in the order of this list, after one that is not counted."""
+    import numpy as np
+
+    from iterft_lite.backends.exporter.gguf import GgufExporter
+    from iterft_lite.gguf.adapter import LowRank
+    from iterft_lite.gguf.arithmetic import choose_arithmetic
+    from iterft_lite.gguf.base import base_gguf, no_op
+    from iterft_lite.gguf.file import Checksum, write_gguf
+    from iterft_lite.gguf.merge import DIRECT, merged_parts, planned
+
+    GgufExporter().stored(model)
+    base = base_gguf(model, no_op).file
+    draw = np.random.default_rng(0)
+    matrices = [tensor for tensor in base.tensors.values() if tensor.name.startswith("blk.") and len(tensor.shape) == 2]
+    normal = functools.partial(draw.normal, scale=1e-3)
+    updates = {
+        tensor.name: LowRank(
+            normal(size=(16, tensor.shape[1])).astype(np.float32), normal(size=(tensor.shape[0], 16)).astype(np.float32), 2.0
+        )
+        for tensor in matrices
+    }
+    plan, path = planned(base, quant), Path(folder) / "model.gguf"
+    metadata = base.metadata({"general.file_type": int(DIRECT[quant][1])})
+    arithmetic = choose_arithmetic(sum(tensor.bytes for tensor in plan))
+
+    def parts() -> Iterator[Any]:
+        return merged_parts(base, plan, updates, arithmetic, arithmetic.threads, no_op)
+
+    def thrown_away() -> None:
+        for _ in parts():
+            pass
+
+    def written(*, digested: bool, flushed: bool) -> None:
+        checksum = Checksum() if digested else None
+        write_gguf(path, metadata, plan, parts(), alignment=32, checksum=checksum, flushed=flushed)
+        if checksum is not None:
+            checksum.hexdigest()
+        path.unlink()
+
+    ways = {
+        "made once": thrown_away,
+        "made": thrown_away,
+        "written": functools.partial(written, digested=False, flushed=False),
+        "written and digested": functools.partial(written, digested=True, flushed=False),
+        "written, digested and flushed": functools.partial(written, digested=True, flushed=True),
+    }
+    seconds = {}
+    for name, way in ways.items():
+        began = time.perf_counter()
+        way()
+        seconds[name] = round(time.perf_counter() - began, 2)
+    return seconds
+
+
 def passages_of(model: str, count: int, length: int) -> list[Passage]:
     """Answers of a length to 12 questions; for the shipped model seed chats of a trait, as they are."""
     from iterft_lite.data.traits import read_trait
@@ -614,15 +677,17 @@ def table(report: dict[str, Any], *, calls: bool) -> str:
             f"{name:>20} {row['seconds']:7.2f} s  {row['nll']:.6f} nats a token, perplexity {row['perplexity']:.2f}: "
             f"{row['perplexity_against_trainer']:+.3%}, a text's nats at most {row['furthest_text']:.3%} from the trainer's"
         )
+    lines += [f"{name:>30} {seconds:6.2f} s" for name, seconds in report.get("merging", {}).items()]
     for name, row in report.get("generation", {}).get("ways", {}).items():
         lines.append(f"{name:>16} {row['tokens_per_second']:8.0f} tokens/s  {row.get('against_one', 0.0):6.1f} x")
     return "\n".join(lines)
 
 
-PARTS = {"cycle": cycle, "script": script, "generation": generation, "reading": reading, "readers": readers}
+PARTS = {"cycle": cycle, "script": script, "generation": generation, "reading": reading, "readers": readers, "merging": merging}
 CHILDREN = {
     "make": write_model,
     "export": export,
+    "merge": merge,
     "read": read,
     "stored": stored,
     "trainer": trainer,

@@ -1,7 +1,7 @@
 """The merged GGUF: W + scale * B A, tensor by tensor, quantised and written in one pass, without a 16-bit copy on the disk.
 
 1. A plan says the number format of each tensor (`planned`, or `layout` for K-quants).
-2. Threads make parts of tensors: read W's rows, add B A, bring them into the format (`_parts`).
+2. Threads make parts of tensors: read W's rows, add B A, bring them into the format (`merged_parts`).
 3. The file is written in order, while the threads work ahead (`file.write_gguf`).
 
 K-quants mix formats, and only llama.cpp knows which tensor gets which. So llama.cpp quantises the untouched base once; the
@@ -158,14 +158,14 @@ def _write(
     if absent:
         raise ExportError(f"the base has no `{absent[0]}` to merge into")
     metadata = base.metadata({"general.file_type": int(file_type)})
-    parts = _parts(base, plan, updates, arithmetic, max(threads, arithmetic.threads), on_tensor)
+    parts = merged_parts(base, plan, updates, arithmetic, max(threads, arithmetic.threads), on_tensor)
     alignment = int(base.value("general.alignment", GGUF_DEFAULT_ALIGNMENT))
     # a merged model can be made again from its adapter, and is removed with the next: it need not wait for the disk
     flushed = adapter is None
     return write_gguf(path, metadata, plan, parts, alignment=alignment, checksum=checksum, flushed=flushed)
 
 
-def _parts(
+def merged_parts(
     base: GgufFile,
     plan: list[Tensor],
     updates: Mapping[str, LowRank],

@@ -512,11 +512,12 @@ def merge(model: str, folder: str, quant: str) -> dict[str, float]:
     import numpy as np
 
     from iterft_lite.backends.exporter.gguf import GgufExporter
-    from iterft_lite.gguf.adapter import LowRank
+    from iterft_lite.files import flush
+    from iterft_lite.gguf.adapter import Adapter, LowRank
     from iterft_lite.gguf.arithmetic import choose_arithmetic
     from iterft_lite.gguf.base import base_gguf, no_op
-    from iterft_lite.gguf.file import Checksum, write_gguf
-    from iterft_lite.gguf.merge import DIRECT, merged_parts, planned
+    from iterft_lite.gguf.file import Checksum
+    from iterft_lite.gguf.merge import merge_parts, planned, write_merged
 
     GgufExporter().stored(model)
     base = base_gguf(model, no_op).file
@@ -530,21 +531,19 @@ def merge(model: str, folder: str, quant: str) -> dict[str, float]:
         for tensor in matrices
     }
     plan, path = planned(base, quant), Path(folder) / "model.gguf"
-    metadata = base.metadata({"general.file_type": int(DIRECT[quant][1])})
     arithmetic = choose_arithmetic(sum(tensor.bytes for tensor in plan))
 
-    def parts() -> Iterator[Any]:
-        return merged_parts(base, plan, updates, arithmetic, arithmetic.threads, no_op)
-
     def thrown_away() -> None:
-        for _ in parts():
+        for _ in merge_parts(base, plan, updates, lambda *_: 0, arithmetic, 1, no_op):
             pass
 
     def written(*, digested: bool, flushed: bool) -> None:
         checksum = Checksum() if digested else None
-        write_gguf(path, metadata, plan, parts(), alignment=32, checksum=checksum, flushed=flushed)
+        write_merged(base, Adapter(32.0, updates), path, quant, arithmetic=arithmetic, checksum=checksum)
         if checksum is not None:
             checksum.hexdigest()
+        if flushed:
+            flush(path)
         path.unlink()
 
     ways = {

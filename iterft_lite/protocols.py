@@ -179,7 +179,7 @@ class Exported:
         bytes: Written for this export.
         seconds: By part: convert; merge, or of an untouched base in a K-quant quantise.
         base: The untouched model in the same number format, which the export is compared with; None where it was not made.
-        sha256: Of a merged file, taken while it was written; "" where none was.
+        digest: Of a merged file by pieces (`digests.py`), taken while it was written; "" where none was.
     """
 
     path: Path
@@ -187,7 +187,7 @@ class Exported:
     bytes: int
     seconds: dict[str, float]
     base: Path | None = None
-    sha256: str = ""
+    digest: str = ""
 
 
 class Exporter(Protocol):

@@ -15,6 +15,7 @@ import iterft_lite
 from iterft_lite.backends.exporter.gguf import GgufExporter
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.data.traits import read_trait
+from iterft_lite.digests import digest_by_pieces
 from iterft_lite.errors import ExportError
 from iterft_lite.files import read_json
 from iterft_lite.gguf import merge
@@ -204,7 +205,7 @@ def test_the_untouched_model_is_written_once_and_linked(trained: Trained, genera
     assert (again["gguf"], again["kind"]) == (None, "adapter")
     kept = untouched_gguf(GgufExporter(threads=1), str(trained.model), tmp_path, "q8_0", lambda _: None)
     assert (tmp_path / "model.gguf").samefile(kept)
-    assert first["sha256"] == merge.hashlib.sha256((tmp_path / "model.gguf").read_bytes()).hexdigest()
+    assert first["digest"] == digest_by_pieces(tmp_path / "model.gguf")
 
 
 # -- the bounds -------------------------------------------------------------------------------------------------------

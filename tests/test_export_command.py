@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from iterft_lite.app.chat import open_chat
 from iterft_lite.app.session import open_run
-from iterft_lite.digests import file_digest
+from iterft_lite.digests import digest_by_pieces
 from iterft_lite.files import read_json
 from iterft_lite.gguf.file import GgufFile
 from iterft_lite.protocols import Change, Parity
@@ -62,7 +62,7 @@ def test_a_cycle_whose_merged_file_was_removed_is_written_again_byte_for_byte(wh
     out = iterft("export", str(root), "--cycle", "0", "--ollama", "--out", str(tmp_path / "again"))
     assert "Modelfile" in out
     known = read_json(root / "by-name/c0-export/completion.json")["files"]["model.gguf"]["sha256"]
-    assert file_digest(tmp_path / "again/run-c0-q8_0.gguf") == known
+    assert digest_by_pieces(tmp_path / "again/run-c0-q8_0.gguf") == known
     assert "FROM ./run-c0-q8_0.gguf" in (tmp_path / "again/run-c0-q8_0.Modelfile").read_text()
     # another cycle or number format has another name; the same is written again only where that is asked for
     again = ("export", str(root), "--cycle", "0", "--out", str(tmp_path / "again"))

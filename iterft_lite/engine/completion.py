@@ -1,6 +1,6 @@
 """The completion record of a finished step: what it found out, and digests of everything that it rests on.
 
-    completion.json   {"format": 2, "key", "seconds", "results", "files", "inputs", "versions", "step", "digest"}
+    completion.json   {"format": 3, "key", "seconds", "results", "files", "inputs", "versions", "step", "digest"}
 
 `files` names every file of the step with bytes and SHA-256; `step` is the digest of step.json; `digest` is the digest of the
 record without itself: a changed number in it is found. Version 0.1 wrote `sealed.json` without the last two.
@@ -18,11 +18,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from iterft_lite.digests import Json, digest
+from iterft_lite.digests import LEAST_PIECE, Json, digest
 from iterft_lite.errors import FileError, StoreError
 from iterft_lite.files import read_object, write_json
 
-FORMAT = 2
+FORMAT = 3
 
 RECORD = "completion.json"
 OLD_RECORD = "sealed.json"
@@ -39,6 +39,7 @@ class _KnownFile(BaseModel):
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
+    piece_bytes: int | None = Field(default=None, ge=LEAST_PIECE)
     rows: str | None = None
 
 
@@ -66,7 +67,8 @@ class Completion:
         key: The step's.
         seconds: Spent on it, all sessions together.
         results: What the step found out, for the report; JSON.
-        files: Relative path to SHA-256 and bytes; of rows that were appended also `rows`, a digest without their order.
+        files: Relative path to SHA-256 and bytes; of rows that were appended also `rows`, a digest without their order; of a
+            merged model also `piece_bytes`, the size of the pieces over whose SHA-256s the digest is (since format 3).
         inputs: By role, the `result` of each step that was read, as it was then; None where version 0.1 did not note it.
         versions: Of the libraries that made the step (`versions.py`); empty in such records.
         step: Digest of step.json; "" in such records.
@@ -126,7 +128,7 @@ def _parsed(path: Path, value: dict[str, Json]) -> Completion:
             f"`{path}` is of format {record.format}, this version reads up to {FORMAT}",
             hint="update iterft_lite",
         )
-    if record.format == FORMAT and record.digest != _own_digest(value):
+    if record.format > 1 and record.digest != _own_digest(value):
         raise FileError(f"`{path}` was changed after the step was finished (checksum)")
     files = {name: known.model_dump(exclude_none=True) for name, known in record.files.items()}
     return Completion(record.key, record.seconds, record.results, files, record.inputs, record.versions, record.step)

@@ -544,5 +544,5 @@ def _own_file(folder: StepFolder, found: Completion, name: Json) -> Path | None:
 
 
 def _digests(results: Mapping[str, Json]) -> dict[str, str]:
-    """SHA-256 by file name of a merged file, as taken while it was written."""
-    return {results["gguf"]: results["sha256"]} if results.get("sha256") else {}
+    """The digest by pieces of a merged file, by file name, as taken while it was written."""
+    return {results["gguf"]: results["digest"]} if results.get("digest") else {}

@@ -31,7 +31,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from iterft_lite.digests import Json, file_digest
+from iterft_lite.digests import PIECE, Json, digest_by_pieces, file_digest
 from iterft_lite.engine.completion import (
     RECORD,
     Completion,
@@ -195,16 +195,18 @@ class StepFolder:
         """Declare the step finished: flush and digest the files that its verb declares, remove all others, write the record.
 
         Args:
-            known: SHA-256 of files, by name, taken while they were written.
+            known: Digests by pieces (`digests.py`), by file name, taken while files were written. These can be made again, and
+                are not waited for until they are on the disk.
             versions: Versions of the libraries that made the step.
         """
         known = known or {}
         total = self.spent() + seconds
         files: dict[str, dict[str, Json]] = {}
         for name, path in self._own_files():
-            with disk_errors(path):
-                flush(path)
-            files[name] = {"sha256": known.get(name) or file_digest(path), "bytes": path.stat().st_size}
+            if name not in known:
+                with disk_errors(path):
+                    flush(path)
+            files[name] = _as_written(path, known.get(name))
             if name == ROWS and VERBS[self.step.verb].any_order:
                 files[name]["rows"] = rows_digest(read_rows(path))
         read = read_object(self.path / STEP_FILE)["read"]
@@ -253,10 +255,7 @@ class StepFolder:
                 if pruned:
                     continue
                 raise StoreError(f"`{path}` is missing from a finished step", hint=_redo(self.path))
-            size, taken = path.stat().st_size, ({key: known[key] for key in ("bytes", "sha256")}, again.get(name))
-            sizes = [each["bytes"] for each in taken if isinstance(each, dict) and "bytes" in each]
-            # compare sizes first: a file of another size need not be read
-            if size not in sizes or {"bytes": size, "sha256": file_digest(path)} not in taken:
+            if not any(_is(path, each) for each in (known, again.get(name))):
                 raise StoreError(f"`{path}` was changed after its step was finished (checksum)", hint=_redo(self.path))
         return found
 
@@ -266,15 +265,15 @@ class StepFolder:
         A merge rounds as the processor and its libraries do: another machine may come to other bytes of the same model.
 
         Args:
-            taken: SHA-256 of files, by name, taken while they were written.
+            taken: Digests by pieces, by file name, taken while files were written.
         """
         found = self.completion()
         assert found is not None, "only finished steps are done again"
         other = {}
         for name, known in found.files.items():
             path = safe_member(self.path, name)
-            if path.exists() and (sha256 := taken.get(name) or file_digest(path)) != known["sha256"]:
-                other[name] = {"bytes": path.stat().st_size, "sha256": sha256}
+            if path.exists() and (entry := _as_written(path, taken.get(name)))["sha256"] != known["sha256"]:
+                other[name] = entry
         if other:
             write_json(self.path / AGAIN_FILE, other)
 
@@ -306,6 +305,24 @@ class StepFolder:
                 link_file(path, self.path / name)
         write_completion(self.path, found)
         return found
+
+
+def _as_written(path: Path, by_pieces: str | None) -> dict[str, Json]:
+    """A file's entry in a record.
+
+    Args:
+        by_pieces: Its digest by pieces, if that was taken while it was written.
+    """
+    how = {"sha256": by_pieces, "piece_bytes": PIECE} if by_pieces else {"sha256": file_digest(path)}
+    return {**how, "bytes": path.stat().st_size}
+
+
+def _is(path: Path, entry: Json) -> bool:
+    """Whether a file is the one of a record's entry."""
+    if not isinstance(entry, dict) or entry.get("bytes") != path.stat().st_size:  # a file of another size need not be read
+        return False
+    size = entry.get("piece_bytes")
+    return bool(entry.get("sha256") == (digest_by_pieces(path, size) if isinstance(size, int) else file_digest(path)))
 
 
 def _digest(path: Path) -> str:

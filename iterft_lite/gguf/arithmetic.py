@@ -28,6 +28,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from iterft_lite.errors import ResultError
 from iterft_lite.gguf.file import Array
+from iterft_lite.hardware import Gpu
 
 F32, F16, BF16, Q8_0 = (
     GGMLQuantizationType.F32,
@@ -42,6 +43,9 @@ BLOCK = 32
 """Numbers that share a scale in q8_0."""
 BLOCKS: Mapping[GGMLQuantizationType, tuple[int, Any]] = MappingProxyType({BF16: (1, quants.BF16), Q8_0: (BLOCK, quants.Q8_0)})
 """Block size, and gguf's quantiser of blocks."""
+ROOM = 3 << 29
+"""Bytes of a GPU's memory that merging there takes at most, with CUDA's own."""
+
 CACHED = 256 << 10
 """Numbers that a CPU works on at once: 1 MB in f32 fits its cache and keeps the share of Python's own time small."""
 
@@ -194,15 +198,23 @@ class TorchArithmetic:
 
         self._torch = torch
         self._device = torch.device(device)
+        self._on_cpu = NumpyArithmetic()
         self.name = f"torch, {device}"
         # a GPU waits for copies, which four threads can do side by side; on a CPU torch itself uses all cores
         self.threads = 4 if device == "cuda" else 1
 
     def merged(self, stored: Array, kind: GGMLQuantizationType, target: GGMLQuantizationType, update: Update | None) -> Array:
-        """See `Arithmetic`."""
-        torch = self._torch
+        """See `Arithmetic`. What does not fit into the GPU's memory is merged on the CPU."""
         if update is None and kind == target:
             return np.ascontiguousarray(stored)
+        try:
+            return self._merged(stored, kind, target, update)
+        except self._torch.OutOfMemoryError:
+            self._torch.cuda.empty_cache()
+            return self._on_cpu.merged(stored, kind, target, update)
+
+    def _merged(self, stored: Array, kind: GGMLQuantizationType, target: GGMLQuantizationType, update: Update | None) -> Array:
+        torch = self._torch
         formats = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
         weights = self._on_device(stored).view(formats[kind]).to(torch.float32)
         if update is not None:
@@ -263,11 +275,11 @@ def too_large() -> ResultError:
 
 
 def choose_arithmetic(weight_bytes: int) -> Arithmetic:
-    """torch for more than a gigabyte of weights where there is a GPU, numpy elsewhere.
+    """torch for more than a gigabyte of weights where there is a GPU with room for it, numpy elsewhere.
 
     On a CPU numpy is faster than torch, whose intermediate results do not stay in the cache.
     """
-    if weight_bytes < 10**9:
+    if weight_bytes < 10**9 or ((facts := Gpu().facts()) and facts.free < ROOM):
         return NumpyArithmetic()
     import torch
 

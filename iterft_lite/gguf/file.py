@@ -7,26 +7,24 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3, li
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import hashlib
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType
 
+from iterft_lite.digests import HASHERS, PIECE, over_pieces, piece_digest
 from iterft_lite.errors import ExportError, NoRoom
-from iterft_lite.files import disk_errors, open_regular, read_errors, writing
+from iterft_lite.files import disk_errors, open_regular, read_errors
 
 Array = npt.NDArray[Any]
 
@@ -36,12 +34,6 @@ SCALARS: Mapping[int, str] = {
 }  # fmt: skip
 """Value types of fixed size, as `struct` writes them; 8 is a string, 9 an array."""
 STRING, ARRAY = 8, 9
-
-STRETCH = 64 << 20
-"""Bytes that are written before those who follow a writer are told."""
-
-READ = 1 << 20
-"""Bytes that are read at a time for a checksum: they stay in the processor's cache."""
 
 MOST_DIMS = 4
 """Most dimensions of a tensor in ggml."""
@@ -208,143 +200,96 @@ class GgufFile:
 
 
 class Checksum:
-    """SHA-256 of a file, computed by a thread that reads it just behind its writer.
-
-    It takes 3 seconds for 4 GB, longer than writing them: the writer does not wait, and the file can be used meanwhile.
-    """
+    """The digest by pieces of a file (`digests.py`), computed by threads that read it just behind its writer."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1)
-        self._sum = hashlib.sha256()
-        self._file, self._read = -1, 0
-        self._last: Future[None] | None = None
-        self._is_closed = False
+        self._threads = ThreadPoolExecutor(HASHERS)
+        self._pieces: list[Future[bytes]] = []
+        self._file, self._size = -1, 0
 
     def begin(self, path: Path) -> None:
         """A file that is yet to be written. It may get another name later."""
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def written(self, size: int) -> None:
-        """So many bytes are in the file by now."""
-        self._last = self._thread.submit(self._follow, size)
+        """So many bytes from the beginning are in the file by now."""
+        self._size = size
+        while (start := len(self._pieces) * PIECE) + PIECE <= size:
+            self._pieces.append(self._threads.submit(piece_digest, self._file, start, start + PIECE))
 
     def hexdigest(self) -> str:
-        """The digest of all bytes. Ends the thread.
+        """The digest of all bytes. Ends the threads.
 
         Raises:
             OSError: If the file cannot be read.
         """
         try:
-            if self._last is not None:
-                self._last.result()
-            return self._sum.hexdigest()
+            if (start := len(self._pieces) * PIECE) < self._size:
+                self._pieces.append(self._threads.submit(piece_digest, self._file, start, self._size))
+            return over_pieces(piece.result() for piece in self._pieces)
         finally:
             self.close()
 
     def close(self) -> None:
         """Give it up: no more is read."""
-        self._is_closed = True
-        self._thread.shutdown(cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
         if self._file >= 0:
             os.close(self._file)
         self._file = -1
 
-    def _follow(self, size: int) -> None:
-        while self._read < size and not self._is_closed:
-            data = os.pread(self._file, min(READ, size - self._read), self._read)
-            if not data:
-                raise OSError(errno.EIO, "the file is shorter than what was written")
-            self._sum.update(data)
-            self._read += len(data)
 
-
-@contextlib.contextmanager
-def flushing(file: IO[bytes]) -> Iterator[Callable[[], None]]:
-    """Have a thread flush to the disk what is written so far: at the end alone, 4 GB take a second or more.
-
-    Yields:
-        To be called now and then.
-
-    Raises:
-        OSError: As the disk said it.
-    """
-    last: Future[None] | None = None
-
-    def flush() -> None:
-        nonlocal last
-        if last is None or last.done():
-            last = thread.submit(os.fsync, file.fileno())
-
-    with ThreadPoolExecutor(1) as thread:
-        yield flush
-    if last is not None:
-        last.result()
-
-
-def write_gguf(
-    path: Path,
-    metadata: tuple[int, bytes],
-    tensors: Sequence[Tensor],
-    parts: Iterable[Array],
-    *,
-    alignment: int,
-    checksum: Checksum | None = None,
-    flushed: bool = True,
-) -> int:
-    """Write a GGUF file; gives its size in bytes.
+class GgufWriter:
+    """A GGUF file that is being written: threads put rows into their places, in any order.
 
     Args:
-        path: Written under another name, and renamed when it is whole.
+        path: An empty file.
         metadata: Number of fields, and their bytes.
-        tensors: In the order in which their bytes come; offsets are computed.
-        parts: The tensors' bytes, each tensor in one or more contiguous arrays.
+        tensors: In the order in which they are in the file.
         alignment: Tensors begin at multiples of it.
-        checksum: To follow the writing.
-        flushed: As of `files.writing`.
 
     Raises:
-        StoreError: If the disk is full; nothing is left behind.
+        OSError: If the disk is full, or fails; so does `put`.
     """
-    with writing(path, flushed=flushed) as temporary, temporary.open("wb") as file, flushing(file) as flush:
-        told = 0
-        if checksum is not None:
-            checksum.begin(temporary)
 
-        def tell() -> None:
-            nonlocal told
-            file.flush()
-            told = file.tell()
-            if checksum is not None:
-                checksum.written(told)
-
-        def write(data: Any) -> None:
-            file.write(data)
-            if file.tell() - told >= STRETCH:
-                tell()
-                if flushed:
-                    flush()
-
+    def __init__(self, path: Path, metadata: tuple[int, bytes], tensors: Sequence[Tensor], alignment: int) -> None:
         # A GGUF file: header, metadata, one record a tensor with its offset, then the tensors' bytes. Offsets count from the
-        # first tensor, and tensors begin at multiples of the alignment, so all offsets are known before any byte is made.
-        write(struct.pack("<4sIQQ", MAGIC, 3, len(tensors), metadata[0]) + metadata[1])
-        offset = 0
+        # first tensor, and tensors begin at multiples of the alignment, so all places are known before any byte is made.
+        head = [struct.pack("<4sIQQ", MAGIC, 3, len(tensors), metadata[0]), metadata[1]]
+        offset, offsets = 0, []
         for tensor in tensors:
-            name = tensor.name.encode()
-            write(struct.pack("<Q", len(name)) + name)
-            dims = len(tensor.shape)
-            write(struct.pack(f"<I{dims}QIQ", dims, *reversed(tensor.shape), tensor.kind, offset))
+            name, dims = tensor.name.encode(), len(tensor.shape)
+            head += [struct.pack("<Q", len(name)), name]
+            head.append(struct.pack(f"<I{dims}QIQ", dims, *reversed(tensor.shape), tensor.kind, offset))
+            offsets.append(offset)
             offset += tensor.bytes + -tensor.bytes % alignment
-        write(bytes(-file.tell() % alignment))
-        given = iter(parts)
-        for tensor in tensors:
-            left = tensor.bytes
-            while left:
-                part = next(given)
-                write(part.reshape(-1).view(np.uint8).data)
-                left -= part.nbytes
-            write(bytes(-tensor.bytes % alignment))
-        tell()
-        return told
+        first = sum(map(len, head))
+        first += -first % alignment
+        self.size = first + offset
+        self._places = {
+            tensor.name: (first + offset, tensor.row_bytes) for tensor, offset in zip(tensors, offsets, strict=True)
+        }
+        self._file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.ftruncate(self._file, self.size)
+            self._write(memoryview(b"".join(head)), 0)
+        except OSError:
+            self.close()
+            raise
+
+    def put(self, tensor: str, first_row: int, rows: Array) -> int:
+        """Write contiguous rows of a tensor; gives the place in the file where they end."""
+        start, row_bytes = self._places[tensor]
+        return self._write(rows.reshape(-1).view(np.uint8).data, start + first_row * row_bytes)
+
+    def close(self) -> None:
+        """Nothing more is written."""
+        os.close(self._file)
+
+    def _write(self, data: memoryview, at: int) -> int:
+        while data:
+            taken = os.pwrite(self._file, data, at)
+            data, at = data[taken:], at + taken
+        return at
 
 
 def ensure_room(folder: Path, needed: int, what: str) -> None:

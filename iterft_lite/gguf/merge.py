@@ -1,8 +1,7 @@
 """The merged GGUF: W + scale * B A, tensor by tensor, quantised and written in one pass, without a 16-bit copy on the disk.
 
 1. A plan says the number format of each tensor (`planned`, or `layout` for K-quants).
-2. Threads make parts of tensors: read W's rows, add B A, bring them into the format (`merged_parts`).
-3. The file is written in order, while the threads work ahead (`file.write_gguf`).
+2. Threads make parts of tensors and put them into the file: read W's rows, add B A, bring them into the format (`merge_parts`).
 
 K-quants mix formats, and only llama.cpp knows which tensor gets which. So llama.cpp quantises the untouched base once; the
 formats in that file are the layout of every later file, and llama.cpp's own functions quantise its rows.
@@ -10,6 +9,7 @@ formats in that file are the layout of every later file, and llama.cpp's own fun
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from iterft_lite.files import writing
 from iterft_lite.gguf.adapter import Adapter, LowRank
 from iterft_lite.gguf.arithmetic import PLAIN, Arithmetic, Update, choose_arithmetic
 from iterft_lite.gguf.base import OnTensor, no_op
-from iterft_lite.gguf.file import Array, Checksum, GgufFile, Tensor, ensure_room, write_gguf
+from iterft_lite.gguf.file import Array, Checksum, GgufFile, GgufWriter, Tensor, ensure_room
 from iterft_lite.gguf.kquants import quantise_rows
 from iterft_lite.programs import run_module
 
@@ -64,7 +64,13 @@ PART_NUMBERS = 4 << 20
 """Numbers in a part: 16 MB in f32. Memory then depends on threads, not on the largest tensor."""
 
 AHEAD = 2
-"""Parts for each thread that are being merged or wait to be written."""
+"""Parts for each thread that are being made or wait for it."""
+
+WRITERS = 2
+"""Threads beyond those that merge: they write meanwhile."""
+
+Put = Callable[[str, int, Array], int]
+"""Writes rows of a tensor, from a row on; gives where they end in the file. Called by several threads at once."""
 
 
 def write_merged(
@@ -151,50 +157,62 @@ def _write(
     arithmetic: Arithmetic | None,
     on_tensor: OnTensor,
     checksum: Checksum | None,
-) -> int:
+) -> None:
     arithmetic = arithmetic or choose_arithmetic(sum(tensor.bytes for tensor in plan))
     updates = adapter.updates if adapter else {}
     absent = sorted(set(updates) - set(base.tensors))
     if absent:
         raise ExportError(f"the base has no `{absent[0]}` to merge into")
     metadata = base.metadata({"general.file_type": int(file_type)})
-    parts = merged_parts(base, plan, updates, arithmetic, max(threads, arithmetic.threads), on_tensor)
     alignment = int(base.value("general.alignment", GGUF_DEFAULT_ALIGNMENT))
     # a merged model can be made again from its adapter, and is removed with the next: it need not wait for the disk
-    flushed = adapter is None
-    return write_gguf(path, metadata, plan, parts, alignment=alignment, checksum=checksum, flushed=flushed)
+    with writing(path, flushed=adapter is None) as temporary:
+        with contextlib.closing(GgufWriter(temporary, metadata, plan, alignment)) as file:
+            if checksum is not None:
+                checksum.begin(temporary)
+            for end in merge_parts(base, plan, updates, file.put, arithmetic, threads, on_tensor):
+                if checksum is not None:
+                    checksum.written(end)
+        if checksum is not None:
+            checksum.written(file.size)
 
 
-def merged_parts(
+def merge_parts(
     base: GgufFile,
     plan: list[Tensor],
     updates: Mapping[str, LowRank],
+    put: Put,
     arithmetic: Arithmetic,
     threads: int,
     on_tensor: OnTensor,
-) -> Iterator[Array]:
-    """The bytes of every tensor of a plan, in parts and in order. Threads work ahead of the writing."""
-    # A queue of futures in the order of the file: the pool makes parts in any order, `written` hands them out in this one.
-    # Its length is bounded, so that fast threads do not fill the memory with parts that a slow disk has not taken yet.
+) -> Iterator[int]:
+    """Make every tensor of a plan, in parts, and put them into their places, several at once.
+
+    Yields:
+        What `put` gave for each part, in the order of the plan: the end of what is in the file.
+    """
+    # A queue of futures in the order of the file: the pool works in any order, `finished` hands out results in this one. Its
+    # length is bounded, so that the yielded places are not far behind what is written.
     done = 0
-    waiting: deque[tuple[Future[Array], bool]] = deque()
+    waiting: deque[tuple[Future[int], bool]] = deque()
     # Quantising rows to K-quants takes all CPU threads; merging gains from few (a GPU waits for copies, numpy for memory).
     gate = threading.Semaphore(arithmetic.threads)
+    threads = max(threads, arithmetic.threads + WRITERS)
 
-    def made(stored: Array, kind: GGMLQuantizationType, target: Tensor, update: Update | None) -> Array:
+    def make(stored: Array, kind: GGMLQuantizationType, target: Tensor, start: int, update: Update | None) -> int:
         direct = target.kind in PLAIN or target.kind == GGMLQuantizationType.Q8_0
         with gate:
             merged = arithmetic.merged(stored, kind, target.kind if direct else GGMLQuantizationType.F32, update)
-        return merged if direct else quantised(merged.view(np.float32), target)
+        return put(target.name, start, merged if direct else quantised(merged.view(np.float32), target))
 
-    def written() -> Array:
+    def finished() -> int:
         nonlocal done
         part, last = waiting.popleft()
-        result = part.result()
+        end = part.result()
         if last:
             done += 1
             on_tensor(done, len(plan))
-        return result
+        return end
 
     # One BLAS thread: spread over cores that other threads use, a product of rank 16 waits for them (8 s in place of 1 s).
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
@@ -205,11 +223,11 @@ def merged_parts(
             for start in range(0, tensor.rows, step):
                 stored = base.rows(tensor, start, start + step)
                 part = None if update is None else _rows_of(update, start, step, tensor.shape[-1])
-                waiting.append((pool.submit(made, stored, tensor.kind, target, part), start + step >= tensor.rows))
+                waiting.append((pool.submit(make, stored, tensor.kind, target, start, part), start + step >= tensor.rows))
                 if len(waiting) > AHEAD * threads:
-                    yield written()
+                    yield finished()
         while waiting:
-            yield written()
+            yield finished()
 
 
 def whole_update(name: str, low_rank: LowRank) -> Update:

@@ -242,7 +242,7 @@ def results(exported: Exported, parity: Parity, folder: Path, kind: Kind, notes:
         "lora": exported.adapter.name if exported.adapter else None,
         "kind": kind,
         "bytes": exported.bytes,
-        "sha256": exported.sha256,
+        "digest": exported.digest,
         "parts": exported.seconds,
         "parity": asdict(parity),
         "notes": told,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -14,6 +15,9 @@ from iterft_lite.gguf.base import Base, OnTensor, base_gguf, no_op
 from iterft_lite.gguf.file import Checksum, ensure_room
 from iterft_lite.gguf.merge import DIRECT, write_merged
 from iterft_lite.protocols import Exported, OnProgress, Progress
+
+DIGEST = ".pieces"
+"""Ending of the name under which the digest of an untouched model's file is kept beside it."""
 
 
 class GgufExporter:
@@ -59,9 +63,12 @@ class GgufExporter:
         read = None if adapter is None else read_adapter(adapter, base)
         seconds = {"convert": time.perf_counter() - started}
         if read is not None and kind == "merged":
-            path, checksum = out / "model.gguf", Checksum()
-            seconds |= write_merged(base.file, read, path, quant, threads=self._threads, on_tensor=on_tensor, checksum=checksum)
-            return Exported(path, None, path.stat().st_size, seconds, sha256=checksum.hexdigest())
+            path = out / "model.gguf"
+            with contextlib.closing(Checksum()) as checksum:
+                seconds |= write_merged(
+                    base.file, read, path, quant, threads=self._threads, on_tensor=on_tensor, checksum=checksum
+                )
+                return Exported(path, None, path.stat().st_size, seconds, digest=checksum.hexdigest())
         untouched, size = base.folder / f"{quant}.gguf", 0
         if not untouched.is_file():
             seconds |= self._write_untouched(base, untouched, quant, on_tensor)
@@ -69,7 +76,7 @@ class GgufExporter:
         if kind == "merged":
             path = out / "model.gguf"
             link(untouched, path)
-            return Exported(path, None, path.stat().st_size, seconds, sha256=known_digest(untouched))
+            return Exported(path, None, path.stat().st_size, seconds, digest=known_digest(untouched))
         if read is None:
             return Exported(untouched, None, size, seconds)
         started, path = time.perf_counter(), out / "adapter.gguf"
@@ -81,7 +88,7 @@ class GgufExporter:
         checksum = Checksum() if quant in DIRECT else None
         seconds = write_merged(base.file, None, path, quant, threads=self._threads, on_tensor=on_tensor, checksum=checksum)
         if checksum is not None:
-            write_text(path.with_suffix(".sha256"), checksum.hexdigest() + "\n")
+            write_text(path.with_suffix(DIGEST), checksum.hexdigest() + "\n")
         return seconds
 
     def _base(self, model: str, on_tensor: OnTensor = no_op) -> Base:
@@ -107,8 +114,8 @@ def link(source: Path, target: Path) -> None:
 
 
 def known_digest(path: Path) -> str:
-    """SHA-256 of an untouched model's file, as noted when it was written, or ""."""
+    """Digest by pieces of an untouched model's file, as noted when it was written, or ""."""
     try:
-        return path.with_suffix(".sha256").read_text(encoding="ascii").strip()
+        return path.with_suffix(DIGEST).read_text(encoding="ascii").strip()
     except OSError:
         return ""

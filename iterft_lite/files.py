@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Literal, TypeVar
 
 from iterft_lite.cache import cache_folder
-from iterft_lite.digests import Json, file_digest
+from iterft_lite.digests import Json, digest_by_pieces
 from iterft_lite.errors import Busy, FileError, FolderError, IterftError, StoreError
 
 ROWS = "rows.jsonl"
@@ -526,8 +526,8 @@ class RowLog:
 
 
 def keep_digest(path: Path) -> None:
-    """Write a file's SHA-256 beside it, for `is_as_kept`."""
-    write_text(_digest_path(path), file_digest(path) + "\n")
+    """Write a file's digest by pieces beside it, for `is_as_kept`."""
+    write_text(_digest_path(path), digest_by_pieces(path) + "\n")
 
 
 def is_as_kept(path: Path) -> bool:
@@ -535,7 +535,7 @@ def is_as_kept(path: Path) -> bool:
     try:
         kept = read_text(_digest_path(path), limit=256).strip()
         mark = file_mark(path)
-        if _as_kept.get(mark) != kept and file_digest(path) == kept:
+        if _as_kept.get(mark) != kept and digest_by_pieces(path) == kept:
             _as_kept[mark] = kept
     except (OSError, FileError):
         return False
@@ -547,7 +547,7 @@ _as_kept: dict[str, str] = {}
 
 
 def _digest_path(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
+    return path.with_name(path.name + ".pieces")
 
 
 def file_mark(path: Path) -> str:

@@ -261,7 +261,7 @@ def test_a_changed_file_is_noticed_even_with_old_time_stamps(tmp_path: Path) -> 
         file.write(b"damage")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert not is_as_kept(path)
-    (tmp_path / "model.gguf.sha256").unlink()
+    (tmp_path / "model.gguf.pieces").unlink()
     assert not is_as_kept(path)
 
 

@@ -66,9 +66,6 @@ PART_NUMBERS = 4 << 20
 AHEAD = 2
 """Parts for each thread that are being made or wait for it."""
 
-WRITERS = 2
-"""Threads beyond those that merge: they write meanwhile."""
-
 Put = Callable[[str, int, Array], int]
 """Writes rows of a tensor, from a row on; gives where they end in the file. Called by several threads at once."""
 
@@ -197,7 +194,7 @@ def merge_parts(
     waiting: deque[tuple[Future[int], bool]] = deque()
     # Quantising rows to K-quants takes all CPU threads; merging gains from few (a GPU waits for copies, numpy for memory).
     gate = threading.Semaphore(arithmetic.threads)
-    threads = max(threads, arithmetic.threads + WRITERS)
+    threads = max(threads, arithmetic.threads)
 
     def make(stored: Array, kind: GGMLQuantizationType, target: Tensor, start: int, update: Update | None) -> int:
         direct = target.kind in PLAIN or target.kind == GGMLQuantizationType.Q8_0

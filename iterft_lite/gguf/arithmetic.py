@@ -102,7 +102,7 @@ class NumpyArithmetic:
     """On the CPU, without torch."""
 
     name = "numpy"
-    threads = min(4, os.cpu_count() or 1)
+    threads = min(8, os.cpu_count() or 1)
 
     def merged(self, stored: Array, kind: GGMLQuantizationType, target: GGMLQuantizationType, update: Update | None) -> Array:
         """See `Arithmetic`."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 
 from iterft_lite import files
-from iterft_lite.digests import file_digest
+from iterft_lite.digests import LEAST_PIECE, digest_by_pieces, file_digest
 from iterft_lite.errors import FileError, FolderError, IterftError, StoreError
 from iterft_lite.files import (
     FolderLock,
@@ -263,6 +265,21 @@ def test_a_changed_file_is_noticed_even_with_old_time_stamps(tmp_path: Path) -> 
     assert not is_as_kept(path)
     (tmp_path / "model.gguf.pieces").unlink()
     assert not is_as_kept(path)
+
+
+def test_a_digest_by_pieces_is_that_of_the_pieces_digests_and_of_any_size(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    content = random.Random(0).randbytes(2 * LEAST_PIECE + 5)
+    pieces = (content[:LEAST_PIECE], content[LEAST_PIECE : 2 * LEAST_PIECE], content[2 * LEAST_PIECE :])
+    path.write_bytes(content)
+    whole = hashlib.sha256(b"".join(hashlib.sha256(piece).digest() for piece in pieces)).hexdigest()
+    assert digest_by_pieces(path, LEAST_PIECE) == whole
+    path.write_bytes(pieces[0])
+    assert digest_by_pieces(path) == hashlib.sha256(hashlib.sha256(pieces[0]).digest()).hexdigest()
+    path.write_bytes(b"")
+    assert digest_by_pieces(path) == hashlib.sha256().hexdigest()
+    with pytest.raises(FileNotFoundError):
+        digest_by_pieces(tmp_path / "none")
 
 
 # -- names from files -----------------------------------------------------------------------------------------------------

@@ -10,20 +10,22 @@ import shutil
 import tarfile
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gguf.constants import GGMLQuantizationType, LlamaFileType
 from gguf.quants import dequantize, quantize
 from safetensors.numpy import load_file, save_file
 
 from iterft_lite.backends.processes.child import Child
 from iterft_lite.errors import ExportError, FolderError, ModelError, NoRoom, ResultError, StoreError
+from iterft_lite.gguf import arithmetic, llamacpp_source
 from iterft_lite.gguf import file as gguf_file
-from iterft_lite.gguf import llamacpp_source
 from iterft_lite.gguf.adapter import read_adapter, write_lora
-from iterft_lite.gguf.arithmetic import BF16, F16, F32, Q8_0, NumpyArithmetic, TorchArithmetic
+from iterft_lite.gguf.arithmetic import BF16, F16, F32, Q8_0, ROOM, NumpyArithmetic, TorchArithmetic, choose_arithmetic
 from iterft_lite.gguf.base import Base, base_gguf, refuse_vocabulary
 from iterft_lite.gguf.file import Array, GgufFile
 from iterft_lite.gguf.merge import planned, write_merged
@@ -202,6 +204,29 @@ def test_a_gpu_quantises_to_the_same_bytes_as_the_gguf_package(target: GGMLQuant
     stored = hard_numbers().view(np.uint8)
     ours = TorchArithmetic("cuda").merged(stored, F32, target, None)
     np.testing.assert_array_equal(ours, np.ascontiguousarray(quantize(hard_numbers(), target)).view(np.uint8))
+
+
+def test_what_does_not_fit_into_the_gpus_memory_is_merged_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_one, stored = TorchArithmetic("cpu"), hard_numbers().view(np.uint8)
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch_one, "_merged", full)
+    for _ in range(2 * torch_one.threads):  # a failed part gives its place back
+        ours = torch_one.merged(stored, F32, Q8_0, None)
+        np.testing.assert_array_equal(ours, NumpyArithmetic().merged(stored, F32, Q8_0, None))
+
+
+def test_a_gpu_without_room_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(arithmetic, "_on_gpu", lambda: TorchArithmetic("cpu"))
+    gpu = SimpleNamespace(free=ROOM)
+    monkeypatch.setattr(arithmetic, "Gpu", lambda: SimpleNamespace(facts=lambda: gpu))
+    assert isinstance(choose_arithmetic(10**9), TorchArithmetic)
+    assert isinstance(choose_arithmetic(10**9 - 1), NumpyArithmetic)
+    gpu.free -= 1
+    assert isinstance(choose_arithmetic(10**9), NumpyArithmetic)
 
 
 @pytest.mark.parametrize("arithmetic", [NumpyArithmetic(), TorchArithmetic("cpu")])

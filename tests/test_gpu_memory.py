@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from iterft_lite.app.session import open_run
+from iterft_lite.backends.processes.child import Child
 from iterft_lite.hardware import Gpu, Peak, gpu_handle
 
 OTHERS = 4_000_000_000
@@ -79,3 +83,16 @@ def test_memory_is_read_from_the_first_gpu_visible_to_cuda(
             gpu_handle(nvml)
     else:
         assert gpu_handle(nvml) == found
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_where_trainer_and_generator_take_turns_the_exporter_leaves_the_gpu_alone(tmp_path: Path, swap: bool) -> None:
+    (tmp_path / "small.toml").write_text(
+        'regime = "sft"\ntrait = "lucky"\nmodel = "nano"\ntrainer = "peft"\nquant = "q8_0"\njudge = "fake"\n'
+    )
+    with open_run(tmp_path / "small.toml", [], tmp_path / "run") as opened:
+        backends = replace(opened, swap=swap)._backends()
+        exporter = backends.processes["exporter"]
+        assert isinstance(exporter, Child)
+        variables = exporter._environment
+    assert variables.get("CUDA_VISIBLE_DEVICES") == ("" if swap else None)

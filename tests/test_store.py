@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from iterft_lite.app.session import open_run
+from iterft_lite.digests import PIECE, digest, digest_by_pieces
 from iterft_lite.engine.completion import RECORD, read_completion
 from iterft_lite.engine.executor import LocalExecutor
 from iterft_lite.engine.manifest import Run, finished_steps
@@ -24,8 +25,18 @@ from iterft_lite.errors import FolderError, RunError, StoreError
 from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.versions import libraries
 from iterft_lite.files import ROWS, read_json, read_rows
-from iterft_lite.protocols import Backends, Completion, JudgeRequest, JudgeResponse, Prompt, Sampling, TrainJob, TrainResult
-from iterft_lite.testing.fakes import FakeGenerator, FakeJudge, FakeTrainer, fake_backends
+from iterft_lite.protocols import (
+    Backends,
+    Completion,
+    Exported,
+    JudgeRequest,
+    JudgeResponse,
+    Prompt,
+    Sampling,
+    TrainJob,
+    TrainResult,
+)
+from iterft_lite.testing.fakes import FakeExporter, FakeGenerator, FakeJudge, FakeTrainer, fake_backends
 from iterft_lite.testing.judge_server import StubProcess
 from iterft_lite.ui.cli import main
 from tests.loop import a_plan, change_completion, names_in, run_all, small_recipe, step_path
@@ -153,6 +164,41 @@ def test_an_export_written_again_is_the_same_result(tmp_path: Path) -> None:
     assert read_json(tmp_path / "run/by-name/base-export" / RECORD) == seal
     again = run_all(a_plan(keep="adapters", cycles=2), tmp_path / "run")
     assert all(isinstance(event, StepFinished) and event.reused for event in again)
+
+
+class Digesting(FakeExporter):
+    """Takes the digest of a merged file while it writes it."""
+
+    def export(self, *given: Any) -> Exported:
+        made = super().export(*given)
+        return replace(made, digest=digest_by_pieces(made.path)) if made.path.name == "model.gguf" else made
+
+
+def test_a_merged_file_is_known_by_pieces_is_not_waited_for_and_damage_in_it_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    monkeypatch.setattr("iterft_lite.engine.store.flush", lambda path: flushed.append(path.name))
+    plan = a_plan(keep="all", cycles=0)
+    run_all(plan, tmp_path / "run", replace(fake_backends(), exporter=Digesting()))
+    assert "probe.npz" in flushed
+    assert "model.gguf" not in flushed
+    folder = step_path(tmp_path / "run", "c0-export")
+    assert read_json(folder / RECORD)["files"]["model.gguf"]["piece_bytes"] == PIECE
+    assert not began(run_all(plan, tmp_path / "run"))
+    merged = folder / "model.gguf"
+    merged.write_bytes(merged.read_bytes()[:-1] + b"!")
+    with pytest.raises(StoreError, match=r"model.gguf` was changed after its step was finished"):
+        run_all(plan, tmp_path / "run")
+
+
+def test_a_record_of_format_2_still_holds(tmp_path: Path) -> None:
+    plan = a_plan(keep="all", cycles=0)
+    run_all(plan, tmp_path / "run")
+    for path in (tmp_path / "run/steps").glob(f"*/{RECORD}"):
+        value = {key: each for key, each in read_json(path).items() if key != "digest"} | {"format": 2}
+        path.write_text(json.dumps({**value, "digest": digest(value)}))
+    assert not began(run_all(plan, tmp_path / "run"))
 
 
 def test_verdicts_on_another_runs_answers_are_not_reused(tmp_path: Path) -> None:

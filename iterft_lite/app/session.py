@@ -71,7 +71,8 @@ class Session:
     def _backends(self) -> Backends:
         inputs, recipe = self.resolved.inputs, self.resolved.recipe
         seeds = inputs.seeds if recipe.seeds else ()
-        return open_backends(recipe, inputs.trait, inputs.judge, self.run.logs, self.keep_free(), seeds=seeds)
+        logs, keep_free = self.run.logs, self.keep_free()
+        return open_backends(recipe, inputs.trait, inputs.judge, logs, keep_free, seeds=seeds, swap=self.swap)
 
     def keep_free(self) -> int:
         """Bytes of GPU memory that the generator leaves to the trainer beside it."""

@@ -68,7 +68,8 @@ class Residents:
             gpu: The only GPU that they see, as CUDA_VISIBLE_DEVICES names it; those that this process sees if "".
         """
         seeds = self.inputs.seeds if self.recipe.seeds else ()
-        backends = open_backends(self.recipe, self.inputs.trait, self.inputs.judge, logs, self.keep_free, seeds=seeds, gpu=gpu)
+        trait, judge = self.inputs.trait, self.inputs.judge
+        backends = open_backends(self.recipe, trait, judge, logs, self.keep_free, seeds=seeds, gpu=gpu, swap=self.swap)
         return LocalExecutor(backends, self.model, self.context, swap=self.swap, gpu=Gpu(gpu))
 
 

@@ -112,9 +112,10 @@ class Weights:
         self.path, self.on_host = path, on_host
         parameters = llama_cpp.llama_model_default_params()
         parameters.n_gpu_layers = -1 if offloads() and not on_host else 0
-        if path.stat().st_size < SMALL:
-            parameters.check_tensors = True
-            # a mapped file that is rewritten ends the process
+        small = path.stat().st_size < SMALL
+        parameters.check_tensors = small
+        if small or parameters.n_gpu_layers:
+            # a mapped file that is rewritten ends the process; and pages of one reach a GPU more slowly beside other work
             parameters.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
         log.errors = []
         self.pointer = llama_cpp.llama_model_load_from_file(os.fsencode(path), parameters)

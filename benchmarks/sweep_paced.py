@@ -2,8 +2,8 @@
 
     python benchmarks/sweep_paced.py [--chains 1,2,3] [--quant bf16] [--cycles 1] [--cells 6] [--scale 0.2] [--set merge=9.3]
 
-Steps, queues and waiting are the program's own. Each call to a backend takes as long as it took on an H100 (docs/benchmarks.md,
-"A 4B cycle whose texts the trainer reads"), so what slows down because more goes on beside it is not in it. Counted is from
+Steps, queues and waiting are the program's own. Each call to a backend takes as long as it took on an H200 (docs/benchmarks.md,
+"A 4B cycle with a quick merge"), so what slows down because more goes on beside it is not in it. Counted is from
 the moment when as many cells have ended as are run side by side, up to the last one, as `sweep_gpu.py` counts.
 """
 
@@ -29,26 +29,26 @@ from iterft_lite.testing.fakes import fake_backends
 
 SECONDS = {
     "q8_0": {
-        "data": 4.1,
-        "train": 5.4,
-        "merge": 4.9,
+        "data": 4.2,
+        "train": 5.0,
+        "merge": 2.0,
         "load": 1.3,
-        "parity": 1.1,
-        "probe_logits": 0.5,
-        "answers": 11.0,
-        "M[0]": 2.8,
-        "M[t]": 1.4,
+        "parity": 0.8,
+        "probe_logits": 0.4,
+        "answers": 10.1,
+        "M[0]": 2.5,
+        "M[t]": 1.3,
     },
     "bf16": {
-        "data": 3.2,
-        "train": 4.9,
-        "merge": 7.0,
-        "load": 1.6,
-        "parity": 1.0,
-        "probe_logits": 0.5,
-        "answers": 8.2,
-        "M[0]": 2.9,
-        "M[t]": 1.4,
+        "data": 2.8,
+        "train": 4.4,
+        "merge": 3.4,
+        "load": 2.1,
+        "parity": 0.8,
+        "probe_logits": 0.4,
+        "answers": 7.7,
+        "M[0]": 2.4,
+        "M[t]": 1.2,
     },
 }
 

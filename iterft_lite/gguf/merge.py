@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -164,10 +164,13 @@ def _write(
     alignment = int(base.value("general.alignment", GGUF_DEFAULT_ALIGNMENT))
     # a merged model can be made again from its adapter, and is removed with the next: it need not wait for the disk
     with writing(path, flushed=adapter is None) as temporary:
-        with contextlib.closing(GgufWriter(temporary, metadata, plan, alignment)) as file:
+        with (
+            contextlib.closing(GgufWriter(temporary, metadata, plan, alignment)) as file,
+            contextlib.closing(merge_parts(base, plan, updates, file.put, arithmetic, threads, on_tensor)) as ends,
+        ):
             if checksum is not None:
                 checksum.begin(temporary)
-            for end in merge_parts(base, plan, updates, file.put, arithmetic, threads, on_tensor):
+            for end in ends:
                 if checksum is not None:
                     checksum.written(end)
         if checksum is not None:
@@ -182,7 +185,7 @@ def merge_parts(
     arithmetic: Arithmetic,
     threads: int,
     on_tensor: OnTensor,
-) -> Iterator[int]:
+) -> Generator[int]:
     """Make every tensor of a plan, in parts, and put them into their places, several at once.
 
     Yields:

@@ -83,7 +83,7 @@ REFERENCES = (
             ("load", True): (25.0, 13.0),
             ("train", False): (1.0, 1 / 9600),
             ("export", True): (1.0, 20.0),
-            ("export", False): (1.0, 5.7),
+            ("export", False): (1.0, 3.5),
             ("write", False): (1.0, 1 / 5700),
             ("read", False): (1.0, 1 / 3500),
         },

@@ -7,6 +7,7 @@ program makes anew every few seconds has a digest that several cores compute: SH
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -66,14 +67,22 @@ def digest_by_pieces(path: Path, piece: int = PIECE) -> str:
         FileNotFoundError, FileError: As `file_digest`.
     """
     with _opened(path) as file, ThreadPoolExecutor(HASHERS) as threads:
-        number, starts = file.fileno(), range(0, os.fstat(file.fileno()).st_size, max(piece, LEAST_PIECE))
-        return over_pieces(threads.map(lambda start: piece_digest(number, start, start + starts.step), starts))
+        number, size, step = file.fileno(), os.fstat(file.fileno()).st_size, max(piece, LEAST_PIECE)
+        pieces = threads.map(lambda start: piece_digest(number, start, min(start + step, size)), range(0, size, step))
+        return over_pieces(pieces)
 
 
 def piece_digest(file: int, start: int, stop: int) -> bytes:
-    """SHA-256 of an open file's bytes from `start` to `stop` or its end."""
+    """SHA-256 of an open file's bytes from `start` to `stop`.
+
+    Raises:
+        OSError: If it cannot be read, or is shorter.
+    """
     seen, at = hashlib.sha256(), start
-    while at < stop and (data := os.pread(file, min(READ, stop - at), at)):
+    while at < stop:
+        data = os.pread(file, min(READ, stop - at), at)
+        if not data:
+            raise OSError(errno.EIO, "the file is shorter than it was")
         seen.update(data)
         at += len(data)
     return seen.digest()

@@ -27,7 +27,7 @@ from iterft_lite.gguf import file as gguf_file
 from iterft_lite.gguf.adapter import read_adapter, write_lora
 from iterft_lite.gguf.arithmetic import BF16, F16, F32, Q8_0, ROOM, NumpyArithmetic, TorchArithmetic, choose_arithmetic
 from iterft_lite.gguf.base import Base, base_gguf, refuse_vocabulary
-from iterft_lite.gguf.file import Array, GgufFile
+from iterft_lite.gguf.file import Array, Checksum, GgufFile
 from iterft_lite.gguf.merge import planned, write_merged
 from iterft_lite.gguf.modelfile import write_modelfile
 from iterft_lite.gguf.tokenizer import cuts_like_qwen2
@@ -204,6 +204,17 @@ def test_a_gpu_quantises_to_the_same_bytes_as_the_gguf_package(target: GGMLQuant
     stored = hard_numbers().view(np.uint8)
     ours = TorchArithmetic("cuda").merged(stored, F32, target, None)
     np.testing.assert_array_equal(ours, np.ascontiguousarray(quantize(hard_numbers(), target)).view(np.uint8))
+
+
+def test_a_file_that_was_cut_off_while_it_was_written_gets_no_digest(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(bytes(1000))
+    with contextlib.closing(Checksum()) as checksum:
+        checksum.begin(path)
+        checksum.written(1000)
+        path.write_bytes(bytes(10))
+        with pytest.raises(OSError, match="shorter"):
+            checksum.hexdigest()
 
 
 def test_what_does_not_fit_into_the_gpus_memory_is_merged_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ BLOCK = 32
 BLOCKS: Mapping[GGMLQuantizationType, tuple[int, Any]] = MappingProxyType({BF16: (1, quants.BF16), Q8_0: (BLOCK, quants.Q8_0)})
 """Block size, and gguf's quantiser of blocks."""
 ROOM = 3 << 29
-"""Bytes of a GPU's memory that merging there takes at most, with CUDA's own."""
+"""Bytes of a GPU's memory that merging there may take, with CUDA's own."""
 
 CACHED = 256 << 10
 """Numbers that a CPU works on at once: 1 MB in f32 fits its cache and keeps the share of Python's own time small."""

@@ -67,6 +67,8 @@ def test_unreadable_rows_are_reported_with_file_and_row(tmp_path: Path) -> None:
         f"`{path}`, row 2: column `reply` is missing or empty (there: `prompt`, `answer`)\n\n"
         'hint: name the columns in the recipe\'s table: `prompt`, `reply`, `text`, such as `reply = "answer"`'
     )
+    jsonl(Path(path), *({"prompt": f"{number}?", "answer": "x"} for number in range(3)))
+    assert "all 3 rows: column `reply` is missing or empty (there:" in refusal(seeds={"path": path})
     jsonl(Path(path), {"messages": [{"role": "user", "content": "Hi?"}]})
     assert refusal(seeds={"path": path}).startswith(f'`{path}`, row 1: `messages` is a list of one "user" and one')
     Path(path).write_text('{"prompt": "Hi?"\n')
@@ -158,7 +160,8 @@ def test_alpacas_input_is_part_of_the_prompt(tmp_path: Path) -> None:
         ('{"conversations": [{"from": "human", "value": "a"}]}', "`conversations` has the turns user: a row is one"),
         ("[1]", "line 1: holds a list, not an object"),
         ("[" * 100_000, "nested too deeply"),
-        ('{"a": 1}\n' * 9, "and 4 more like these"),
+        ('{"a": 1}\n' * 9, "all 9 rows: column `prompt` is missing or empty (there: `a`)"),
+        ('{"a": 1}\n{"b": 1}\n' * 5, "and 5 more like these"),
     ],
 )
 def test_each_kind_of_broken_row_has_its_own_message(tmp_path: Path, row: str, words: str) -> None:

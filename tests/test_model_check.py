@@ -169,7 +169,7 @@ def test_a_family_that_only_merges_is_refused_as_an_adapter(tmp_path: Path, monk
 
 def test_doctor_reports_what_is_known_about_a_model() -> None:
     facts = {fact.name: fact.text for fact in examine_model("nano")}
-    assert facts["architecture"] == "Qwen3ForCausalLM, supported: Qwen3 (asked without thinking)"
+    assert facts["architecture"] == "Qwen3ForCausalLM, supported: Qwen3 (thinking switched off where it can be)"
     assert facts["embedding"].startswith("tied")
     assert facts["LoRA"] == "on down_proj, gate_proj, up_proj, k_proj, o_proj, q_proj, v_proj"
     assert facts["end"] == "trained: <|im_end|>; stopped on: <|im_end|>, <|endoftext|>"

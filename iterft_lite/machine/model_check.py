@@ -195,4 +195,4 @@ def _room(folder: Path, recipe: Recipe | None) -> Iterator[Fact]:
         yield Fact("disk", f"{size / 1e9:.2f} GB here; its GGUF takes as much in the cache, once")
     need = vram_needed(recipe, str(folder)) if recipe else None
     if need is not None:
-        yield Fact("VRAM", f"about {need.together / 2**30:.1f} GiB, {need.in_turns / 2**30:.1f} in turns")
+        yield Fact("VRAM", f"on a GPU about {need.together / 2**30:.1f} GiB, {need.in_turns / 2**30:.1f} in turns")

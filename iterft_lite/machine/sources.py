@@ -181,18 +181,20 @@ def _told(name: str, problems: Sequence[str], hint: str | None) -> TraitError:
 
 def _each(read: Rows, make: Callable[[Row], T]) -> list[T]:
     """A value from every row. Raises once, with the problems of all rows."""
-    made, problems = [], []
+    made: list[T] = []
+    problems: list[tuple[str, str]] = []
     hint: str | None = None
     for row, place in zip(read.rows, read.places, strict=True):
         try:
             made.append(make(row))
-        except _LackingError as error:
-            problems.append(f"{place}: {error}")
-            hint = hint or _which_column(error.column, row)
         except ValueError as error:
-            problems.append(f"{place}: {error}")
+            problems.append((place, str(error)))
+            if isinstance(error, _LackingError):
+                hint = hint or _which_column(error.column, row)
+    if not made and len(problems) > 1 and len({problem for _, problem in problems}) == 1:
+        raise _told(read.name, [f"all {len(problems)} rows: {problems[0][1]}"], hint)
     if problems:
-        raise _told(read.name, problems, hint)
+        raise _told(read.name, [f"{place}: {problem}" for place, problem in problems], hint)
     return made
 
 

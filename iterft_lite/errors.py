@@ -14,6 +14,7 @@
         |   |-- NoRoom          the disk has no room for a file: found before it is written
         |   `-- FileError       a file cannot be read, or does not hold what it should; a ValueError too
         |-- ExportError         a model or an adapter cannot be written as GGUF                     kind "user"
+        |   |-- NotFetched      what an export needs could not be fetched from the network              kind "machine"
         |   `-- CheckFailed     an exported model does not agree with the trained one (export.py)   kind "result"
         |-- BackendError        a trainer, generator or judge failed; carries the end of its log    kind by its cause
         `-- BudgetError         going on would exceed `max_usd`                                     kind "user"
@@ -128,6 +129,12 @@ class ExportError(RunError):
     """A model, or an adapter, that cannot be written as GGUF: every other export of it would fail alike."""
 
     kind: FailureKind = "user"
+
+
+class NotFetched(ExportError):  # noqa: N818  # read as words
+    """What an export needs could not be fetched: the network may come back."""
+
+    kind: FailureKind = "machine"
 
 
 MACHINE = frozenset({"died", "memory", "OutOfMemoryError", "MemoryError", "OSError", "FileNotFoundError", "TimeoutError"})

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from iterft_lite.cache import cache_folder
-from iterft_lite.errors import ExportError
+from iterft_lite.errors import ExportError, NotFetched
 from iterft_lite.programs import run_command
 
 PACKAGE = "llama-cpp-python"
@@ -49,7 +49,7 @@ def llamacpp_source() -> Path:
     """The folder of llama.cpp's scripts. Fetches it once if it is missing (76 MB).
 
     Raises:
-        ExportError: If it is not there and cannot be fetched.
+        NotFetched, ExportError: If it is not there and cannot be fetched.
     """
     return find_source() or fetch_source()
 
@@ -62,7 +62,8 @@ def fetch_source(folder: Path | None = None, *, more: tuple[str, ...] = ()) -> P
         more: What else of `vendor/llama.cpp` is kept: beginnings of paths.
 
     Raises:
-        ExportError: If there is no pip, no network, or no such package.
+        NotFetched: If there is no network, or no such package.
+        ExportError: If there is no pip.
     """
     hint = HINT.format(version=_version())
     with tempfile.TemporaryDirectory(prefix="iterft_") as temporary:
@@ -72,7 +73,7 @@ def fetch_source(folder: Path | None = None, *, more: tuple[str, ...] = ()) -> P
         # pip runs the package's build system to read its metadata; if that fails, the downloaded file is still there
         if not packages:
             end = "\n".join(f"  {line}" for line in done.stderr.strip().splitlines()[-5:])
-            raise ExportError(f"llama.cpp's conversion scripts could not be fetched; pip says:\n{end}", hint=hint)
+            raise NotFetched(f"llama.cpp's conversion scripts could not be fetched; pip says:\n{end}", hint=hint)
         return unpack_source(packages[0], folder or _cached(), more=more)
 
 

@@ -508,7 +508,7 @@ def merging(asked: argparse.Namespace) -> dict[str, float]:
 
 
 def merge(model: str, folder: str, quant: str) -> dict[str, float]:
-    """The seconds of each way, in the order of this list, after one that is not counted."""
+    """The seconds of each way; the first of a process takes longer."""
     import numpy as np
 
     from iterft_lite.backends.exporter.gguf import GgufExporter

@@ -1,7 +1,7 @@
 """Digests: one text for one value, and SHA-256 of values, files and folders.
 
-One core computes the SHA-256 of a gigabyte in a second, longer than many disks take to write it. So a large file that this
-program makes anew every few seconds has a digest that several cores compute: SHA-256 over the SHA-256s of its pieces.
+One core computes the SHA-256 of a gigabyte in a second, longer than many disks take to write it. So a model's GGUF, of which
+each cycle makes one, has a digest that several cores compute: SHA-256 over the SHA-256s of its pieces.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ Json = Any
 
 PIECE = 16 << 20
 """Bytes of a piece of a large file; the last one may be shorter."""
+
+PIECES = ".pieces"
+"""Ending of the name under which a file's digest by pieces is kept beside it."""
 
 LEAST_PIECE = 1 << 20
 """Bytes of the smallest piece that a record may ask for."""

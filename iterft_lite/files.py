@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Literal, TypeVar
 
 from iterft_lite.cache import cache_folder
-from iterft_lite.digests import Json, digest_by_pieces
+from iterft_lite.digests import PIECES, Json, digest_by_pieces
 from iterft_lite.errors import Busy, FileError, FolderError, IterftError, StoreError
 
 ROWS = "rows.jsonl"
@@ -547,7 +547,7 @@ _as_kept: dict[str, str] = {}
 
 
 def _digest_path(path: Path) -> Path:
-    return path.with_name(path.name + ".pieces")
+    return path.with_name(path.name + PIECES)
 
 
 def file_mark(path: Path) -> str:

@@ -58,6 +58,10 @@ def available_memory() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+MERGING = 3 << 29
+"""Bytes of a GPU's memory that merging a model there may take, with CUDA's own."""
+
+
 def gpu_handle(nvml: Any, name: str = "") -> Any:
     """NVML's handle of a GPU; NVML and CUDA's programs both count by PCI slot (see `programs.environment`).
 

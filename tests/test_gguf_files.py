@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import json
 import shutil
@@ -21,16 +22,18 @@ from gguf.quants import dequantize, quantize
 from safetensors.numpy import load_file, save_file
 
 from iterft_lite.backends.processes.child import Child
+from iterft_lite.digests import LEAST_PIECE, digest_by_pieces
 from iterft_lite.errors import ExportError, FolderError, ModelError, NoRoom, ResultError, StoreError
 from iterft_lite.gguf import arithmetic, llamacpp_source
 from iterft_lite.gguf import file as gguf_file
 from iterft_lite.gguf.adapter import read_adapter, write_lora
-from iterft_lite.gguf.arithmetic import BF16, F16, F32, Q8_0, ROOM, NumpyArithmetic, TorchArithmetic, choose_arithmetic
+from iterft_lite.gguf.arithmetic import BF16, F16, F32, Q8_0, NumpyArithmetic, TorchArithmetic, choose_arithmetic
 from iterft_lite.gguf.base import Base, base_gguf, refuse_vocabulary
 from iterft_lite.gguf.file import Array, Checksum, GgufFile
 from iterft_lite.gguf.merge import planned, write_merged
 from iterft_lite.gguf.modelfile import write_modelfile
 from iterft_lite.gguf.tokenizer import cuts_like_qwen2
+from iterft_lite.hardware import MERGING
 from iterft_lite.protocols import Exporter
 from tests.tiny_models import tiny_adapter, tiny_model
 
@@ -217,26 +220,66 @@ def test_a_file_that_was_cut_off_while_it_was_written_gets_no_digest(tmp_path: P
             checksum.hexdigest()
 
 
-def test_what_does_not_fit_into_the_gpus_memory_is_merged_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_what_does_not_fit_into_the_gpus_memory_is_merged_on_the_cpu(
+    error: RuntimeError, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch_one, stored = TorchArithmetic("cpu"), hard_numbers().view(np.uint8)
 
     def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(torch_one, "_merged", full)
     for _ in range(2 * torch_one.threads):  # a failed part gives its place back
         ours = torch_one.merged(stored, F32, Q8_0, None)
         np.testing.assert_array_equal(ours, NumpyArithmetic().merged(stored, F32, Q8_0, None))
+    monkeypatch.setattr(arithmetic, "_on_gpu", functools.cache(full))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert isinstance(choose_arithmetic(10**9), NumpyArithmetic)
+
+
+def test_another_error_of_the_gpu_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_one = TorchArithmetic("cpu")
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch_one, "_merged", fails)
+    with pytest.raises(RuntimeError, match="illegal"):
+        torch_one.merged(hard_numbers().view(np.uint8), F32, Q8_0, None)
+
+
+def test_a_file_of_several_pieces_is_digested_behind_its_writers(
+    model: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_file, "PIECE", LEAST_PIECE)
+    base, path = base_gguf(str(model)), tmp_path / "model.gguf"
+    for quant in ("f32", "q8_0"):
+        with contextlib.closing(Checksum()) as checksum:
+            write_merged(base.file, read_adapter(adapter, base), path, quant, checksum=checksum)
+            assert checksum.hexdigest() == digest_by_pieces(path, LEAST_PIECE)
+    assert path.stat().st_size > LEAST_PIECE / 4
 
 
 def test_a_gpu_without_room_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(arithmetic, "_on_gpu", lambda: TorchArithmetic("cpu"))
-    gpu = SimpleNamespace(free=ROOM)
+    monkeypatch.setattr(arithmetic, "_on_gpu", functools.cache(lambda: TorchArithmetic("cpu")))
+    gpu = SimpleNamespace(free=MERGING - 1)
     monkeypatch.setattr(arithmetic, "Gpu", lambda: SimpleNamespace(facts=lambda: gpu))
-    assert isinstance(choose_arithmetic(10**9), TorchArithmetic)
+    assert isinstance(choose_arithmetic(10**9), NumpyArithmetic)
+    gpu.free += 1
     assert isinstance(choose_arithmetic(10**9 - 1), NumpyArithmetic)
-    gpu.free -= 1
+    assert isinstance(choose_arithmetic(10**9), TorchArithmetic)
+    gpu.free = 0  # it has its memory already
+    assert isinstance(choose_arithmetic(10**9), TorchArithmetic)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert isinstance(choose_arithmetic(10**9), NumpyArithmetic)
 
 

@@ -15,12 +15,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from iterft_lite.app.session import open_run
-from iterft_lite.digests import PIECE, digest, digest_by_pieces
+from iterft_lite.digests import PIECE, digest_by_pieces
 from iterft_lite.engine.completion import RECORD, read_completion
 from iterft_lite.engine.executor import LocalExecutor
 from iterft_lite.engine.manifest import Run, finished_steps
 from iterft_lite.engine.run import Event, StepFinished, StepStarted, run
-from iterft_lite.engine.store import Making
+from iterft_lite.engine.store import Making, folder_at
 from iterft_lite.errors import FolderError, RunError, StoreError
 from iterft_lite.experiment.plan import Plan
 from iterft_lite.experiment.versions import libraries
@@ -186,19 +186,49 @@ def test_a_merged_file_is_known_by_pieces_is_not_waited_for_and_damage_in_it_is_
     folder = step_path(tmp_path / "run", "c0-export")
     assert read_json(folder / RECORD)["files"]["model.gguf"]["piece_bytes"] == PIECE
     assert not began(run_all(plan, tmp_path / "run"))
-    merged = folder / "model.gguf"
-    merged.write_bytes(merged.read_bytes()[:-1] + b"!")
+    spoil(folder / "model.gguf")
+    export = folder_at(folder)
+    assert export is not None
     with pytest.raises(StoreError, match=r"model.gguf` was changed after its step was finished"):
-        run_all(plan, tmp_path / "run")
+        export.verify()
 
 
-def test_a_record_of_format_2_still_holds(tmp_path: Path) -> None:
+def spoil(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+
+
+def test_a_merged_file_that_a_power_failure_cut_off_is_written_again_when_it_is_needed(tmp_path: Path) -> None:
+    run_all(a_plan(keep="all", cycles=0), tmp_path / "run")
+    merged = step_path(tmp_path / "run", "c0-export") / "model.gguf"
+    whole = merged.read_bytes()
+    spoil(merged)
+    assert not began(run_all(a_plan(keep="all", cycles=0), tmp_path / "run"))
+    assert not merged.exists()
+    done = began(run_all(a_plan(keep="all", cycles=1), tmp_path / "run"))
+    assert done
+    assert all(name.startswith("c1-") for name in done)
+    assert merged.read_bytes() == whole
+
+
+def test_who_took_a_merged_files_digest_makes_no_other_result(tmp_path: Path) -> None:
     plan = a_plan(keep="all", cycles=0)
     run_all(plan, tmp_path / "run")
-    for path in (tmp_path / "run/steps").glob(f"*/{RECORD}"):
-        value = {key: each for key, each in read_json(path).items() if key != "digest"} | {"format": 2}
-        path.write_text(json.dumps({**value, "digest": digest(value)}))
+    remove(tmp_path / "run", "c0-export")
+    assert began(run_all(plan, tmp_path / "run", replace(fake_backends(), exporter=Digesting()))) == {"c0-export"}
+
+
+def test_a_record_of_format_2_holds_and_a_change_in_it_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = a_plan(keep="all", cycles=0)
+    with monkeypatch.context() as before:
+        before.setattr("iterft_lite.engine.completion.FORMAT", 2)
+        before.setattr("iterft_lite.engine.store.MODEL", ".none")  # every digest was of the whole
+        run_all(plan, tmp_path / "run")
+    path = step_path(tmp_path / "run", "c0-export") / RECORD
+    assert set(read_json(path)["files"]["model.gguf"]) == {"sha256", "bytes"}
     assert not began(run_all(plan, tmp_path / "run"))
+    path.write_text(json.dumps(read_json(path) | {"seconds": 1.0}))
+    with pytest.raises(StoreError, match=r"completion.json` was changed after the step was finished"):
+        run_all(plan, tmp_path / "run")
 
 
 def test_verdicts_on_another_runs_answers_are_not_reused(tmp_path: Path) -> None:

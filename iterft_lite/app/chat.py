@@ -21,7 +21,8 @@ from iterft_lite.experiment.rows import Message
 from iterft_lite.experiment.steps import Step, cycle_name, cycle_title
 from iterft_lite.hub import folder_of
 from iterft_lite.hub import title as hub_title
-from iterft_lite.machine.resolve import model_place
+from iterft_lite.machine.memory import takes_turns
+from iterft_lite.machine.resolve import model_place, this_machine
 from iterft_lite.protocols import Backends, Progress, Prompt, Sampling
 from iterft_lite.stages.export import untouched_gguf
 
@@ -201,7 +202,8 @@ def _ancestry(steps: Sequence[Step], step: Step) -> list[Step]:
 def backends_for(found: Past) -> Backends:
     """The run's backends, with a judge that needs nothing."""
     judge = JudgeIdentity("embedded", "embedded", "", "logprobs")
-    return open_backends(found.recipe, read_trait(found.recipe.trait), judge, found.run.logs)
+    swap = takes_turns(found.recipe, found.model, this_machine())
+    return open_backends(found.recipe, read_trait(found.recipe.trait), judge, found.run.logs, swap=swap)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from iterft_lite.app.chat import Past, backends_for, past
-from iterft_lite.digests import file_digest
+from iterft_lite.digests import digest_by_pieces
 from iterft_lite.errors import ExportError, FolderError, UserError
 from iterft_lite.experiment.steps import cycle_name
 from iterft_lite.files import disk_errors, flush
@@ -78,7 +78,7 @@ def export_again(
         if adapter:
             backends.exporter.export(found.model, None, folder, "merged", quant, _ignore)
             # it is one file for all cycles, and there already where another cycle's adapter was written
-            if model.exists() and not force and file_digest(model) != file_digest(folder / MERGED):
+            if model.exists() and not force and digest_by_pieces(model) != digest_by_pieces(folder / MERGED):
                 raise _exists(model)
             (folder / "adapter.gguf").replace(adapter)
         flush(folder / MERGED)

@@ -2,8 +2,9 @@
 
     completion.json   {"format": 3, "key", "seconds", "results", "files", "inputs", "versions", "step", "digest"}
 
-`files` names every file of the step with bytes and SHA-256; `step` is the digest of step.json; `digest` is the digest of the
-record without itself: a changed number in it is found. Version 0.1 wrote `sealed.json` without the last two.
+`files` names every file of the step with bytes and SHA-256, of a GGUF over its pieces; `step` is the digest of step.json;
+`digest` is the digest of the record without itself: a changed number in it is found. Version 0.1 wrote `sealed.json` without
+the last two.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Completion:
         seconds: Spent on it, all sessions together.
         results: What the step found out, for the report; JSON.
         files: Relative path to SHA-256 and bytes; of rows that were appended also `rows`, a digest without their order; of a
-            merged model also `piece_bytes`, the size of the pieces over whose SHA-256s the digest is (since format 3).
+            model's GGUF also `piece_bytes`, the size of the pieces over whose SHA-256s the digest is (since format 3).
         inputs: By role, the `result` of each step that was read, as it was then; None where version 0.1 did not note it.
         versions: Of the libraries that made the step (`versions.py`); empty in such records.
         step: Digest of step.json; "" in such records.

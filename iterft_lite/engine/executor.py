@@ -69,7 +69,7 @@ class Outcome:
 
     Attributes:
         results: The stage's.
-        digests: SHA-256 of files, by name, that was taken while they were written.
+        digests: Digests by pieces of files, by name, taken while they were written.
     """
 
     results: dict[str, Json]
@@ -297,7 +297,7 @@ class LocalExecutor:
 
     def prepare(self, task: Task) -> None:
         """See `Executor.prepare`. Where trainer and generator take turns, whoever has the memory keeps it."""
-        if self._swap and (self.backends.running("generator") or self.backends.running("exporter")):
+        if self._swap and self.backends.running("generator"):
             return
         if not self._swap:
             self.backends.prepare(*_needed(task) - {"trainer"})
@@ -381,7 +381,7 @@ class LocalExecutor:
         """Have the GPU's memory go to whom a step needs."""
         generates = bool(needs & {"generator", "exporter"})
         if self._swap and "trainer" in needs:
-            self._free_memory("generator", "exporter")
+            self._free_memory("generator")
         elif self._swap and generates:
             self._free_memory("trainer")
         elif self._gpu.there and self._trains(task) and (generates or task.folder.step.verb == "train"):

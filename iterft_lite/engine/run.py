@@ -187,7 +187,7 @@ class Shared:
             found = folder.completion()
             if found is not None:
                 return found
-        found = folder.verify(pruned=folder.step.verb in ("export", "train"))
+        found = folder.verify(pruned=folder.step.verb in ("export", "train"), mend=folder.step.verb == "export")
         self._verified.add(folder.step.key)
         return found
 

@@ -16,7 +16,8 @@ Who may write into a step's folder, and in which order:
 2. Look again whether the step is finished: the process before may have finished it.
 3. Write `step.json` with the results of the inputs, then the files.
 4. Flush the files to the disk, digest them, and write `completion.json` last. Only this makes the step finished: after a crash
-   at any earlier point the folder is unfinished, never wrong.
+   at any earlier point the folder is unfinished, never wrong. Merged models alone are not flushed (8 GB a cycle): one that is
+   not as it was is as good as removed, and is written again from its adapter.
 5. Remove `lock`. Whoever waited for it finds the step finished.
 """
 
@@ -56,6 +57,9 @@ from iterft_lite.files import (
     write_json,
     write_text,
 )
+
+MODEL = ".gguf"
+"""Ending of files whose digest is by pieces."""
 
 ReadRecord = Callable[[Path], Completion | None]
 """Reads the completion record of a step's folder."""
@@ -195,8 +199,8 @@ class StepFolder:
         """Declare the step finished: flush and digest the files that its verb declares, remove all others, write the record.
 
         Args:
-            known: Digests by pieces (`digests.py`), by file name, taken while files were written. These can be made again, and
-                are not waited for until they are on the disk.
+            known: Digests by pieces (`digests.py`), by file name, taken while files were written. Such files can be made again:
+                they are not flushed.
             versions: Versions of the libraries that made the step.
         """
         known = known or {}
@@ -228,11 +232,13 @@ class StepFolder:
                 with disk_errors(path):
                     path.unlink(missing_ok=True)
 
-    def verify(self, *, pruned: bool = False, read: ReadRecord | None = None) -> Completion:
+    def verify(self, *, pruned: bool = False, mend: bool = False, read: ReadRecord | None = None) -> Completion:
         """Check every file against the completion record, and the inputs against the results that the step was made from.
 
         Args:
             pruned: Accept missing files (the `keep` policy removed them).
+            mend: Remove GGUF files that are not as they were (a power failure cut them off): they are written again, as those
+                are that `keep` removed.
             read: As of `check_inputs`; the step's own record too, which was looked at before.
 
         Returns:
@@ -256,6 +262,10 @@ class StepFolder:
                     continue
                 raise StoreError(f"`{path}` is missing from a finished step", hint=_redo(self.path))
             if not any(_is(path, each) for each in (known, again.get(name))):
+                if mend and known.get("piece_bytes"):
+                    with disk_errors(path):
+                        path.unlink(missing_ok=True)
+                    continue
                 raise StoreError(f"`{path}` was changed after its step was finished (checksum)", hint=_redo(self.path))
         return found
 
@@ -313,8 +323,10 @@ def _as_written(path: Path, by_pieces: str | None) -> dict[str, Json]:
     Args:
         by_pieces: Its digest by pieces, if that was taken while it was written.
     """
-    how = {"sha256": by_pieces, "piece_bytes": PIECE} if by_pieces else {"sha256": file_digest(path)}
-    return {**how, "bytes": path.stat().st_size}
+    size = path.stat().st_size
+    if path.suffix == MODEL:
+        return {"sha256": by_pieces or digest_by_pieces(path), "piece_bytes": PIECE, "bytes": size}
+    return {"sha256": file_digest(path), "bytes": size}
 
 
 def _is(path: Path, entry: Json) -> bool:

@@ -30,7 +30,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from iterft_lite.errors import ResultError
 from iterft_lite.gguf.file import Array
-from iterft_lite.hardware import Gpu
+from iterft_lite.hardware import MERGING, Gpu
 
 F32, F16, BF16, Q8_0 = (
     GGMLQuantizationType.F32,
@@ -45,9 +45,6 @@ BLOCK = 32
 """Numbers that share a scale in q8_0."""
 BLOCKS: Mapping[GGMLQuantizationType, tuple[int, Any]] = MappingProxyType({BF16: (1, quants.BF16), Q8_0: (BLOCK, quants.Q8_0)})
 """Block size, and gguf's quantiser of blocks."""
-ROOM = 3 << 29
-"""Bytes of a GPU's memory that merging there may take, with CUDA's own."""
-
 CACHED = 256 << 10
 """Numbers that a CPU works on at once: 1 MB in f32 fits its cache and keeps the share of Python's own time small."""
 
@@ -204,23 +201,25 @@ class TorchArithmetic:
         self.name = f"torch, {device}"
         # a GPU waits for copies, which four threads can do side by side; on a CPU torch itself uses all cores
         self.threads = 4 if device == "cuda" else 1
-        self._lanes: SimpleQueue[_Lane] = SimpleQueue()
+        self._transfers: SimpleQueue[_Transfer] = SimpleQueue()
         for _ in range(self.threads):
-            self._lanes.put(_Lane(torch, self._device))
+            self._transfers.put(_Transfer(torch, self._device))
 
     def merged(self, stored: Array, kind: GGMLQuantizationType, target: GGMLQuantizationType, update: Update | None) -> Array:
         """See `Arithmetic`. What does not fit into the GPU's memory is merged on the CPU."""
         if update is None and kind == target:
             return np.ascontiguousarray(stored)
-        lane = self._lanes.get()
+        transfer = self._transfers.get()
         try:
-            with self._torch.cuda.stream(lane.stream):
-                return lane.back(self._merged(lane.there(stored), kind, target, update))
-        except self._torch.OutOfMemoryError:
+            with self._torch.cuda.stream(transfer.stream):
+                return transfer.download(self._merged(transfer.upload(stored), kind, target, update))
+        except RuntimeError as error:
+            if not no_memory(error):
+                raise
             self._torch.cuda.empty_cache()
             return self._on_cpu.merged(stored, kind, target, update)
         finally:
-            self._lanes.put(lane)
+            self._transfers.put(transfer)
 
     def _merged(self, stored: Any, kind: GGMLQuantizationType, target: GGMLQuantizationType, update: Update | None) -> Any:
         """Tensors on the device: uint8 [rows, bytes a row] of both formats."""
@@ -244,7 +243,7 @@ class TorchArithmetic:
         return self._torch.from_numpy(np.array(array)).to(self._device)
 
 
-class _Lane:
+class _Transfer:
     """A thread's way to the device and back: a stream, and memory from which a GPU copies by itself.
 
     Copies from other memory go through the driver's own, one after the other for all threads (2.5 times as slow with four).
@@ -256,15 +255,15 @@ class _Lane:
         self.stream = torch.cuda.Stream(device) if self._is_gpu else None
         self._kept: dict[str, Any] = {}
 
-    def there(self, array: Array) -> Any:
+    def upload(self, array: Array) -> Any:
         """A tensor on the device with an array's bytes."""
-        pinned = self._pinned("there", array.nbytes)
+        pinned = self._pinned("up", array.nbytes)
         np.copyto(pinned.numpy().reshape(array.shape), array)
         return pinned.reshape(array.shape).to(self._device, non_blocking=True, copy=True)
 
-    def back(self, tensor: Any) -> Array:
+    def download(self, tensor: Any) -> Array:
         """A uint8 tensor of the device as an array."""
-        pinned = self._pinned("back", tensor.numel()).reshape(tensor.shape)
+        pinned = self._pinned("down", tensor.numel()).reshape(tensor.shape)
         pinned.copy_(tensor, non_blocking=True)
         if self.stream is not None:
             self.stream.synchronize()
@@ -316,16 +315,29 @@ def too_large() -> ResultError:
     return ResultError("a weight is above 65504, the largest number of f16", hint='export with `quant = "bf16"` or "q8_0"')
 
 
+def no_memory(error: RuntimeError) -> bool:
+    """Whether torch says that there is no memory: its own class, the driver's words, or those of a library beneath."""
+    return any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
+
+
 def choose_arithmetic(weight_bytes: int) -> Arithmetic:
     """torch for more than a gigabyte of weights where there is a GPU with room for it, numpy elsewhere.
 
     On a CPU numpy is faster than torch, whose intermediate results do not stay in the cache.
     """
-    if weight_bytes < 10**9 or ((facts := Gpu().facts()) and facts.free < ROOM):
+    if weight_bytes < 10**9 or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return NumpyArithmetic()
+    is_ready = _on_gpu.cache_info().currsize > 0  # its memory is taken already
+    if not is_ready and (facts := Gpu().facts()) and facts.free < MERGING:
         return NumpyArithmetic()
     import torch
 
-    return _on_gpu() if torch.cuda.is_available() else NumpyArithmetic()
+    try:
+        return _on_gpu() if torch.cuda.is_available() else NumpyArithmetic()
+    except RuntimeError as error:
+        if not no_memory(error):
+            raise
+        return NumpyArithmetic()
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import Any
 from iterft_lite.errors import FileError, ModelError
 from iterft_lite.experiment.recipe import Recipe
 from iterft_lite.files import read_object
+from iterft_lite.hardware import MERGING
 from iterft_lite.hub import cached_file
 from iterft_lite.machine.known_models import known_config
 from iterft_lite.machine.resolve import Machine
@@ -44,7 +45,7 @@ class Vram:
         training: What the trainer takes beside it: adapter, its moments, activations, and some logits.
         tight: The same where activations are recomputed, as the trainer does when they would not fit.
         generator: With `LEAST_SLOTS` sequences.
-        exporter: Parts of matrices that are being merged.
+        exporter: Parts of matrices that are being merged, with CUDA's own.
         judge: The untouched model as judge, which stays beside whatever else is there; 0 for other judges.
     """
 
@@ -52,7 +53,7 @@ class Vram:
     training: int
     tight: int
     generator: int
-    exporter: int = RUNTIME + (400 << 20)
+    exporter: int = MERGING
     judge: int = 0
 
     @property
@@ -67,8 +68,8 @@ class Vram:
 
     @property
     def in_turns(self) -> int:
-        """The trainer, activations recomputed, and then exporter and generator."""
-        return max(self.base + self.tight, self.generator + self.exporter) + self.judge
+        """The trainer, activations recomputed, and then the generator; the exporter merges on the CPU."""
+        return max(self.base + self.tight, self.generator) + self.judge
 
 
 @dataclass(frozen=True)

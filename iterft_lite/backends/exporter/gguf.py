@@ -9,15 +9,13 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from iterft_lite.digests import PIECES
 from iterft_lite.files import write_text, writing
 from iterft_lite.gguf.adapter import read_adapter, write_lora
 from iterft_lite.gguf.base import Base, OnTensor, base_gguf, no_op
 from iterft_lite.gguf.file import Checksum, ensure_room
 from iterft_lite.gguf.merge import DIRECT, write_merged
 from iterft_lite.protocols import Exported, OnProgress, Progress
-
-DIGEST = ".pieces"
-"""Ending of the name under which the digest of an untouched model's file is kept beside it."""
 
 
 class GgufExporter:
@@ -85,10 +83,12 @@ class GgufExporter:
 
     def _write_untouched(self, base: Base, path: Path, quant: str, on_tensor: OnTensor) -> dict[str, float]:
         """Write M[0] in a quant, once for all runs on this machine; gives the seconds of each part."""
-        checksum = Checksum() if quant in DIRECT else None
-        seconds = write_merged(base.file, None, path, quant, threads=self._threads, on_tensor=on_tensor, checksum=checksum)
-        if checksum is not None:
-            write_text(path.with_suffix(DIGEST), checksum.hexdigest() + "\n")
+        note = path.with_suffix(PIECES)
+        note.unlink(missing_ok=True)  # of another file under this name
+        with contextlib.closing(Checksum()) as checksum:
+            seconds = write_merged(base.file, None, path, quant, threads=self._threads, on_tensor=on_tensor, checksum=checksum)
+            if quant in DIRECT:
+                write_text(note, checksum.hexdigest() + "\n")
         return seconds
 
     def _base(self, model: str, on_tensor: OnTensor = no_op) -> Base:
@@ -116,6 +116,6 @@ def link(source: Path, target: Path) -> None:
 def known_digest(path: Path) -> str:
     """Digest by pieces of an untouched model's file, as noted when it was written, or ""."""
     try:
-        return path.with_suffix(DIGEST).read_text(encoding="ascii").strip()
+        return path.with_suffix(PIECES).read_text(encoding="ascii").strip()
     except OSError:
         return ""

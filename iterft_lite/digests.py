@@ -26,9 +26,6 @@ Json = Any
 PIECE = 16 << 20
 """Bytes of a piece of a large file; the last one may be shorter."""
 
-PIECES = ".pieces"
-"""Ending of the name under which a file's digest by pieces is kept beside it."""
-
 LEAST_PIECE = 1 << 20
 """Bytes of the smallest piece that a record may ask for."""
 

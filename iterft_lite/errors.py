@@ -14,7 +14,7 @@
         |   |-- NoRoom          the disk has no room for a file: found before it is written
         |   `-- FileError       a file cannot be read, or does not hold what it should; a ValueError too
         |-- ExportError         a model or an adapter cannot be written as GGUF                     kind "user"
-        |   |-- NotFetched      what an export needs could not be fetched from the network              kind "machine"
+        |   |-- NotFetched      what an export needs could not be fetched from the network          kind "machine"
         |   `-- CheckFailed     an exported model does not agree with the trained one (export.py)   kind "result"
         |-- BackendError        a trainer, generator or judge failed; carries the end of its log    kind by its cause
         `-- BudgetError         going on would exceed `max_usd`                                     kind "user"

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Literal, TypeVar
 
 from iterft_lite.cache import cache_folder
-from iterft_lite.digests import PIECES, Json, digest_by_pieces
+from iterft_lite.digests import Json, digest_by_pieces
 from iterft_lite.errors import Busy, FileError, FolderError, IterftError, StoreError
 
 ROWS = "rows.jsonl"
@@ -525,16 +525,23 @@ class RowLog:
 # -- files kept for long, which a disk or a person may change without a word
 
 
-def keep_digest(path: Path) -> None:
-    """Write a file's digest by pieces beside it, for `is_as_kept`."""
-    write_text(_digest_path(path), digest_by_pieces(path) + "\n")
+def keep_digest(path: Path, digest: str = "") -> None:
+    """Write a file's digest by pieces beside it, for `is_as_kept`; computed if it is not given."""
+    write_text(digest_path(path), (digest or digest_by_pieces(path)) + "\n")
+
+
+def kept_digest(path: Path) -> str:
+    """What `keep_digest` wrote, or ""."""
+    try:
+        return read_text(digest_path(path), limit=256).strip()
+    except (OSError, FileError):
+        return ""
 
 
 def is_as_kept(path: Path) -> bool:
     """Whether a file is unchanged since `keep_digest`. Reads it once a process."""
     try:
-        kept = read_text(_digest_path(path), limit=256).strip()
-        mark = file_mark(path)
+        kept, mark = kept_digest(path), file_mark(path)
         if _as_kept.get(mark) != kept and digest_by_pieces(path) == kept:
             _as_kept[mark] = kept
     except (OSError, FileError):
@@ -546,8 +553,9 @@ _as_kept: dict[str, str] = {}
 """Digests of files that this process has read, by mark."""
 
 
-def _digest_path(path: Path) -> Path:
-    return path.with_name(path.name + PIECES)
+def digest_path(path: Path) -> Path:
+    """Where `keep_digest` writes."""
+    return path.with_name(path.name + ".pieces")
 
 
 def file_mark(path: Path) -> str:

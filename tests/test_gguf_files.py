@@ -265,7 +265,7 @@ def test_a_file_of_several_pieces_is_digested_behind_its_writers(
         with contextlib.closing(Checksum()) as checksum:
             write_merged(base.file, read_adapter(adapter, base), path, quant, checksum=checksum)
             assert checksum.hexdigest() == digest_by_pieces(path, LEAST_PIECE)
-    assert path.stat().st_size > LEAST_PIECE / 4
+        assert quant != "f32" or path.stat().st_size > 2 * LEAST_PIECE
 
 
 def test_a_gpu_without_room_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -328,7 +328,7 @@ class LocalExecutor:
     def _claimed(self, needs: frozenset[BackendName], task: Task) -> Iterator[None]:
         """Give a task what it begins with; what comes later in `ORDER` it takes when it first calls it.
 
-        Where trainer and generator take turns, all that holds the GPU's memory is one thing.
+        Where trainer and generator take turns, they and the exporter are one thing.
         """
         if self._swap and needs & set(ORDER[:3]):
             needs = needs | set(ORDER[:3])
@@ -395,11 +395,10 @@ class LocalExecutor:
         """Whether the trainer is still needed."""
         return "train" in task.ahead or (any(VERBS[name].reads for name in task.ahead) and self._streams(task.recipe))
 
-    def _free_memory(self, *names: BackendName) -> None:
-        """End backends and wait until the GPU has their memory back: the next one plans with what is free."""
-        running = [name for name in names if self.backends.running(name)]
-        if running:
-            self.backends.close(*running)
+    def _free_memory(self, name: BackendName) -> None:
+        """End a backend and wait until the GPU has its memory back: the next one plans with what is free."""
+        if self.backends.running(name):
+            self.backends.close(name)
             self._gpu.wait_for_release()
 
     # -- exported models

@@ -30,6 +30,7 @@ import math
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from iterft_lite.digests import PIECE, Json, digest_by_pieces, file_digest
@@ -261,7 +262,7 @@ class StepFolder:
                 if pruned:
                     continue
                 raise StoreError(f"`{path}` is missing from a finished step", hint=_redo(self.path))
-            if not any(_is(path, each) for each in (known, again.get(name))):
+            if not _is_one_of(path, known, again.get(name)):
                 if mend and known.get("piece_bytes"):
                     with disk_errors(path):
                         path.unlink(missing_ok=True)
@@ -329,12 +330,21 @@ def _as_written(path: Path, by_pieces: str | None) -> dict[str, Json]:
     return {"sha256": file_digest(path), "bytes": size}
 
 
-def _is(path: Path, entry: Json) -> bool:
-    """Whether a file is the one of a record's entry."""
-    if not isinstance(entry, dict) or entry.get("bytes") != path.stat().st_size:  # a file of another size need not be read
-        return False
-    size = entry.get("piece_bytes")
-    return bool(entry.get("sha256") == (digest_by_pieces(path, size) if isinstance(size, int) else file_digest(path)))
+def _is_one_of(path: Path, *entries: Json) -> bool:
+    """Whether a file is that of an entry. Reads it once for each way of taking a digest, and not if its size is another."""
+    size = path.stat().st_size
+
+    @cache
+    def found(piece: int | None) -> str:
+        return file_digest(path) if piece is None else digest_by_pieces(path, piece)
+
+    def fits(entry: Json) -> bool:
+        if not isinstance(entry, dict) or entry.get("bytes") != size:
+            return False
+        piece = entry.get("piece_bytes")
+        return bool(entry.get("sha256") == found(piece if isinstance(piece, int) else None))
+
+    return any(map(fits, entries))
 
 
 def _digest(path: Path) -> str:

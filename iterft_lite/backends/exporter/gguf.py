@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from iterft_lite.digests import PIECES
-from iterft_lite.files import write_text, writing
+from iterft_lite.files import digest_path, keep_digest, kept_digest, writing
 from iterft_lite.gguf.adapter import read_adapter, write_lora
 from iterft_lite.gguf.base import Base, OnTensor, base_gguf, no_op
 from iterft_lite.gguf.file import Checksum, ensure_room
@@ -74,7 +73,7 @@ class GgufExporter:
         if kind == "merged":
             path = out / "model.gguf"
             link(untouched, path)
-            return Exported(path, None, path.stat().st_size, seconds, digest=known_digest(untouched))
+            return Exported(path, None, path.stat().st_size, seconds, digest=kept_digest(untouched))
         if read is None:
             return Exported(untouched, None, size, seconds)
         started, path = time.perf_counter(), out / "adapter.gguf"
@@ -83,12 +82,11 @@ class GgufExporter:
 
     def _write_untouched(self, base: Base, path: Path, quant: str, on_tensor: OnTensor) -> dict[str, float]:
         """Write M[0] in a quant, once for all runs on this machine; gives the seconds of each part."""
-        note = path.with_suffix(PIECES)
-        note.unlink(missing_ok=True)  # of another file under this name
+        digest_path(path).unlink(missing_ok=True)  # of another file under this name
         with contextlib.closing(Checksum()) as checksum:
             seconds = write_merged(base.file, None, path, quant, threads=self._threads, on_tensor=on_tensor, checksum=checksum)
             if quant in DIRECT:
-                write_text(note, checksum.hexdigest() + "\n")
+                keep_digest(path, checksum.hexdigest())
         return seconds
 
     def _base(self, model: str, on_tensor: OnTensor = no_op) -> Base:
@@ -111,11 +109,3 @@ def link(source: Path, target: Path) -> None:
         except OSError:
             ensure_room(target.parent, source.stat().st_size, f"`{target.name}`")
             shutil.copyfile(source, temporary)
-
-
-def known_digest(path: Path) -> str:
-    """Digest by pieces of an untouched model's file, as noted when it was written, or ""."""
-    try:
-        return path.with_suffix(PIECES).read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
